@@ -1,0 +1,12 @@
+# install(): headers under include/periplus, libraries, the command, and a package for find_package(periplus).
+include(CMakePackageConfigHelpers)
+get_property(libraries GLOBAL PROPERTY PERIPLUS_LIBRARIES)
+install(TARGETS ${libraries} EXPORT periplus-targets)
+install(DIRECTORY runtime kernels parallel launch DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/periplus FILES_MATCHING PATTERN "*.h")
+install(FILES periplus.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/periplus)
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/periplus)
+install(EXPORT periplus-targets NAMESPACE periplus:: DESTINATION ${package_dir})
+configure_package_config_file(cmake/periplus-config.cmake.in periplus-config.cmake INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(periplus-config-version.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/periplus-config.cmake ${PROJECT_BINARY_DIR}/periplus-config-version.cmake
+  cmake/FindxxHash.cmake cmake/FindoneDNN.cmake DESTINATION ${package_dir})

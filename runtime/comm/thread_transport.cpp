@@ -1,0 +1,356 @@
+// Ranks as threads. A message waits in the queue of its (source, destination, lane) until both ends are posted; whoever
+// posts second copies it straight from span to span.
+#include "runtime/comm/thread_transport.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <exception>
+#include <list>
+#include <mutex>
+#include <thread>
+
+#include <fmt/format.h>
+#include <omp.h>
+
+#include "runtime/error.h"
+
+namespace periplus::comm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// A waiter spins, then offers its core (the peer may need this very one), and only then sleeps.
+constexpr auto kSpin = std::chrono::microseconds(2);
+constexpr auto kYield = std::chrono::microseconds(30);
+
+/// What the ranks see that did not fail themselves; run_thread_ranks looks for the cause behind it.
+class AbortedByPeer : public CommError {
+ public:
+  using CommError::CommError;
+};
+
+class ThreadOperation;
+
+/// Both ends of an exchange lock the same queues at the same moment, for a few instructions: sleeping for that (as
+/// std::mutex does at once) would cost a hundred times the work.
+std::unique_lock<std::mutex> lock_spinning(std::mutex& mutex) {
+  constexpr int kTries = 200;
+  for (int i = 0; i < kTries; ++i) {
+    std::unique_lock lock(mutex, std::try_to_lock);
+    if (lock) return lock;
+  }
+  return std::unique_lock(mutex);
+}
+
+struct Part {
+  int peer = 0;
+  bool is_send = false;
+  const void* source = nullptr;
+  void* destination = nullptr;
+  std::size_t bytes = 0;
+  std::atomic<bool> finished{false};
+};
+
+struct Waiting {
+  ThreadOperation* operation;
+  std::size_t part;
+};
+
+/// The queues of messages to one rank, and the place where that rank sleeps.
+struct Inbox {
+  std::mutex mutex;                          // guards `channels`
+  std::vector<std::list<Waiting>> channels;  // [source * kLanes + lane]; a list holds sends or receives, never both
+  std::mutex sleep_mutex;
+  std::condition_variable wake;
+};
+
+struct Group {
+  Group(int ranks, const TransportOptions& transport_options) : options(transport_options), inboxes(static_cast<std::size_t>(ranks)) {
+    for (Inbox& inbox : inboxes) inbox.channels.resize(static_cast<std::size_t>(ranks) * kLanes);
+  }
+  int size() const noexcept { return static_cast<int>(inboxes.size()); }
+  Inbox& inbox(int rank) noexcept { return inboxes[static_cast<std::size_t>(rank)]; }
+
+  void wake(int rank) noexcept {
+    // The empty critical section keeps the wake-up from falling between a sleeper's check and its sleep.
+    { const std::lock_guard lock(inbox(rank).sleep_mutex); }
+    inbox(rank).wake.notify_all();
+  }
+
+  void abort(std::string_view why) noexcept {
+    {
+      const std::lock_guard lock(reason_mutex);
+      if (aborted) return;
+      try {
+        reason = why;
+      } catch (const std::bad_alloc&) {
+        // An abort without a reason is still an abort.
+      }
+      aborted = true;
+    }
+    for (int rank = 0; rank < size(); ++rank) wake(rank);
+  }
+
+  std::string abort_reason() {
+    const std::lock_guard lock(reason_mutex);
+    return reason;
+  }
+
+  TransportOptions options;
+  std::vector<Inbox> inboxes;
+  std::atomic<bool> aborted{false};
+  std::mutex reason_mutex;
+  std::string reason;
+};
+
+class ThreadTransport final : public Transport, public std::enable_shared_from_this<ThreadTransport> {
+ public:
+  ThreadTransport(std::shared_ptr<Group> group, int rank) : group_(std::move(group)), rank_(rank) {}
+  int rank() const noexcept override { return rank_; }
+  int size() const noexcept override { return group_->size(); }
+  std::string_view name() const noexcept override { return "thread"; }
+  const TransportOptions& options() const noexcept override { return group_->options; }
+  std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) override;
+  void progress() noexcept override {}  // whoever posts second has moved the bytes
+  void abort(std::string_view reason) noexcept override { group_->abort(reason); }
+  Group& group() const noexcept { return *group_; }
+
+ private:
+  std::shared_ptr<Group> group_;
+  int rank_;
+};
+
+/// A peer may copy from or to this operation's memory until `open_` is zero, so neither the operation nor the caller's
+/// spans may go away earlier: `cancel` withdraws what no peer has taken and waits for copies under way.
+class ThreadOperation final : public Operation {
+ public:
+  ThreadOperation(std::shared_ptr<ThreadTransport> transport, std::span<const Send> sends, std::span<const Receive> receives,
+                  const Purpose& purpose)
+      : transport_(std::move(transport)), purpose_(purpose), parts_(sends.size() + receives.size()), open_(parts_.size()) {
+    std::size_t next = 0;
+    for (const Receive& receive : receives) {
+      Part& part = parts_[next++];
+      part.peer = receive.peer;
+      part.destination = receive.data;
+      part.bytes = receive.bytes;
+    }
+    for (const Send& send : sends) {
+      Part& part = parts_[next++];
+      part.peer = send.peer;
+      part.is_send = true;
+      part.source = send.data;
+      part.bytes = send.bytes;
+    }
+  }
+  ThreadOperation(const ThreadOperation&) = delete;
+  ThreadOperation& operator=(const ThreadOperation&) = delete;
+  ~ThreadOperation() override { cancel(); }
+
+  void post() {
+    for (; posted_ < parts_.size(); ++posted_) match_or_enqueue(posted_);
+  }
+
+  bool test() override {
+    if (open_.load(std::memory_order_acquire) == 0 && !cancelled_) return true;
+    throw_if_aborted();
+    return false;
+  }
+
+  bool wait_until(Clock::time_point until) override {
+    const Clock::time_point start = Clock::now();
+    for (Clock::time_point now = start; now < std::min(until, start + kYield); now = Clock::now()) {
+      if (test()) return true;
+      if (now > start + kSpin) std::this_thread::yield();
+    }
+    Inbox& own = group().inbox(transport_->rank());
+    const auto ready = [&] { return open_.load(std::memory_order_acquire) == 0 || group().aborted; };
+    {
+      std::unique_lock lock(own.sleep_mutex);
+      if (!own.wake.wait_until(lock, until, ready)) return false;
+    }
+    return test();
+  }
+
+  std::string describe() const override {
+    std::vector<Send> sends;
+    std::vector<Receive> receives;
+    for (const Part& part : parts_) {
+      if (part.finished.load(std::memory_order_relaxed)) continue;
+      if (part.is_send) {
+        sends.push_back({part.peer, part.source, part.bytes});
+      } else {
+        receives.push_back({part.peer, part.destination, part.bytes});
+      }
+    }
+    return describe_exchange(purpose_, sends, receives);
+  }
+
+  Transport& transport() const noexcept override { return *transport_; }
+
+ private:
+  Group& group() const noexcept { return transport_->group(); }
+
+  Inbox& inbox_of(const Part& part) const noexcept { return group().inbox(part.is_send ? part.peer : transport_->rank()); }
+
+  /// Guarded by the mutex of inbox_of(part).
+  std::list<Waiting>& channel_of(const Part& part) const noexcept {
+    const int source = part.is_send ? transport_->rank() : part.peer;
+    return inbox_of(part).channels[static_cast<std::size_t>(source * kLanes + purpose_.lane)];
+  }
+
+  void match_or_enqueue(std::size_t index) {
+    Part& mine = parts_[index];
+    Waiting other{};
+    {
+      const std::unique_lock lock = lock_spinning(inbox_of(mine).mutex);
+      std::list<Waiting>& waiting = channel_of(mine);
+      if (waiting.empty() || waiting.front().operation->parts_[waiting.front().part].is_send == mine.is_send) {
+        waiting.push_back({this, index});
+        return;
+      }
+      other = waiting.front();
+      if (other.operation->parts_[other.part].bytes != mine.bytes) throw_size_mismatch(mine, other);
+      waiting.pop_front();
+    }
+    // Popped but not finished: the other side's `cancel` waits for this copy.
+    const Part& theirs = other.operation->parts_[other.part];
+    const int peer = mine.peer;
+    std::memcpy(mine.is_send ? theirs.destination : mine.destination, mine.is_send ? mine.source : theirs.source, mine.bytes);
+    if (other.operation->finish(other.part)) group().wake(peer);
+    finish(index);
+  }
+
+  /// True if that was the last message. The operation may be gone when this returns.
+  bool finish(std::size_t index) noexcept {
+    parts_[index].finished.store(true, std::memory_order_relaxed);
+    return open_.fetch_sub(1, std::memory_order_acq_rel) == 1;
+  }
+
+  /// Called with the channel locked, which keeps the other operation alive.
+  [[noreturn]] void throw_size_mismatch(const Part& mine, const Waiting& other) {
+    const ThreadOperation& theirs = *other.operation;
+    const auto side = [](const ThreadOperation& operation, const Part& part) {
+      return fmt::format("rank {} {} {} bytes in '{}' (plan step {}, lane {})", operation.transport_->rank(),
+                         part.is_send ? "sends" : "receives", part.bytes, operation.purpose_.operation, operation.purpose_.step,
+                         operation.purpose_.lane);
+    };
+    const std::string message = fmt::format("message sizes disagree: {}, but {}; every rank must execute the same program",
+                                            side(*this, mine), side(theirs, theirs.parts_[other.part]));
+    group().abort(message);
+    throw CommError(message);
+  }
+
+  void throw_if_aborted() {
+    if (!group().aborted && !cancelled_) return;
+    const std::string what = describe();
+    cancel();
+    throw AbortedByPeer(
+        fmt::format("rank {} of {}: {} cannot finish: {}", transport_->rank(), transport_->size(), what, group().abort_reason()));
+  }
+
+  void cancel() noexcept {
+    if (open_.load(std::memory_order_acquire) == 0) return;
+    cancelled_ = true;
+    for (std::size_t index = 0; index < parts_.size(); ++index) {
+      if (index >= posted_ || withdraw(index)) open_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+    while (open_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+  }
+
+  bool withdraw(std::size_t index) noexcept {
+    const std::lock_guard lock(inbox_of(parts_[index]).mutex);
+    return std::erase_if(channel_of(parts_[index]), [&](const Waiting& entry) { return entry.operation == this && entry.part == index; }) >
+           0;
+  }
+
+  std::shared_ptr<ThreadTransport> transport_;
+  Purpose purpose_;
+  std::vector<Part> parts_;
+  std::atomic<std::size_t> open_;  // messages not yet copied
+  std::size_t posted_ = 0;
+  bool cancelled_ = false;
+};
+
+std::shared_ptr<Operation> ThreadTransport::post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) {
+  auto operation = std::make_shared<ThreadOperation>(shared_from_this(), sends, receives, purpose);
+  if (group_->aborted) operation->test();  // throws
+  operation->post();
+  return operation;
+}
+
+/// The exception to report for a group: the first one that is not merely the echo of another rank's failure.
+class FirstFailure {
+ public:
+  void record(std::exception_ptr error, bool echo) {
+    const std::lock_guard lock(mutex_);
+    if (error_ && (echo || !echo_)) return;
+    error_ = std::move(error);
+    echo_ = echo;
+  }
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::exception_ptr error_;
+  bool echo_ = false;
+};
+
+void run_rank(const std::function<void(Communicator)>& body, const Communicator& communicator, FirstFailure& failure) noexcept {
+  const auto abort = [&](std::string_view what) {
+    try {
+      communicator.abort(fmt::format("rank {} of {} failed: {}", communicator.rank(), communicator.size(), what));
+    } catch (...) {
+      communicator.abort("a rank failed and its message could not be built");
+    }
+  };
+  try {
+    body(communicator);
+  } catch (const AbortedByPeer&) {
+    failure.record(std::current_exception(), true);
+  } catch (const std::exception& error) {
+    failure.record(std::current_exception(), false);
+    abort(error.what());
+  } catch (...) {
+    failure.record(std::current_exception(), false);
+    abort("unknown exception");
+  }
+}
+
+}  // namespace
+
+std::vector<Communicator> make_thread_group(int ranks, const TransportOptions& options) {
+  if (ranks < 1) throw InvalidArgument(fmt::format("make_thread_group: {} ranks; at least one is needed", ranks));
+  const auto group = std::make_shared<Group>(ranks, options);
+  std::vector<Communicator> communicators;
+  for (int rank = 0; rank < ranks; ++rank) communicators.emplace_back(std::make_shared<ThreadTransport>(group, rank));
+  return communicators;
+}
+
+void run_thread_ranks(int ranks, const std::function<void(Communicator)>& body, const TransportOptions& options, int threads) {
+  const std::vector<Communicator> communicators = make_thread_group(ranks, options);
+  const int team = std::max(1, (threads > 0 ? threads : omp_get_max_threads()) / ranks);
+  FirstFailure failure;
+  {
+    std::vector<std::jthread> running;
+    running.reserve(communicators.size());
+    try {
+      for (const Communicator& communicator : communicators) {
+        running.emplace_back([&] {
+          omp_set_num_threads(team);
+          run_rank(body, communicator, failure);
+        });
+      }
+    } catch (...) {
+      // Without this the ranks that did start would wait for the missing ones until their deadline.
+      communicators.front().abort("run_thread_ranks: the system refused to start a thread");
+      throw;
+    }
+  }
+  failure.rethrow();
+}
+
+}  // namespace periplus::comm

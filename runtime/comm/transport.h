@@ -1,0 +1,52 @@
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "runtime/comm/communicator.h"
+
+namespace periplus::comm {
+
+struct TransportOptions {
+  /// Longest time one wait may take before it fails with CommError.
+  std::chrono::milliseconds deadline{120'000};
+};
+
+/// One posted exchange. Implementations keep what `describe` needs: peers and bytes that are still open.
+class Operation {
+ public:
+  virtual ~Operation() = default;
+  /// Progresses; true once every message has moved; throws CommError if the group failed.
+  virtual bool test() = 0;
+  /// Blocks until done or `until`; false on time-out; throws CommError if the group failed.
+  virtual bool wait_until(std::chrono::steady_clock::time_point until) = 0;
+  /// "exchange 'ring kv' (plan step 12, lane 0): receive 4096 bytes from rank 3, send 4096 bytes to rank 1".
+  virtual std::string describe() const = 0;
+  virtual Transport& transport() const noexcept = 0;
+};
+
+/// What Operation::describe returns, given the messages that are still open.
+std::string describe_exchange(const Purpose& purpose, std::span<const Send> sends, std::span<const Receive> receives);
+
+/// What a transport supplies: one verb. Everything else is built on it in communicator.cpp.
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  virtual int rank() const noexcept = 0;
+  virtual int size() const noexcept = 0;
+  virtual std::string_view name() const noexcept = 0;
+  virtual const TransportOptions& options() const noexcept = 0;
+  /// Arguments are already checked; self and zero-byte messages have been handled by the Communicator.
+  virtual std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) = 0;
+  /// Never throws: it runs inside kernels. A failure it meets is thrown by the next test, wait or post.
+  virtual void progress() noexcept = 0;
+  virtual void abort(std::string_view reason) noexcept = 0;
+  Traffic& traffic() noexcept { return traffic_; }
+
+ private:
+  Traffic traffic_;
+};
+
+}  // namespace periplus::comm

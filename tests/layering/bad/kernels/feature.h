@@ -1,0 +1,2 @@
+#ifdef PERIPLUS_HAS_CUDA
+#endif

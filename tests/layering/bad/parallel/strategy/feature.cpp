@@ -1,0 +1,2 @@
+#if defined(PERIPLUS_HAS_MPI)
+#endif

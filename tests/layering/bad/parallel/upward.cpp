@@ -1,0 +1,2 @@
+
+#include "launch/main.h"

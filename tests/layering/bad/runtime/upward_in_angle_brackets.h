@@ -1,0 +1,1 @@
+#include <parallel/plan/plan.h>
