@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention_problem.h"
+#include "kernels/cpu/parallel.h"
+
+/// Boundary between the driver, compiled for any CPU, and the tile kernels, compiled once per instruction set. Only plain
+/// data crosses it: an inline function shared by both sides could be linked in its AVX-512 form and run everywhere.
+namespace periplus::kernels::cpu {
+
+inline constexpr std::int64_t kForwardRows = 256;  ///< Query rows of a forward tile.
+inline constexpr std::int64_t kBackwardTile = 64;  ///< Keys, and query rows, of a backward tile.
+
+/// One query tile of one head. `bands` are cut to its rows.
+struct ForwardItem {
+  const Band* bands;
+  std::int64_t band_count;
+  std::int64_t head, first_row, rows;
+  float* scratch;
+  Progress progress;
+};
+
+/// The bands of one tile of query rows.
+struct BandList {
+  const Band* bands;
+  std::int64_t count;
+};
+
+/// One key tile of one key/value head, against all query tiles of its group of query heads.
+struct BackwardItem {
+  std::int64_t kv_head, tile, first_key, keys;
+  std::int64_t first_query_tile, last_query_tile;  ///< Query tiles that the bands of this key tile reach.
+  const BandList* query_tiles;                     ///< Bands by query tile.
+  std::int64_t query_tile_count;
+  /// [heads, query tiles]: one more than the last key tile that was added to this tile of dq, 0 if none was. Key tiles add
+  /// in rising order, whichever thread computes them; this makes dq independent of the number of threads.
+  std::int32_t* turns;
+  float* scratch;
+  Progress progress;
+};
+
+struct TileKernels {
+  std::int64_t (*forward_scratch_floats)(const AttentionShape&);
+  std::int64_t (*backward_scratch_floats)(const AttentionShape&);
+  void (*forward_f32)(const ForwardProblem<float, float>&, const ForwardItem&);
+  void (*forward_bf16)(const ForwardProblem<bfloat16, float>&, const ForwardItem&);
+  void (*backward_f32)(const BackwardProblem<float, float>&, const BackwardItem&);
+  void (*backward_bf16)(const BackwardProblem<bfloat16, float>&, const BackwardItem&);
+};
+
+TileKernels scalar_tile_kernels() noexcept;
+TileKernels avx2_tile_kernels() noexcept;
+TileKernels avx512_tile_kernels() noexcept;
+
+}  // namespace periplus::kernels::cpu

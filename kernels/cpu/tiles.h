@@ -1,0 +1,17 @@
+// The tile kernels of one instruction set. Included once by each tiles_<level>.cpp, after it has set kLanes, kMaxVectors and
+// kMaxRows.
+#pragma once
+
+#include "kernels/cpu/lanes.h"
+// Order matters: these use lanes.h.
+#include "kernels/cpu/backward_tile.h"
+#include "kernels/cpu/forward_tile.h"
+
+namespace periplus::kernels::cpu {
+namespace {
+
+constexpr TileKernels kTileKernels{forward_scratch_floats, backward_scratch_floats, forward_tile<float>,
+                                   forward_tile<bfloat16>, backward_tile<float>,    backward_tile<bfloat16>};
+
+}  // namespace
+}  // namespace periplus::kernels::cpu

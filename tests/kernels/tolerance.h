@@ -1,0 +1,19 @@
+#pragma once
+
+/// Tolerances of the kernel tests by type, for operands drawn from N(0,1) and scale 1/sqrt(D). u = 2^-24.
+namespace periplus::test {
+
+/// out and lse of f32 arithmetic against f64, absolute. A score is a sum of D <= 128 terms with |score| <= 6: its error is
+/// at most about 6 u sqrt(D) / 2 + 6 u = 2.4e-6, and typically a tenth of that; exp2 adds 1.6e-7, base 2 and back 3 u |lse|.
+/// A weight moves by the error of its score relative to the mean error of its row, and out is a mean of |v| <= 4.5.
+/// bf16 storage gives the same bound, because the reference sees the rounded operands.
+inline constexpr double kStateTolerance = 5e-6;
+
+/// Gradients, relative to 1 + their largest element: the weight error above, times sums over up to 300 x 8 rows whose
+/// rounding grows with the square root of the count (u * 50 = 3e-6).
+inline constexpr double kGradientTolerance = 1e-5;
+
+/// Relative error of rounding to bf16: half a unit in the eighth bit.
+inline constexpr double kBfloat16Rounding = 1.0 / 256;
+
+}  // namespace periplus::test
