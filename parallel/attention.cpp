@@ -1,0 +1,205 @@
+#include "parallel/attention.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "parallel/execute/execute.h"
+#include "parallel/plan/builder.h"
+#include "parallel/plan/ops.h"
+#include "parallel/strategy/strategy.h"
+#include "runtime/error.h"
+#include "runtime/file.h"
+
+namespace periplus {
+namespace {
+
+using plan::ProgramBuilder;
+using plan::Role;
+using plan::View;
+
+void check(const AttentionProblem& p) {
+  const auto refuse = [](std::string_view what) { throw InvalidArgument(fmt::format("attention: {}", what)); };
+  if (p.q_heads < 1 || p.kv_heads < 1 || p.q_heads % p.kv_heads != 0) {
+    refuse(fmt::format("{} query heads over {} KV heads; the number of KV heads must divide that of query heads", p.q_heads, p.kv_heads));
+  }
+  if (p.head_size < 1 || p.value_size < 0) {
+    refuse(fmt::format("head size {} must be positive, value size {} too (or 0 for the head size)", p.head_size, p.value_size));
+  }
+  if (!std::ranges::equal(p.layout.cu_seqlens(), p.mask.cu_seqlens())) {
+    refuse(fmt::format("layout and mask were made from different cu_seqlens ({} and {} documents); make both from the same",
+                       p.layout.cu_seqlens().size() - 1, p.mask.cu_seqlens().size() - 1));
+  }
+  if (p.dtype != DType::f64 && p.dtype != DType::f32 && p.dtype != DType::bf16) {
+    refuse(fmt::format("dtype {} is not supported; use f64, f32 or bf16", to_string(p.dtype)));
+  }
+  if (p.softcap < 0) refuse(fmt::format("softcap {} is negative; use a positive value, or 0 for none", p.softcap));
+}
+
+const strategy::Strategy& chosen_strategy(const AttentionProblem& problem, const AttentionOptions& options) {
+  check(problem);
+  const strategy::Strategy& strategy = strategy::find_strategy(options.strategy);
+  if (const std::string reason = strategy.refusal(problem); !reason.empty()) {
+    throw InvalidArgument(fmt::format("attention: strategy {} cannot plan this: {}", strategy.name, reason));
+  }
+  return strategy;
+}
+
+/// Declares slots of one rank, all as high as its rows.
+struct RankSlots {
+  ProgramBuilder& program;
+  const AttentionProblem& problem;
+  std::int64_t rows = problem.layout.rows_of(program.rank());
+  DType storage = problem.dtype, accumulator = accumulator_of(problem.dtype);
+
+  View make(std::string name, Role role, DType dtype, int heads, int width, bool contiguous = true) const {
+    return program.slot(std::move(name), role, dtype, rows, heads, width, contiguous);
+  }
+  View q() const { return make("q", Role::input, storage, problem.q_heads, problem.head_size, false); }
+  View k() const { return make("k", Role::input, storage, problem.kv_heads, problem.head_size, problem.contiguous_kv); }
+  View v() const { return make("v", Role::input, storage, problem.kv_heads, problem.value(), problem.contiguous_kv); }
+  View sink_like(std::string name, Role role) const {
+    return problem.sink ? program.slot(std::move(name), role, accumulator, 1, problem.q_heads, 1) : View{};
+  }
+};
+
+void build_forward(ProgramBuilder& program, const AttentionProblem& problem, const strategy::Strategy& strategy) {
+  const RankSlots slots{program, problem};
+  const View q = slots.q(), k = slots.k(), v = slots.v(), sink = slots.sink_like("sink", Role::input);
+  const View out = slots.make("out", Role::output, slots.storage, problem.q_heads, problem.value(), false);
+  const View lse = slots.make("lse", Role::output, slots.accumulator, problem.q_heads, 1, false);
+  strategy.forward(program, problem, {q, k, v, sink, out, lse});
+}
+
+void build_backward(ProgramBuilder& program, const AttentionProblem& problem, const strategy::Strategy& strategy) {
+  const RankSlots slots{program, problem};
+  const View q = slots.q(), k = slots.k(), v = slots.v(), sink = slots.sink_like("sink", Role::input);
+  const View dout = slots.make("dout", Role::input, slots.storage, problem.q_heads, problem.value(), false);
+  const View out = slots.make("out", Role::input, slots.storage, problem.q_heads, problem.value(), false);
+  const View lse = slots.make("lse", Role::input, slots.accumulator, problem.q_heads, 1, false);
+  const View dlse = problem.lse_gradient ? slots.make("dlse", Role::input, slots.accumulator, problem.q_heads, 1, false) : View{};
+  const View dsink = slots.sink_like("dsink", Role::output);
+  const View delta = slots.make("delta", Role::scratch, slots.accumulator, problem.q_heads, 1);
+
+  const View dq = slots.make("dq", Role::output, slots.storage, problem.q_heads, problem.head_size);
+  const View dk = slots.make("dk", Role::output, slots.storage, problem.kv_heads, problem.head_size);
+  const View dv = slots.make("dv", Role::output, slots.storage, problem.kv_heads, problem.value());
+  program.delta({"delta"}, {dout, out, lse, dlse, sink, delta, dsink});
+  strategy.backward(program, problem, {q, k, v, dout, lse, delta, dq, dk, dv});
+}
+
+}  // namespace
+
+std::uint64_t AttentionProblem::digest() const {
+  const std::array<std::uint64_t, 12> words{layout.digest(),
+                                            mask.digest(),
+                                            static_cast<std::uint64_t>(q_heads),
+                                            static_cast<std::uint64_t>(kv_heads),
+                                            static_cast<std::uint64_t>(head_size),
+                                            static_cast<std::uint64_t>(value()),
+                                            static_cast<std::uint64_t>(dtype),
+                                            std::bit_cast<std::uint64_t>(scale),
+                                            std::bit_cast<std::uint64_t>(softcap),
+                                            static_cast<std::uint64_t>(sink),
+                                            static_cast<std::uint64_t>(lse_gradient),
+                                            static_cast<std::uint64_t>(contiguous_kv)};
+  return hash64({reinterpret_cast<const char*>(words.data()), sizeof(words)});
+}
+
+std::uint64_t AttentionOptions::digest() const { return hash64(strategy); }
+
+plan::Program make_program(const AttentionProblem& problem, const AttentionOptions& options, Pass pass, int rank) {
+  const strategy::Strategy& strategy = chosen_strategy(problem, options);
+  ProgramBuilder program(rank);
+  (pass == Pass::forward ? build_forward : build_backward)(program, problem, strategy);
+  return program.build();
+}
+
+plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& options, Pass pass) {
+  const strategy::Strategy& strategy = chosen_strategy(problem, options);
+  plan::Plan plan{
+      {}, {problem.layout, problem.mask, problem.q_heads, problem.kv_heads, pass == Pass::backward, strategy.bytes_sent(problem, pass)}};
+  for (int rank = 0; rank < problem.layout.ranks(); ++rank) plan.programs.push_back(make_program(problem, options, pass, rank));
+  return plan;
+}
+
+struct DistributedAttention::State {
+  AttentionProblem problem;
+  comm::Communicator communicator;
+  Memory memory;
+  Tracer* tracer;
+  std::array<plan::Program, 2> programs;  // forward, backward
+  Tensor workspace;
+  AttentionStatistics statistics;
+
+  plan::Program& program(Pass pass) { return programs[pass == Pass::forward ? 0 : 1]; }
+
+  void run(Pass pass, const execute::Bindings& bindings) {
+    const execute::Context context{communicator, {}, workspace, tracer};
+    const execute::Statistics cost = execute::execute(program(pass), bindings, context);
+    statistics.seconds += cost.seconds;
+    statistics.exposed_seconds += cost.exposed_seconds;
+    for (const plan::Step& step : program(pass).steps) statistics.flops += plan::flops(program(pass), step);
+  }
+};
+
+DistributedAttention::DistributedAttention(AttentionProblem problem, AttentionOptions options, comm::Communicator communicator,
+                                           Memory memory, Tracer* tracer) {
+  if (problem.layout.ranks() != communicator.size()) {
+    throw InvalidArgument(
+        fmt::format("attention: the layout is for {} ranks, the communicator has {}", problem.layout.ranks(), communicator.size()));
+  }
+  const std::array<std::uint64_t, 2> digests{problem.digest(), options.digest()};
+  const Stream stream;
+  comm::require_same_on_all_ranks(communicator, hash64({reinterpret_cast<const char*>(digests.data()), sizeof(digests)}),
+                                  "attention problem and options", stream);
+  const int rank = communicator.rank();
+  state_ = std::make_unique<State>(State{std::move(problem), std::move(communicator), std::move(memory), tracer, {}, {}, {}});
+  for (const Pass pass : {Pass::forward, Pass::backward}) state_->program(pass) = make_program(state_->problem, options, pass, rank);
+  const std::int64_t bytes = std::max(state_->programs[0].workspace_bytes, state_->programs[1].workspace_bytes);
+  state_->workspace = Tensor({bytes}, DType::u8, state_->memory);
+}
+
+DistributedAttention::~DistributedAttention() = default;
+DistributedAttention::DistributedAttention(DistributedAttention&&) noexcept = default;
+DistributedAttention& DistributedAttention::operator=(DistributedAttention&&) noexcept = default;
+
+const AttentionProblem& DistributedAttention::problem() const noexcept { return state_->problem; }
+const plan::Program& DistributedAttention::program(Pass pass) const { return state_->program(pass); }
+AttentionStatistics DistributedAttention::statistics() const noexcept { return state_->statistics; }
+
+namespace {
+
+/// An optional tensor and the flag of the problem that asks for it belong together; neither is ignored.
+void require_given_as_planned(const ConstTensorView& tensor, bool planned, std::string_view name, std::string_view flag) {
+  if ((tensor.dims() != 0) == planned) return;
+  throw InvalidArgument(fmt::format("attention: {} is {}, but problem.{} is {}", name, planned ? "missing" : "given", flag, planned));
+}
+
+}  // namespace
+
+void DistributedAttention::forward(const AttentionInputs& inputs, const AttentionOutputs& outputs) {
+  require_given_as_planned(inputs.sink, problem().sink, "sink", "sink");
+  execute::Bindings bindings;
+  bindings.input("q", inputs.q).input("k", inputs.k).input("v", inputs.v).output("out", outputs.out).output("lse", outputs.lse);
+  if (problem().sink) bindings.input("sink", inputs.sink);
+  state_->run(Pass::forward, bindings);
+}
+
+void DistributedAttention::backward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
+                                    const AttentionOutputGradients& gradients, const AttentionInputGradients& results) {
+  require_given_as_planned(inputs.sink, problem().sink, "sink", "sink");
+  require_given_as_planned(results.dsink, problem().sink, "dsink", "sink");
+  require_given_as_planned(gradients.dlse, problem().lse_gradient, "dlse", "lse_gradient");
+  execute::Bindings bindings;
+  bindings.input("q", inputs.q).input("k", inputs.k).input("v", inputs.v).input("out", outputs.out).input("lse", outputs.lse);
+  bindings.input("dout", gradients.dout).output("dq", results.dq).output("dk", results.dk).output("dv", results.dv);
+  if (problem().lse_gradient) bindings.input("dlse", gradients.dlse);
+  if (problem().sink) bindings.input("sink", inputs.sink).output("dsink", results.dsink);
+  state_->run(Pass::backward, bindings);
+}
+
+}  // namespace periplus

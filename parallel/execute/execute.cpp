@@ -1,0 +1,280 @@
+#include "parallel/execute/execute.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <deque>
+#include <exception>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "kernels/attention.h"
+#include "parallel/plan/ops.h"
+#include "runtime/error.h"
+
+namespace periplus::execute {
+namespace {
+
+using plan::Op;
+using plan::Program;
+using plan::Step;
+using plan::StepId;
+using plan::View;
+using Clock = std::chrono::steady_clock;
+
+double seconds_between(Clock::time_point begin, Clock::time_point end) { return std::chrono::duration<double>(end - begin).count(); }
+
+/// One tensor per slot: bound ones checked against the plan, scratch cut out of the workspace.
+std::vector<TensorView> resolve_slots(const Program& program, const Bindings& bindings, TensorView workspace) {
+  if (workspace.elements() < program.workspace_bytes) {
+    throw InvalidArgument(
+        fmt::format("execute: the workspace holds {} bytes, the program needs {}", workspace.elements(), program.workspace_bytes));
+  }
+  std::vector<TensorView> slots;
+  std::vector<bool> bound(program.slots.size(), false);
+  for (const plan::Slot& slot : program.slots) {
+    const Extents shape{slot.rows, slot.heads, slot.width};
+    slots.emplace_back(slot.role == plan::Role::scratch ? workspace.bytes() + slot.offset : nullptr, slot.dtype, shape);
+  }
+  for (const auto& [name, tensor] : bindings.tensors()) {
+    const auto id = static_cast<std::size_t>(program.find_slot(name));
+    const plan::Slot& slot = program.slots[id];
+    if (slot.role == plan::Role::scratch || tensor.dtype() != slot.dtype || tensor.shape() != slots[id].shape() ||
+        (slot.contiguous && !tensor.contiguous())) {
+      throw InvalidArgument(fmt::format("execute: rank {} binds '{}' to a {} tensor of shape {}, the plan has {} {}{}", program.rank, name,
+                                        to_string(tensor.dtype()), to_string(tensor.shape()), to_string(slot.dtype),
+                                        to_string(slots[id].shape()), slot.contiguous ? ", contiguous" : ""));
+    }
+    slots[id] = tensor;
+    bound[id] = true;
+  }
+  for (std::size_t id = 0; id < slots.size(); ++id) {
+    if (program.slots[id].role != plan::Role::scratch && !bound[id]) {
+      throw InvalidArgument(fmt::format("execute: rank {} does not bind slot '{}'", program.rank, program.slots[id].name));
+    }
+  }
+  return slots;
+}
+
+class Executor {
+ public:
+  Executor(const Program& program, const Bindings& bindings, const Context& context)
+      : program_(program),
+        context_(context),
+        slots_(resolve_slots(program, bindings, context.workspace)),
+        finished_(program.steps.size(), false),
+        stream_([this] { progress_from_kernel(); }) {
+    for (std::size_t id = 0; id < program.steps.size(); ++id) {
+      queues_[static_cast<std::size_t>(plan::queue_of(program.steps[id]))].push_back(static_cast<StepId>(id));
+    }
+  }
+
+  Statistics run() {
+    const Clock::time_point start = Clock::now();
+    while (!queues_[0].empty() || lanes_busy()) {
+      advance_lanes();
+      if (!queues_[0].empty() && ready(queues_[0].front())) {
+        const StepId id = queues_[0].front();
+        compute(id);
+        queues_[0].pop_front();
+        finished_[static_cast<std::size_t>(id)] = true;
+      } else if (!queues_[0].empty() || lanes_busy()) {
+        wait_for_message();
+      }
+    }
+    statistics_.seconds = seconds_between(start, Clock::now());
+    statistics_.bytes_sent = program_.bytes_sent();
+    return statistics_;
+  }
+
+ private:
+  struct Lane {
+    comm::Pending pending;
+    bool active = false;
+    double begin_us = 0;
+  };
+
+  bool ready(StepId id) const {
+    for (const StepId other : program_.after_of(step(id))) {
+      if (!finished_[static_cast<std::size_t>(other)]) return false;
+    }
+    return true;
+  }
+  const Step& step(StepId id) const { return program_.steps[static_cast<std::size_t>(id)]; }
+
+  bool lanes_busy() const {
+    for (int lane = 0; lane < plan::kPlanLanes; ++lane) {
+      if (!queues_[1 + static_cast<std::size_t>(lane)].empty()) return true;
+    }
+    return false;
+  }
+
+  /// Retires finished exchanges and posts the next ones, until nothing changes.
+  void advance_lanes() {
+    bool changed = true;
+    while (changed) {
+      changed = false;
+      for (int lane = 0; lane < plan::kPlanLanes; ++lane) changed |= advance_lane(lane);
+    }
+  }
+
+  bool advance_lane(int index) {
+    Lane& lane = lanes_[static_cast<std::size_t>(index)];
+    std::deque<StepId>& queue = queues_[1 + static_cast<std::size_t>(index)];
+    if (queue.empty()) return false;
+    const StepId id = queue.front();
+    if (!lane.active) {
+      if (!ready(id)) return false;
+      post(id, lane);
+    }
+    if (!lane.pending.done()) return false;
+    record(id, lane.begin_us, plan::bytes(program_, step(id)));
+    lane.active = false;
+    queue.pop_front();
+    finished_[static_cast<std::size_t>(id)] = true;
+    return true;
+  }
+
+  void post(StepId id, Lane& lane) {
+    const auto peer = [this](plan::Rank rank) {
+      return context_.world_ranks.empty() ? rank : context_.world_ranks[static_cast<std::size_t>(rank)];
+    };
+    std::vector<comm::Send> sends;
+    std::vector<comm::Receive> receives;
+    for (const plan::Message& m : program_.sends_of(step(id))) {
+      const TensorView tensor = resolve(m.view);
+      sends.push_back({peer(m.peer), tensor.bytes(), tensor.size_bytes()});
+    }
+    for (const plan::Message& m : program_.receives_of(step(id))) {
+      const TensorView tensor = resolve(m.view);
+      receives.push_back({peer(m.peer), tensor.bytes(), tensor.size_bytes()});
+    }
+    lane.begin_us = now_us();
+    lane.pending = context_.communicator.exchange(sends, receives, {step(id).label.text, static_cast<int>(id), step(id).lane}, stream_);
+    lane.active = true;
+  }
+
+  void wait_for_message() {
+    const Clock::time_point begin = Clock::now();
+    std::vector<comm::Pending*> open;
+    for (Lane& lane : lanes_) {
+      if (lane.active) open.push_back(&lane.pending);
+    }
+    if (open.empty())
+      throw InternalError(fmt::format("execute: rank {} has steps left but nothing can start; verify the plan", program_.rank));
+    comm::Pending::wait_any(open);
+    statistics_.exposed_seconds += seconds_between(begin, Clock::now());
+  }
+
+  /// The hook runs inside parallel regions, where an exception would end the process: it is kept for later.
+  void progress_from_kernel() noexcept {
+    if (failure_) return;
+    try {
+      context_.communicator.progress();
+      advance_lanes();
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  }
+
+  void compute(StepId id) {
+    const Clock::time_point begin = Clock::now();
+    const double begin_us = now_us();
+    run_kernel(step(id));
+    if (failure_) std::rethrow_exception(failure_);
+    statistics_.compute_seconds += seconds_between(begin, Clock::now());
+    record(id, begin_us, 0);
+  }
+
+  TensorView resolve(const View& view) const {
+    if (!view.present()) return {};
+    return slots_[static_cast<std::size_t>(view.slot)].slice(0, view.row0, view.rows).slice(1, view.head0, view.heads);
+  }
+
+  void run_kernel(const Step& s) {
+    const auto accesses = program_.accesses_of(s);
+    std::array<TensorView, 9> t;
+    for (std::size_t i = 0; i < accesses.size(); ++i) t[i] = resolve(accesses[i].view);
+    const auto update = [&](std::size_t i) {
+      return accesses[i].mode == plan::Mode::add ? kernels::Update::accumulate : kernels::Update::overwrite;
+    };
+    const auto block = [&] { return kernels::AttentionBlock{t[0], t[1], t[2], program_.bands_of(s), s.scale, s.softcap}; };
+    switch (s.op) {
+      case Op::attend: {
+        using namespace plan::attend_operand;
+        return kernels::attend(block(), {t[out], t[lse]}, update(out), stream_);
+      }
+      case Op::attend_backward: {
+        using namespace plan::attend_backward_operand;
+        return kernels::attend_backward(block(), t[dout], t[lse], t[delta], {t[dq], t[dk], t[dv], update(dq), update(dk)}, stream_);
+      }
+      case Op::merge: {
+        using namespace plan::merge_operand;
+        return kernels::merge(t[part_out], t[part_lse], {t[out], t[lse]}, stream_);
+      }
+      case Op::finish: {
+        using namespace plan::finish_operand;
+        return kernels::finish(t[state_out], t[state_lse], t[sink], t[out], t[lse], stream_);
+      }
+      case Op::delta: {
+        using namespace plan::delta_operand;
+        return kernels::delta(t[dout], t[out], t[lse], t[dlse], t[sink], t[delta], t[dsink], stream_);
+      }
+      case Op::copy:
+        return by_rows(copy, t[plan::transfer_operand::source], t[plan::transfer_operand::destination]);
+      case Op::add:
+        return by_rows(add, t[plan::transfer_operand::source], t[plan::transfer_operand::destination]);
+      case Op::exchange:
+        break;
+    }
+    throw InternalError("execute: an exchange stands in the compute queue");
+  }
+
+  /// Whole-shard copies and sums are long: in pieces of some 32 Ki elements, so that messages move in between.
+  void by_rows(void (*operation)(ConstTensorView, TensorView), const TensorView& source, const TensorView& destination) {
+    const std::int64_t rows = source.size(0), per_row = std::max<std::int64_t>(1, source.size(1) * source.size(2));
+    const std::int64_t piece = std::max<std::int64_t>(1, 32 * 1024 / per_row);
+    for (std::int64_t row = 0; row < rows; row += piece) {
+      const std::int64_t count = std::min(piece, rows - row);
+      operation(source.slice(0, row, count), destination.slice(0, row, count));
+      stream_.progress();
+    }
+  }
+
+  double now_us() const { return context_.tracer ? context_.tracer->now_us() : 0; }
+  void record(StepId id, double begin_us, std::int64_t bytes) {
+    if (!context_.tracer) return;
+    const Step& s = step(id);
+    std::string name = fmt::format("{}: {}", plan::info(s.op).name, s.label.text);
+    if (s.label.index >= 0) name += fmt::format(" {}", s.label.index);
+    std::string track = s.op == Op::exchange ? fmt::format("lane {}", s.lane) : "compute";
+    context_.tracer->record({std::move(name), std::move(track), begin_us, now_us() - begin_us, id, bytes});
+  }
+
+  const Program& program_;
+  const Context& context_;
+  std::vector<TensorView> slots_;
+  std::vector<bool> finished_;
+  std::array<std::deque<StepId>, plan::kQueues> queues_;
+  std::array<Lane, plan::kPlanLanes> lanes_;
+  Stream stream_;
+  std::exception_ptr failure_;
+  Statistics statistics_;
+};
+
+}  // namespace
+
+Statistics execute(const Program& program, const Bindings& bindings, const Context& context) {
+  Executor executor(program, bindings, context);  // wrong bindings are the caller's mistake and leave the group usable
+  try {
+    return executor.run();
+  } catch (const std::exception& error) {
+    // The peers are inside the same plan: without this they would wait for messages that never come, and a later plan
+    // could receive this one's.
+    context.communicator.abort(fmt::format("rank {}: {}", program.rank, error.what()));
+    throw;
+  }
+}
+
+}  // namespace periplus::execute

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "parallel/plan/plan.h"
+#include "runtime/comm/communicator.h"
+#include "runtime/tensor.h"
+#include "runtime/trace.h"
+
+namespace periplus::execute {
+
+/// The caller's tensors for the input, saved and output slots of a program, by slot name. Views must stay valid and
+/// inputs unchanged until execute() returns.
+class Bindings {
+ public:
+  Bindings& input(std::string name, ConstTensorView tensor) {
+    // The executor only reads input slots: no step that verify() accepts writes one.
+    return output(std::move(name), TensorView(const_cast<std::byte*>(tensor.bytes()), tensor.dtype(), tensor.shape(), tensor.strides()));
+  }
+  Bindings& output(std::string name, TensorView tensor) {
+    tensors_.emplace_back(std::move(name), tensor);
+    return *this;
+  }
+  std::span<const std::pair<std::string, TensorView>> tensors() const noexcept { return tensors_; }
+
+ private:
+  std::vector<std::pair<std::string, TensorView>> tensors_;
+};
+
+struct Statistics {
+  double seconds = 0;
+  double compute_seconds = 0;
+  double exposed_seconds = 0;  ///< Waiting for messages with nothing to compute.
+  std::int64_t bytes_sent = 0;
+};
+
+/// Where a program runs.
+struct Context {
+  comm::Communicator communicator;
+  std::span<const int> world_ranks = {};  ///< Communicator rank of each rank of the plan; empty: the same numbers.
+  TensorView workspace = {};              ///< u8, at least program.workspace_bytes, 256-byte aligned.
+  Tracer* tracer = nullptr;               ///< Gets one event per step.
+};
+
+/// Runs one rank's program on the CPU and returns when it has finished, sends included. Exchanges are posted as soon as
+/// their lane and dependencies allow and progress from inside the kernels. Allocates nothing that grows with the tensors.
+/// Collective over the ranks of the plan.
+/// Errors: InvalidArgument naming slot, expected and given shape for a wrong binding; CommError.
+Statistics execute(const plan::Program& program, const Bindings& bindings, const Context& context);
+
+}  // namespace periplus::execute

@@ -1,0 +1,229 @@
+#include "parallel/layout.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <string>
+
+#include <fmt/format.h>
+
+#include "runtime/error.h"
+#include "runtime/file.h"
+
+namespace periplus {
+namespace {
+
+struct KindName {
+  LayoutKind kind;
+  std::string_view name;
+};
+constexpr std::array<KindName, 5> kKinds{{{LayoutKind::contiguous, "contiguous"},
+                                          {LayoutKind::zigzag, "zigzag"},
+                                          {LayoutKind::striped, "striped"},
+                                          {LayoutKind::document_zigzag, "document_zigzag"},
+                                          {LayoutKind::custom, "custom"}}};
+
+void check_arguments(int ranks, std::span<const std::int64_t> cu_seqlens) {
+  if (ranks < 1) throw InvalidArgument(fmt::format("sequence_layout: {} ranks; at least 1 is needed", ranks));
+  if (cu_seqlens.empty() || cu_seqlens.front() != 0) {
+    throw InvalidArgument("sequence_layout: cu_seqlens must start with 0 and end with the number of tokens");
+  }
+  for (std::size_t i = 1; i < cu_seqlens.size(); ++i) {
+    if (cu_seqlens[i] < cu_seqlens[i - 1]) {
+      throw InvalidArgument(
+          fmt::format("sequence_layout: cu_seqlens must not fall, but entry {} is {} after {}", i, cu_seqlens[i], cu_seqlens[i - 1]));
+    }
+  }
+}
+
+/// Collects segments rank by rank, cutting them at document borders.
+class SegmentWriter {
+ public:
+  SegmentWriter(int ranks, std::span<const std::int64_t> cu) : cu_(cu), next_local_(static_cast<std::size_t>(ranks), 0) {}
+
+  /// Appends `length` tokens from global row `global0` on, `stride` apart, to `rank`.
+  void append(int rank, std::int64_t global0, std::int64_t length, std::int64_t stride = 1) {
+    std::int64_t& local = next_local_[static_cast<std::size_t>(rank)];
+    while (length > 0) {
+      const auto border = std::upper_bound(cu_.begin(), cu_.end(), global0);
+      const std::int64_t here = std::min(length, (*border - global0 + stride - 1) / stride);
+      segments.push_back({rank, local, global0, here, stride, static_cast<int>(border - cu_.begin()) - 1});
+      local += here;
+      global0 += here * stride;
+      length -= here;
+    }
+  }
+  std::vector<Segment> segments;
+
+ private:
+  std::span<const std::int64_t> cu_;
+  std::vector<std::int64_t> next_local_;
+};
+
+std::vector<Segment> make_segments(LayoutKind kind, int ranks, std::span<const std::int64_t> cu) {
+  SegmentWriter to(ranks, cu);
+  const std::int64_t tokens = cu.back();
+  const std::int64_t chunks = 2 * static_cast<std::int64_t>(ranks);
+  const auto border = [](std::int64_t x, std::int64_t length, std::int64_t parts) { return x * length / parts; };
+  const auto zigzag_half = [&](int half, int r) { return half == 0 ? std::int64_t{r} : chunks - 1 - r; };
+  for (int r = 0; r < ranks; ++r) {
+    switch (kind) {
+      case LayoutKind::contiguous:
+        to.append(r, border(r, tokens, ranks), border(r + 1, tokens, ranks) - border(r, tokens, ranks));
+        break;
+      case LayoutKind::striped:
+        to.append(r, r, (tokens - r + ranks - 1) / ranks, ranks);
+        break;
+      case LayoutKind::zigzag:
+        for (int half = 0; half < 2; ++half) {
+          const std::int64_t x = zigzag_half(half, r);
+          to.append(r, border(x, tokens, chunks), border(x + 1, tokens, chunks) - border(x, tokens, chunks));
+        }
+        break;
+      case LayoutKind::document_zigzag:
+        for (int half = 0; half < 2; ++half) {
+          for (std::size_t d = 0; d + 1 < cu.size(); ++d) {
+            // Borders round by a phase that differs between documents; else every one-token document would go to rank 0.
+            const std::int64_t length = cu[d + 1] - cu[d], phase = cu[d] % chunks, x = zigzag_half(half, r);
+            const std::int64_t begin = (x * length + phase) / chunks, end = ((x + 1) * length + phase) / chunks;
+            to.append(r, cu[d] + begin, end - begin);
+          }
+        }
+        break;
+      case LayoutKind::custom:
+        throw InvalidArgument("sequence_layout: a custom layout is made from segments; use from_segments");
+    }
+  }
+  return std::move(to.segments);
+}
+
+void check_locals(std::span<const Segment> segments, int ranks) {
+  std::vector<std::int64_t> next(static_cast<std::size_t>(ranks), 0);
+  for (const Segment& s : segments) {
+    std::int64_t& expected = next[static_cast<std::size_t>(s.rank)];
+    if (s.local0 != expected) {
+      throw InvalidArgument(
+          fmt::format("sequence_layout: local rows of rank {} must follow each other, but a segment starts at {} where {} is next", s.rank,
+                      s.local0, expected));
+    }
+    expected += s.length;
+  }
+}
+
+void check_each_row_once(std::span<const Segment> segments, std::int64_t tokens) {
+  std::vector<bool> seen(static_cast<std::size_t>(tokens), false);
+  std::int64_t count = 0;
+  for (const Segment& s : segments) {
+    for (std::int64_t t = 0; t < s.length; ++t, ++count) {
+      const auto row = static_cast<std::size_t>(s.global0 + t * s.stride);
+      if (seen[row]) throw InvalidArgument(fmt::format("sequence_layout: global row {} stands in two segments", row));
+      seen[row] = true;
+    }
+  }
+  if (count != tokens) throw InvalidArgument(fmt::format("sequence_layout: segments hold {} of {} rows", count, tokens));
+}
+
+}  // namespace
+
+std::string_view to_string(LayoutKind kind) noexcept {
+  for (const KindName& entry : kKinds) {
+    if (entry.kind == kind) return entry.name;
+  }
+  return "?";
+}
+
+LayoutKind layout_kind_from_string(std::string_view name) {
+  for (const KindName& entry : kKinds) {
+    if (entry.name == name && entry.kind != LayoutKind::custom) return entry.kind;
+  }
+  throw InvalidArgument(fmt::format("layout '{}' is not known; use contiguous, zigzag, striped or document_zigzag", name));
+}
+
+SequenceLayout SequenceLayout::make(LayoutKind kind, int ranks, std::span<const std::int64_t> cu_seqlens) {
+  check_arguments(ranks, cu_seqlens);
+  SequenceLayout layout;
+  layout.kind_ = kind;
+  layout.ranks_ = ranks;
+  layout.cu_seqlens_.assign(cu_seqlens.begin(), cu_seqlens.end());
+  layout.by_local_ = make_segments(kind, ranks, cu_seqlens);
+  layout.finalise();
+  return layout;
+}
+
+SequenceLayout SequenceLayout::from_segments(int ranks, std::span<const std::int64_t> cu_seqlens, std::vector<Segment> segments) {
+  check_arguments(ranks, cu_seqlens);
+  for (const Segment& s : segments) {
+    const std::int64_t tokens = cu_seqlens.back();
+    // Divided, not multiplied: length times stride may overflow.
+    const bool fits = s.length >= 0 && s.stride >= 1 && s.global0 >= 0 &&
+                      (s.length == 0 || (s.global0 < tokens && s.length - 1 <= (tokens - 1 - s.global0) / s.stride));
+    if (s.rank < 0 || s.rank >= ranks || !fits) {
+      throw InvalidArgument(
+          fmt::format("sequence_layout: segment (rank {}, global0 {}, length {}, stride {}) does not fit {} ranks and {} tokens", s.rank,
+                      s.global0, s.length, s.stride, ranks, cu_seqlens.back()));
+    }
+  }
+  std::stable_sort(segments.begin(), segments.end(),
+                   [](const Segment& a, const Segment& b) { return std::pair(a.rank, a.local0) < std::pair(b.rank, b.local0); });
+  check_locals(segments, ranks);
+  check_each_row_once(segments, cu_seqlens.back());
+  SegmentWriter to(ranks, cu_seqlens);
+  for (const Segment& s : segments) to.append(s.rank, s.global0, s.length, s.stride);
+  SequenceLayout layout;
+  layout.kind_ = LayoutKind::custom;
+  layout.ranks_ = ranks;
+  layout.cu_seqlens_.assign(cu_seqlens.begin(), cu_seqlens.end());
+  layout.by_local_ = std::move(to.segments);
+  layout.finalise();
+  return layout;
+}
+
+void SequenceLayout::finalise() {
+  rows_.assign(static_cast<std::size_t>(ranks_), 0);
+  first_.assign(static_cast<std::size_t>(ranks_) + 1, 0);
+  for (const Segment& s : by_local_) {
+    rows_[static_cast<std::size_t>(s.rank)] += s.length;
+    ++first_[static_cast<std::size_t>(s.rank) + 1];
+  }
+  for (std::size_t r = 1; r < first_.size(); ++r) first_[r] += first_[r - 1];
+  by_global_ = by_local_;
+  for (std::size_t r = 0; r + 1 < first_.size(); ++r) {
+    std::sort(by_global_.begin() + static_cast<std::ptrdiff_t>(first_[r]), by_global_.begin() + static_cast<std::ptrdiff_t>(first_[r + 1]),
+              [](const Segment& a, const Segment& b) { return a.global0 < b.global0; });
+  }
+  std::vector<std::int64_t> words{ranks_};
+  words.insert(words.end(), cu_seqlens_.begin(), cu_seqlens_.end());
+  for (const Segment& s : by_local_) words.insert(words.end(), {s.rank, s.global0, s.length, s.stride});
+  digest_ = hash64({reinterpret_cast<const char*>(words.data()), words.size() * sizeof(words[0])});
+}
+
+std::span<const Segment> SequenceLayout::segments_of(int rank) const {
+  const auto r = static_cast<std::size_t>(rank);
+  return std::span(by_local_).subspan(first_.at(r), first_.at(r + 1) - first_.at(r));
+}
+
+std::span<const Segment> SequenceLayout::segments_by_global(int rank) const {
+  const auto r = static_cast<std::size_t>(rank);
+  return std::span(by_global_).subspan(first_.at(r), first_.at(r + 1) - first_.at(r));
+}
+
+std::vector<std::int64_t> SequenceLayout::global_rows(int rank) const {
+  std::vector<std::int64_t> rows;
+  rows.reserve(static_cast<std::size_t>(rows_of(rank)));
+  for (const Segment& s : segments_of(rank)) {
+    for (std::int64_t t = 0; t < s.length; ++t) rows.push_back(s.global0 + t * s.stride);
+  }
+  return rows;
+}
+
+std::vector<std::int64_t> SequenceLayout::positions(int rank) const {
+  std::vector<std::int64_t> positions;
+  positions.reserve(static_cast<std::size_t>(rows_of(rank)));
+  for (const Segment& s : segments_of(rank)) {
+    const std::int64_t start = cu_seqlens_[static_cast<std::size_t>(s.document)];
+    for (std::int64_t t = 0; t < s.length; ++t) positions.push_back(s.global0 + t * s.stride - start);
+  }
+  return positions;
+}
+
+}  // namespace periplus

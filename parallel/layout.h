@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+namespace periplus {
+
+/// Which rank owns which tokens of a packed sequence. None of them pads, and any length works, also one below the rank count.
+enum class LayoutKind {
+  contiguous,       ///< Rank r owns one range.
+  zigzag,           ///< 2P chunks of the packed sequence; rank r owns chunks r and 2P-1-r: equal causal work for one document.
+  striped,          ///< Rank r owns every P-th token.
+  document_zigzag,  ///< Zigzag inside every document: equal causal work for any mix; local order: all early halves, then all late.
+  custom            ///< The caller's own segments.
+};
+std::string_view to_string(LayoutKind kind) noexcept;
+/// Throws InvalidArgument that lists the names.
+LayoutKind layout_kind_from_string(std::string_view name);
+
+/// Tokens of one document that are consecutive on one rank and evenly spaced in the packed sequence:
+/// local row local0 + t holds global row global0 + t * stride, 0 <= t < length.
+struct Segment {
+  int rank = 0;
+  std::int64_t local0 = 0;
+  std::int64_t global0 = 0;
+  std::int64_t length = 0;
+  std::int64_t stride = 1;
+  int document = 0;
+  std::int64_t global_end() const noexcept { return global0 + (length - 1) * stride + 1; }
+};
+
+/// A permutation of the rows of a packed sequence over ranks, and the only source of positions, masks and labels.
+/// Independent of the strategy. Row i of document d has global row cu_seqlens[d] + i. Immutable.
+class SequenceLayout {
+ public:
+  /// cu_seqlens: document borders, 0 = cu[0] <= cu[1] <= ... <= cu[n] = tokens. `kind` is not custom.
+  static SequenceLayout make(LayoutKind kind, int ranks, std::span<const std::int64_t> cu_seqlens);
+  /// The caller's own. Throws InvalidArgument unless the segments hold every global row once and the local rows of each
+  /// rank are 0..n-1 without gaps. A segment that crosses a document border is split.
+  static SequenceLayout from_segments(int ranks, std::span<const std::int64_t> cu_seqlens, std::vector<Segment> segments);
+
+  LayoutKind kind() const noexcept { return kind_; }
+  int ranks() const noexcept { return ranks_; }
+  std::int64_t tokens() const noexcept { return cu_seqlens_.back(); }
+  std::int64_t rows_of(int rank) const { return rows_.at(static_cast<std::size_t>(rank)); }
+  /// Segments of a rank by rising local row.
+  std::span<const Segment> segments_of(int rank) const;
+  /// The same segments by rising global0.
+  std::span<const Segment> segments_by_global(int rank) const;
+  std::span<const std::int64_t> cu_seqlens() const noexcept { return cu_seqlens_; }
+
+  /// Global row of each local row of a rank.
+  std::vector<std::int64_t> global_rows(int rank) const;
+  /// Position inside its document of each local row of a rank, for RoPE.
+  std::vector<std::int64_t> positions(int rank) const;
+  /// Equal for equal layouts, on every rank and machine.
+  std::uint64_t digest() const noexcept { return digest_; }
+
+ private:
+  SequenceLayout() = default;
+  void finalise();
+  LayoutKind kind_ = LayoutKind::contiguous;
+  int ranks_ = 1;
+  std::vector<std::int64_t> cu_seqlens_;
+  std::vector<std::int64_t> rows_;
+  std::vector<Segment> by_local_;   // all ranks, grouped by rank
+  std::vector<Segment> by_global_;  // the same, each group by global0
+  std::vector<std::size_t> first_;  // group borders, ranks + 1
+  std::uint64_t digest_ = 0;
+};
+
+}  // namespace periplus

@@ -1,0 +1,224 @@
+#include "parallel/plan/builder.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "parallel/plan/arena.h"
+#include "parallel/plan/ops.h"
+#include "runtime/error.h"
+
+namespace periplus::plan {
+namespace {
+
+template <class T>
+Range append(std::vector<T>& pool, std::span<const T> items) {
+  const Range range{static_cast<std::uint32_t>(pool.size()), static_cast<std::uint32_t>(items.size())};
+  pool.insert(pool.end(), items.begin(), items.end());
+  return range;
+}
+
+}  // namespace
+
+View RotatingScratch::next(std::int64_t rows) {
+  View view = views_[turn_++ % views_.size()];
+  if (rows > view.rows) throw InternalError(fmt::format("rotating scratch holds {} rows, {} asked for", view.rows, rows));
+  view.rows = rows;
+  return view;
+}
+
+View ProgramBuilder::slot(std::string name, Role role, DType dtype, std::int64_t rows, std::int64_t heads, std::int64_t width,
+                          bool contiguous) {
+  const auto id = static_cast<SlotId>(program_.slots.size());
+  if (std::ranges::find(program_.slots, name, &Slot::name) != program_.slots.end()) {
+    throw InternalError(fmt::format("plan: two slots of rank {} are called '{}'", rank(), name));
+  }
+  program_.slots.push_back({std::move(name), role, dtype, rows, heads, width, 0, contiguous});
+  history_.emplace_back();
+  return {id, 0, rows, 0, heads};
+}
+
+RotatingScratch ProgramBuilder::rotating_scratch(std::string_view name, int count, DType dtype, std::int64_t rows, std::int64_t heads,
+                                                 std::int64_t width) {
+  std::vector<View> views;
+  for (int i = 0; i < count; ++i) views.push_back(scratch(fmt::format("{}.{}", name, i), dtype, rows, heads, width));
+  return RotatingScratch(std::move(views));
+}
+
+View ProgramBuilder::sendable(View view, std::string name) {
+  const Slot from = program_.slot_of(view);
+  if (from.contiguous && view.heads == from.heads) return view;
+  const View packed = scratch(std::move(name), from.dtype, view.rows, view.heads, from.width);
+  copy({"pack"}, view, packed);
+  return packed;
+}
+
+void ProgramBuilder::attend(Label label, const AttendOperands& on, std::span<const Band> bands, double scale, double softcap, Mode mode) {
+  if (on.q.empty() || (mode == Mode::add && bands.empty())) return;
+  const Access accesses[] = {{on.q, Mode::read}, {on.k, Mode::read}, {on.v, Mode::read}, {on.out, mode}, {on.lse, mode}};
+  emit(Op::attend, label, accesses, bands, scale, softcap);
+}
+
+void ProgramBuilder::attend_backward(Label label, const AttendBackwardOperands& on, std::span<const Band> bands, double scale,
+                                     double softcap, Mode dq_mode) {
+  if (on.q.empty() && on.k.empty()) return;
+  const Access accesses[] = {{on.q, Mode::read},     {on.k, Mode::read}, {on.v, Mode::read},   {on.dout, Mode::read}, {on.lse, Mode::read},
+                             {on.delta, Mode::read}, {on.dq, dq_mode},   {on.dk, Mode::write}, {on.dv, Mode::write}};
+  emit(Op::attend_backward, label, accesses, bands, scale, softcap);
+}
+
+void ProgramBuilder::merge(Label label, View part_out, View part_lse, View out, View lse) {
+  if (out.empty()) return;
+  const Access accesses[] = {{part_out, Mode::read}, {part_lse, Mode::read}, {out, Mode::add}, {lse, Mode::add}};
+  emit(Op::merge, label, accesses);
+}
+
+void ProgramBuilder::finish(Label label, View state_out, View state_lse, View sink, View out, View lse) {
+  if (out.empty()) return;
+  const Access accesses[] = {{state_out, Mode::read}, {state_lse, Mode::read}, {sink, Mode::read}, {out, Mode::write}, {lse, Mode::write}};
+  emit(Op::finish, label, accesses);
+}
+
+void ProgramBuilder::delta(Label label, const DeltaOperands& on) {
+  // With a sink the step also runs on a rank without rows: its part of dsink is zero and must be written.
+  if (on.delta.empty() && !on.dsink.present()) return;
+  const Access accesses[] = {{on.dout, Mode::read}, {on.out, Mode::read},    {on.lse, Mode::read},   {on.dlse, Mode::read},
+                             {on.sink, Mode::read}, {on.delta, Mode::write}, {on.dsink, Mode::write}};
+  emit(Op::delta, label, accesses);
+}
+
+void ProgramBuilder::copy(Label label, View source, View destination) {
+  if (destination.empty()) return;
+  const Access accesses[] = {{source, Mode::read}, {destination, Mode::write}};
+  emit(Op::copy, label, accesses);
+}
+
+void ProgramBuilder::add(Label label, View source, View destination) {
+  if (destination.empty()) return;
+  const Access accesses[] = {{source, Mode::read}, {destination, Mode::add}};
+  emit(Op::add, label, accesses);
+}
+
+void ProgramBuilder::exchange(Label label, int lane, std::span<const Message> sends, std::span<const Message> receives) {
+  const std::int32_t phase = phase_++;
+  const StepId id = static_cast<StepId>(program_.steps.size());
+  touched_.clear();
+  const auto keep = [&](std::span<const Message> messages, std::vector<Message>& pool, Mode mode) {
+    const auto begin = static_cast<std::uint32_t>(pool.size());
+    for (const Message& m : messages) {
+      if (m.peer == rank() || m.view.empty()) continue;
+      pool.push_back(m);
+      touched_.push_back({m.view, mode});
+    }
+    return Range{begin, static_cast<std::uint32_t>(pool.size()) - begin};
+  };
+  const Range out = keep(sends, program_.sends, Mode::read), in = keep(receives, program_.receives, Mode::write);
+  if (touched_.empty()) return;
+  begin_step(Op::exchange, label);
+  Step& step = program_.steps.back();
+  step.lane = static_cast<std::int8_t>(lane);
+  step.phase = phase;
+  step.sends = out;
+  step.receives = in;
+  order(id, touched_);
+}
+
+StepId ProgramBuilder::begin_step(Op op, Label label) {
+  Step step;
+  step.op = op;
+  step.label = label;
+  program_.steps.push_back(step);
+  return static_cast<StepId>(program_.steps.size()) - 1;
+}
+
+void ProgramBuilder::emit(Op op, Label label, std::span<const Access> accesses, std::span<const Band> bands, double scale, double softcap) {
+  const StepId id = begin_step(op, label);
+  Step& step = program_.steps.back();
+  step.accesses = append(program_.accesses, accesses);
+  step.bands = append(program_.bands, bands);
+  step.scale = scale;
+  step.softcap = softcap;
+  order(id, accesses);
+}
+
+void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
+  const int queue = queue_of(program_.steps.back());
+  // Latest first: waiting for a later step may already cover an earlier one, never the other way round.
+  std::array<StepId, kQueues> conflicts = latest_conflicts(queue, accesses);
+  std::sort(conflicts.rbegin(), conflicts.rend());
+  orders_.begin(queue);
+  Range& after = program_.steps.back().after;
+  after.begin = static_cast<std::uint32_t>(program_.after.size());
+  for (const StepId other : conflicts) {
+    if (other < 0 || orders_.ordered(other, step)) continue;
+    program_.after.push_back(other);
+    ++after.count;
+    orders_.wait_for(other);
+  }
+  remember(step, accesses);
+}
+
+std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::span<const Access> accesses) const {
+  std::array<StepId, kQueues> latest{-1, -1, -1};
+  const auto scan = [&](const std::vector<Use>& uses, const View& view) {
+    for (auto use = uses.rbegin(); use != uses.rend(); ++use) {
+      const int other = orders_.queue_of(use->step);
+      if (other != queue && use->step > latest[other] && overlap(use->view, view)) latest[other] = use->step;
+    }
+  };
+  for (const Access& access : accesses) {
+    if (!access.view.present()) continue;
+    const SlotHistory& history = history_[static_cast<std::size_t>(access.view.slot)];
+    scan(history.writes, access.view);
+    if (access.mode != Mode::read) scan(history.reads, access.view);
+  }
+  return latest;
+}
+
+void ProgramBuilder::remember(StepId step, std::span<const Access> accesses) {
+  const int queue = orders_.queue_of(step);
+  for (const Access& access : accesses) {
+    if (!access.view.present()) continue;
+    SlotHistory& history = history_[static_cast<std::size_t>(access.view.slot)];
+    const Slot& slot = program_.slot_of(access.view);
+    history.lifetime.use(queue, step);
+    if (access.mode == Mode::read) {
+      history.reads.push_back({step, access.view});
+      continue;
+    }
+    if (access.view.rows == slot.rows && access.view.heads == slot.heads) {
+      // Whatever comes later conflicts with this write and so follows everything that preceded it.
+      history.reads.clear();
+      history.writes.clear();
+    }
+    history.writes.push_back({step, access.view});
+  }
+}
+
+void ProgramBuilder::place_scratch() {
+  std::vector<SlotId> ids;
+  std::vector<std::int64_t> bytes;
+  for (std::size_t i = 0; i < program_.slots.size(); ++i) {
+    if (program_.slots[i].role != Role::scratch) continue;
+    if (!history_[i].lifetime.used()) program_.slots[i].rows = 0;  // takes no memory
+    ids.push_back(static_cast<SlotId>(i));
+    bytes.push_back(program_.slots[i].bytes());
+  }
+  std::vector<std::int64_t> offsets(ids.size());
+  const auto apart = [&](int a, int b) {
+    const auto lifetime = [&](int i) -> const Lifetime& {
+      return history_[static_cast<std::size_t>(ids[static_cast<std::size_t>(i)])].lifetime;
+    };
+    return lifetime(a).apart(lifetime(b), orders_);
+  };
+  program_.workspace_bytes = place_blocks(bytes, apart, offsets);
+  for (std::size_t i = 0; i < ids.size(); ++i) program_.slots[static_cast<std::size_t>(ids[i])].offset = offsets[i];
+}
+
+Program ProgramBuilder::build() {
+  place_scratch();
+  return std::move(program_);
+}
+
+}  // namespace periplus::plan

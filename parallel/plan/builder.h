@@ -1,0 +1,108 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "parallel/plan/order.h"
+#include "parallel/plan/plan.h"
+
+namespace periplus::plan {
+
+class ProgramBuilder;
+
+/// `count` scratch slots used in turn. The name bounds how far a program may run ahead: the n-th use waits until the
+/// (n - count)-th is no longer read.
+class RotatingScratch {
+ public:
+  /// A view of the next slot, `rows` high.
+  View next(std::int64_t rows);
+
+ private:
+  friend class ProgramBuilder;
+  explicit RotatingScratch(std::vector<View> views) : views_(std::move(views)) {}
+  std::vector<View> views_;
+  std::size_t turn_ = 0;
+};
+
+/// Writes the program of one rank, top to bottom. A strategy names what each step reads and writes and never says "wait":
+/// dependencies follow from the accesses. Every rank must call `exchange` equally often, with the same lanes, so that
+/// phases agree; an exchange that turns out empty on this rank costs nothing.
+/// Empty views are welcome everywhere: their steps and messages are dropped. Steps that may run at the same time and
+/// depend on different messages belong on different lanes: each lane is a queue.
+class ProgramBuilder {
+ public:
+  explicit ProgramBuilder(Rank rank) { program_.rank = rank; }
+  Rank rank() const noexcept { return program_.rank; }
+
+  /// Declares a slot, under a name of its own, and returns the view of all of it.
+  View slot(std::string name, Role role, DType dtype, std::int64_t rows, std::int64_t heads, std::int64_t width, bool contiguous = true);
+  View scratch(std::string name, DType dtype, std::int64_t rows, std::int64_t heads, std::int64_t width) {
+    return slot(std::move(name), Role::scratch, dtype, rows, heads, width);
+  }
+  /// Slots name.0, name.1, ..., each able to hold `rows` rows.
+  RotatingScratch rotating_scratch(std::string_view name, int count, DType dtype, std::int64_t rows, std::int64_t heads,
+                                   std::int64_t width);
+  /// `view` itself if messages can be sent from it, else a contiguous scratch copy called `name`, made by a copy step.
+  View sendable(View view, std::string name);
+  DType dtype_of(const View& view) const { return program_.slot_of(view).dtype; }
+  std::int64_t width_of(const View& view) const { return program_.slot_of(view).width; }
+
+  struct AttendOperands {
+    View q, k, v;
+    View out, lse;  ///< state
+  };
+  /// With Mode::write the state is started; rows without bands become empty. With Mode::add and no bands nothing is emitted.
+  void attend(Label label, const AttendOperands& on, std::span<const Band> bands, double scale, double softcap, Mode mode);
+
+  struct AttendBackwardOperands {
+    View q, k, v, dout, lse, delta;
+    View dq, dk, dv;
+  };
+  /// dk and dv are always written, dq by `dq_mode`. Sums over several blocks are made with `add`, in the order that counts.
+  void attend_backward(Label label, const AttendBackwardOperands& on, std::span<const Band> bands, double scale, double softcap,
+                       Mode dq_mode);
+
+  void merge(Label label, View part_out, View part_lse, View out, View lse);
+  void finish(Label label, View state_out, View state_lse, View sink, View out, View lse);
+  struct DeltaOperands {
+    View dout, out, lse, dlse, sink;
+    View delta, dsink;
+  };
+  void delta(Label label, const DeltaOperands& on);
+  void copy(Label label, View source, View destination);
+  void add(Label label, View source, View destination);
+  /// Messages to and from the rank itself and of zero rows are dropped.
+  void exchange(Label label, int lane, std::span<const Message> sends, std::span<const Message> receives);
+
+  /// Places scratch slots in the workspace and returns the program. The builder is spent.
+  Program build();
+
+ private:
+  struct Use {
+    StepId step;
+    View view;
+  };
+  struct SlotHistory {
+    std::vector<Use> reads, writes;  ///< Those a later access may have to wait for, oldest first.
+    Lifetime lifetime;
+  };
+
+  StepId begin_step(Op op, Label label);
+  void emit(Op op, Label label, std::span<const Access> accesses, std::span<const Band> bands = {}, double scale = 1, double softcap = 0);
+  void order(StepId step, std::span<const Access> accesses);
+  std::array<StepId, kQueues> latest_conflicts(int queue, std::span<const Access> accesses) const;
+  void remember(StepId step, std::span<const Access> accesses);
+  void place_scratch();
+
+  Program program_;
+  std::int32_t phase_ = 0;
+  std::vector<SlotHistory> history_;  ///< by slot
+  std::vector<Access> touched_;       ///< of the exchange at hand
+  StepOrders orders_;
+};
+
+}  // namespace periplus::plan

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include "parallel/plan/plan.h"
+
+namespace periplus::plan {
+
+/// Element type of an operand: the storage type of the step, the accumulator type that belongs to it, or either.
+enum class OperandType : std::uint8_t { storage, accumulator, any };
+
+/// One operand of an op, in the order of the step's accesses.
+struct Operand {
+  std::string_view name;
+  std::string_view modes;  ///< Letters allowed: r(ead), w(rite), a(dd).
+  OperandType type;
+  bool optional = false;  ///< May be absent (kNoSlot).
+};
+
+/// One row per op; verify, print, simulate and execute read it instead of knowing ops one by one.
+struct OpInfo {
+  Op op;
+  std::string_view name;
+  std::span<const Operand> operands;
+};
+
+const OpInfo& info(Op op) noexcept;
+char letter(Mode mode) noexcept;
+
+/// Positions of the operands of the ops that are looked at one by one.
+namespace attend_operand {
+enum { q, k, v, out, lse };
+}
+namespace attend_backward_operand {
+enum { q, k, v, dout, lse, delta, dq, dk, dv };
+}
+namespace merge_operand {
+enum { part_out, part_lse, out, lse };
+}
+namespace finish_operand {
+enum { state_out, state_lse, sink, out, lse };
+}
+namespace delta_operand {
+enum { dout, out, lse, dlse, sink, delta, dsink };
+}
+namespace transfer_operand {  // copy and add
+enum { source, destination };
+}
+
+/// Floating-point operations of a compute step, counted from its bands; 0 for the others.
+double flops(const Program& program, const Step& step);
+/// Bytes a step touches (compute) or sends (exchange).
+std::int64_t bytes(const Program& program, const Step& step);
+
+}  // namespace periplus::plan

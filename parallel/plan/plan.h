@@ -1,0 +1,138 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/band.h"
+#include "parallel/layout.h"
+#include "parallel/mask.h"
+#include "runtime/dtype.h"
+
+/// A plan is data: what each rank computes and exchanges, in order, written down before anything runs. The same plan is
+/// proven (verify.h), printed (print.h), timed (simulate/) and run (execute/).
+///
+/// Execution model, one for all of them. A rank has one compute queue and two exchange lanes, each in program order. A
+/// step starts when it heads its queue and the steps in `after` have finished. An exchange starts and ends as a whole; a
+/// message moves once both its exchanges have started. Exchanges have phases that rise strictly along a program, both
+/// ends of a message share phase and lane, and `after` points backward: so no transport can deadlock.
+namespace periplus::plan {
+
+using Rank = int;
+using SlotId = std::int32_t;
+using StepId = std::int32_t;
+inline constexpr SlotId kNoSlot = -1;
+inline constexpr int kPlanLanes = 2;
+
+/// Who owns a slot's memory: the caller (input: read only; output, saved: written) or the workspace (scratch).
+enum class Role : std::uint8_t { input, output, saved, scratch };
+
+/// Named buffer of one rank, [rows][heads][width].
+struct Slot {
+  std::string name;
+  Role role = Role::scratch;
+  DType dtype = DType::f32;
+  std::int64_t rows = 0, heads = 0, width = 0;
+  std::int64_t offset = 0;  ///< Scratch only: byte offset in the workspace, 256-byte aligned.
+  bool contiguous = true;   ///< Bound slots: whether the caller will bind a dense tensor. Scratch always is.
+  std::int64_t bytes() const noexcept { return rows * heads * width * static_cast<std::int64_t>(size_of(dtype)); }
+};
+
+/// Row range x head range of a slot. kNoSlot: an operand that is absent.
+struct View {
+  SlotId slot = kNoSlot;
+  std::int64_t row0 = 0, rows = 0, head0 = 0, heads = 0;
+  bool present() const noexcept { return slot != kNoSlot; }
+  bool empty() const noexcept { return rows == 0 || heads == 0; }
+  /// `count` rows (or heads) of this view, from its own row (head) `first` on.
+  View rows_at(std::int64_t first, std::int64_t count) const noexcept { return {slot, row0 + first, count, head0, heads}; }
+  View heads_at(std::int64_t first, std::int64_t count) const noexcept { return {slot, row0, rows, head0 + first, count}; }
+  friend bool operator==(const View&, const View&) = default;
+};
+
+/// read; write: old content is dead; add: content must be defined, the step folds into it.
+enum class Mode : std::uint8_t { read, write, add };
+
+struct Access {
+  View view;
+  Mode mode = Mode::read;
+};
+
+/// Contiguous in its slot: all heads, rows > 0. Never to the rank itself.
+struct Message {
+  Rank peer = 0;
+  View view;
+};
+
+/// Meaning and operands of each op stand in ops.cpp, one row per op.
+enum class Op : std::uint8_t { attend, attend_backward, merge, finish, delta, copy, add, exchange };
+
+/// [begin, begin + count) of one of the pools of the program.
+struct Range {
+  std::uint32_t begin = 0, count = 0;
+};
+
+/// What a step is for, for people: "hop" 3.
+struct Label {
+  const char* text = "";  ///< A literal.
+  int index = -1;
+};
+
+struct Step {
+  Op op = Op::copy;
+  std::int8_t lane = 0;     ///< exchange only
+  std::int32_t phase = -1;  ///< exchange only
+  Range accesses, bands, sends, receives, after;
+  double scale = 1, softcap = 0;
+  Label label;
+};
+
+/// All steps of one rank. Pools are plain arrays that the ranges of the steps index.
+struct Program {
+  Rank rank = 0;
+  std::vector<Slot> slots;
+  std::vector<Step> steps;
+  std::vector<Access> accesses;
+  std::vector<Band> bands;
+  std::vector<Message> sends, receives;
+  std::vector<StepId> after;
+  std::int64_t workspace_bytes = 0;
+
+  template <class T>
+  std::span<const T> of(const std::vector<T>& pool, Range range) const {
+    return std::span<const T>(pool).subspan(range.begin, range.count);
+  }
+  std::span<const Access> accesses_of(const Step& step) const { return of(accesses, step.accesses); }
+  std::span<const Band> bands_of(const Step& step) const { return of(bands, step.bands); }
+  std::span<const Message> sends_of(const Step& step) const { return of(sends, step.sends); }
+  std::span<const Message> receives_of(const Step& step) const { return of(receives, step.receives); }
+  std::span<const StepId> after_of(const Step& step) const { return of(after, step.after); }
+
+  const Slot& slot_of(const View& view) const { return slots[static_cast<std::size_t>(view.slot)]; }
+  std::int64_t bytes_of(const View& view) const;
+  std::int64_t bytes_sent() const;
+  /// Throws InvalidArgument listing the names there are.
+  SlotId find_slot(std::string_view name) const;
+};
+
+/// Index of the queue a step waits in: 0 compute, 1 + lane for exchanges.
+inline constexpr int kQueues = 1 + kPlanLanes;
+inline int queue_of(const Step& step) noexcept { return step.op == Op::exchange ? 1 + step.lane : 0; }
+
+/// What a plan says it computes; verify() holds it to that. Slots are known by name: inputs q, k, v, dout, out, lse, dlse,
+/// sink; outputs out, lse (forward), dq, dk, dv, dsink (backward).
+struct Claim {
+  SequenceLayout layout;
+  Mask mask;
+  int q_heads = 1, kv_heads = 1;
+  bool backward = false;
+  std::int64_t bytes_sent = -1;  ///< Sum over ranks by the strategy's closed formula; -1 where it is not exact.
+};
+
+struct Plan {
+  std::vector<Program> programs;  ///< by rank
+  Claim claim;
+};
+
+}  // namespace periplus::plan

@@ -1,0 +1,80 @@
+#include "parallel/plan/provenance_pieces.h"
+
+#include <algorithm>
+#include <array>
+
+#include <fmt/format.h>
+
+namespace periplus::plan {
+namespace {
+
+constexpr std::array<std::string_view, 15> kCellNames{"q",     "k",           "v",           "dout", "out", "lse", "dlse", "sink",
+                                                      "delta", "partial out", "partial lse", "dq",   "dk",  "dv",  "dsink"};
+constexpr std::size_t kInputs = 8;
+
+}  // namespace
+
+std::string_view name_of(Cell cell) { return kCellNames[static_cast<std::size_t>(cell)]; }
+
+std::optional<Cell> input_cell(std::string_view slot_name) {
+  const auto end = kCellNames.begin() + kInputs, name = std::find(kCellNames.begin(), end, slot_name);
+  if (name == end) return std::nullopt;
+  return static_cast<Cell>(name - kCellNames.begin());
+}
+
+std::vector<Term> Piece::terms() const {
+  std::vector<Term> result = shared_terms ? *shared_terms : std::vector<Term>();
+  for (Term& term : result) term.row += term_row, term.head += term_head;
+  return result;
+}
+
+std::optional<Piece> cut(const Piece& piece, std::int64_t row0, std::int64_t rows, std::int64_t head0, std::int64_t heads) {
+  const std::int64_t r0 = std::max(piece.row0, row0), r1 = std::min(piece.row0 + piece.rows, row0 + rows);
+  const std::int64_t h0 = std::max(piece.head0, head0), h1 = std::min(piece.head0 + piece.heads, head0 + heads);
+  if (r0 >= r1 || h0 >= h1) return std::nullopt;
+  Piece part = piece;
+  part.row0 = r0, part.rows = r1 - r0, part.head0 = h0, part.heads = h1 - h0;
+  part.origin_row += r0 - piece.row0, part.origin_head += h0 - piece.head0;
+  part.term_row += r0 - piece.row0, part.term_head += h0 - piece.head0;
+  return part;
+}
+
+void keep_outside(const Piece& piece, const View& hole, Pieces& kept) {
+  const auto keep = [&](std::int64_t r0, std::int64_t r1, std::int64_t h0, std::int64_t h1) {
+    if (std::optional<Piece> part = cut(piece, r0, r1 - r0, h0, h1 - h0)) kept.push_back(std::move(*part));
+  };
+  constexpr std::int64_t kFar = std::int64_t{1} << 40;
+  const std::int64_t r0 = hole.row0, r1 = hole.row0 + hole.rows;
+  keep(-kFar, r0, -kFar, kFar);
+  keep(r1, kFar, -kFar, kFar);
+  keep(r0, r1, -kFar, hole.head0);
+  keep(r0, r1, hole.head0 + hole.heads, kFar);
+}
+
+Pieces sums_like(const Pieces& identity, Cell cell, int record, bool contributes) {
+  Pieces sums = identity;
+  for (Piece& piece : sums) {
+    piece.cell = cell;
+    piece.shared_terms = contributes ? std::make_shared<const std::vector<Term>>(1, Term{record, piece.row0, piece.head0}) : nullptr;
+    piece.term_row = piece.term_head = 0;
+  }
+  return sums;
+}
+
+Piece added(const Piece& held, const Piece& more) {
+  Piece sum = held;
+  std::vector<Term> terms = held.terms();
+  const std::vector<Term> others = more.terms();
+  terms.insert(terms.end(), others.begin(), others.end());
+  sum.shared_terms = std::make_shared<const std::vector<Term>>(std::move(terms));
+  sum.term_row = sum.term_head = 0;
+  return sum;
+}
+
+void require_same_origin(const Piece& x, const Piece& y) {
+  if (x.same_origin(y)) return;
+  throw ProvenanceFailure{fmt::format("{} of rank {} row {} head {} meets {} of rank {} row {} head {}", name_of(x.cell), x.origin,
+                                      x.origin_row, x.origin_head, name_of(y.cell), y.origin, y.origin_row, y.origin_head)};
+}
+
+}  // namespace periplus::plan

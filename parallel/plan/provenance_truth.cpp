@@ -1,0 +1,106 @@
+#include "parallel/plan/provenance_truth.h"
+
+#include <algorithm>
+
+namespace periplus::plan {
+namespace {
+
+/// The rows of a run that lie in [begin, end).
+StridedRows clip(const StridedRows& run, std::int64_t begin, std::int64_t end) {
+  const auto steps = [&](std::int64_t to) {
+    return std::clamp((to - run.first + run.stride - 1) / run.stride, std::int64_t{0}, run.count);
+  };
+  const std::int64_t first = begin > run.first ? steps(begin) : 0, last = end > run.first ? steps(end) : 0;
+  return {run.first + first * run.stride, last - first, run.stride};
+}
+
+}  // namespace
+
+Truth::Truth(const Claim& claim)
+    : claim_(claim), group_(claim.q_heads / claim.kv_heads), fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u) {}
+
+/// Runs of evenly spaced global rows of [row0, row0 + rows) of a rank: fn(first row of the run, StridedRows).
+template <class Fn>
+void Truth::for_runs(Rank rank, std::int64_t row0, std::int64_t rows, Fn&& fn) const {
+  const auto segments = claim_.layout.segments_of(rank);
+  auto segment = std::upper_bound(segments.begin(), segments.end(), row0,
+                                  [](std::int64_t row, const Segment& s) { return row < s.local0 + s.length; });
+  for (; segment != segments.end() && segment->local0 < row0 + rows; ++segment) {
+    const std::int64_t begin = std::max(row0, segment->local0), end = std::min(row0 + rows, segment->local0 + segment->length);
+    if (begin < end) fn(begin, StridedRows{segment->global0 + (begin - segment->local0) * segment->stride, end - begin, segment->stride});
+  }
+}
+
+std::uint64_t Truth::demanded(const Piece& piece) const {
+  const bool keys = has_key_rows(piece.cell);
+  std::uint64_t sum = 0;
+  for_runs(piece.origin, piece.origin_row, piece.rows, [&](std::int64_t, const StridedRows& run) {
+    for (const Band& band : claim_.mask.bands()) {
+      const StridedRows own = clip(run, keys ? band.k0 : band.q0, keys ? band.k1 : band.q1);
+      const StridedRows other = keys ? StridedRows{band.q0, band.q1 - band.q0, 1} : StridedRows{band.k0, band.k1 - band.k0, 1};
+      if (own.count > 0)
+        sum = field::add(sum, keys ? fingerprint_.band(other, own, band.lo, band.hi) : fingerprint_.band(own, other, band.lo, band.hi));
+    }
+  });
+  const std::int64_t per_row_head = keys ? group_ : 1;
+  return field::multiply(sum, fingerprint_.heads(piece.origin_head * per_row_head, piece.heads * per_row_head));
+}
+
+/// Fingerprint of the pairs of one band between one query piece and one key piece, in global rows.
+std::uint64_t Truth::band_between(const Band& band, const Piece& q, const Piece& k) const {
+  const std::int64_t q0 = std::max(band.q0, q.row0), q1 = std::min(band.q1, q.row0 + q.rows);
+  const std::int64_t k0 = std::max(band.k0, k.row0), k1 = std::min(band.k1, k.row0 + k.rows);
+  if (q0 >= q1 || k0 >= k1) return 0;
+  std::uint64_t sum = 0;
+  for_runs(q.origin, q.origin_row + q0 - q.row0, q1 - q0, [&](std::int64_t q_begin, const StridedRows& q_run) {
+    const std::int64_t q_view = q_begin - q.origin_row + q.row0;
+    for_runs(k.origin, k.origin_row + k0 - k.row0, k1 - k0, [&](std::int64_t k_begin, const StridedRows& k_run) {
+      const std::int64_t k_view = k_begin - k.origin_row + k.row0;
+      // The band speaks of view rows: in runs of spacing s, lo <= u - t <= hi becomes global bounds around the two first rows.
+      const auto add_run = [&](const StridedRows& a, std::int64_t a_view, const StridedRows& b) {
+        const std::int64_t stride = a.count > 1 ? a.stride : b.stride;
+        const std::int64_t shift = b.first - a.first, view_shift = k_view - a_view;
+        const auto bound = [&](std::int64_t v) {
+          return v <= -kUnbounded / 2 || v >= kUnbounded / 2 ? v : (v - view_shift) * stride + shift;
+        };
+        sum = field::add(sum, fingerprint_.band({a.first, a.count, stride}, {b.first, b.count, stride}, bound(band.lo), bound(band.hi)));
+      };
+      if (q_run.stride == k_run.stride || q_run.count == 1 || k_run.count == 1) {
+        add_run(q_run, q_view, k_run);
+      } else {
+        for (std::int64_t t = 0; t < q_run.count; ++t) add_run({q_run.first + t * q_run.stride, 1, 1}, q_view + t, k_run);
+      }
+    });
+  });
+  return sum;
+}
+
+std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const AttendRecord& r) const {
+  const bool keys = has_key_rows(piece.cell);
+  const std::int64_t all_rows = keys ? r.k_rows : r.q_rows, all_heads = keys ? r.q_heads / r.group : r.q_heads;
+  const bool whole = term.row == 0 && piece.rows == all_rows && term.head == 0 && piece.heads == all_heads;
+  if (whole && r.whole) return *r.whole;
+  const std::int64_t heads_per_row_head = keys ? r.group : 1;
+  const std::int64_t h0 = term.head * heads_per_row_head, h1 = h0 + piece.heads * heads_per_row_head;
+  std::uint64_t sum = 0;
+  const auto outside = [&](const Piece& p) { return p.row0 >= term.row + piece.rows || p.row0 + p.rows <= term.row; };
+  for (const Piece& x : r.q) {
+    for (const Piece& y : r.k) {
+      if (outside(keys ? y : x)) continue;
+      const std::int64_t head0 = std::max({h0, x.head0, y.head0 * r.group}),
+                         head1 = std::min({h1, x.head0 + x.heads, (y.head0 + y.heads) * r.group});
+      if (head0 >= head1) continue;
+      std::uint64_t pairs = 0;
+      for (Band band : r.program->bands_of(*r.step)) {
+        std::int64_t &begin = keys ? band.k0 : band.q0, &end = keys ? band.k1 : band.q1;
+        begin = std::max(begin, term.row), end = std::min(end, term.row + piece.rows);
+        pairs = field::add(pairs, band_between(band, x, y));
+      }
+      sum = field::add(sum, field::multiply(pairs, fingerprint_.heads(x.origin_head + head0 - x.head0, head1 - head0)));
+    }
+  }
+  if (whole) r.whole = sum;
+  return sum;
+}
+
+}  // namespace periplus::plan

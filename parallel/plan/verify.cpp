@@ -1,0 +1,391 @@
+#include "parallel/plan/verify.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <tuple>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "parallel/plan/arena.h"
+#include "parallel/plan/ops.h"
+#include "parallel/plan/order.h"
+#include "parallel/plan/verify_provenance.h"
+
+namespace periplus::plan {
+namespace {
+
+constexpr std::size_t kMostFailures = 8;
+
+/// Everything a step touches, messages included.
+void collect_accesses(const Program& program, const Step& step, std::vector<Access>& accesses) {
+  accesses.clear();
+  for (const Access& access : program.accesses_of(step)) {
+    if (access.view.present()) accesses.push_back(access);
+  }
+  for (const Message& message : program.sends_of(step)) accesses.push_back({message.view, Mode::read});
+  for (const Message& message : program.receives_of(step)) accesses.push_back({message.view, Mode::write});
+}
+
+/// Part 1 for one program.
+class FormCheck {
+ public:
+  FormCheck(const Program& program, int ranks, std::vector<std::string>& failures)
+      : program_(program), ranks_(ranks), failures_(failures) {}
+
+  void run() {
+    for (const Slot& slot : program_.slots) {
+      check_slot(slot);
+      const auto same_name = [&](const Slot& other) { return other.name == slot.name; };
+      require(std::ranges::count_if(program_.slots, same_name) == 1, "two slots are called '{}'", slot.name);
+    }
+    for (id_ = 0; id_ < static_cast<StepId>(program_.steps.size()); ++id_) {
+      const Step& step = program_.steps[static_cast<std::size_t>(id_)];
+      if (!check_ranges(step)) continue;
+      for (const StepId other : program_.after_of(step))
+        require(other >= 0 && other < id_, "waits for step {}, which is not earlier", other);
+      if (step.op == Op::exchange) {
+        check_exchange(step);
+      } else {
+        check_operands(step);
+      }
+    }
+  }
+
+ private:
+  template <class... Args>
+  void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
+    if (holds) return;
+    failures_.push_back(fmt::format("rank {} step {}: {}", program_.rank, id_, fmt::format(what, std::forward<Args>(args)...)));
+  }
+
+  void check_slot(const Slot& slot) {
+    if (slot.role != Role::scratch) return;
+    require(slot.offset >= 0 && slot.offset % kArenaAlignment == 0 && slot.offset + slot.bytes() <= program_.workspace_bytes,
+            "scratch '{}' of {} bytes at {} does not fit the workspace of {} bytes", slot.name, slot.bytes(), slot.offset,
+            program_.workspace_bytes);
+  }
+
+  bool check_ranges(const Step& step) {
+    const auto fits = [](Range range, const auto& pool) { return range.begin <= pool.size() && range.count <= pool.size() - range.begin; };
+    const bool fit = fits(step.accesses, program_.accesses) && fits(step.bands, program_.bands) && fits(step.sends, program_.sends) &&
+                     fits(step.receives, program_.receives) && fits(step.after, program_.after);
+    require(fit, "ranges leave the pools of the program");
+    if (!fit) return false;
+    require(step.op == Op::exchange || step.sends.count + step.receives.count == 0, "{} has messages", info(step.op).name);
+    return true;
+  }
+
+  bool check_view(const View& view, std::string_view what) {
+    const bool slot_exists = view.slot >= 0 && view.slot < static_cast<SlotId>(program_.slots.size());
+    require(slot_exists, "{} names slot {}, which does not exist", what, view.slot);
+    if (!slot_exists) return false;
+    const Slot& slot = program_.slot_of(view);
+    const bool fits = view.row0 >= 0 && view.rows >= 0 && view.row0 + view.rows <= slot.rows && view.head0 >= 0 && view.heads >= 0 &&
+                      view.head0 + view.heads <= slot.heads;
+    require(fits, "{} takes rows {}+{} heads {}+{} of '{}', which has {} rows and {} heads", what, view.row0, view.rows, view.head0,
+            view.heads, slot.name, slot.rows, slot.heads);
+    return fits;
+  }
+
+  void check_message(const Message& message, std::string_view what) {
+    if (!check_view(message.view, what)) return;
+    const Slot& slot = program_.slot_of(message.view);
+    require(message.peer >= 0 && message.peer < ranks_ && message.peer != program_.rank, "{} has peer {} of {} ranks", what, message.peer,
+            ranks_);
+    require(message.view.rows > 0 && message.view.heads == slot.heads && slot.contiguous,
+            "{} is not a contiguous part of '{}' with all heads", what, slot.name);
+  }
+
+  void check_exchange(const Step& step) {
+    require(step.lane >= 0 && step.lane < kPlanLanes, "lane {} does not exist", step.lane);
+    require(step.accesses.count == 0, "an exchange has operands");
+    require(step.phase > last_phase_, "phase {} does not rise above {}", step.phase, last_phase_);
+    last_phase_ = step.phase;
+    for (const Message& m : program_.sends_of(step)) check_message(m, "a send");
+    for (const Message& m : program_.receives_of(step)) {
+      check_message(m, "a receive");
+      require(program_.slot_of(m.view).role != Role::input, "receives into the input '{}'", program_.slot_of(m.view).name);
+    }
+  }
+
+  void check_operands(const Step& step) {
+    const OpInfo& op = info(step.op);
+    const auto accesses = program_.accesses_of(step);
+    require(accesses.size() == op.operands.size(), "{} has {} operands instead of {}", op.name, accesses.size(), op.operands.size());
+    if (accesses.size() != op.operands.size()) return;
+    for (std::size_t i = 0; i < accesses.size(); ++i) {
+      const Operand& operand = op.operands[i];
+      if (!accesses[i].view.present()) {
+        require(operand.optional, "{} lacks operand {}", op.name, operand.name);
+        continue;
+      }
+      if (!check_view(accesses[i].view, operand.name)) return;
+      require(operand.modes.find(letter(accesses[i].mode)) != std::string_view::npos, "operand {} of {} has mode {}", operand.name, op.name,
+              letter(accesses[i].mode));
+      require(accesses[i].mode == Mode::read || program_.slot_of(accesses[i].view).role != Role::input, "writes the input '{}'",
+              program_.slot_of(accesses[i].view).name);
+    }
+    check_types(op, accesses);
+    check_shapes(step, accesses);
+  }
+
+  /// One storage type, and the accumulator type that belongs to it.
+  void check_types(const OpInfo& op, std::span<const Access> accesses) {
+    std::optional<DType> storage, accumulator;
+    for (std::size_t i = 0; i < accesses.size(); ++i) {
+      const OperandType type = op.operands[i].type;
+      if (!accesses[i].view.present() || type == OperandType::any) continue;
+      const DType dtype = program_.slot_of(accesses[i].view).dtype;
+      std::optional<DType>& expected = type == OperandType::storage ? storage : accumulator;
+      if (!expected) expected = dtype;
+      require(dtype == *expected, "operand {} of {} is {} where {} is needed", op.operands[i].name, op.name, to_string(dtype),
+              to_string(*expected));
+    }
+    if (storage && accumulator) {
+      require(*accumulator == accumulator_of(*storage), "{} of {} operands keeps its sums in {} instead of {}", op.name,
+              to_string(*storage), to_string(*accumulator), to_string(accumulator_of(*storage)));
+    }
+  }
+
+  void like(const Access& a, const Access& b, bool same_width, std::string_view what) {
+    if (!a.view.present() || !b.view.present()) return;
+    const bool equal = a.view.rows == b.view.rows && a.view.heads == b.view.heads &&
+                       (!same_width || program_.slot_of(a.view).width == program_.slot_of(b.view).width);
+    require(equal, "{} differ in shape", what);
+  }
+
+  void check_sink(const Access& sink, const Access& queries) {
+    require(!sink.view.present() || (sink.view.rows == 1 && sink.view.heads == queries.view.heads),
+            "{} rows and {} heads of sinks for {} query heads", sink.view.rows, sink.view.heads, queries.view.heads);
+  }
+
+  void check_shapes(const Step& step, std::span<const Access> a) {
+    switch (step.op) {
+      case Op::attend:
+      case Op::attend_backward: {
+        using namespace attend_operand;
+        like(a[q], a[out], false, "q and out");
+        like(a[q], a[lse], false, "q and lse");
+        like(a[k], a[v], false, "k and v");
+        require(a[k].view.heads > 0 && a[q].view.heads % a[k].view.heads == 0, "{} query heads on {} KV heads", a[q].view.heads,
+                a[k].view.heads);
+        require(program_.slot_of(a[q].view).width == program_.slot_of(a[k].view).width, "q and k differ in width");
+        require(program_.slot_of(a[v].view).width == program_.slot_of(a[out].view).width, "v and out differ in width");
+        if (step.op == Op::attend_backward) {
+          namespace b = attend_backward_operand;
+          like(a[q], a[b::delta], false, "q and delta");
+          like(a[q], a[b::dq], true, "q and dq");
+          like(a[k], a[b::dk], true, "k and dk");
+          like(a[v], a[b::dv], true, "v and dv");
+        }
+        for (const Band& band : program_.bands_of(step)) {
+          require(band.q0 >= 0 && band.q1 <= a[q].view.rows && band.k0 >= 0 && band.k1 <= a[k].view.rows && band.q0 < band.q1 &&
+                      band.k0 < band.k1,
+                  "band q {}:{} k {}:{} leaves the views of {} rows and {} keys", band.q0, band.q1, band.k0, band.k1, a[q].view.rows,
+                  a[k].view.rows);
+        }
+        break;
+      }
+      case Op::merge:
+        like(a[merge_operand::part_out], a[merge_operand::out], true, "part and state");
+        like(a[merge_operand::part_lse], a[merge_operand::lse], true, "part and state");
+        break;
+      case Op::finish:
+        like(a[finish_operand::state_out], a[finish_operand::out], true, "state and out");
+        like(a[finish_operand::state_lse], a[finish_operand::lse], true, "state and lse");
+        like(a[finish_operand::out], a[finish_operand::lse], false, "out and lse");
+        check_sink(a[finish_operand::sink], a[finish_operand::out]);
+        break;
+      case Op::delta:
+        like(a[delta_operand::dout], a[delta_operand::out], true, "dout and out");
+        like(a[delta_operand::dout], a[delta_operand::lse], false, "dout and lse");
+        like(a[delta_operand::dout], a[delta_operand::dlse], false, "dout and dlse");
+        like(a[delta_operand::dout], a[delta_operand::delta], false, "dout and delta");
+        check_sink(a[delta_operand::sink], a[delta_operand::dout]);
+        check_sink(a[delta_operand::dsink], a[delta_operand::dout]);
+        break;
+      case Op::copy:
+      case Op::add:
+        like(a[transfer_operand::source], a[transfer_operand::destination], true, "source and destination");
+        break;
+      case Op::exchange:
+        break;
+    }
+  }
+
+  const Program& program_;
+  int ranks_;
+  std::vector<std::string>& failures_;
+  StepId id_ = -1;
+  std::int32_t last_phase_ = -1;
+};
+
+/// Part 2.
+struct Letter {
+  std::int32_t phase;
+  Rank from, to;
+  std::int32_t order;  ///< k-th of its pair and phase
+  std::int32_t lane;
+  std::int64_t bytes;
+  DType dtype;
+  StepId step;
+  auto key() const { return std::tuple(phase, from, to, order); }
+  auto content() const { return std::tuple(lane, bytes, dtype); }
+};
+
+std::vector<Letter> letters(const Plan& plan, bool sent) {
+  std::vector<Letter> all;
+  std::vector<std::int32_t> order;
+  for (const Program& program : plan.programs) {
+    for (std::size_t id = 0; id < program.steps.size(); ++id) {
+      const Step& step = program.steps[id];
+      const auto messages = sent ? program.sends_of(step) : program.receives_of(step);
+      order.assign(messages.empty() ? 0 : plan.programs.size(), 0);
+      for (const Message& m : messages) {
+        const Rank from = sent ? program.rank : m.peer, to = sent ? m.peer : program.rank;
+        all.push_back({step.phase, from, to, order[static_cast<std::size_t>(m.peer)]++, step.lane, program.bytes_of(m.view),
+                       program.slot_of(m.view).dtype, static_cast<StepId>(id)});
+      }
+    }
+  }
+  std::sort(all.begin(), all.end(), [](const Letter& a, const Letter& b) { return a.key() < b.key(); });
+  return all;
+}
+
+void check_messages(const Plan& plan, Verdict& verdict) {
+  const std::vector<Letter> sent = letters(plan, true), received = letters(plan, false);
+  std::size_t s = 0, r = 0;
+  while ((s < sent.size() || r < received.size()) && verdict.failures.size() < kMostFailures) {
+    if (r == received.size() || (s < sent.size() && sent[s].key() < received[r].key())) {
+      verdict.failures.push_back(fmt::format("rank {} step {}: sends {} bytes to rank {} in phase {}, which does not receive them",
+                                             sent[s].from, sent[s].step, sent[s].bytes, sent[s].to, sent[s].phase));
+      ++s;
+    } else if (s == sent.size() || received[r].key() < sent[s].key()) {
+      verdict.failures.push_back(fmt::format("rank {} step {}: receives {} bytes from rank {} in phase {}, which does not send them",
+                                             received[r].to, received[r].step, received[r].bytes, received[r].from, received[r].phase));
+      ++r;
+    } else {
+      if (sent[s].content() != received[r].content()) {
+        verdict.failures.push_back(
+            fmt::format("rank {} step {} sends {} bytes of {} on lane {} to rank {} step {}, which receives {} bytes of {} on lane {}",
+                        sent[s].from, sent[s].step, sent[s].bytes, to_string(sent[s].dtype), sent[s].lane, sent[s].to, received[r].step,
+                        received[r].bytes, to_string(received[r].dtype), received[r].lane));
+      }
+      verdict.bytes_sent += sent[s].bytes;
+      ++verdict.messages;
+      ++s, ++r;
+    }
+  }
+}
+
+/// Part 3 for one program.
+class RaceCheck {
+ public:
+  RaceCheck(const Program& program, std::vector<std::string>& failures)
+      : program_(program), failures_(failures), slots_(program.slots.size()) {}
+
+  void run() {
+    for (StepId id = 0; id < static_cast<StepId>(program_.steps.size()); ++id) {
+      const Step& step = program_.steps[static_cast<std::size_t>(id)];
+      orders_.begin(queue_of(step));
+      for (const StepId other : program_.after_of(step)) orders_.wait_for(other);
+      collect_accesses(program_, step, accesses_);
+      check_step(id, accesses_);
+    }
+    for (std::size_t a = 0; a < slots_.size(); ++a) {
+      for (std::size_t b = a + 1; b < slots_.size(); ++b) check_shared_bytes(a, b);
+    }
+  }
+
+ private:
+  struct Use {
+    StepId step;
+    View view;
+  };
+  struct SlotUses {
+    std::array<std::vector<Use>, kQueues> reads, writes;
+    Lifetime lifetime;
+  };
+
+  /// The latest overlapping use in another queue decides: its queue finishes in order.
+  void check_against(const std::array<std::vector<Use>, kQueues>& uses, StepId id, const View& view) {
+    for (int queue = 0; queue < kQueues; ++queue) {
+      if (queue == orders_.queue_of(id)) continue;
+      for (auto use = uses[queue].rbegin(); use != uses[queue].rend(); ++use) {
+        if (!overlap(use->view, view)) continue;
+        if (!orders_.ordered(use->step, id)) {
+          failures_.push_back(fmt::format("rank {} step {}: touches '{}' while step {} may still use it", program_.rank, id,
+                                          program_.slot_of(view).name, use->step));
+        }
+        break;
+      }
+    }
+  }
+
+  void check_step(StepId id, const std::vector<Access>& accesses) {
+    const int queue = orders_.queue_of(id);
+    for (std::size_t i = 0; i < accesses.size(); ++i) {
+      const auto& [view, mode] = accesses[i];
+      for (std::size_t j = 0; j < i; ++j) {
+        if (overlap(view, accesses[j].view) && (mode != Mode::read || accesses[j].mode != Mode::read)) {
+          failures_.push_back(fmt::format("rank {} step {}: two operands share rows of '{}' and one is written", program_.rank, id,
+                                          program_.slot_of(view).name));
+        }
+      }
+      SlotUses& slot = slots_[static_cast<std::size_t>(view.slot)];
+      check_against(slot.writes, id, view);
+      if (mode != Mode::read) check_against(slot.reads, id, view);
+    }
+    for (const auto& [view, mode] : accesses) {
+      SlotUses& slot = slots_[static_cast<std::size_t>(view.slot)];
+      (mode == Mode::read ? slot.reads : slot.writes)[static_cast<std::size_t>(queue)].push_back({id, view});
+      slot.lifetime.use(queue, id);
+    }
+  }
+
+  void check_shared_bytes(std::size_t a, std::size_t b) {
+    const Slot &x = program_.slots[a], &y = program_.slots[b];
+    if (x.role != Role::scratch || y.role != Role::scratch) return;
+    if (x.offset >= y.offset + y.bytes() || y.offset >= x.offset + x.bytes()) return;
+    if (!slots_[a].lifetime.apart(slots_[b].lifetime, orders_)) {
+      failures_.push_back(
+          fmt::format("rank {}: scratch '{}' and '{}' share workspace bytes but may be alive together", program_.rank, x.name, y.name));
+    }
+  }
+
+  const Program& program_;
+  std::vector<std::string>& failures_;
+  std::vector<SlotUses> slots_;
+  std::vector<Access> accesses_;  // of the step at hand
+  StepOrders orders_;
+};
+
+}  // namespace
+
+Verdict verify(const Plan& plan) {
+  Verdict verdict;
+  const int ranks = static_cast<int>(plan.programs.size());
+  if (ranks != plan.claim.layout.ranks())
+    verdict.failures.push_back(fmt::format("{} programs for a layout of {} ranks", ranks, plan.claim.layout.ranks()));
+  for (int r = 0; r < ranks && verdict.failures.size() < kMostFailures; ++r) {
+    const Program& program = plan.programs[static_cast<std::size_t>(r)];
+    if (program.rank != r) verdict.failures.push_back(fmt::format("program {} says it is of rank {}", r, program.rank));
+    verdict.steps += static_cast<std::int64_t>(program.steps.size());
+    FormCheck(program, ranks, verdict.failures).run();
+  }
+  if (!verdict.ok()) return verdict;
+  check_messages(plan, verdict);
+  for (const Program& program : plan.programs) {
+    if (verdict.failures.size() < kMostFailures) RaceCheck(program, verdict.failures).run();
+  }
+  if (!verdict.ok()) return verdict;
+  if (std::string failure = check_provenance(plan); !failure.empty()) verdict.failures.push_back(std::move(failure));
+  if (plan.claim.bytes_sent >= 0 && verdict.bytes_sent != plan.claim.bytes_sent) {
+    verdict.failures.push_back(fmt::format("the plan sends {} bytes, its formula says {}", verdict.bytes_sent, plan.claim.bytes_sent));
+  }
+  return verdict;
+}
+
+}  // namespace periplus::plan

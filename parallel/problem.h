@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+
+#include "parallel/layout.h"
+#include "parallel/mask.h"
+#include "runtime/dtype.h"
+
+namespace periplus {
+
+/// One distributed softmax attention: what is computed. Equal on all ranks.
+struct AttentionProblem {
+  SequenceLayout layout;
+  Mask mask;
+  int q_heads = 1;
+  int kv_heads = 1;  ///< Divides q_heads.
+  int head_size = 64;
+  int value_size = 0;         ///< 0: the head size.
+  DType dtype = DType::f32;   ///< Storage type of q, k, v, out: f64, f32 or bf16.
+  double scale = 0;           ///< 0: 1/sqrt(head_size).
+  double softcap = 0;         ///< 0: off.
+  bool sink = false;          ///< A learnable logit per head takes part in every softmax.
+  bool lse_gradient = false;  ///< The loss also depends on lse.
+  bool contiguous_kv = true;  ///< k and v will be bound as dense tensors (else the plan copies them before they travel).
+
+  int value() const noexcept { return value_size != 0 ? value_size : head_size; }
+  double scale_or_default() const { return scale != 0 ? scale : 1 / std::sqrt(static_cast<double>(head_size)); }
+  std::uint64_t digest() const;
+};
+
+/// How it is computed. Equal on all ranks. A strategy that cannot do what is asked is refused when the plan is made.
+struct AttentionOptions {
+  std::string strategy = "ring";
+  std::uint64_t digest() const;
+};
+
+enum class Pass { forward, backward };
+
+}  // namespace periplus

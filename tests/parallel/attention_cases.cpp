@@ -1,0 +1,175 @@
+#include "tests/parallel/attention_cases.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "kernels/attention.h"
+
+namespace periplus::test {
+namespace {
+
+Tensor random_tensor(const Extents& shape, double factor, std::mt19937_64& random, const Memory& memory) {
+  std::normal_distribution<double> normal;
+  Tensor tensor(shape, DType::f64, memory);
+  for (double& x : tensor.view().span<double>()) x = factor * normal(random);
+  return tensor;
+}
+
+AttentionProblem problem_of(const AttentionCase& c, DType dtype, int ranks) {
+  AttentionProblem p{SequenceLayout::make(c.layout, ranks, c.cu_seqlens), Mask(c.mask, c.cu_seqlens)};
+  p.q_heads = c.q_heads, p.kv_heads = c.kv_heads, p.head_size = c.head_size, p.value_size = c.value_size;
+  p.dtype = dtype;
+  p.sink = c.sink, p.lse_gradient = c.lse_gradient, p.contiguous_kv = c.contiguous_kv;
+  return p;
+}
+
+/// This rank's rows of a global tensor, in `dtype`; with `gap` inside a wider buffer, so that rows are not adjacent.
+struct LocalRows {
+  Tensor storage;
+  TensorView view;
+};
+LocalRows local_rows(ConstTensorView global, const SequenceLayout& layout, int rank, DType dtype, bool gap, const Memory& memory) {
+  const auto rows = layout.global_rows(rank);
+  const std::int64_t n = layout.rows_of(rank), heads = global.size(1), width = global.size(2);
+  LocalRows local{Tensor({n, heads + (gap ? 1 : 0), width}, dtype, memory), {}};
+  local.view = local.storage.view().slice(1, 0, heads);
+  for (std::int64_t t = 0; t < n; ++t) copy(global.slice(0, rows[static_cast<std::size_t>(t)], 1), local.view.slice(0, t, 1));
+  return local;
+}
+
+double largest(ConstTensorView tensor) {
+  double most = 0;
+  for (const double x : tensor.span<double>()) most = std::max(most, std::isfinite(x) ? std::abs(x) : 0.0);
+  return most;
+}
+
+/// NaN counts as infinitely wrong; equal infinities as right.
+double worst_difference(const Tensor& local, ConstTensorView global, const SequenceLayout& layout, int rank, const Memory& memory) {
+  Tensor wide(local.shape(), DType::f64, memory);
+  copy(local, wide);
+  const auto rows = layout.global_rows(rank);
+  const auto row_elements = static_cast<std::size_t>(global.size(1) * global.size(2));
+  const auto got = wide.view().span<double>();
+  const auto want = global.span<double>();
+  double worst = 0;
+  for (std::size_t t = 0; t < rows.size(); ++t) {
+    for (std::size_t i = 0; i < row_elements; ++i) {
+      const double a = got[t * row_elements + i], b = want[static_cast<std::size_t>(rows[t]) * row_elements + i];
+      if (a == b) continue;
+      const double difference = std::abs(a - b);
+      worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
+    }
+  }
+  return worst / std::max(1.0, largest(global));
+}
+
+}  // namespace
+
+std::string to_string(const AttentionCase& c) {
+  return fmt::format(
+      "{} cu={} causal={} window={},{} sink_tokens={} heads={}/{} size={}/{} sink={} lse_gradient={} contiguous={} logits={} seed={}",
+      to_string(c.layout), c.cu_seqlens, c.mask.causal, c.mask.window_left, c.mask.window_right, c.mask.sink_tokens, c.q_heads, c.kv_heads,
+      c.head_size, c.value_size, c.sink, c.lse_gradient, c.contiguous_kv, c.logits, c.seed);
+}
+
+AttentionOracle make_oracle(const AttentionCase& c, const Memory& memory) {
+  std::mt19937_64 random(c.seed);
+  const std::int64_t n = c.cu_seqlens.back();
+  const auto make = [&](std::int64_t rows, int heads, int width, double factor = 1) {
+    return random_tensor({rows, heads, width}, factor, random, memory);
+  };
+  AttentionOracle o;
+  o.q = make(n, c.q_heads, c.head_size, c.logits), o.k = make(n, c.kv_heads, c.head_size), o.v = make(n, c.kv_heads, c.value_size);
+  o.dout = make(n, c.q_heads, c.value_size), o.dlse = make(n, c.q_heads, 1, c.lse_gradient ? 1 : 0), o.sink = make(1, c.q_heads, 1);
+  const auto zeros = [&](const Tensor& like) { return Tensor::zeros(like.shape(), DType::f64, memory); };
+  o.out = zeros(o.dout), o.lse = zeros(o.dlse), o.dq = zeros(o.q), o.dk = zeros(o.k), o.dv = zeros(o.v), o.dsink = zeros(o.sink);
+
+  const Stream stream;
+  const Mask mask(c.mask, c.cu_seqlens);
+  const kernels::AttentionBlock block{o.q, o.k, o.v, mask.bands(), 1 / std::sqrt(static_cast<double>(c.head_size)), 0};
+  const Tensor state_out = zeros(o.out), state_lse = zeros(o.lse), delta = zeros(o.lse);
+  kernels::attend(block, {state_out, state_lse}, kernels::Update::overwrite, stream);
+  const ConstTensorView sink = c.sink ? ConstTensorView(o.sink) : ConstTensorView();
+  kernels::finish(state_out, state_lse, sink, o.out, o.lse, stream);
+  kernels::delta(o.dout, o.out, o.lse, o.dlse, sink, delta, c.sink ? o.dsink.view() : TensorView(), stream);
+  kernels::attend_backward(block, o.dout, o.lse, delta, {o.dq, o.dk, o.dv}, stream);
+  o.largest_score = largest(o.q) * largest(o.k) * std::sqrt(static_cast<double>(c.head_size));
+  return o;
+}
+
+AttentionErrors run_case(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator) {
+  const Memory memory;
+  const int rank = communicator.rank();
+  const AttentionProblem problem = problem_of(c, dtype, communicator.size());
+  const SequenceLayout layout = problem.layout;
+  const DType accumulator = accumulator_of(dtype);
+  const auto local = [&](const Tensor& global, DType type, bool gap) { return local_rows(global, layout, rank, type, gap, memory); };
+  const LocalRows q = local(o.q, dtype, true), k = local(o.k, dtype, !c.contiguous_kv), v = local(o.v, dtype, !c.contiguous_kv);
+  const LocalRows dout = local(o.dout, dtype, true), dlse = local(o.dlse, accumulator, true);
+  Tensor sink(o.sink.shape(), accumulator, memory);
+  copy(o.sink, sink);
+  // NaN in every output, so that a cell nobody writes is seen.
+  const auto like = [&](ConstTensorView view, DType type) {
+    Tensor tensor(view.shape(), type, memory);
+    const Tensor nan = Tensor::zeros(view.shape(), DType::f64, memory);
+    for (double& x : nan.view().span<double>()) x = NAN;
+    copy(nan, tensor);
+    return tensor;
+  };
+  const Tensor out = like(dout.view, dtype), lse = like(dlse.view, accumulator), dsink = like(sink, accumulator);
+  const Tensor dq = like(q.view, dtype), dk = like(k.view, dtype), dv = like(v.view, dtype);
+
+  DistributedAttention attention(problem, {}, communicator, memory);
+  const AttentionInputs inputs{q.view, k.view, v.view, c.sink ? ConstTensorView(sink) : ConstTensorView()};
+  const AttentionOutputs outputs{out, lse};
+  attention.forward(inputs, outputs);
+  attention.backward(inputs, outputs, {dout.view, c.lse_gradient ? ConstTensorView(dlse.view) : ConstTensorView()},
+                     {dq, dk, dv, c.sink ? dsink.view() : TensorView()});
+
+  const auto worst = [&](const Tensor& mine, const Tensor& global) { return worst_difference(mine, global, layout, rank, memory); };
+  AttentionErrors errors;
+  errors.forward = std::max(worst(out, o.out), worst(lse, o.lse));
+  errors.backward = std::max({worst(dq, o.dq), worst(dk, o.dk), worst(dv, o.dv)});
+  if (c.sink) {
+    communicator.all_reduce(dsink, comm::Reduce::sum, Stream());
+    const SequenceLayout one = SequenceLayout::make(LayoutKind::contiguous, 1, std::vector<std::int64_t>{0, 1});
+    errors.backward = std::max(errors.backward, worst_difference(dsink, o.dsink, one, 0, memory));
+  }
+  return errors;
+}
+
+std::vector<AttentionCase> sweep(int ranks) {
+  std::mt19937_64 random(77 + static_cast<std::uint64_t>(ranks));
+  const auto below = [&](std::int64_t n) { return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n)); };
+  std::vector<std::vector<std::int64_t>> packings{{0, 1}, {0, 7}, {0, 65}, {0, 1000}, {0, 1, 2, 3, 40, 41, 97}, {0, 0, 5, 5, 130}};
+  for (int i = 0; i < 12; ++i) {
+    std::vector<std::int64_t> cu{0};
+    for (std::int64_t documents = 1 + below(6); documents > 0; --documents) cu.push_back(cu.back() + 1 + below(i % 3 == 0 ? 8 : 90));
+    packings.push_back(cu);
+  }
+  const std::vector<MaskSpec> masks{{true, -1, -1, 0}, {false, -1, -1, 0}, {true, 9, -1, 0}, {true, 5, -1, 3}, {false, 4, 6, 2}};
+  const std::vector<std::pair<int, int>> heads{{2, 2}, {2, 1}, {4, 1}, {4, 2}};
+  std::vector<AttentionCase> cases;
+  for (const LayoutKind layout : {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped, LayoutKind::document_zigzag}) {
+    for (std::size_t i = 0; i < packings.size(); ++i) {
+      AttentionCase c;
+      c.layout = layout;
+      c.cu_seqlens = packings[i];
+      c.mask = masks[i == 3 ? 0 : static_cast<std::size_t>(below(5))];
+      std::tie(c.q_heads, c.kv_heads) = heads[static_cast<std::size_t>(below(4))];
+      c.sink = below(3) == 0;
+      c.lse_gradient = below(2) == 0;
+      c.contiguous_kv = below(3) != 0;
+      c.logits = below(6) == 0 ? 3000 : 1;
+      c.seed = random();
+      cases.push_back(c);
+    }
+  }
+  return cases;
+}
+
+}  // namespace periplus::test

@@ -1,0 +1,34 @@
+// The sweep of attention_test.cpp with processes as ranks: mpirun -n P attention_mpi_test.
+#include <algorithm>
+#include <cstdio>
+
+#include <mpi.h>
+
+#include "runtime/comm/mpi_transport.h"
+#include "tests/parallel/attention_cases.h"
+
+using namespace periplus;
+
+int main(int argc, char** argv) {
+  int provided = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+  int wrong = 0;
+  {
+    const comm::Communicator communicator = comm::make_mpi_world();
+    const Memory memory;
+    for (const test::AttentionCase& c : test::sweep(communicator.size())) {
+      const test::AttentionOracle oracle = test::make_oracle(c, memory);
+      const double stretch = std::max(1.0, oracle.largest_score / 16);
+      const test::AttentionErrors errors = test::run_case(c, oracle, DType::f64, communicator);
+      if (errors.forward <= 1e-12 * stretch && errors.backward <= 1e-11 * stretch) continue;
+      std::fprintf(stderr, "rank %d: errors %g %g: %s\n", communicator.rank(), errors.forward, errors.backward, test::to_string(c).c_str());
+      ++wrong;
+    }
+    Tensor total({1}, DType::i32, memory);
+    total.view().span<std::int32_t>()[0] = wrong;
+    communicator.all_reduce(total, comm::Reduce::sum, Stream());
+    wrong = total.view().span<std::int32_t>()[0];
+  }
+  MPI_Finalize();
+  return wrong == 0 ? 0 : 1;
+}

@@ -1,0 +1,361 @@
+// Damages valid plans mechanically, one fault each, and counts how many verify() notices.
+#include <algorithm>
+#include <array>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <optional>
+#include <random>
+#include <string>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "parallel/plan/ops.h"
+#include "parallel/plan/verify.h"
+#include "tests/parallel/plan/loose_program.h"
+#include "tests/parallel/plan/plan_cases.h"
+
+namespace periplus::plan {
+namespace {
+
+using namespace test;
+using Random = std::mt19937_64;
+
+std::size_t below(Random& random, std::size_t n) { return n == 0 ? 0 : random() % n; }
+
+/// The pairs of a step, with repeats: what a change of bands has to change to be a fault.
+std::map<std::pair<std::int64_t, std::int64_t>, int> pairs_of(const std::vector<Band>& bands) {
+  std::map<std::pair<std::int64_t, std::int64_t>, int> pairs;
+  for (const Band& b : bands) {
+    for (std::int64_t q = b.q0; q < b.q1; ++q) {
+      for (std::int64_t k = b.k0; k < b.k1; ++k) {
+        if (b.lo <= k - q && k - q <= b.hi) ++pairs[{q, k}];
+      }
+    }
+  }
+  return pairs;
+}
+
+/// A plan being damaged.
+struct Victim {
+  Plan plan;
+  std::size_t rank = 0;
+  Random& random;
+  std::string what = {};  ///< What was done, for the survivors.
+
+  Program& program() { return plan.programs[rank]; }
+  std::size_t pick(std::size_t n) { return below(random, n); }
+  int sign() { return pick(2) == 0 ? 1 : -1; }
+  /// A random step for which the condition holds.
+  std::optional<std::size_t> step(const LooseSteps& steps, const std::function<bool(const LooseStep&)>& wanted) {
+    std::vector<std::size_t> found;
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      if (wanted(steps[i])) found.push_back(i);
+    }
+    if (found.empty()) return std::nullopt;
+    return found[pick(found.size())];
+  }
+};
+
+enum class Outcome { fault, none };  // none: nothing to damage here, or the criterion says that the result is equivalent
+using Mutator = Outcome (*)(Victim&, LooseSteps&);
+
+bool is_exchange(const LooseStep& s) { return s.step.op == Op::exchange; }
+
+Message& any_message(Victim& v, LooseStep& s) {
+  const std::size_t i = v.pick(s.sends.size() + s.receives.size());
+  return i < s.sends.size() ? s.sends[i] : s.receives[i - s.sends.size()];
+}
+
+/// Swaps neighbours. Equivalent: steps of different queues, not both exchanges, neither waiting for the other (the three
+/// queues stay as they were); or compute steps whose order does not matter.
+Outcome swap_neighbours(Victim& v, LooseSteps& steps) {
+  if (steps.size() < 2) return Outcome::none;
+  const std::size_t i = v.pick(steps.size() - 1);
+  LooseStep &a = steps[i], &b = steps[i + 1];
+  const bool waits = std::count(b.after.begin(), b.after.end(), static_cast<StepId>(i)) > 0;
+  if (is_exchange(a) != is_exchange(b) && !waits) return Outcome::none;
+  if (!is_exchange(a) && !is_exchange(b) && !order_matters(v.program(), a, b)) return Outcome::none;
+  v.what = fmt::format("steps {} and {} swapped", i, i + 1);
+  std::swap(a, b);
+  const auto id = static_cast<StepId>(i);
+  renumber(steps, [id](StepId s) { return s == id ? id + 1 : s == id + 1 ? id : s; });
+  return Outcome::fault;
+}
+
+Outcome wrong_peer(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, is_exchange);
+  const auto ranks = static_cast<int>(v.plan.programs.size());
+  if (!i || ranks < 3) return Outcome::none;
+  Message& m = any_message(v, steps[*i]);
+  const Rank old = m.peer;
+  do m.peer = static_cast<Rank>(v.pick(static_cast<std::size_t>(ranks)));
+  while (m.peer == old || m.peer == static_cast<Rank>(v.rank));
+  v.what = fmt::format("step {} peer {} instead of {}", *i, m.peer, old);
+  return Outcome::fault;
+}
+
+Outcome wrong_phase(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, is_exchange);
+  if (!i) return Outcome::none;
+  const int by = v.sign();
+  steps[*i].step.phase += by;
+  v.what = fmt::format("step {} phase moved by {}", *i, by);
+  return Outcome::fault;
+}
+
+Outcome wrong_lane(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, is_exchange);
+  if (!i) return Outcome::none;
+  steps[*i].step.lane = static_cast<std::int8_t>(1 - steps[*i].step.lane);
+  v.what = fmt::format("step {} on the other lane", *i);
+  return Outcome::fault;
+}
+
+Outcome shorter_message(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, is_exchange);
+  if (!i) return Outcome::none;
+  --any_message(v, steps[*i]).view.rows;
+  v.what = fmt::format("step {} message one row shorter", *i);
+  return Outcome::fault;
+}
+
+Outcome shorter_operand(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) { return !is_exchange(s); });
+  if (!i) return Outcome::none;
+  const std::size_t operand = v.pick(steps[*i].accesses.size());
+  View& view = steps[*i].accesses[operand].view;
+  if (!view.present() || view.rows == 0) return Outcome::none;
+  --view.rows;
+  v.what = fmt::format("step {} {} operand {} one row shorter", *i, info(steps[*i].step.op).name, operand);
+  return Outcome::fault;
+}
+
+/// Drops a step; `after` entries that named it go with it.
+Outcome missing_step(Victim& v, LooseSteps& steps, bool exchange) {
+  const auto i = v.step(steps, [&](const LooseStep& s) { return is_exchange(s) == exchange; });
+  if (!i) return Outcome::none;
+  v.what = fmt::format("step {} {} dropped", *i, info(steps[*i].step.op).name);
+  steps.erase(steps.begin() + static_cast<std::ptrdiff_t>(*i));
+  const auto gone = static_cast<StepId>(*i);
+  renumber(steps, [gone](StepId s) { return s == gone ? -1 : s > gone ? s - 1 : s; });
+  return Outcome::fault;
+}
+Outcome missing_exchange(Victim& v, LooseSteps& steps) { return missing_step(v, steps, true); }
+Outcome missing_compute(Victim& v, LooseSteps& steps) { return missing_step(v, steps, false); }
+
+/// Equivalent: the step still computes the same pairs.
+Outcome wrong_band(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) { return !s.bands.empty(); });
+  if (!i) return Outcome::none;
+  std::vector<Band>& bands = steps[*i].bands;
+  const auto before = pairs_of(bands);
+  const std::size_t b = v.pick(bands.size()), how = v.pick(8);
+  const std::array<std::int64_t Band::*, 6> fields{&Band::q0, &Band::q1, &Band::k0, &Band::k1, &Band::lo, &Band::hi};
+  if (how < 6) {
+    bands[b].*fields[how] += v.sign();
+  } else if (how == 6) {
+    bands.push_back(Band(bands[b]));
+  } else {
+    bands.erase(bands.begin() + static_cast<std::ptrdiff_t>(b));
+  }
+  v.what = fmt::format("step {} band {} change {}", *i, b, how);
+  return pairs_of(bands) == before ? Outcome::none : Outcome::fault;
+}
+
+/// Equivalent: the order it stood for follows from the rest.
+Outcome missing_dependency(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) { return !s.after.empty(); });
+  if (!i) return Outcome::none;
+  std::vector<StepId>& after = steps[*i].after;
+  const std::size_t a = v.pick(after.size());
+  const auto other = static_cast<std::size_t>(after[a]);
+  v.what = fmt::format("step {} no longer waits for {}", *i, other);
+  after.erase(after.begin() + static_cast<std::ptrdiff_t>(a));
+  return happens_before(steps)[other][*i] ? Outcome::none : Outcome::fault;
+}
+
+/// Equivalent: every slot that now shares bytes with the moved one is dead before its first use, or born after its last.
+Outcome slot_reused_too_early(Victim& v, LooseSteps& steps) {
+  std::vector<Slot>& slots = v.program().slots;
+  std::vector<std::size_t> scratch;
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    if (slots[i].role == Role::scratch && slots[i].bytes() > 0) scratch.push_back(i);
+  }
+  if (scratch.size() < 2) return Outcome::none;
+  const std::size_t moved = scratch[v.pick(scratch.size())], onto = scratch[v.pick(scratch.size())];
+  if (moved == onto || slots[moved].offset == slots[onto].offset) return Outcome::none;
+  slots[moved].offset = slots[onto].offset;
+  v.what = fmt::format("scratch '{}' at the place of '{}'", slots[moved].name, slots[onto].name);
+  const auto before = happens_before(steps);
+  const auto uses = [&](std::size_t slot) {
+    std::vector<std::size_t> ids;
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      for (const Access& a : touched(steps[i])) {
+        if (a.view.slot == static_cast<SlotId>(slot)) ids.push_back(i);
+      }
+    }
+    return ids;
+  };
+  const auto all_before = [&](const auto& first, const auto& second) {
+    return std::all_of(first.begin(), first.end(), [&](std::size_t a) {
+      return std::all_of(second.begin(), second.end(), [&](std::size_t b) { return before[a][b] != 0; });
+    });
+  };
+  for (const std::size_t other : scratch) {
+    if (other == moved || !share_workspace(slots[other], slots[moved])) continue;
+    if (!all_before(uses(moved), uses(other)) && !all_before(uses(other), uses(moved))) return Outcome::fault;
+  }
+  return Outcome::none;
+}
+
+/// Sends from another slot of the same shape. Equivalent: nobody works with what the message brings.
+Outcome wrong_slot(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) { return !s.sends.empty(); });
+  if (!i) return Outcome::none;
+  const std::size_t index = v.pick(steps[*i].sends.size());
+  View& view = steps[*i].sends[index].view;
+  const std::vector<Slot>& slots = v.program().slots;
+  const Slot& old = slots[static_cast<std::size_t>(view.slot)];
+  std::vector<SlotId> others;
+  for (std::size_t s = 0; s < slots.size(); ++s) {
+    const bool alike = slots[s].rows >= view.row0 + view.rows && slots[s].heads == old.heads && slots[s].width == old.width &&
+                       slots[s].dtype == old.dtype && slots[s].contiguous;
+    if (alike && static_cast<SlotId>(s) != view.slot) others.push_back(static_cast<SlotId>(s));
+  }
+  if (others.empty() || !Liveness(v.plan).used(v.rank, *i, index)) return Outcome::none;
+  view.slot = others[v.pick(others.size())];
+  v.what = fmt::format("step {} sends '{}' instead of '{}'", *i, slots[static_cast<std::size_t>(view.slot)].name, old.name);
+  return Outcome::fault;
+}
+
+/// One operand, or all that are written: then no form check helps.
+Outcome wrong_mode(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) {
+    return std::any_of(s.accesses.begin(), s.accesses.end(), [](const Access& a) { return a.mode != Mode::read; });
+  });
+  if (!i) return Outcome::none;
+  std::vector<Access*> written;
+  for (Access& a : steps[*i].accesses) {
+    if (a.mode != Mode::read && a.view.present()) written.push_back(&a);
+  }
+  const auto flip = [](Access& a) { a.mode = a.mode == Mode::add ? Mode::write : Mode::add; };
+  const bool all = v.pick(2) == 0;
+  if (all) {
+    for (Access* a : written) flip(*a);
+  } else {
+    flip(*written[v.pick(written.size())]);
+  }
+  v.what = fmt::format("step {} {} mode flipped{}", *i, info(steps[*i].step.op).name, all ? " on all operands" : "");
+  return Outcome::fault;
+}
+
+/// Moves the heads of one operand, of keys and values, or of all query-like operands of an attend.
+Outcome wrong_heads(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) { return is_attend(s) && !s.bands.empty(); });
+  if (!i) return Outcome::none;
+  LooseStep& s = steps[*i];
+  const std::size_t how = v.pick(3), one = v.pick(s.accesses.size());
+  const int by = v.sign();
+  const std::int64_t kv = s.accesses[attend_operand::k].view.heads;
+  for (std::size_t operand = 0; operand < s.accesses.size(); ++operand) {
+    const bool key = operand == attend_operand::k || operand == attend_operand::v || operand > attend_backward_operand::dq;
+    if (how == 0 ? operand != one : key != (how == 1)) continue;
+    View& view = s.accesses[operand].view;
+    // Two KV heads in all: the other group's place. Where a step has all heads, one fewer.
+    if (kv == 1) {
+      view.head0 = view.head0 == 0 ? view.heads : 0;
+    } else {
+      view.heads -= 1, view.head0 += by > 0 ? 1 : 0;
+    }
+  }
+  v.what = fmt::format("step {} heads moved, way {}", *i, how);
+  return Outcome::fault;
+}
+
+struct Kind {
+  std::string_view name;
+  Mutator mutate;
+};
+constexpr std::array kKinds{Kind{"order", swap_neighbours},
+                            Kind{"wrong peer", wrong_peer},
+                            Kind{"phase +-1 on one side", wrong_phase},
+                            Kind{"lane of one side", wrong_lane},
+                            Kind{"message size", shorter_message},
+                            Kind{"operand size", shorter_operand},
+                            Kind{"missing exchange", missing_exchange},
+                            Kind{"missing compute", missing_compute},
+                            Kind{"wrong band", wrong_band},
+                            Kind{"missing dependency", missing_dependency},
+                            Kind{"slot reused too early", slot_reused_too_early},
+                            Kind{"wrong slot", wrong_slot},
+                            Kind{"wrong mode", wrong_mode},
+                            Kind{"wrong head range", wrong_heads}};
+
+struct Base {
+  std::string name;
+  Plan plan;
+};
+
+std::vector<Base> base_plans() {
+  const periplus::test::Lengths one{0, 37}, documents{0, 9, 10, 22, 40};
+  std::vector<Base> bases;
+  for (int ranks = 2; ranks <= 5; ++ranks) {
+    for (const LayoutKind layout : periplus::test::kLayoutKinds) {
+      for (const bool packed : {false, true}) {
+        const periplus::test::Lengths& cu = packed ? documents : one;
+        const MaskSpec mask = packed ? MaskSpec{true, 5, -1, 1} : MaskSpec{};
+        for (const Pass pass : {Pass::forward, Pass::backward}) {
+          for (const bool split : {false, true}) {
+            AttentionProblem problem = periplus::test::ring_problem(layout, ranks, cu, mask);
+            problem.sink = problem.lse_gradient = split == packed;
+            problem.contiguous_kv = !split;
+            problem.dtype = packed ? DType::bf16 : DType::f32;
+            Base base{periplus::test::describe(layout, ranks, cu, mask, pass) + (split ? " by KV head" : ""), make_plan(problem, {}, pass)};
+            for (Program& program : base.plan.programs) {
+              if (split) split_by_kv_head(program);
+            }
+            bases.push_back(std::move(base));
+          }
+        }
+      }
+    }
+  }
+  return bases;
+}
+
+TEST(VerifyMutants, NearlyEveryFaultIsFound) {
+  struct Count {
+    int made = 0, killed = 0;
+  };
+  std::map<std::string_view, Count> counts;
+  Count all;
+  Random random(20240611);
+  for (const Base& base : base_plans()) {
+    const Verdict verdict = verify(base.plan);
+    ASSERT_TRUE(verdict.ok()) << base.name << ": " << verdict.failures.front();
+    for (const Kind& kind : kKinds) {
+      for (int attempt = 0; attempt < 6; ++attempt) {
+        Victim victim{base.plan, below(random, base.plan.programs.size()), random};
+        LooseSteps steps = loosen(victim.program());
+        if (kind.mutate(victim, steps) == Outcome::none) continue;
+        tighten(victim.program(), steps);
+        const bool killed = !verify(victim.plan).ok();
+        if (!killed) std::cout << "survivor, " << kind.name << ": rank " << victim.rank << " " << victim.what << "; " << base.name << "\n";
+        for (Count* count : {&counts[kind.name], &all}) ++count->made, count->killed += killed;
+      }
+    }
+  }
+  for (const Kind& kind : kKinds) {
+    const Count& count = counts[kind.name];
+    std::cout << fmt::format("{:<24} {:>4} made {:>4} killed\n", kind.name, count.made, count.killed);
+    EXPECT_GE(count.made, 30) << kind.name;
+  }
+  std::cout << fmt::format("{:<24} {:>4} made {:>4} killed\n", "all", all.made, all.killed);
+  EXPECT_GE(all.made, 300);
+  EXPECT_GE(all.killed, 0.99 * all.made);
+}
+
+}  // namespace
+}  // namespace periplus::plan
