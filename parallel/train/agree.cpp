@@ -1,0 +1,44 @@
+#include "parallel/train/agree.h"
+
+#include <string>
+
+#include <fmt/format.h>
+
+#include "runtime/error.h"
+
+namespace periplus::train {
+namespace {
+
+constexpr char kInvalidArgument = 'i';
+constexpr char kOther = 'o';
+
+}  // namespace
+
+void all_or_none(const comm::Communicator& communicator, StreamView stream, const std::function<void()>& work) {
+  std::string failure;
+  try {
+    work();
+  } catch (const CommError&) {
+    throw;  // the group is broken: nothing can be agreed on any more
+  } catch (const InvalidArgument& error) {
+    failure = std::string(1, kInvalidArgument) + error.what();
+  } catch (const std::exception& error) {
+    failure = std::string(1, kOther) + error.what();
+  }
+  const std::vector<std::string> failures = communicator.all_gather_bytes(failure, stream);
+  for (std::size_t rank = 0; rank < failures.size(); ++rank) {
+    if (failures[rank].empty()) continue;
+    const std::string text = failures[rank].substr(1);
+    const std::string message = communicator.size() == 1 ? text : fmt::format("{} (rank {} of {})", text, rank, failures.size());
+    if (failures[rank].front() == kInvalidArgument) throw InvalidArgument(message);
+    throw DeviceError(message);
+  }
+}
+
+void on_rank0(const comm::Communicator& communicator, StreamView stream, const std::function<void()>& work) {
+  all_or_none(communicator, stream, [&] {
+    if (communicator.rank() == 0) work();
+  });
+}
+
+}  // namespace periplus::train

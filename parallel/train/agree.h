@@ -1,0 +1,17 @@
+#pragma once
+
+#include <functional>
+#include <string_view>
+
+#include "runtime/comm/communicator.h"
+
+namespace periplus::train {
+
+/// Runs `work` and throws on every rank if it failed on any: the error of the lowest such rank, with its kind and rank.
+/// For work that touches files: without it one rank would stop and the others would wait for its messages. Collective.
+void all_or_none(const comm::Communicator& communicator, StreamView stream, const std::function<void()>& work);
+
+/// The same for work that only rank 0 does.
+void on_rank0(const comm::Communicator& communicator, StreamView stream, const std::function<void()>& work);
+
+}  // namespace periplus::train

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "parallel/layout.h"
+#include "parallel/train/corpus.h"
+#include "parallel/train/packing.h"
+
+namespace periplus::train {
+
+/// One packed row as one rank sees it: its own tokens, in the layout's local order.
+struct Batch {
+  SequenceLayout layout;
+  std::vector<std::int32_t> tokens;
+  std::vector<std::int32_t> labels;     ///< The next token of the same piece, wherever it lives; else kernels::kIgnoreLabel.
+  std::vector<std::int64_t> positions;  ///< Inside the piece.
+  std::int64_t valid_labels = 0;        ///< Of the whole row, all ranks.
+};
+
+/// row: the bytes of all pieces one after the other; cu_seqlens: their borders. Labels are shifted on the whole row, then
+/// sharded: shifting inside a shard would be wrong at every border.
+Batch shard_row(std::span<const std::uint8_t> row, std::span<const std::int64_t> cu_seqlens, LayoutKind kind, int ranks, int rank);
+
+/// Reads the pieces of a row and shards them. Every rank reads the whole row: one byte a token.
+Batch make_batch(const Corpus& corpus, std::span<const Piece> pieces, LayoutKind kind, int ranks, int rank);
+
+}  // namespace periplus::train

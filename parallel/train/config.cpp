@@ -1,0 +1,157 @@
+// What can be trained, said before anything is read, allocated or sent.
+#include "parallel/train/config.h"
+
+#include <array>
+#include <cmath>
+#include <span>
+#include <string_view>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "kernels/matmul.h"
+#include "parallel/layout.h"
+#include "parallel/strategy/strategy.h"
+#include "runtime/error.h"
+
+namespace periplus::train {
+namespace {
+
+struct LayerKind {
+  char letter;
+  std::string_view meaning;
+};
+/// Layer kinds that layer.cpp can compute. A new mixer adds its letter here and its branch there.
+constexpr std::array kLayerKinds = {LayerKind{'S', "softmax attention"}};
+
+constexpr std::array<std::string_view, 2> kPackings = {"best_fit", "concat"};
+constexpr std::array<std::string_view, 4> kDtypes = {"auto", "bf16", "f32", "f64"};
+constexpr std::int64_t kByteValues = 256;
+/// Keeps every product of two sizes, and the parameter count, far from overflow.
+constexpr std::int64_t kLargestSize = std::int64_t{1} << 24;
+constexpr std::int64_t kLargestContext = std::int64_t{1} << 31;
+
+void require(bool holds, std::string_view key, const auto& value, std::string_view accepted) {
+  if (!holds) throw InvalidArgument(fmt::format("config: {} is {}; it must be {}", key, value, accepted));
+}
+
+void require_size(std::string_view key, std::int64_t value, std::int64_t largest = kLargestSize) {
+  if (value < 1 || value > largest) throw InvalidArgument(fmt::format("config: {} is {}; it must be 1 to {}", key, value, largest));
+}
+
+void require_finite(std::string_view key, double value, double least) {
+  if (!std::isfinite(value) || value < least) {
+    throw InvalidArgument(fmt::format("config: {} is {}; it must be a finite number of at least {}", key, value, least));
+  }
+}
+
+void require_one_of(std::string_view key, std::string_view value, std::span<const std::string_view> accepted) {
+  for (const std::string_view name : accepted) {
+    if (name == value) return;
+  }
+  throw InvalidArgument(fmt::format("config: {} is '{}'; it must be one of {}", key, value, fmt::join(accepted, ", ")));
+}
+
+void check_pattern(std::string_view pattern) {
+  std::string accepted;
+  for (const LayerKind& kind : kLayerKinds) accepted += fmt::format("{}{} = {}", accepted.empty() ? "" : ", ", kind.letter, kind.meaning);
+  require(!pattern.empty(), "model.pattern", "empty", fmt::format("one or more letters ({})", accepted));
+  for (const char letter : pattern) {
+    bool known = false;
+    for (const LayerKind& kind : kLayerKinds) known = known || kind.letter == letter;
+    if (!known)
+      throw InvalidArgument(fmt::format("config: model.pattern is '{}'; '{}' is no layer kind, accepted: {}", pattern, letter, accepted));
+  }
+}
+
+void check_model(const ModelConfig& model) {
+  require_size("model.layers", model.layers, 65536);
+  require_size("model.hidden", model.hidden);
+  require_size("model.heads", model.heads, 65536);
+  require_size("model.kv_heads", model.kv_heads, 65536);
+  require_size("model.head_size", model.head_size, 65536);
+  require_size("model.ffn", model.ffn);
+  require_size("model.vocabulary", model.vocabulary);
+  require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, fmt::format("a divisor of model.heads = {}", model.heads));
+  require(model.head_size % 2 == 0, "model.head_size", model.head_size, "even (rotary positions turn pairs)");
+  require(model.vocabulary >= kByteValues, "model.vocabulary", model.vocabulary, "at least 256: tokens are bytes");
+  require(std::isfinite(model.rope_theta) && model.rope_theta > 0, "model.rope_theta", model.rope_theta, "a positive number");
+  check_pattern(model.pattern);
+}
+
+void check_optimizer(const OptimizerConfig& optimizer) {
+  require_finite("optimizer.learning_rate", optimizer.learning_rate, 0);
+  require(optimizer.warmup_steps >= 0, "optimizer.warmup_steps", optimizer.warmup_steps, "0 or more");
+  require_finite("optimizer.weight_decay", optimizer.weight_decay, 0);
+  require_finite("optimizer.clip_norm", optimizer.clip_norm, 0);
+  require(optimizer.betas.size() == 2, "optimizer.betas", fmt::format("[{}]", fmt::join(optimizer.betas, ", ")), "two numbers");
+  for (const double beta : optimizer.betas) {
+    require(beta >= 0 && beta < 1, "optimizer.betas", fmt::format("[{}]", fmt::join(optimizer.betas, ", ")), "two numbers in [0, 1)");
+  }
+}
+
+}  // namespace
+
+void check(const Config& config) {
+  check_model(config.model);
+  check_optimizer(config.optimizer);
+  require(!config.data.paths.empty(), "data.paths", "empty", "one or more files, folders or globs");
+  require(config.data.context >= 2 && config.data.context <= kLargestContext, "data.context", config.data.context,
+          fmt::format("2 to {} tokens", kLargestContext));
+  require_one_of("data.packing", config.data.packing, kPackings);
+  try {
+    strategy::find_strategy(config.parallel.strategy);
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(fmt::format("config: parallel.strategy: {}", error.what()));
+  }
+  try {
+    layout_kind_from_string(config.parallel.layout);
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(fmt::format("config: parallel.layout: {}", error.what()));
+  }
+  require(config.run.steps >= 1, "run.steps", config.run.steps, "1 or more");
+  require(!config.run.directory.empty(), "run.directory", "empty", "a folder to write to");
+  require(config.run.checkpoint_every >= 0, "run.checkpoint_every", config.run.checkpoint_every, "0 (only at the end) or more");
+  require(std::isfinite(config.run.deadline_seconds) && config.run.deadline_seconds > 0, "run.deadline_seconds",
+          config.run.deadline_seconds, "a positive number");
+  require_one_of("run.dtype", config.run.dtype, kDtypes);
+}
+
+DType storage_dtype(const RunConfig& run) {
+  if (run.dtype == "auto") return kernels::bf16_is_native() ? DType::bf16 : DType::f32;
+  return dtype_from_string(run.dtype);
+}
+
+std::vector<std::pair<std::string, std::string>> key_values(const Config& config) {
+  const auto& [model, data, parallel, optimizer, run] = config;
+  const auto text = [](const auto& value) { return fmt::format("{}", value); };
+  return {{"model.layers", text(model.layers)},
+          {"model.hidden", text(model.hidden)},
+          {"model.heads", text(model.heads)},
+          {"model.kv_heads", text(model.kv_heads)},
+          {"model.head_size", text(model.head_size)},
+          {"model.ffn", text(model.ffn)},
+          {"model.vocabulary", text(model.vocabulary)},
+          {"model.pattern", model.pattern},
+          {"model.tie_embeddings", text(model.tie_embeddings)},
+          {"model.rope_theta", text(model.rope_theta)},
+          {"data.paths", fmt::format("{}", fmt::join(data.paths, ", "))},
+          {"data.context", text(data.context)},
+          {"data.packing", data.packing},
+          {"parallel.strategy", parallel.strategy},
+          {"parallel.layout", parallel.layout},
+          {"optimizer.learning_rate", text(optimizer.learning_rate)},
+          {"optimizer.warmup_steps", text(optimizer.warmup_steps)},
+          {"optimizer.weight_decay", text(optimizer.weight_decay)},
+          {"optimizer.clip_norm", text(optimizer.clip_norm)},
+          {"optimizer.betas", fmt::format("{}", fmt::join(optimizer.betas, ", "))},
+          {"run.steps", text(run.steps)},
+          {"run.directory", run.directory},
+          {"run.seed", text(run.seed)},
+          {"run.dtype", std::string(to_string(storage_dtype(run)))},
+          {"run.checkpoint_every", text(run.checkpoint_every)},
+          {"run.deadline_seconds", text(run.deadline_seconds)},
+          {"run.trace", text(run.trace)}};
+}
+
+}  // namespace periplus::train

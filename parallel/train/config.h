@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "runtime/dtype.h"
+
+namespace periplus::train {
+
+/// Shape of the language model. Tables and keys have the names of the TOML file.
+struct ModelConfig {
+  std::int64_t layers = 5;
+  std::int64_t hidden = 448;
+  std::int64_t heads = 2;
+  std::int64_t kv_heads = 1;
+  std::int64_t head_size = 64;
+  std::int64_t ffn = 1344;
+  std::int64_t vocabulary = 256;
+  std::string pattern = "S";  ///< Kind of each layer, repeated: S = softmax attention.
+  bool tie_embeddings = true;
+  double rope_theta = 10000;
+};
+
+struct DataConfig {
+  std::vector<std::string> paths;    ///< Files, folders or globs; one document per file, byte-level tokens.
+  std::int64_t context = 8192;       ///< Tokens of one row.
+  std::string packing = "best_fit";  ///< best_fit | concat
+};
+
+struct ParallelConfig {
+  std::string strategy = "ring";
+  std::string layout = "document_zigzag";
+};
+
+struct OptimizerConfig {
+  double learning_rate = 1e-3;
+  std::int64_t warmup_steps = 10;
+  double weight_decay = 0.1;
+  double clip_norm = 1.0;  ///< 0: no clipping.
+  std::vector<double> betas = {0.9, 0.95};
+};
+
+struct RunConfig {
+  std::int64_t steps = 50;
+  std::string directory = "runs/train";
+  std::uint64_t seed = 1;
+  std::string dtype = "auto";         ///< auto | bf16 | f32 | f64; auto = bf16 where the CPU multiplies it natively, else f32
+  std::int64_t checkpoint_every = 0;  ///< Steps between checkpoints; 0: only when told to (signal) and at the end.
+  double deadline_seconds = 120;
+  bool trace = false;  ///< Write trace.json of the last step.
+};
+
+struct Config {
+  ModelConfig model;
+  DataConfig data;
+  ParallelConfig parallel;
+  OptimizerConfig optimizer;
+  RunConfig run;
+};
+
+/// Throws InvalidArgument naming key, value and what is accepted, for anything that cannot be trained.
+void check(const Config& config);
+
+/// Storage type of activations and working weights on this machine.
+DType storage_dtype(const RunConfig& run);
+
+/// Every key and its value as text, ("model.layers", "6"), in a fixed order: what checkpoints record and ranks compare.
+std::vector<std::pair<std::string, std::string>> key_values(const Config& config);
+
+}  // namespace periplus::train

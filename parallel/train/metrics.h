@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include "parallel/train/trainer.h"
+
+namespace periplus::train {
+
+/// One line of metrics.jsonl, without the line end. Numbers read back bit for bit.
+std::string to_json_line(const StepMetrics& metrics);
+
+/// metrics.jsonl of a run folder. Used by rank 0 only.
+class MetricsFile {
+ public:
+  /// Drops the lines of steps after `last_step` (and a line that a crash cut short), so that a continued run has one line
+  /// for every step.
+  MetricsFile(const std::filesystem::path& run_directory, std::int64_t last_step);
+  /// Appends a line; DeviceError if it cannot be written.
+  void append(const StepMetrics& metrics);
+
+ private:
+  std::filesystem::path path_;
+};
+
+}  // namespace periplus::train

@@ -1,0 +1,116 @@
+// ZeRO stage 1 (algorithms.md 10.6): the true gradient is the sum over ranks, whatever their number of tokens.
+#include "parallel/train/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <numeric>
+#include <string>
+
+#include <fmt/format.h>
+
+#include "kernels/transformer.h"
+#include "runtime/error.h"
+
+namespace periplus::train {
+namespace {
+
+constexpr double kFinalShare = 0.1;
+
+struct Overlap {
+  const Parameter* parameter;
+  std::int64_t begin;  // flat
+  std::int64_t count;
+};
+
+/// The parts of parameters that lie in a flat range.
+std::vector<Overlap> overlaps(const ParameterTable& parameters, std::int64_t begin, std::int64_t count) {
+  std::vector<Overlap> found;
+  for (const Parameter& parameter : parameters.all()) {
+    const std::int64_t from = std::max(begin, parameter.offset), to = std::min(begin + count, parameter.offset + parameter.elements);
+    if (from < to) found.push_back({&parameter, from, to - from});
+  }
+  return found;
+}
+
+bool all_finite(ConstTensorView tensor) {
+  bool finite = true;
+  visit_dtype<double, float>(tensor.dtype(), "optimizer", [&]<class T>() {
+    const auto values = tensor.span<T>();
+    finite = std::all_of(values.begin(), values.end(), [](T value) { return std::isfinite(value); });
+  });
+  return finite;
+}
+
+}  // namespace
+
+double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::int64_t steps) {
+  if (step <= config.warmup_steps) return config.learning_rate * static_cast<double>(step) / static_cast<double>(config.warmup_steps);
+  const auto decay_steps = static_cast<double>(std::max<std::int64_t>(1, steps - config.warmup_steps));
+  const double done = std::min(1.0, static_cast<double>(step - config.warmup_steps) / decay_steps);
+  return config.learning_rate * (kFinalShare + (1 - kFinalShare) * 0.5 * (1 + std::cos(std::numbers::pi * done)));
+}
+
+std::vector<std::int64_t> shard_counts(std::int64_t elements, int ranks) {
+  std::vector<std::int64_t> counts;
+  for (std::int64_t rank = 0; rank < ranks; ++rank) counts.push_back((rank + 1) * elements / ranks - rank * elements / ranks);
+  return counts;
+}
+
+ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory)
+    : parameters_(&parameters), communicator_(std::move(communicator)), counts_(shard_counts(parameters.elements(), communicator_.size())) {
+  begin_ = std::accumulate(counts_.begin(), counts_.begin() + communicator_.rank(), std::int64_t{0});
+  const DType accumulator = accumulator_of(storage);
+  for (Tensor* tensor : {&master_, &exp_avg_, &exp_avg_sq_, &gradient_}) *tensor = Tensor::zeros({count()}, accumulator, memory);
+}
+
+void ShardedAdamw::initialise(std::uint64_t seed) {
+  for (const Overlap& part : overlaps(*parameters_, begin_, count())) {
+    const std::vector<double> values = initial_values(*part.parameter, seed);
+    const ConstTensorView source(reinterpret_cast<const std::byte*>(values.data()), DType::f64, {part.parameter->elements});
+    copy(source.slice(0, part.begin - part.parameter->offset, part.count), master().slice(0, part.begin - begin_, part.count));
+  }
+  fill_zero(exp_avg_);
+  fill_zero(exp_avg_sq_);
+}
+
+void ShardedAdamw::publish(TensorView weights, StreamView stream) const {
+  const TensorView mine = weights.slice(0, begin_, count());
+  copy(master(), mine);
+  communicator_.all_gather(mine, weights, counts_, stream);
+}
+
+double ShardedAdamw::reduce(ConstTensorView gradients, StreamView stream) {
+  communicator_.reduce_scatter(gradients, gradient_, counts_, stream);
+  double squares = kernels::sum_of_squares(gradient_);
+  communicator_.all_reduce(TensorView(reinterpret_cast<std::byte*>(&squares), DType::f64, {1}), comm::Reduce::sum, stream);
+  return std::sqrt(squares);
+}
+
+void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, double gradient_scale, std::int64_t step, TensorView weights,
+                          StreamView stream) {
+  kernels::AdamwOptions options{.learning_rate = learning_rate, .beta1 = config.betas[0], .beta2 = config.betas[1]};
+  options.step = step;
+  options.gradient_scale = gradient_scale;
+  for (const Overlap& part : overlaps(*parameters_, begin_, count())) {
+    options.weight_decay = part.parameter->decays() ? config.weight_decay : 0.0;
+    const auto of = [&](const Tensor& shard) { return shard.view().slice(0, part.begin - begin_, part.count); };
+    kernels::adamw(of(master_), of(exp_avg_), of(exp_avg_sq_), of(gradient_), weights.slice(0, part.begin, part.count), options, stream);
+  }
+  communicator_.all_gather(weights.slice(0, begin_, count()), weights, counts_, stream);
+}
+
+void ShardedAdamw::throw_not_finite(std::int64_t step, StreamView stream) const {
+  std::string name;
+  for (const Overlap& part : overlaps(*parameters_, begin_, count())) {
+    if (name.empty() && !all_finite(gradient().slice(0, part.begin - begin_, part.count))) name = part.parameter->name;
+  }
+  const std::vector<std::string> names = communicator_.all_gather_bytes(name, stream);
+  const auto first = std::find_if(names.begin(), names.end(), [](const std::string& found) { return !found.empty(); });
+  const std::string where = first == names.end() ? "the norm overflows although every element is finite"
+                                                 : fmt::format("first in {} (shard of rank {})", *first, first - names.begin());
+  throw InvalidArgument(fmt::format(
+      "train: the gradient of step {} is not finite: {}; lower optimizer.learning_rate or raise optimizer.warmup_steps", step, where));
+}
+
+}  // namespace periplus::train

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "parallel/train/config.h"
+#include "parallel/train/parameters.h"
+#include "runtime/comm/communicator.h"
+#include "runtime/tensor.h"
+
+namespace periplus::train {
+
+/// Linear warm-up to the peak, then a cosine down to a tenth of it at the last step. step: 1-based.
+double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::int64_t steps);
+
+/// Elements of a flat buffer that each rank owns: consecutive ranges, [floor(r n / P), floor((r+1) n / P)).
+std::vector<std::int64_t> shard_counts(std::int64_t elements, int ranks);
+
+/// AdamW whose state (master weights, both moments; f32, f64 for f64) is split over all ranks (ZeRO-1): gradients are
+/// summed into shards, each rank updates its own, working weights are gathered. Methods with a stream are collective.
+class ShardedAdamw {
+ public:
+  ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory);
+
+  /// Fills the master shard with the start values of the seed, and the moments with zeros.
+  void initialise(std::uint64_t seed);
+  /// weights (flat, storage type) := the master weights of all ranks.
+  void publish(TensorView weights, StreamView stream) const;
+
+  /// Sums the gradients over ranks into the own shard; returns the norm of the whole sum.
+  double reduce(ConstTensorView gradients, StreamView stream);
+  /// One update from the reduced gradient times gradient_scale, then publishes. Tensors of one dimension do not decay.
+  void update(const OptimizerConfig& config, double learning_rate, double gradient_scale, std::int64_t step, TensorView weights,
+              StreamView stream);
+  /// Throws InvalidArgument naming the step and the first tensor whose summed gradient is not finite, and its rank.
+  [[noreturn]] void throw_not_finite(std::int64_t step, StreamView stream) const;
+
+  const ParameterTable& parameters() const noexcept { return *parameters_; }
+  const comm::Communicator& communicator() const noexcept { return communicator_; }
+  std::span<const std::int64_t> counts() const noexcept { return counts_; }
+  std::int64_t begin() const noexcept { return begin_; }  ///< First flat element of this rank's shard.
+  std::int64_t count() const noexcept { return counts_[static_cast<std::size_t>(communicator_.rank())]; }
+  TensorView master() const { return master_; }
+  TensorView exp_avg() const { return exp_avg_; }
+  TensorView exp_avg_sq() const { return exp_avg_sq_; }
+  TensorView gradient() const { return gradient_; }
+
+ private:
+  const ParameterTable* parameters_;
+  comm::Communicator communicator_;
+  std::vector<std::int64_t> counts_;
+  std::int64_t begin_ = 0;
+  Tensor master_, exp_avg_, exp_avg_sq_, gradient_;
+};
+
+}  // namespace periplus::train

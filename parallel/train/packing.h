@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+namespace periplus::train {
+
+/// Consecutive tokens of one document. In its row a piece counts as a document of its own: positions start at 0 and
+/// nothing outside it is attended to.
+struct Piece {
+  std::int32_t document = 0;
+  std::int64_t offset = 0;
+  std::int64_t length = 0;
+  friend bool operator==(const Piece&, const Piece&) = default;
+};
+
+struct PackingStatistics {
+  double padding_fraction = 0;    ///< Of rows x context, tokens that no piece fills (rows are then simply shorter).
+  double truncated_fraction = 0;  ///< Of the documents, those cut into more than one piece.
+  double attention_share = 0;     ///< Mean over rows of sum(len^2) / (context * sum(len)): work relative to one full causal row.
+};
+
+/// Documents laid into rows of at most `context` tokens. Depends on lengths and context only.
+class Packing {
+ public:
+  /// method: best_fit (longest first, each into the fullest row it fits, no document cut unless longer than context) or
+  /// concat (the stream of documents cut every `context` tokens). InvalidArgument for another name or context < 1.
+  Packing(std::string_view method, std::span<const std::int64_t> lengths, std::int64_t context);
+
+  std::int64_t rows() const noexcept { return static_cast<std::int64_t>(first_piece_.size()) - 1; }
+  std::span<const Piece> row(std::int64_t index) const;
+  const PackingStatistics& statistics() const noexcept { return statistics_; }
+
+ private:
+  std::vector<Piece> pieces_;             // grouped by row
+  std::vector<std::size_t> first_piece_;  // rows + 1
+  PackingStatistics statistics_;
+};
+
+/// Which row comes when: every epoch visits every row once in an order that only (seed, epoch) decides. No state
+/// survives a call but a cache, so any step can be asked for.
+class RowOrder {
+ public:
+  RowOrder(std::int64_t rows, std::uint64_t seed) : rows_(rows), seed_(seed) {}
+  /// step: 1-based.
+  std::int64_t row_of_step(std::int64_t step);
+  std::int64_t epoch_of_step(std::int64_t step) const noexcept { return (step - 1) / rows_; }
+
+ private:
+  std::int64_t rows_;
+  std::uint64_t seed_;
+  std::int64_t cached_epoch_ = -1;
+  std::vector<std::int64_t> order_;
+};
+
+}  // namespace periplus::train

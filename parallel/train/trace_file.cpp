@@ -1,0 +1,49 @@
+#include "parallel/train/trace_file.h"
+
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "parallel/train/agree.h"
+#include "runtime/file.h"
+
+namespace periplus::train {
+namespace {
+
+using nlohmann::json;
+
+std::string to_bytes(const Tracer& tracer) {
+  json events = json::array();
+  for (const TraceEvent& event : tracer.events()) {
+    events.push_back({event.name, event.track, event.begin_us, event.duration_us, event.step, event.bytes});
+  }
+  const std::vector<std::uint8_t> packed = json::to_msgpack(events);
+  return {packed.begin(), packed.end()};
+}
+
+Tracer from_bytes(int rank, const std::string& bytes) {
+  Tracer tracer(rank);
+  for (const json& event : json::from_msgpack(bytes)) {
+    tracer.record({event.at(0), event.at(1), event.at(2), event.at(3), event.at(4), event.at(5)});
+  }
+  return tracer;
+}
+
+}  // namespace
+
+TraceSpan::~TraceSpan() {
+  if (tracer_ != nullptr) tracer_->record({name_, "train", begin_us_, tracer_->now_us() - begin_us_, -1, 0});
+}
+
+void write_trace(const std::filesystem::path& path, const Tracer& tracer, const comm::Communicator& communicator, StreamView stream) {
+  const std::vector<std::string> gathered = communicator.all_gather_bytes(to_bytes(tracer), stream);
+  on_rank0(communicator, stream, [&] {
+    std::vector<Tracer> tracers;
+    for (std::size_t rank = 0; rank < gathered.size(); ++rank) tracers.push_back(from_bytes(static_cast<int>(rank), gathered[rank]));
+    std::vector<const Tracer*> pointers;
+    for (const Tracer& each : tracers) pointers.push_back(&each);
+    write_file_atomically(path, to_chrome_trace(pointers));
+  });
+}
+
+}  // namespace periplus::train

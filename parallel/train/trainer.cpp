@@ -1,0 +1,294 @@
+// The training loop: everything in it happens on all ranks, in the same order.
+#include "parallel/train/trainer.h"
+
+#include <chrono>
+#include <cmath>
+#include <deque>
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "kernels/matmul.h"
+#include "parallel/train/agree.h"
+#include "parallel/train/batch.h"
+#include "parallel/train/checkpoint.h"
+#include "parallel/train/corpus.h"
+#include "parallel/train/metrics.h"
+#include "parallel/train/model.h"
+#include "parallel/train/optimizer.h"
+#include "parallel/train/packing.h"
+#include "parallel/train/trace_file.h"
+#include "runtime/file.h"
+
+namespace periplus::train {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t kLastLosses = 10;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+void all_reduce(const comm::Communicator& communicator, std::span<double> values, comm::Reduce reduce, StreamView stream) {
+  const TensorView view(reinterpret_cast<std::byte*>(values.data()), DType::f64, {static_cast<std::int64_t>(values.size())});
+  communicator.all_reduce(view, reduce, stream);
+}
+
+/// Checks what does not need the data, so that a mistake is reported before a corpus is walked.
+void check_on_all_ranks(const Config& config, const TrainOptions& options, const comm::Communicator& communicator, StreamView stream) {
+  all_or_none(communicator, stream, [&] { check(config); });
+  std::string text = options.resume ? "resume" : "start";
+  for (const auto& [key, value] : key_values(config)) text += fmt::format("\n{} = {}", key, value);
+  comm::require_same_on_all_ranks(communicator, hash64(text), "the configuration", stream);
+}
+
+Corpus open_corpus(const Config& config, const comm::Communicator& communicator, StreamView stream) {
+  std::optional<Corpus> corpus;
+  all_or_none(communicator, stream, [&] { corpus.emplace(config.data.paths); });
+  comm::require_same_on_all_ranks(communicator, hash64(corpus->digest()), "the list of training files", stream);
+  return std::move(*corpus);
+}
+
+/// One training run of one rank.
+class Run {
+ public:
+  Run(const Config& config, const TrainOptions& options, comm::Communicator communicator, StreamView stream)
+      : config_(config),
+        options_(options),
+        communicator_(std::move(communicator)),
+        stream_(stream),
+        directory_(config.run.directory),
+        dtype_(storage_dtype(config.run)),
+        layout_(layout_kind_from_string(config.parallel.layout)),
+        corpus_(open_corpus(config, communicator_, stream)),
+        packing_(config.data.packing, corpus_.lengths(), config.data.context),
+        order_(packing_.rows(), config.run.seed),
+        model_(config.model, dtype_, memory_),
+        optimizer_(model_.parameters(), dtype_, communicator_, memory_),
+        tracer_(communicator_.rank()) {}
+
+  TrainResult train() {
+    prepare_directory();
+    result_.state_bytes = static_cast<std::int64_t>(memory_.account().current_bytes());
+    measure_entropy();
+    describe();
+    restore_or_initialise();
+    on_rank0(communicator_, stream_, [&] { metrics_file_.emplace(directory_, result_.last_step); });
+    measure_peak();
+    while (result_.last_step < config_.run.steps && !result_.stopped_by_request) {
+      const StepMetrics metrics = run_step(result_.last_step + 1);
+      report(metrics);
+      const bool due = config_.run.checkpoint_every > 0 && metrics.step % config_.run.checkpoint_every == 0;
+      if (due || metrics.step == config_.run.steps || result_.stopped_by_request) save();
+    }
+    if (config_.run.trace && result_.steps_run > 0) {
+      write_trace(directory_ / "trace.json", tracer_, communicator_, stream_);
+      say("trace of the last step: {}", (directory_ / "trace.json").string());
+    }
+    if (!last_losses_.empty()) {
+      result_.mean_last_losses = std::accumulate(last_losses_.begin(), last_losses_.end(), 0.0) / static_cast<double>(last_losses_.size());
+    }
+    return result_;
+  }
+
+ private:
+  template <class... Arguments>
+  void say(fmt::format_string<Arguments...> pattern, Arguments&&... arguments) const {
+    if (communicator_.rank() != 0 || !options_.on_message) return;
+    options_.on_message(fmt::format(pattern, std::forward<Arguments>(arguments)...));
+  }
+
+  void prepare_directory() {
+    on_rank0(communicator_, stream_, [&] {
+      fs::create_directories(directory_);
+      if (!options_.resume && newest_checkpoint(directory_)) {
+        throw InvalidArgument(fmt::format("train: run.directory {} already holds checkpoints; resume that run or name another directory",
+                                          directory_.string()));
+      }
+    });
+  }
+
+  void measure_entropy() {
+    std::array<double, 3> values{};
+    on_rank0(communicator_, stream_, [&] {
+      const Entropy entropy = sampled_entropy(corpus_, config_.run.seed);
+      values = {entropy.unigram, entropy.order1, static_cast<double>(entropy.counted_bytes)};
+    });
+    all_reduce(communicator_, values, comm::Reduce::sum, stream_);
+    result_.unigram_entropy = values[0];
+    result_.order1_entropy = values[1];
+    say("data: {} documents, {} bytes{}; entropy in nats per byte: {:.4f} unigram, {:.4f} given the byte before ({} bytes counted)",
+        corpus_.documents().size(), corpus_.bytes(),
+        corpus_.skipped_files() > 0 ? fmt::format(" ({} unreadable files skipped)", corpus_.skipped_files()) : "", values[0], values[1],
+        static_cast<std::int64_t>(values[2]));
+  }
+
+  void describe() const {
+    const PackingStatistics& packing = packing_.statistics();
+    say("packing ({}): {} rows of {} tokens, {:.2f} % unfilled, {:.2f} % of the documents cut, attention work {:.1f} % of full rows",
+        config_.data.packing, packing_.rows(), config_.data.context, 100 * packing.padding_fraction, 100 * packing.truncated_fraction,
+        100 * packing.attention_share);
+    say("model: {} parameters in {}, on {} {} ({} transport), strategy {}, layout {}; {:.1f} MiB of weights, gradients and optimizer state "
+        "here",
+        model_.parameters().elements(), to_string(dtype_), communicator_.size(), communicator_.size() == 1 ? "rank" : "ranks",
+        communicator_.transport_name(), config_.parallel.strategy, config_.parallel.layout,
+        static_cast<double>(result_.state_bytes) / (1 << 20));
+  }
+
+  Manifest manifest() const {
+    const auto entries = key_values(config_);
+    Manifest manifest{.step = result_.last_step, .corpus_digest = corpus_.digest(), .config = {entries.begin(), entries.end()}};
+    manifest.epoch = result_.last_step / packing_.rows();
+    manifest.config["run.dtype"] = to_string(dtype_);  // what auto means differs between machines
+    return manifest;
+  }
+
+  void restore_or_initialise() {
+    if (options_.resume) {
+      restore();
+    } else {
+      optimizer_.initialise(config_.run.seed);
+    }
+    optimizer_.publish(model_.weights(), stream_);
+  }
+
+  void restore() {
+    std::string found;
+    on_rank0(communicator_, stream_, [&] {
+      const std::optional<fs::path> newest = newest_checkpoint(directory_);
+      if (!newest) throw InvalidArgument(fmt::format("train: {} holds no complete checkpoint to resume from", directory_.string()));
+      found = newest->string();
+    });
+    found = communicator_.all_gather_bytes(found, stream_).front();
+    Manifest saved;
+    all_or_none(communicator_, stream_, [&] {
+      saved = read_manifest(found);
+      require_same_run(saved, manifest());
+    });
+    load_checkpoint(found, saved, optimizer_, stream_);
+    result_.last_step = saved.step;
+    saved_step_ = saved.step;
+    say("resumed from {} (step {}, written by {} ranks)", found, saved.step, saved.ranks);
+    if (saved.step >= config_.run.steps) say("run.steps = {} is already reached; nothing to do", config_.run.steps);
+  }
+
+  void save() {
+    if (saved_step_ == result_.last_step || !options_.checkpoints) return;
+    save_checkpoint(directory_, manifest(), optimizer_, stream_);
+    saved_step_ = result_.last_step;
+    say("checkpoint of step {} written to {}", saved_step_, (directory_ / "checkpoints").string());
+  }
+
+  void measure_peak() {
+    const bool measurable = options_.measure_peak && dtype_ != DType::f64 && result_.last_step < config_.run.steps;
+    if (!measurable) return;
+    communicator_.barrier(stream_);  // ranks share cores and caches in training too, so they measure at the same time
+    std::array<double, 1> peak = {kernels::measure_matmul_peak(dtype_)};
+    all_reduce(communicator_, peak, comm::Reduce::sum, stream_);
+    peak_flops_ = peak[0];
+    say("matrix peak of all ranks together: {:.1f} Gflop/s in {}", peak_flops_ * 1e-9, to_string(dtype_));
+  }
+
+  StepMetrics run_step(std::int64_t step) {
+    const Clock::time_point begin = Clock::now();
+    Tracer* const tracer = config_.run.trace ? &tracer_ : nullptr;
+    tracer_.clear();
+    const double waited = communicator_.traffic().wait_seconds;
+    std::optional<Batch> batch;
+    all_or_none(communicator_, stream_, [&] {
+      const TraceSpan span(tracer, "read row");
+      batch.emplace(make_batch(corpus_, packing_.row(order_.row_of_step(step)), layout_, communicator_.size(), communicator_.rank()));
+    });
+    DistributedAttention attention(model_.attention_problem(*batch), {.strategy = config_.parallel.strategy}, communicator_, memory_,
+                                   tracer);
+    const double waited_before_model = communicator_.traffic().wait_seconds;
+    model_.zero_gradients();
+    std::array<double, 2> sums = {0, 0};
+    {
+      const TraceSpan span(tracer, "forward and backward");
+      sums[0] = model_.loss_and_gradients(*batch, attention, stream_);
+    }
+    const double waited_in_model = communicator_.traffic().wait_seconds - waited_before_model;
+
+    StepMetrics metrics{.step = step, .tokens = batch->layout.tokens(), .ranks = communicator_.size()};
+    metrics.learning_rate = learning_rate_at(config_.optimizer, step, config_.run.steps);
+    metrics.grad_norm = update(step, metrics.learning_rate, batch->valid_labels > 0, tracer);
+    // One message decides for all ranks whether to stop: a signal may reach them in different steps.
+    sums[1] = options_.stop_requested != nullptr && options_.stop_requested->load() ? 1 : 0;
+    all_reduce(communicator_, sums, comm::Reduce::sum, stream_);
+    result_.stopped_by_request = sums[1] > 0;
+    result_.last_step = step;
+    ++result_.steps_run;
+    if (batch->valid_labels > 0) {
+      metrics.loss = sums[0] / static_cast<double>(batch->valid_labels);
+      last_losses_.push_back(metrics.loss);
+      if (last_losses_.size() > kLastLosses) last_losses_.pop_front();
+    }
+
+    const double waits_outside = communicator_.traffic().wait_seconds - waited - waited_in_model;
+    std::array<double, 2> largest = {waits_outside + attention.statistics().exposed_seconds,
+                                     static_cast<double>(memory_.account().peak_bytes())};
+    all_reduce(communicator_, largest, comm::Reduce::max, stream_);
+    metrics.exposed_comm_seconds = largest[0];
+    metrics.peak_memory_bytes = static_cast<std::int64_t>(largest[1]);
+    metrics.step_seconds = seconds_since(begin);
+    metrics.tokens_per_second = static_cast<double>(metrics.tokens) / metrics.step_seconds;
+    metrics.flops_per_second = model_.flops(*batch) / metrics.step_seconds;
+    metrics.mfu = peak_flops_ > 0 ? metrics.flops_per_second / peak_flops_ : 0;
+    return metrics;
+  }
+
+  /// Returns the gradient norm of all ranks. A row of one-byte documents predicts nothing and changes nothing.
+  double update(std::int64_t step, double learning_rate, bool has_labels, Tracer* tracer) {
+    double norm = 0;
+    {
+      const TraceSpan span(tracer, "sum gradients");
+      norm = optimizer_.reduce(model_.gradients(), stream_);
+    }
+    if (!std::isfinite(norm)) optimizer_.throw_not_finite(step, stream_);
+    if (!has_labels) return norm;
+    const TraceSpan span(tracer, "update weights");
+    const double limit = config_.optimizer.clip_norm;
+    const double scale = limit > 0 && norm > limit ? limit / norm : 1;
+    optimizer_.update(config_.optimizer, learning_rate, scale, step, model_.weights(), stream_);
+    return norm;
+  }
+
+  void report(const StepMetrics& metrics) {
+    on_rank0(communicator_, stream_, [&] {
+      metrics_file_->append(metrics);
+      if (options_.on_step) options_.on_step(metrics);
+    });
+  }
+
+  const Config& config_;
+  const TrainOptions& options_;
+  comm::Communicator communicator_;
+  StreamView stream_;
+  fs::path directory_;
+  DType dtype_;
+  LayoutKind layout_;
+  Memory memory_;
+  Corpus corpus_;
+  Packing packing_;
+  RowOrder order_;
+  Model model_;
+  ShardedAdamw optimizer_;
+  Tracer tracer_;
+  std::optional<MetricsFile> metrics_file_;
+  std::deque<double> last_losses_;
+  double peak_flops_ = 0;  // of all ranks together; 0: not measured
+  std::int64_t saved_step_ = -1;
+  TrainResult result_;
+};
+
+}  // namespace
+
+TrainResult train(const Config& config, const TrainOptions& options, comm::Communicator communicator) {
+  const Stream stream([communicator] { communicator.progress(); });
+  check_on_all_ranks(config, options, communicator, stream);
+  return Run(config, options, std::move(communicator), stream).train();
+}
+
+}  // namespace periplus::train

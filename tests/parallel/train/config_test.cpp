@@ -1,0 +1,80 @@
+#include "parallel/train/config.h"
+
+#include <functional>
+#include <limits>
+#include <set>
+
+#include <gtest/gtest.h>
+
+#include "runtime/error.h"
+
+namespace periplus::train {
+namespace {
+
+Config valid() {
+  Config config;
+  config.data.paths = {"/usr/include"};
+  return config;
+}
+
+TEST(Config, DefaultsNeedOnlyData) {
+  EXPECT_NO_THROW(check(valid()));
+  EXPECT_THROW(check(Config{}), InvalidArgument);
+}
+
+TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
+  const std::vector<std::pair<std::string, std::function<void(Config&)>>> mistakes = {
+      {"model.layers", [](Config& c) { c.model.layers = 0; }},
+      {"model.hidden", [](Config& c) { c.model.hidden = -3; }},
+      {"model.kv_heads", [](Config& c) { c.model.kv_heads = 3; }},
+      {"model.head_size", [](Config& c) { c.model.head_size = 33; }},
+      {"model.ffn", [](Config& c) { c.model.ffn = std::int64_t{1} << 60; }},
+      {"model.vocabulary", [](Config& c) { c.model.vocabulary = 255; }},
+      {"model.pattern", [](Config& c) { c.model.pattern = ""; }},
+      {"S = softmax attention", [](Config& c) { c.model.pattern = "SL"; }},
+      {"model.rope_theta", [](Config& c) { c.model.rope_theta = 0; }},
+      {"data.context", [](Config& c) { c.data.context = 1; }},
+      {"best_fit, concat", [](Config& c) { c.data.packing = "tight"; }},
+      {"parallel.strategy", [](Config& c) { c.parallel.strategy = "helix"; }},
+      {"document_zigzag", [](Config& c) { c.parallel.layout = "diagonal"; }},
+      {"parallel.layout", [](Config& c) { c.parallel.layout = "custom"; }},
+      {"optimizer.learning_rate", [](Config& c) { c.optimizer.learning_rate = std::numeric_limits<double>::quiet_NaN(); }},
+      {"optimizer.warmup_steps", [](Config& c) { c.optimizer.warmup_steps = -1; }},
+      {"optimizer.clip_norm", [](Config& c) { c.optimizer.clip_norm = -1; }},
+      {"optimizer.betas", [](Config& c) { c.optimizer.betas = {0.9}; }},
+      {"optimizer.betas",
+       [](Config& c) {
+         c.optimizer.betas = {0.9, 1.0};
+       }},
+      {"run.steps", [](Config& c) { c.run.steps = 0; }},
+      {"run.directory", [](Config& c) { c.run.directory = ""; }},
+      {"run.dtype", [](Config& c) { c.run.dtype = "f16"; }},
+      {"run.checkpoint_every", [](Config& c) { c.run.checkpoint_every = -1; }},
+      {"run.deadline_seconds", [](Config& c) { c.run.deadline_seconds = 0; }},
+  };
+  for (const auto& [expected, spoil] : mistakes) {
+    Config config = valid();
+    spoil(config);
+    try {
+      check(config);
+      ADD_FAILURE() << "accepted a wrong " << expected;
+    } catch (const InvalidArgument& error) {
+      EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
+    }
+  }
+}
+
+TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
+  Config config = valid();
+  config.run.dtype = "f64";
+  EXPECT_EQ(storage_dtype(config.run), DType::f64);
+  std::set<std::string> keys;
+  for (const auto& [key, value] : key_values(config)) {
+    EXPECT_TRUE(keys.insert(key).second) << key;
+    EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
+  }
+  EXPECT_EQ(keys.size(), 27u);
+}
+
+}  // namespace
+}  // namespace periplus::train

@@ -1,0 +1,147 @@
+#include "parallel/train/trainer.h"
+
+#include <cmath>
+#include <sstream>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "runtime/error.h"
+#include "runtime/file.h"
+#include "tests/parallel/train/scenario.h"
+
+namespace periplus::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<nlohmann::json> metrics_of(const Config& config) {
+  std::istringstream lines(read_file(fs::path(config.run.directory) / "metrics.jsonl", 1 << 20));
+  std::vector<nlohmann::json> objects;
+  for (std::string line; std::getline(lines, line);) objects.push_back(nlohmann::json::parse(line));
+  return objects;
+}
+
+class Trainer : public testing::Test {
+ protected:
+  Trainer() { write_corpus(folder_ / "corpus"); }
+  TemporaryFolder folder_;
+};
+
+TEST_F(Trainer, LearnsAndWritesOneMetricsLineForEveryStep) {
+  Config config = tiny_config(folder_.path());
+  config.run.steps = 60;
+  config.optimizer.learning_rate = 2e-2;
+  const Outcome outcome = run_training(config, 2);
+  ASSERT_EQ(outcome.steps.size(), 60u);
+  EXPECT_EQ(outcome.result.last_step, 60);
+  EXPECT_FALSE(outcome.result.stopped_by_request);
+  EXPECT_NEAR(outcome.steps.front().loss, std::log(256), 0.3);
+  EXPECT_LT(outcome.result.mean_last_losses, outcome.result.unigram_entropy);
+  double last_ten = 0;
+  for (std::size_t i = 50; i < 60; ++i) last_ten += outcome.steps[i].loss / 10;
+  EXPECT_NEAR(outcome.result.mean_last_losses, last_ten, 1e-12);
+
+  const std::vector<nlohmann::json> lines = metrics_of(config);
+  ASSERT_EQ(lines.size(), 60u);
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    for (const char* key : {"step", "loss", "grad_norm", "tokens", "tokens_per_second", "step_seconds", "flops_per_second", "mfu",
+                            "exposed_comm_seconds", "peak_memory_bytes", "ranks"}) {
+      EXPECT_TRUE(lines[i].contains(key)) << key;
+    }
+    EXPECT_EQ(lines[i]["step"], i + 1);
+    EXPECT_EQ(lines[i]["loss"].get<double>(), outcome.steps[i].loss);
+    EXPECT_EQ(lines[i]["ranks"], 2);
+    EXPECT_GT(lines[i]["peak_memory_bytes"], 0);
+    EXPECT_GE(lines[i]["exposed_comm_seconds"], 0);
+    EXPECT_LE(lines[i]["tokens"], config.data.context);
+  }
+}
+
+TEST_F(Trainer, LossesDoNotDependOnRanksOrLayout) {
+  Config config = tiny_config(folder_.path());
+  config.run.dtype = "f64";
+  config.run.directory = (folder_ / "single").string();
+  const std::vector<double> single = run_training(config, 1).losses();
+  ASSERT_EQ(single.size(), 8u);
+  for (const std::string layout : {"contiguous", "zigzag", "striped", "document_zigzag"}) {
+    for (const int ranks : {2, 3, 4}) {
+      config.parallel.layout = layout;
+      config.run.directory = (folder_ / (layout + std::to_string(ranks))).string();
+      const std::vector<double> losses = run_training(config, ranks).losses();
+      for (std::size_t i = 0; i < single.size(); ++i)
+        EXPECT_NEAR(losses[i], single[i], 1e-10) << layout << " " << ranks << " step " << i + 1;
+    }
+  }
+}
+
+TEST_F(Trainer, TwoRunsAreEqualBitForBit) {
+  Config config = tiny_config(folder_.path());
+  for (const char* dtype : {"f32", "bf16"}) {
+    config.run.dtype = dtype;
+    config.run.directory = (folder_ / (std::string(dtype) + "first")).string();
+    const std::vector<double> first = run_training(config, 3).losses();
+    config.run.directory = (folder_ / (std::string(dtype) + "second")).string();
+    EXPECT_EQ(run_training(config, 3).losses(), first) << dtype;
+  }
+}
+
+TEST_F(Trainer, AStopRequestOnOneRankSavesAndStopsAllInTheSameStep) {
+  const Config config = tiny_config(folder_.path());
+  const Outcome outcome = run_training(config, 3, false, 4);
+  EXPECT_TRUE(outcome.result.stopped_by_request);
+  EXPECT_LT(outcome.result.last_step, config.run.steps);
+  EXPECT_GE(outcome.result.last_step, 3);
+  EXPECT_TRUE(fs::exists(checkpoint_folder(config, outcome.result.last_step) / "manifest.json"));
+}
+
+TEST_F(Trainer, WritesATraceWithEveryRank) {
+  Config config = tiny_config(folder_.path());
+  config.run.steps = 2;
+  config.run.trace = true;
+  run_training(config, 2);
+  const nlohmann::json trace = nlohmann::json::parse(read_file(folder_ / "run/trace.json", 64 << 20));
+  std::vector<int> events(2);
+  for (const auto& event : trace["traceEvents"]) {
+    if (event["ph"] == "X") ++events.at(event["pid"].get<std::size_t>());
+  }
+  EXPECT_GT(events[0], 4);
+  EXPECT_GT(events[1], 4);
+}
+
+TEST_F(Trainer, MistakesAreOneSentenceOnEveryRank) {
+  Config config = tiny_config(folder_.path());
+  config.data.paths = {(folder_ / "nowhere").string()};
+  EXPECT_THROW(run_training(config, 2), InvalidArgument);
+  config = tiny_config(folder_.path());
+  config.model.pattern = "SL";
+  EXPECT_THROW(run_training(config, 2), InvalidArgument);
+  config = tiny_config(folder_.path());
+  EXPECT_THROW(run_training(config, 2, true), InvalidArgument);  // nothing to resume from
+  run_training(config, 2);
+  EXPECT_THROW(run_training(config, 2), InvalidArgument);  // would overwrite a finished run
+}
+
+TEST_F(Trainer, DivergenceIsNamedNotTrainedOn) {
+  Config config = tiny_config(folder_.path());
+  config.optimizer.learning_rate = 1e30;
+  try {
+    run_training(config, 2);
+    FAIL() << "trained with a learning rate of 1e30";
+  } catch (const InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("not finite"), std::string::npos) << error.what();
+  }
+}
+
+TEST_F(Trainer, RowsWithoutLabelsChangeNothing) {
+  fs::remove_all(folder_ / "corpus");
+  write_text(folder_ / "corpus/a", "a");
+  write_text(folder_ / "corpus/b", "b");
+  Config config = tiny_config(folder_.path());
+  config.run.steps = 2;
+  const Outcome outcome = run_training(config, 2);
+  EXPECT_EQ(outcome.losses(), (std::vector<double>{0, 0}));
+}
+
+}  // namespace
+}  // namespace periplus::train
