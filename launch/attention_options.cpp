@@ -1,0 +1,95 @@
+#include "launch/attention_options.h"
+
+#include <fmt/format.h>
+
+#include "parallel/layout.h"
+#include "parallel/strategy/strategy.h"
+#include "runtime/error.h"
+
+namespace periplus::launch {
+
+std::vector<std::string> strategy_names() {
+  std::vector<std::string> names;
+  for (const strategy::Strategy& strategy : strategy::strategies()) names.emplace_back(strategy.name);
+  return names;
+}
+
+std::vector<std::string> layout_names() {
+  std::vector<std::string> names;
+  for (const LayoutKind kind : {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped, LayoutKind::document_zigzag}) {
+    names.emplace_back(to_string(kind));
+  }
+  return names;
+}
+
+void add_mask_options(OptionTable& table, MaskOptions& options) {
+  table.add({.key = "mask.causal", .flag = "causal", .target = &options.causal, .help = "A token sees itself and what came before."});
+  table.add({.key = "mask.full", .flag = "full", .target = &options.full, .help = "A token sees its whole document."});
+  table.add({.key = "mask.window",
+             .flag = "window",
+             .target = &options.window,
+             .value = "L,R",
+             .help = "A token sees at most L tokens back and R ahead; -1: no limit; L alone with a causal mask.",
+             .least = -1});
+  table.add({.key = "mask.sink_tokens",
+             .flag = "sink-tokens",
+             .target = &options.sink_tokens,
+             .value = "N",
+             .help = "The first N tokens of a document stay visible outside the window.",
+             .least = 0});
+}
+
+MaskSpec mask_spec(const MaskOptions& options, const OptionTable& table) {
+  if (options.full && table.given("causal") && options.causal)
+    throw InvalidArgument("--causal and --full contradict each other; choose one");
+  MaskSpec spec;
+  spec.causal = options.causal && !options.full;
+  spec.sink_tokens = options.sink_tokens;
+  const std::vector<std::int64_t>& window = options.window;
+  if (!window.empty()) {
+    if (window.size() == 1 && !spec.causal) {
+      throw InvalidArgument(fmt::format("--window {} takes two numbers with --full; e.g. --window {},{}", window[0], window[0], window[0]));
+    }
+    if (window.size() > 2) throw InvalidArgument(fmt::format("--window takes two numbers, L,R, not {}", window.size()));
+    spec.window_left = window[0];
+    spec.window_right = window.size() == 2 ? window[1] : 0;
+    if (spec.causal && spec.window_right > 0) {
+      throw InvalidArgument(
+          fmt::format("--window {},{} looks ahead but the mask is causal; use {},0 or --full", window[0], window[1], window[0]));
+    }
+  }
+  if (spec.sink_tokens > 0 && spec.window_left < 0) {
+    throw InvalidArgument(fmt::format("--sink-tokens {} has no effect without a limit to the left; add --window L,R", spec.sink_tokens));
+  }
+  return spec;
+}
+
+std::string to_text(const MaskSpec& spec) {
+  std::string text = spec.causal ? "causal" : "full";
+  if (spec.causal) {
+    if (spec.window_left >= 0) text += fmt::format(" window {}", spec.window_left);
+  } else if (spec.window_left >= 0 || spec.window_right >= 0) {
+    text += fmt::format(" window {},{}", spec.window_left, spec.window_right);
+  }
+  if (spec.sink_tokens > 0) text += fmt::format(" sink tokens {}", spec.sink_tokens);
+  return text;
+}
+
+void add_strategy_options(OptionTable& table, std::string& strategy, std::string& layout, bool all) {
+  std::vector<std::string> strategies = strategy_names(), layouts = layout_names();
+  if (all) strategies.emplace_back("all"), layouts.emplace_back("all");
+  table.add({.key = "parallel.strategy",
+             .flag = "strategy",
+             .target = &strategy,
+             .value = "NAME",
+             .help = "How attention is distributed:",
+             .choices = std::move(strategies)});
+  table.add({.key = "parallel.layout",
+             .flag = "layout",
+             .target = &layout,
+             .value = "NAME",
+             .help = "Which rank owns which tokens:",
+             .choices = std::move(layouts)});
+}
+
+}  // namespace periplus::launch

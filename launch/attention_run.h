@@ -1,0 +1,36 @@
+#pragma once
+
+#include "parallel/attention.h"
+
+namespace periplus::launch {
+
+/// Tensors of the whole sequence, as every rank sees them; optional ones are empty views.
+struct GlobalAttention {
+  ConstTensorView q, k, v;
+  ConstTensorView sink;  ///< [1, q_heads, 1], accumulator type
+  ConstTensorView dout;  ///< Without it there is no backward pass.
+  ConstTensorView dlse;  ///< [tokens, q_heads, 1], accumulator type
+};
+
+/// What one rank computed: its rows; of dsink its part of the sum.
+struct LocalAttention {
+  Tensor out, lse;
+  Tensor dq, dk, dv, dsink;
+  double forward_seconds = 0;
+  double backward_seconds = 0;
+  double exposed_seconds = 0;
+};
+
+/// Takes this rank's rows, plans and runs forward and, if dout is there, backward. Collective.
+LocalAttention run_attention(const AttentionProblem& problem, const AttentionOptions& options, const GlobalAttention& global,
+                             const comm::Communicator& communicator, const Memory& memory);
+
+/// Rows of `whole` that `rank` owns, in its local order.
+Tensor take_rows(ConstTensorView whole, const SequenceLayout& layout, int rank, const Memory& memory);
+/// The inverse: writes the rows of `rank` into `whole`.
+void put_rows(ConstTensorView local, const SequenceLayout& layout, int rank, TensorView whole);
+
+/// The whole tensor on rank 0 from every rank's rows; empty elsewhere. Collective.
+Tensor gather_rows(ConstTensorView local, const SequenceLayout& layout, const comm::Communicator& communicator, const Memory& memory);
+
+}  // namespace periplus::launch

@@ -1,0 +1,104 @@
+// periplus train: configuration, progress and summary around train::train.
+#include <filesystem>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "launch/commands.h"
+#include "launch/progress.h"
+#include "launch/ranks.h"
+#include "launch/signals.h"
+#include "launch/train_options.h"
+#include "parallel/train/trainer.h"
+#include "runtime/error.h"
+
+namespace periplus::launch {
+namespace {
+
+void say_where_to_look(const OptionTable& table, const train::Config& config) {
+  const std::filesystem::path folder(config.run.directory);
+  say(table, fmt::format("\nRun folder: {}", std::filesystem::absolute(folder).lexically_normal().string()));
+  say(table, "  loss.svg        the loss curve beside both entropies; opens in any browser");
+  say(table, "  metrics.jsonl   one line per step: loss, tokens_per_second, mfu, exposed_comm_seconds, ...");
+  if (config.run.trace) say(table, "  trace.json      the last step as a timeline; open it at https://ui.perfetto.dev");
+  say(table, fmt::format("  checkpoints     the same command with --directory {} --resume and a larger --steps continues from the newest",
+                         folder.string()));
+}
+
+void say_result(const OptionTable& table, const train::Config& config, const train::TrainResult& result) {
+  if (result.stopped_by_request) {
+    say(table, fmt::format("\nStopped on request after step {}; a checkpoint is saved, --resume continues.", result.last_step));
+  }
+  say(table, fmt::format("\nUnigram entropy of the training bytes   {:.4f} nats", result.unigram_entropy));
+  say(table, fmt::format("Order-1 entropy (given one byte before) {:.4f} nats", result.order1_entropy));
+  if (result.steps_run > 0) {
+    say(table, fmt::format("Mean loss of the last ten steps         {:.4f} nats, {:+.4f} from the unigram entropy", result.mean_last_losses,
+                           result.mean_last_losses - result.unigram_entropy));
+  }
+  say_where_to_look(table, config);
+}
+
+nlohmann::json to_json(const train::Config& config, const train::TrainResult& result, const comm::Communicator& communicator) {
+  return {{"last_step", result.last_step},
+          {"stopped_by_request", result.stopped_by_request},
+          {"unigram_entropy", result.unigram_entropy},
+          {"order1_entropy", result.order1_entropy},
+          {"mean_last_losses", result.mean_last_losses},
+          {"directory", config.run.directory},
+          {"ranks", communicator.size()},
+          {"transport", communicator.transport_name()}};
+}
+
+/// The library knows keys only; who typed --data must find it in the message about a path.
+train::TrainResult train_or_name_flag(const train::Config& config, const train::TrainOptions& options,
+                                      const comm::Communicator& communicator) {
+  try {
+    return train::train(config, options, communicator);
+  } catch (const InvalidArgument& error) {
+    constexpr std::string_view kKey = "data.paths";
+    std::string message = error.what();
+    const std::size_t position = message.find(kKey);
+    if (position == std::string::npos) throw;
+    throw InvalidArgument(message.replace(position, kKey.size(), "--data (data.paths)"));
+  }
+}
+
+int train_rank(const OptionTable& table, const train::Config& config, train::TrainOptions options, const comm::Communicator& communicator) {
+  bool header_shown = false;
+  options.on_message = [&](const std::string& message) { say(table, message); };
+  options.on_step = [&](const train::StepMetrics& metrics) {
+    if (!std::exchange(header_shown, true)) say(table, progress_header());
+    say(table, progress_line(metrics, config.run.steps));
+  };
+  const train::TrainResult result = train_or_name_flag(config, options, communicator);
+  if (communicator.rank() == 0) {
+    write_loss_chart(config.run.directory, result);
+    say_result(table, config, result);
+    print_result(table, to_json(config, result, communicator));
+  }
+  return result.stopped_by_request ? kStoppedByRequest : kOk;
+}
+
+}  // namespace
+
+int train_command(Arguments arguments) {
+  OptionTable table("train", "trains a language model on text, across ranks", "mpirun -n 2 periplus train --data PATH ... [options]");
+  train::Config config;
+  RankOptions ranks;
+  train::TrainOptions options;
+  add_train_options(table, config, ranks);
+  table.add({.flag = "resume", .target = &options.resume, .help = "Continues from the newest complete checkpoint in the run folder."});
+  table.parse(arguments);
+  config.run.deadline_seconds = ranks.deadline_seconds;
+  if (answered(table)) return kOk;
+  if (config.data.paths.empty()) throw InvalidArgument("there is no text to train on; name files, folders or globs with --data PATH ...");
+  train::check(config);
+  if (const std::filesystem::path folder(config.run.directory); std::filesystem::exists(folder) && !std::filesystem::is_directory(folder)) {
+    throw InvalidArgument(fmt::format("--directory: '{}' is a file and not a folder", folder.string()));
+  }
+  const RankSource source = find_ranks(ranks);
+  options.stop_requested = &catch_stop_signals();
+  return run_ranks(source, ranks, [&](const comm::Communicator& communicator) { return train_rank(table, config, options, communicator); });
+}
+
+}  // namespace periplus::launch

@@ -1,0 +1,201 @@
+// periplus verify: proves the plans of many problems, and runs small ones in fp64 against the one-rank reference.
+#include <algorithm>
+#include <chrono>
+#include <set>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "launch/attention_options.h"
+#include "launch/commands.h"
+#include "launch/numeric_check.h"
+#include "launch/ranks.h"
+#include "parallel/plan/verify.h"
+#include "parallel/strategy/strategy.h"
+#include "runtime/error.h"
+
+namespace periplus::launch {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct VerifyOptions {
+  std::string ranks = "1-16";
+  std::string strategy = "all", layout = "all";
+  bool symbolic_only = false;
+};
+
+/// "1-16,64" -> 1..16, 64; a count that is named twice counts once.
+std::set<int> parse_ranks(const std::string& text) {
+  constexpr int kLargest = 4096;
+  std::set<int> ranks;
+  std::size_t position = 0;
+  const auto number = [&] {
+    std::size_t used = 0;
+    int value = 0;
+    try {
+      if (position < text.size() && std::isdigit(static_cast<unsigned char>(text[position])) != 0)
+        value = std::stoi(text.substr(position), &used);
+    } catch (const std::out_of_range&) {
+    }
+    if (value < 1 || value > kLargest) {
+      throw InvalidArgument(
+          fmt::format("--ranks: '{}' is not a list of numbers and ranges between 1 and {}, such as 1-16,64", text, kLargest));
+    }
+    position += used;
+    return value;
+  };
+  for (;;) {
+    const int first = number();
+    int last = first;
+    if (position < text.size() && text[position] == '-') ++position, last = number();
+    if (last < first)
+      throw InvalidArgument(fmt::format("--ranks: '{}': {}-{} runs backwards; write {}-{}", text, first, last, last, first));
+    for (int value = first; value <= last; ++value) ranks.insert(value);
+    if (position == text.size()) return ranks;
+    if (text[position] != ',') position = text.size();  // which is no number, so the next round complains
+    ++position;
+  }
+}
+
+struct Tally {
+  std::int64_t plans = 0, refused = 0, steps = 0, failures = 0;
+  int numeric = 0;
+  double largest_error = 0, seconds = 0;
+  std::string first_refusal{};  ///< Of a row.
+
+  bool ok() const noexcept { return failures == 0 && plans > 0; }
+  void add(const Tally& other) {
+    plans += other.plans;
+    refused += other.refused;
+    steps += other.steps;
+    failures += other.failures;
+    numeric += other.numeric;
+    largest_error = std::max(largest_error, other.largest_error);
+    seconds += other.seconds;
+  }
+};
+
+struct Row {
+  std::string strategy, layout, mask;
+};
+
+void prove(const AttentionProblem& problem, const std::string& strategy, Pass pass, const std::string& subject, Tally& tally) {
+  const plan::Verdict verdict = plan::verify(make_plan(problem, {.strategy = strategy}, pass));
+  ++tally.plans;
+  tally.steps += verdict.steps;
+  if (verdict.ok()) return;
+  ++tally.failures;
+  std::fputs(fmt::format("periplus verify: {}, {}: {}\n", subject, pass == Pass::forward ? "forward" : "backward", verdict.failures.front())
+                 .c_str(),
+             stderr);
+}
+
+void check_numerically(const AttentionProblem& problem, const std::string& strategy, const std::string& subject, Tally& tally) {
+  const NumericCheck check = compare_with_reference(problem, {.strategy = strategy});
+  ++tally.numeric;
+  tally.largest_error = std::max({tally.largest_error, check.forward_error, check.backward_error});
+  if (check.ok()) return;
+  ++tally.failures;
+  std::fputs(fmt::format("periplus verify: {}: differs from the fp64 reference by {:.3g} forward, {:.3g} backward\n", subject,
+                         check.forward_error, check.backward_error)
+                 .c_str(),
+             stderr);
+}
+
+Tally verify_row(const Row& row, const VerificationCase& problem_case, const std::set<int>& ranks, bool numeric) {
+  constexpr int kMostThreads = 8, kPasses = 2;
+  Tally tally;
+  const auto begin = Clock::now();
+  for (const int count : ranks) {
+    for (const std::vector<std::int64_t>& borders : verification_documents(count)) {
+      AttentionProblem problem = verification_problem(layout_kind_from_string(row.layout), problem_case, borders, count);
+      const std::string subject = fmt::format("{} {} {}, {} ranks, {} documents, {} tokens", row.strategy, row.layout, row.mask, count,
+                                              borders.size() - 1, borders.back());
+      if (const std::string refusal = strategy::find_strategy(row.strategy).refusal(problem); !refusal.empty()) {
+        if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, refusal);
+        tally.refused += kPasses;
+        continue;
+      }
+      prove(problem, row.strategy, Pass::forward, subject, tally);
+      prove(problem, row.strategy, Pass::backward, subject, tally);
+      if (numeric && count <= kMostThreads) check_numerically(problem, row.strategy, subject, tally);
+    }
+  }
+  tally.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  return tally;
+}
+
+nlohmann::json to_json(const Row& row, const Tally& tally) {
+  return {{"strategy", row.strategy}, {"layout", row.layout},
+          {"mask", row.mask},         {"plans", tally.plans},
+          {"refused", tally.refused}, {"first_refusal", tally.first_refusal},
+          {"steps", tally.steps},     {"failures", tally.failures},
+          {"numeric", tally.numeric}, {"largest_error", tally.largest_error},
+          {"seconds", tally.seconds}};
+}
+
+struct Widths {
+  std::size_t mask = 4, ranks = 5;
+};
+
+std::string header(const Widths& widths) {
+  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8} {:>8}", "strategy", "layout", "mask", widths.mask, "ranks",
+                     widths.ranks, "plans", "refused", "steps", "fp64 runs", "error", "seconds");
+}
+
+std::string line(const Widths& widths, const Row& row, const std::string& ranks, const Tally& tally) {
+  const std::string verdict = tally.failures > 0 ? fmt::format("{} FAILED", tally.failures) : tally.plans == 0 ? "refused" : "ok";
+  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8.2g} {:>8.2f}  {}", row.strategy, row.layout, row.mask,
+                     widths.mask, ranks, widths.ranks, tally.plans, tally.refused, tally.steps, tally.numeric, tally.largest_error,
+                     tally.seconds, verdict);
+}
+
+std::vector<std::string> chosen(const std::string& choice, std::vector<std::string> all) {
+  return choice == "all" ? all : std::vector<std::string>{choice};
+}
+
+}  // namespace
+
+int verify_command(Arguments arguments) {
+  OptionTable table("verify", "proves plans symbolically and checks small ones (up to 8 ranks) against fp64",
+                    "periplus verify --ranks 1-16,64 --strategy all --layout all");
+  VerifyOptions options;
+  table.add({.key = "verify.ranks", .flag = "ranks", .target = &options.ranks, .value = "LIST", .help = "Numbers and ranges: 1-16,64."});
+  add_strategy_options(table, options.strategy, options.layout, true);
+  table.add({.key = "verify.symbolic_only",
+             .flag = "symbolic-only",
+             .target = &options.symbolic_only,
+             .help = "Leaves the fp64 comparison out."});
+  table.parse(arguments);
+  if (answered(table)) return kOk;
+  const std::set<int> ranks = parse_ranks(options.ranks);
+
+  Widths widths{.ranks = std::max(Widths().ranks, options.ranks.size())};
+  for (const VerificationCase& problem_case : verification_cases()) widths.mask = std::max(widths.mask, problem_case.name().size());
+  say(table, header(widths));
+  Tally total;
+  nlohmann::json rows = nlohmann::json::array();
+  for (const std::string& strategy : chosen(options.strategy, strategy_names())) {
+    for (const std::string& layout : chosen(options.layout, layout_names())) {
+      for (const VerificationCase& problem_case : verification_cases()) {
+        const Row row{strategy, layout, problem_case.name()};
+        const Tally tally = verify_row(row, problem_case, ranks, !options.symbolic_only);
+        say(table, line(widths, row, options.ranks, tally));
+        if (tally.refused > 0) say(table, fmt::format("    {} refused; the first: {}", tally.refused, tally.first_refusal));
+        rows.push_back(to_json(row, tally));
+        total.add(tally);
+      }
+    }
+  }
+  say(table, line(widths, {"total", "", ""}, options.ranks, total));
+  print_result(table, {{"ok", total.ok()},
+                       {"plans", total.plans},
+                       {"refused", total.refused},
+                       {"failures", total.failures},
+                       {"seconds", total.seconds},
+                       {"rows", rows}});
+  return total.ok() ? kOk : kFailedCheck;
+}
+
+}  // namespace periplus::launch

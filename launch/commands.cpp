@@ -1,0 +1,53 @@
+// What all commands share: answering --help and --dump-config, and where output goes.
+#include "launch/commands.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "launch/suggest.h"
+#include "runtime/error.h"
+
+namespace periplus::launch {
+
+bool answered(const OptionTable& table) {
+  if (table.help_wanted()) {
+    std::fputs(table.help().c_str(), stdout);
+  } else if (table.dump_wanted()) {
+    std::fputs(table.resolved_toml().c_str(), stdout);
+  }
+  return table.help_wanted() || table.dump_wanted();
+}
+
+void say(const OptionTable& table, const std::string& line) {
+  std::FILE* const stream = table.json() ? stderr : stdout;
+  std::fputs((line + "\n").c_str(), stream);
+  std::fflush(stream);
+}
+
+void print_result(const OptionTable& table, const nlohmann::json& result) {
+  if (!table.json()) return;
+  std::fputs((result.dump(2) + "\n").c_str(), stdout);
+  std::fflush(stdout);
+}
+
+std::string take_operation(const std::string& command, Arguments& arguments) {
+  const std::string word = arguments.empty() || arguments.front().starts_with("-") ? "" : arguments.front();
+  if (word.empty()) {
+    const auto help = std::ranges::find_if(arguments, [](const std::string& text) { return text == "--help" || text == "-h"; });
+    if (help != arguments.end()) {
+      arguments = Arguments(help, 1);
+      return "attention";
+    }
+    throw InvalidArgument("which operation? use: periplus " + command + " attention [options]");
+  }
+  arguments = arguments.subspan(1);
+  if (word == "attention") return word;
+  if (word == "linear_attention" || word == "delta_rule") {
+    throw InvalidArgument(fmt::format("{} is not in this version; use: periplus {} attention", word, command));
+  }
+  throw InvalidArgument(fmt::format("unknown operation '{}'{}; this version has: attention", word, did_you_mean(word, {"attention"})));
+}
+
+}  // namespace periplus::launch

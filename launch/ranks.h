@@ -1,0 +1,48 @@
+#pragma once
+
+#include <exception>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "launch/options.h"
+#include "runtime/comm/communicator.h"
+
+namespace periplus::launch {
+
+/// Exit codes of every command. 75 (EX_TEMPFAIL) tells a scheduler to start the same command again with --resume.
+enum ExitCode : int { kOk = 0, kFailedCheck = 1, kBadInput = 2, kRuntimeFailure = 3, kStoppedByRequest = 75 };
+
+struct RankOptions {
+  int ranks = 0;  ///< 0: one, or as many as were launched.
+  std::string transport = "auto";
+  double deadline_seconds = 120;
+};
+/// Rows --ranks and --transport, and --deadline under the given key.
+void add_rank_options(OptionTable& table, RankOptions& options);
+
+/// Reads an environment variable; nothing if it is not set. Replaced in tests.
+using Environment = std::function<std::optional<std::string>(const std::string&)>;
+std::optional<std::string> process_environment(const std::string& name);
+
+/// Where the ranks of this run are: processes that mpirun or srun started, or threads of this process.
+struct RankSource {
+  bool mpi = false;
+  int ranks = 1;
+  int rank = 0;  ///< Of this process, as its launcher says; 0 for threads.
+};
+
+/// Errors: InvalidArgument if --ranks or --transport contradicts the launcher, or if torchrun or srun started several
+/// processes that could not reach each other.
+RankSource find_ranks(const RankOptions& options, const Environment& environment = process_environment);
+
+/// Calls `body` on every rank that lives in this process; returns what rank 0 of the process returned. A failing rank
+/// under MPI prints its message and ends the whole job with its exit code, so this call then does not return; with threads
+/// the exception of the rank that failed first is thrown.
+int run_ranks(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&)>& body);
+
+/// Prints "periplus <command>: <message>" and returns the exit code that belongs to the exception. Among processes that
+/// fail alike only rank 0 speaks.
+int report(const std::exception& error, const std::string& command);
+
+}  // namespace periplus::launch

@@ -1,0 +1,41 @@
+#include "launch/ranks_mpi.h"
+
+#include <array>
+#include <cstdlib>
+
+#include <mpi.h>
+
+#include "runtime/error.h"
+
+namespace periplus::launch {
+
+MpiWorld start_mpi() {
+  int provided = MPI_THREAD_SINGLE;
+  if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
+    throw BackendUnavailable("MPI_Init_thread failed; periplus doctor shows what this machine has");
+  }
+  if (provided < MPI_THREAD_FUNNELED) {
+    throw BackendUnavailable("this MPI library offers no MPI_THREAD_FUNNELED, which kernels with threads need; use Open MPI or MPICH");
+  }
+  MpiWorld world;
+  MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &world.size);
+  return world;
+}
+
+void finish_mpi() { MPI_Finalize(); }
+
+void abort_mpi(int code) {
+  MPI_Abort(MPI_COMM_WORLD, code);
+  std::_Exit(code);
+}
+
+MpiFacts describe_mpi() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  MPI_Get_library_version(text.data(), &length);
+  std::string version(text.data(), static_cast<std::size_t>(length));
+  return {true, version.substr(0, version.find_first_of(",\n"))};
+}
+
+}  // namespace periplus::launch

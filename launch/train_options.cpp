@@ -1,0 +1,131 @@
+#include "launch/train_options.h"
+
+#include "launch/attention_options.h"
+
+namespace periplus::launch {
+namespace {
+
+void add_model(OptionTable& table, train::ModelConfig& model) {
+  table.add({.key = "model.layers", .flag = "layers", .target = &model.layers, .value = "N", .help = "Layers.", .least = 1});
+  table.add({.key = "model.hidden",
+             .flag = "hidden",
+             .target = &model.hidden,
+             .value = "N",
+             .help = "Width of the residual stream.",
+             .least = 1});
+  table.add({.key = "model.heads", .flag = "heads", .target = &model.heads, .value = "N", .help = "Query heads.", .least = 1});
+  table.add({.key = "model.kv_heads",
+             .flag = "kv-heads",
+             .target = &model.kv_heads,
+             .value = "N",
+             .help = "Key/value heads; divides heads.",
+             .least = 1});
+  table.add(
+      {.key = "model.head_size", .flag = "head-size", .target = &model.head_size, .value = "N", .help = "Width of one head.", .least = 1});
+  table.add({.key = "model.ffn", .flag = "ffn", .target = &model.ffn, .value = "N", .help = "Inner width of SwiGLU.", .least = 1});
+  table.add({.key = "model.vocabulary",
+             .flag = "vocabulary",
+             .target = &model.vocabulary,
+             .value = "N",
+             .help = "Tokens there are; bytes need 256.",
+             .least = 2});
+  table.add({.key = "model.pattern",
+             .flag = "pattern",
+             .target = &model.pattern,
+             .value = "TEXT",
+             .help = "Kind of each layer, repeated: S = softmax attention."});
+  table.add({.key = "model.tie_embeddings",
+             .flag = "tie-embeddings",
+             .target = &model.tie_embeddings,
+             .help = "Output layer = transposed embedding; --tie-embeddings=false splits them."});
+  table.add({.key = "model.rope_theta",
+             .flag = "rope-theta",
+             .target = &model.rope_theta,
+             .value = "X",
+             .help = "Base of the rotary angles.",
+             .least = 1});
+}
+
+void add_optimizer(OptionTable& table, train::OptimizerConfig& optimizer) {
+  table.add({.key = "optimizer.learning_rate",
+             .flag = "learning-rate",
+             .target = &optimizer.learning_rate,
+             .value = "X",
+             .help = "Peak learning rate.",
+             .least = 0});
+  table.add({.key = "optimizer.warmup_steps",
+             .flag = "warmup-steps",
+             .target = &optimizer.warmup_steps,
+             .value = "N",
+             .help = "Steps of linear warm-up before the cosine.",
+             .least = 0});
+  table.add({.key = "optimizer.weight_decay",
+             .flag = "weight-decay",
+             .target = &optimizer.weight_decay,
+             .value = "X",
+             .help = "AdamW weight decay.",
+             .least = 0});
+  table.add({.key = "optimizer.clip_norm",
+             .flag = "clip-norm",
+             .target = &optimizer.clip_norm,
+             .value = "X",
+             .help = "Largest global gradient norm; 0: no clipping.",
+             .least = 0});
+  table.add({.key = "optimizer.betas",
+             .flag = "betas",
+             .target = &optimizer.betas,
+             .value = "B1,B2",
+             .help = "AdamW moment decays.",
+             .least = 0,
+             .most = 1});
+}
+
+void add_run(OptionTable& table, train::RunConfig& run) {
+  table.add({.key = "run.steps", .flag = "steps", .target = &run.steps, .value = "N", .help = "Last step of the run.", .least = 1});
+  table.add({.key = "run.directory",
+             .flag = "directory",
+             .target = &run.directory,
+             .value = "FOLDER",
+             .help = "Run folder: metrics, checkpoints, loss curve."});
+  table.add({.key = "run.seed", .flag = "seed", .target = &run.seed, .value = "N", .help = "Start of all random numbers.", .least = 0});
+  table.add({.key = "run.dtype",
+             .flag = "dtype",
+             .target = &run.dtype,
+             .value = "TYPE",
+             .help = "Compute type; auto takes bf16 if the CPU multiplies it natively and f32 if not:",
+             .choices = {"auto", "bf16", "f32", "f64"}});
+  table.add({.key = "run.checkpoint_every",
+             .flag = "checkpoint-every",
+             .target = &run.checkpoint_every,
+             .value = "N",
+             .help = "Steps between checkpoints; 0: at the end and on a stop signal.",
+             .least = 0});
+  table.add(
+      {.key = "run.trace", .flag = "trace", .target = &run.trace, .help = "Writes trace.json of the last step, for ui.perfetto.dev."});
+}
+
+}  // namespace
+
+void add_train_options(OptionTable& table, train::Config& config, RankOptions& ranks) {
+  table.add({.key = "data.paths",
+             .flag = "data",
+             .target = &config.data.paths,
+             .value = "PATH ...",
+             .help = "Files, folders or globs; one document per file, tokens are bytes."});
+  table.add(
+      {.key = "data.context", .flag = "context", .target = &config.data.context, .value = "N", .help = "Tokens of one row.", .least = 2});
+  table.add({.key = "data.packing",
+             .flag = "packing",
+             .target = &config.data.packing,
+             .value = "NAME",
+             .help = "How documents fill rows:",
+             .choices = {"best_fit", "concat"}});
+  add_run(table, config.run);
+  add_strategy_options(table, config.parallel.strategy, config.parallel.layout);
+  ranks.deadline_seconds = config.run.deadline_seconds;
+  add_rank_options(table, ranks);
+  add_model(table, config.model);
+  add_optimizer(table, config.optimizer);
+}
+
+}  // namespace periplus::launch

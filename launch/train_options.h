@@ -1,0 +1,12 @@
+#pragma once
+
+#include "launch/options.h"
+#include "launch/ranks.h"
+#include "parallel/train/config.h"
+
+namespace periplus::launch {
+
+/// Rows of all keys of train::Config; `ranks` carries run.deadline_seconds.
+void add_train_options(OptionTable& table, train::Config& config, RankOptions& ranks);
+
+}  // namespace periplus::launch

@@ -1,0 +1,42 @@
+#include "launch/svg.h"
+
+#include <limits>
+
+#include <gtest/gtest.h>
+
+namespace periplus::launch {
+namespace {
+
+std::size_t count(const std::string& text, const std::string& part) {
+  std::size_t found = 0;
+  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++found;
+  return found;
+}
+
+TEST(Svg, DrawsCurvesLevelsAndLegend) {
+  const std::string svg = to_svg({.title = "a < b & c",
+                                  .x_label = "step",
+                                  .y_label = "nats",
+                                  .curves = {{"loss", {{1, 5.5}, {2, 4}, {3, 3.25}}}},
+                                  .levels = {{"entropy", 3.5}}});
+  EXPECT_EQ(svg.rfind("<svg ", 0), 0u);
+  EXPECT_EQ(count(svg, "<polyline"), 1u);
+  EXPECT_NE(svg.find("a &lt; b &amp; c"), std::string::npos);
+  EXPECT_NE(svg.find("entropy (3.500)"), std::string::npos);
+  EXPECT_GE(count(svg, "<text"), 10u);
+}
+
+TEST(Svg, SurvivesOnePointEqualValuesAndNonFiniteOnes) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const Chart& chart :
+       {Chart{}, Chart{.curves = {{"one", {{1, 2}}}}}, Chart{.curves = {{"bad", {{1, nan}, {2, 2}, {3, 2}}}}, .levels = {{"bad", nan}}}}) {
+    const std::string svg = to_svg(chart);
+    EXPECT_NE(svg.find("</svg>"), std::string::npos);
+    EXPECT_EQ(svg.find("nan,"), std::string::npos);
+    EXPECT_EQ(svg.find("\"nan"), std::string::npos);
+    EXPECT_LT(svg.size(), 20000u);
+  }
+}
+
+}  // namespace
+}  // namespace periplus::launch
