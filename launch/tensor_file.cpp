@@ -71,8 +71,8 @@ void AttentionFile::read_required() {
   tensors_.k = need("k", 3);
   tensors_.v = need("v", 3);
   const DType type = dtype();
-  if (type != DType::f64 && type != DType::f32 && type != DType::bf16) {
-    throw InvalidArgument(fmt::format("{}: 'q' is {}; F64, F32 and BF16 are accepted", path_.string(), to_string(type)));
+  if (type != DType::f64 && type != DType::f32 && type != DType::bf16 && type != DType::f16) {
+    throw InvalidArgument(fmt::format("{}: 'q' is {}; F64, F32, BF16 and F16 are accepted", path_.string(), to_string(type)));
   }
   expect_dtype("k", type, "q, k and v share one type");
   expect_dtype("v", type, "q, k and v share one type");

@@ -33,8 +33,8 @@ void check(const AttentionProblem& p) {
     refuse(fmt::format("layout and mask were made from different cu_seqlens ({} and {} documents); make both from the same",
                        p.layout.cu_seqlens().size() - 1, p.mask.cu_seqlens().size() - 1));
   }
-  if (p.dtype != DType::f64 && p.dtype != DType::f32 && p.dtype != DType::bf16) {
-    refuse(fmt::format("dtype {} is not supported; use f64, f32 or bf16", to_string(p.dtype)));
+  if (p.dtype != DType::f64 && p.dtype != DType::f32 && p.dtype != DType::bf16 && p.dtype != DType::f16) {
+    refuse(fmt::format("dtype {} is not supported; use f64, f32, bf16 or f16", to_string(p.dtype)));
   }
   if (p.softcap < 0) refuse(fmt::format("softcap {} is negative; use a positive value, or 0 for none", p.softcap));
 }

@@ -18,7 +18,7 @@ struct AttentionProblem {
   int kv_heads = 1;  ///< Divides q_heads.
   int head_size = 64;
   int value_size = 0;         ///< 0: the head size.
-  DType dtype = DType::f32;   ///< Storage type of q, k, v, out: f64, f32 or bf16.
+  DType dtype = DType::f32;   ///< Storage type of q, k, v, out: f64, f32, bf16 or f16.
   double scale = 0;           ///< 0: 1/sqrt(head_size).
   double softcap = 0;         ///< 0: off.
   bool sink = false;          ///< A learnable logit per head takes part in every softmax.

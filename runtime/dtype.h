@@ -9,7 +9,7 @@
 
 namespace periplus {
 
-/// Element types. f16 is named (files may hold it) but no kernel computes with it yet.
+/// Element types. f16 is accepted by blockwise attention and by copies; the transformer kernels compute with bf16 and up.
 enum class DType : std::uint8_t { f64, f32, bf16, f16, i64, i32, u8 };
 
 constexpr std::size_t size_of(DType dtype) noexcept {
@@ -53,6 +53,37 @@ struct bfloat16 {
   explicit operator double() const noexcept { return static_cast<double>(static_cast<float>(*this)); }
 };
 
+/// Storage-only IEEE half precision. Conversion from float rounds to nearest even, subnormals included; 65520 and more become
+/// infinity; NaN stays NaN.
+struct float16 {
+  std::uint16_t bits = 0;
+
+  float16() = default;
+  explicit float16(float value) noexcept {
+    const std::uint32_t word = std::bit_cast<std::uint32_t>(value);
+    const std::uint32_t magnitude = word & 0x7fffffffu;
+    std::uint32_t half = 0;
+    if (magnitude > 0x7f800000u) {
+      half = 0x7e00u | (magnitude >> 13 & 0x1ffu);
+    } else if (magnitude >= 0x477ff000u) {
+      half = 0x7c00u;
+    } else if (magnitude < 0x38800000u) {
+      // The spacing of floats from 1/2 to 1 is that of f16 subnormals: the addition rounds.
+      half = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+    } else {
+      half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+    }
+    bits = static_cast<std::uint16_t>(half | (word >> 16 & 0x8000u));
+  }
+  explicit operator float() const noexcept {
+    const std::uint32_t magnitude = (bits & 0x7fffu) << 13;
+    const std::uint32_t word =
+        magnitude >= 0x0f800000u ? magnitude + 0x70000000u : std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f);
+    return std::bit_cast<float>(word | (bits & 0x8000u) << 16);
+  }
+  explicit operator double() const noexcept { return static_cast<double>(static_cast<float>(*this)); }
+};
+
 template <class T>
 inline constexpr DType dtype_of = DType::u8;
 template <>
@@ -61,6 +92,8 @@ template <>
 inline constexpr DType dtype_of<float> = DType::f32;
 template <>
 inline constexpr DType dtype_of<bfloat16> = DType::bf16;
+template <>
+inline constexpr DType dtype_of<float16> = DType::f16;
 template <>
 inline constexpr DType dtype_of<std::int64_t> = DType::i64;
 template <>

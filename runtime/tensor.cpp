@@ -38,14 +38,9 @@ void store(std::byte* to, T value) noexcept {
   std::memcpy(to, &value, sizeof(T));
 }
 
-template <class To, class From>
-To convert(From value) noexcept {
-  return static_cast<To>(value);
-}
-
-// By way of a float rounded to odd: rounding to nearest twice would miss ties.
-template <>
-bfloat16 convert<bfloat16, double>(double value) noexcept {
+/// A float rounded to odd: rounding it to nearest in fewer bits gives what rounding `value` itself would, whereas two
+/// roundings to nearest miss ties.
+float rounded_to_odd(double value) noexcept {
   const float nearest = static_cast<float>(value);
   const double back = nearest;
   std::uint32_t word = std::bit_cast<std::uint32_t>(nearest);
@@ -53,7 +48,19 @@ bfloat16 convert<bfloat16, double>(double value) noexcept {
   const double back_magnitude = back < 0 ? -back : back;
   word -= back_magnitude > magnitude ? 1u : 0u;
   word |= back != value ? 1u : 0u;
-  return bfloat16(std::bit_cast<float>(word));
+  return std::bit_cast<float>(word);
+}
+
+template <class To, class From>
+To convert(From value) noexcept {
+  if constexpr (sizeof(To) == 2) {
+    if constexpr (std::is_same_v<From, double>)
+      return To(rounded_to_odd(value));
+    else
+      return To(static_cast<float>(value));
+  } else {
+    return static_cast<To>(value);
+  }
 }
 
 /// Equal-shaped operands with unit dimensions dropped and neighbouring dimensions merged where both sides allow it.
@@ -260,8 +267,8 @@ Tensor Tensor::zeros(const Extents& shape, DType dtype, const Memory& memory) {
 void copy(ConstTensorView source, TensorView destination) {
   if (!check_operands(source, destination, "copy")) return;
   if (source.dtype() == destination.dtype()) return copy_same_dtype(source, destination);
-  visit_dtype<double, float, bfloat16>(source.dtype(), "copy with conversion", [&]<class From>() {
-    visit_dtype<double, float, bfloat16>(destination.dtype(), "copy with conversion", [&]<class To>() {
+  visit_dtype<double, float, bfloat16, float16>(source.dtype(), "copy with conversion", [&]<class From>() {
+    visit_dtype<double, float, bfloat16, float16>(destination.dtype(), "copy with conversion", [&]<class To>() {
       transform<From, To>(source, destination, [](From value, const std::byte*) { return convert<To>(value); });
     });
   });
@@ -269,8 +276,8 @@ void copy(ConstTensorView source, TensorView destination) {
 
 void add(ConstTensorView source, TensorView destination) {
   if (!check_operands(source, destination, "add")) return;
-  visit_dtype<double, float, bfloat16>(source.dtype(), "add", [&]<class From>() {
-    visit_dtype<double, float, bfloat16>(destination.dtype(), "add", [&]<class To>() {
+  visit_dtype<double, float, bfloat16, float16>(source.dtype(), "add", [&]<class From>() {
+    visit_dtype<double, float, bfloat16, float16>(destination.dtype(), "add", [&]<class To>() {
       // One rounding, in the wider type: f32 += f64 sums in f64.
       constexpr bool kDouble = std::is_same_v<From, double> || std::is_same_v<To, double>;
       using Sum = std::conditional_t<kDouble, double, float>;

@@ -105,7 +105,7 @@ class Tensor {
   Extents shape_;
 };
 
-/// Element-wise copy with dtype conversion (f64, f32, bf16) between tensors of equal shape and any strides.
+/// Element-wise copy with dtype conversion (f64, f32, bf16, f16) between tensors of equal shape and any strides.
 void copy(ConstTensorView source, TensorView destination);
 /// destination += source, same rules.
 void add(ConstTensorView source, TensorView destination);

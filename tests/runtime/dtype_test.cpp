@@ -88,5 +88,54 @@ TEST(Bfloat16, EveryNanPayloadStaysNan) {
   EXPECT_EQ(bfloat16(std::numeric_limits<float>::max()).bits, 0x7f80U);
 }
 
+float16 half_from_bits(std::uint32_t bits) {
+  float16 value;
+  value.bits = static_cast<std::uint16_t>(bits);
+  return value;
+}
+
+TEST(Float16, EveryPatternHasItsIeeeValueAndSurvivesTheWayThroughFloat) {
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float16 value = half_from_bits(bits);
+    const double wide = static_cast<double>(value);
+    const int exponent = static_cast<int>(bits >> 10 & 0x1f);
+    const double fraction = bits & 0x3ff, sign = bits & 0x8000 ? -1 : 1;
+    ASSERT_EQ(std::signbit(static_cast<float>(value)), (bits & 0x8000) != 0) << bits;
+    if (exponent == 31 && fraction != 0) {
+      ASSERT_TRUE(std::isnan(wide) && std::isnan(static_cast<double>(float16(static_cast<float>(value))))) << bits;
+      continue;
+    }
+    if (exponent == 31) {
+      ASSERT_EQ(wide, sign * std::numeric_limits<double>::infinity());
+    } else {
+      ASSERT_EQ(wide, sign * (exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25))) << bits;
+    }
+    ASSERT_EQ(float16(static_cast<float>(value)).bits, bits);
+  }
+}
+
+TEST(Float16, RoundsToNearestAndTiesToEvenUpToInfinity) {
+  for (const std::uint32_t sign : {0U, 0x8000U}) {
+    for (std::uint32_t magnitude = 0; magnitude < 0x7c00; ++magnitude) {
+      const std::uint32_t lower = sign | magnitude;
+      const float below = static_cast<float>(half_from_bits(lower));
+      // Past the largest number, infinity rounds as if it were the next one.
+      const float above = magnitude == 0x7bff ? (sign != 0 ? -65536.0f : 65536.0f) : static_cast<float>(half_from_bits(lower + 1));
+      const float tie = (below + above) / 2;
+      ASSERT_EQ(float16(std::nextafter(tie, below)).bits, lower);
+      ASSERT_EQ(float16(tie).bits, lower + (magnitude & 1U));
+      ASSERT_EQ(float16(std::nextafter(tie, above)).bits, lower + 1);
+    }
+  }
+  EXPECT_EQ(float16(1e-30f).bits, 0U);
+  EXPECT_EQ(float16(-std::numeric_limits<float>::max()).bits, 0xfc00U);
+}
+
+TEST(Float16, EveryNanPayloadStaysNan) {
+  for (std::uint32_t payload = 1; payload < 0x800000; payload += 7) {
+    ASSERT_TRUE(std::isnan(static_cast<float>(float16(std::bit_cast<float>(0x7f800000U | payload))))) << payload;
+  }
+}
+
 }  // namespace
 }  // namespace periplus

@@ -13,15 +13,16 @@
 namespace periplus {
 namespace {
 
-/// Nearest bf16, ties to even, by comparing candidates instead of by bit tricks.
-bfloat16 nearest_bf16(double value) {
-  if (!std::isfinite(value)) return bfloat16(static_cast<float>(value));
-  const std::uint16_t guess = bfloat16(static_cast<float>(value)).bits;
-  bfloat16 best;
+/// Nearest T = bfloat16 or float16, ties to even, by comparing candidates instead of by bit tricks.
+template <class T>
+T nearest(double value) {
+  const T guess(static_cast<float>(value));
+  if (!std::isfinite(value) || !std::isfinite(static_cast<double>(guess))) return guess;
+  T best;
   double best_distance = std::numeric_limits<double>::infinity();
   for (int delta = -1; delta <= 1; ++delta) {
-    bfloat16 candidate;
-    candidate.bits = static_cast<std::uint16_t>(guess + delta);
+    T candidate;
+    candidate.bits = static_cast<std::uint16_t>(guess.bits + delta);
     const double distance = std::abs(static_cast<double>(candidate) - value);
     if (distance < best_distance || (distance == best_distance && candidate.bits % 2 == 0)) {
       best = candidate;
@@ -33,7 +34,7 @@ bfloat16 nearest_bf16(double value) {
 
 double get(const std::byte* at, DType dtype) {
   double result = 0;
-  visit_dtype<double, float, bfloat16>(dtype, "test", [&]<class T>() {
+  visit_dtype<double, float, bfloat16, float16>(dtype, "test", [&]<class T>() {
     T value;
     std::memcpy(&value, at, sizeof(T));
     result = static_cast<double>(value);
@@ -43,7 +44,8 @@ double get(const std::byte* at, DType dtype) {
 
 double rounded_to(double value, DType dtype) {
   if (dtype == DType::f64) return value;
-  return dtype == DType::f32 ? static_cast<double>(static_cast<float>(value)) : static_cast<double>(nearest_bf16(value));
+  if (dtype == DType::f32) return static_cast<double>(static_cast<float>(value));
+  return dtype == DType::f16 ? static_cast<double>(nearest<float16>(value)) : static_cast<double>(nearest<bfloat16>(value));
 }
 
 /// A tensor inside padded, possibly permuted storage.
@@ -63,7 +65,7 @@ struct Strided {
     storage = Tensor({stride + 1}, dtype, Memory());
     view = TensorView(storage.view().bytes(), dtype, shape, strides);
     std::normal_distribution<double> normal;
-    visit_dtype<double, float, bfloat16>(dtype, "test", [&]<class T>() {
+    visit_dtype<double, float, bfloat16, float16>(dtype, "test", [&]<class T>() {
       for (T& value : storage.view().span<T>()) value = T(static_cast<float>(normal(random)));
       if constexpr (std::is_same_v<T, double>) {
         for (T& value : storage.view().span<T>()) value = normal(random) * 1.000000001;
@@ -114,10 +116,10 @@ void check(bool adds, const Extents& shape, DType from, int from_variant, DType 
     const double old = get(at(destination.view, index), to);
     const double sum = is_f32_sum ? static_cast<double>(static_cast<float>(old) + static_cast<float>(value)) : old + value;
     const double result = rounded_to(adds ? sum : value, to);
-    visit_dtype<double, float, bfloat16>(to, "test", [&]<class T>() {
+    visit_dtype<double, float, bfloat16, float16>(to, "test", [&]<class T>() {
       T stored{};
-      if constexpr (std::is_same_v<T, bfloat16>) {
-        stored = nearest_bf16(result);
+      if constexpr (sizeof(T) == 2) {
+        stored = nearest<T>(result);
       } else {
         stored = static_cast<T>(result);
       }
@@ -130,7 +132,7 @@ void check(bool adds, const Extents& shape, DType from, int from_variant, DType 
 
 TEST(Tensor, CopyAndAddMatchElementwiseArithmeticForAllTypesAndStrides) {
   const std::vector<Extents> shapes = {{}, {0}, {1}, {17}, {3, 0, 2}, {5, 3}, {1, 6}, {6, 1}, {4, 3, 5}, {2, 3, 4, 5}, {1, 3, 1, 5}};
-  const DType types[] = {DType::f64, DType::f32, DType::bf16};
+  const DType types[] = {DType::f64, DType::f32, DType::bf16, DType::f16};
   for (const Extents& shape : shapes) {
     for (const DType from : types) {
       for (const DType to : types) {

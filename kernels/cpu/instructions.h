@@ -1,0 +1,43 @@
+// Instructions that the compiler does not find by itself behind its vector types, with their plain forms.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace periplus::kernels::cpu {
+namespace {
+
+/// The larger of two, b where one is NaN: one instruction on x86, two if written out with a constant operand.
+template <class Vec>
+[[gnu::always_inline]] inline Vec greater_or_second(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  // All lanes of a mask: the plain forms make GCC 12 warn of an uninitialised value.
+  if constexpr (sizeof(Vec) == 64) return Vec(_mm512_maskz_max_ps(0xffff, __m512(a), __m512(b)));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(Vec) == 32) return Vec(_mm256_max_ps(__m256(a), __m256(b)));
+#endif
+  return a > b ? a : b;
+}
+
+/// f16 in 16-bit lanes to f32.
+template <class Vec, class Words, class Halves>
+[[gnu::always_inline]] inline Vec widen_f16(Halves half) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Vec) == 64) return Vec(_mm512_maskz_cvtph_ps(0xffff, __m256i(half)));
+#endif
+#if defined(__F16C__)
+  if constexpr (sizeof(Vec) == 32) return Vec(_mm256_cvtph_ps(__m128i(half)));
+#endif
+  // The exponent is in place once multiplied by 2^112; those of infinity and NaN must become all ones.
+  const Words word = __builtin_convertvector(half, Words);
+  const Words magnitude = (word & 0x7fffu) << 13;
+  const Words number = Words(Vec(magnitude) * 0x1p112f);
+  return Vec((magnitude >= 0x0f800000u ? magnitude + 0x70000000u : number) | (word & 0x8000u) << 16);
+}
+
+}  // namespace
+}  // namespace periplus::kernels::cpu
