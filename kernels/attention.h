@@ -1,6 +1,7 @@
 #pragma once
 
 #include <span>
+#include <string_view>
 
 #include "kernels/band.h"
 #include "runtime/device.h"
@@ -10,7 +11,7 @@
 ///
 /// Shapes   Every operand is [rows, heads, width] with contiguous width and any row and head strides. q [Nq,H,D];
 ///          k [Nk,Hkv,D], v [Nk,Hkv,E]; out, dout [Nq,H,E]; lse, delta [Nq,H,1]; query head h uses KV head h / (H/Hkv).
-/// Types    q, k, v, dout share a storage type: bf16 or f32 (state and gradients f32), or f64 (all f64).
+/// Types    q, k, v, dout share a storage type: bf16, f16 or f32 (state and gradients f32), or f64 (all f64).
 /// Units    lse is the natural-log sum of exp of scaled, masked scores. The empty state is out = 0, lse = -inf.
 /// Ranks    Local. Nothing here knows of ranks or of global positions: bands are in rows of the views.
 /// Effects  Work is done when the stream has passed; the progress hook of the stream is called meanwhile. Results do not
@@ -63,11 +64,15 @@ void finish(ConstTensorView state_out, ConstTensorView state_lse, ConstTensorVie
 void delta(ConstTensorView dout, ConstTensorView out, ConstTensorView lse, ConstTensorView dlse, ConstTensorView sink, TensorView delta,
            TensorView dsink, StreamView stream);
 
-/// The vectorised CPU implementations, worst to best. f64 always runs on kernels/reference.
-enum class CpuLevel { scalar, avx2, avx512 };
-/// Best level this CPU can run.
+/// The vectorised CPU implementations, worst to best. `amx` computes bf16 and f16 attention with matrix tiles and everything
+/// else as avx512 does; `emulated_amx` runs the same tile code on any CPU, slowly, with plain loops for the tile unit: for
+/// tests. f64 always runs on kernels/reference.
+enum class CpuLevel { emulated_amx, scalar, avx2, avx512, amx };
+inline constexpr CpuLevel kCpuLevels[] = {CpuLevel::emulated_amx, CpuLevel::scalar, CpuLevel::avx2, CpuLevel::avx512, CpuLevel::amx};
+std::string_view to_string(CpuLevel level) noexcept;
+/// Best level this CPU can run and the system permits.
 CpuLevel best_cpu_level() noexcept;
-/// Level in use; PERIPLUS_CPU_LEVEL=scalar|avx2|avx512 in the environment lowers it.
+/// Level in use; PERIPLUS_CPU_LEVEL=emulated_amx|scalar|avx2|avx512|amx in the environment lowers it.
 CpuLevel cpu_level() noexcept;
 /// Forces a level for tests and benchmarks. InvalidArgument if this CPU lacks it.
 void set_cpu_level(CpuLevel level);

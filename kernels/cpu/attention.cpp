@@ -1,35 +1,30 @@
 #include "kernels/cpu/attention.h"
 
-#include <memory>
-#include <new>
+#include <optional>
 #include <vector>
 
 #include "kernels/band_tiles.h"
+#include "kernels/cpu/amx/attention.h"
+#include "kernels/cpu/scratch.h"
 #include "kernels/cpu/tile_kernels.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
-struct Free {
-  void operator()(float* data) const noexcept { ::operator delete[](data, std::align_val_t{64}); }
-};
-
-/// Scratch of a whole team, kept by the thread that calls the kernels, so that a failed allocation is thrown there.
-float* team_scratch(std::int64_t floats) {
-  thread_local std::unique_ptr<float[], Free> data;
-  thread_local std::int64_t size = 0;
-  if (floats > size) {
-    data.reset();
-    size = 0;
-    data.reset(static_cast<float*>(::operator new[](static_cast<std::size_t>(floats) * sizeof(float), std::align_val_t{64})));
-    size = floats;
-  }
-  return data.get();
+/// The kernels on matrix tiles of the level in use, if it has any and the heads fit them.
+std::optional<amx::Kernels> matrix_kernels(const AttentionShape& shape) {
+  if (std::max(shape.width_qk, shape.width_v) > amx::kWidestHead) return std::nullopt;
+  if (cpu_level() == CpuLevel::emulated_amx) return amx::emulated_kernels();
+#if defined(__x86_64__)
+  if (cpu_level() == CpuLevel::amx) return amx::amx_kernels();
+#endif
+  return std::nullopt;
 }
 
 TileKernels tile_kernels() {
   switch (cpu_level()) {
 #if defined(__x86_64__)
+    case CpuLevel::amx:
     case CpuLevel::avx512:
       return avx512_tile_kernels();
     case CpuLevel::avx2:
@@ -46,20 +41,23 @@ void run(const TileKernels& kernels, const ForwardProblem<float, float>& problem
 void run(const TileKernels& kernels, const ForwardProblem<bfloat16, float>& problem, const ForwardItem& item) {
   kernels.forward_bf16(problem, item);
 }
+void run(const TileKernels& kernels, const ForwardProblem<float16, float>& problem, const ForwardItem& item) {
+  kernels.forward_f16(problem, item);
+}
 void run(const TileKernels& kernels, const BackwardProblem<float, float>& problem, const BackwardItem& item) {
   kernels.backward_f32(problem, item);
 }
 void run(const TileKernels& kernels, const BackwardProblem<bfloat16, float>& problem, const BackwardItem& item) {
   kernels.backward_bf16(problem, item);
 }
-
-/// Scratch of one thread, in whole pages: threads must not share cache lines.
-std::int64_t scratch_floats(std::int64_t floats) { return (floats + 1023) / 1024 * 1024; }
+void run(const TileKernels& kernels, const BackwardProblem<float16, float>& problem, const BackwardItem& item) {
+  kernels.backward_f16(problem, item);
+}
 
 void zero_rows(const Strided<float>& tensor, const AttentionShape& shape, int team, StreamView stream) {
-  for_each_item_on(team, (shape.query_rows + kBackwardTile - 1) / kBackwardTile, stream, [&](std::int64_t tile, int, const Progress&) {
-    const std::int64_t end = std::min((tile + 1) * kBackwardTile, shape.query_rows);
-    for (std::int64_t row = tile * kBackwardTile; row < end; ++row) {
+  for_each_item_on(team, (shape.query_rows + kBackwardRows - 1) / kBackwardRows, stream, [&](std::int64_t tile, int, const Progress&) {
+    const std::int64_t end = std::min((tile + 1) * kBackwardRows, shape.query_rows);
+    for (std::int64_t row = tile * kBackwardRows; row < end; ++row) {
       for (std::int64_t head = 0; head < shape.heads; ++head) {
         std::fill_n(tensor.data + row * tensor.row + head * tensor.head, shape.width_qk, 0.0f);
       }
@@ -72,13 +70,16 @@ void zero_rows(const Strided<float>& tensor, const AttentionShape& shape, int te
 template <class S>
 void attend(const ForwardProblem<S, float>& problem, std::span<const Band> bands, StreamView stream) {
   const AttentionShape& shape = problem.shape;
+  if constexpr (std::is_same_v<S, bfloat16>) {
+    if (const auto matrix = matrix_kernels(shape)) return amx::attend(*matrix, problem, bands, stream);
+  }
   const TileKernels kernels = tile_kernels();
   const BandTiles tiles(bands, BandTiles::Axis::query, shape.query_rows, kForwardRows);
   const std::int64_t items = tiles.tiles() * shape.heads;
   const double flop = 2.0 * static_cast<double>((shape.width_qk + shape.width_v) * shape.heads) * static_cast<double>(tiles.area());
   const int team = team_size(items, flop);
-  const std::int64_t floats = scratch_floats(kernels.forward_scratch_floats(shape));
-  float* scratch = team_scratch(floats * team);
+  const std::int64_t bytes = whole_pages(kernels.forward_scratch_floats(shape) * 4);
+  std::byte* scratch = team_scratch(bytes * team);
   for_each_item_on(team, items, stream, [&](std::int64_t item, int thread, const Progress& progress) {
     // Last tiles first: under a causal mask they are the longest.
     const std::int64_t tile = tiles.tiles() - 1 - item / shape.heads;
@@ -86,16 +87,19 @@ void attend(const ForwardProblem<S, float>& problem, std::span<const Band> bands
     const std::int64_t first = tile * kForwardRows;
     run(kernels, problem,
         ForwardItem{own.data(), static_cast<std::int64_t>(own.size()), item % shape.heads, first,
-                    std::min(kForwardRows, shape.query_rows - first), scratch + thread * floats, progress});
+                    std::min(kForwardRows, shape.query_rows - first), reinterpret_cast<float*>(scratch + thread * bytes), progress});
   });
 }
 
 template <class S>
 void attend_backward(const BackwardProblem<S, float>& problem, std::span<const Band> bands, StreamView stream) {
   const AttentionShape& shape = problem.shape;
+  if constexpr (std::is_same_v<S, bfloat16>) {
+    if (const auto matrix = matrix_kernels(shape)) return amx::attend_backward(*matrix, problem, bands, stream);
+  }
   const TileKernels kernels = tile_kernels();
-  const BandTiles by_query(bands, BandTiles::Axis::query, shape.query_rows, kBackwardTile);
-  const BandTiles by_key(bands, BandTiles::Axis::key, shape.key_rows, kBackwardTile);
+  const BandTiles by_query(bands, BandTiles::Axis::query, shape.query_rows, kBackwardRows);
+  const BandTiles by_key(bands, BandTiles::Axis::key, shape.key_rows, kBackwardKeys);
   std::vector<BandList> lists;
   for (std::int64_t tile = 0; tile < by_query.tiles(); ++tile) {
     lists.push_back({by_query.of(tile).data(), static_cast<std::int64_t>(by_query.of(tile).size())});
@@ -104,27 +108,30 @@ void attend_backward(const BackwardProblem<S, float>& problem, std::span<const B
   const std::int64_t items = by_key.tiles() * shape.kv_heads;
   const double flop = static_cast<double>((6 * shape.width_qk + 4 * shape.width_v) * shape.heads) * static_cast<double>(by_key.area());
   const int team = team_size(items, flop);
-  const std::int64_t floats = scratch_floats(kernels.backward_scratch_floats(shape));
-  float* scratch = team_scratch(floats * team);
+  const std::int64_t bytes = whole_pages(kernels.backward_scratch_floats(shape) * 4);
+  std::byte* scratch = team_scratch(bytes * team);
   if (problem.overwrite_dq) zero_rows(problem.dq, shape, team, stream);
   for_each_item_on(team, items, stream, [&](std::int64_t item, int thread, const Progress& progress) {
     const std::int64_t tile = item / shape.kv_heads;
-    const std::int64_t first = tile * kBackwardTile;
+    const std::int64_t first = tile * kBackwardKeys;
     std::int64_t q0 = shape.query_rows, q1 = 0;
     for (const Band& band : by_key.of(tile)) {
       q0 = std::min(q0, band.q0);
       q1 = std::max(q1, band.q1);
     }
-    const std::int64_t last_query_tile = q0 < q1 ? (q1 - 1) / kBackwardTile : -1;
+    const std::int64_t last_query_tile = q0 < q1 ? (q1 - 1) / kBackwardRows : -1;
     run(kernels, problem,
-        BackwardItem{item % shape.kv_heads, tile, first, std::min(kBackwardTile, shape.key_rows - first), q0 / kBackwardTile,
-                     last_query_tile, lists.data(), by_query.tiles(), turns.data(), scratch + thread * floats, progress});
+        BackwardItem{item % shape.kv_heads, tile, first, std::min(kBackwardKeys, shape.key_rows - first), q0 / kBackwardRows,
+                     last_query_tile, lists.data(), by_query.tiles(), turns.data(), reinterpret_cast<float*>(scratch + thread * bytes),
+                     progress});
   });
 }
 
 template void attend(const ForwardProblem<float, float>&, std::span<const Band>, StreamView);
 template void attend(const ForwardProblem<bfloat16, float>&, std::span<const Band>, StreamView);
+template void attend(const ForwardProblem<float16, float>&, std::span<const Band>, StreamView);
 template void attend_backward(const BackwardProblem<float, float>&, std::span<const Band>, StreamView);
 template void attend_backward(const BackwardProblem<bfloat16, float>&, std::span<const Band>, StreamView);
+template void attend_backward(const BackwardProblem<float16, float>&, std::span<const Band>, StreamView);
 
 }  // namespace periplus::kernels::cpu

@@ -4,7 +4,7 @@
 
 #include "kernels/attention_problem.h"
 
-/// Vectorised blockwise attention: storage S = float or bfloat16, arithmetic and state f32, instruction set by cpu_level().
+/// Vectorised blockwise attention: storage S = float, bfloat16 or float16, arithmetic and state f32, instruction set by cpu_level().
 /// Arguments are already checked.
 namespace periplus::kernels::cpu {
 

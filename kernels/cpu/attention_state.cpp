@@ -126,11 +126,17 @@ template void merge(const RowShape&, Strided<const float>, Strided<const float>,
 PERIPLUS_INSTANTIATE_FINISH(double, double)
 PERIPLUS_INSTANTIATE_FINISH(float, float)
 PERIPLUS_INSTANTIATE_FINISH(float, bfloat16)
+PERIPLUS_INSTANTIATE_FINISH(float, float16)
 PERIPLUS_INSTANTIATE_DELTA(double, double, double)
 PERIPLUS_INSTANTIATE_DELTA(float, float, float)
 PERIPLUS_INSTANTIATE_DELTA(float, float, bfloat16)
+PERIPLUS_INSTANTIATE_DELTA(float, float, float16)
 PERIPLUS_INSTANTIATE_DELTA(float, bfloat16, float)
 PERIPLUS_INSTANTIATE_DELTA(float, bfloat16, bfloat16)
+PERIPLUS_INSTANTIATE_DELTA(float, bfloat16, float16)
+PERIPLUS_INSTANTIATE_DELTA(float, float16, float)
+PERIPLUS_INSTANTIATE_DELTA(float, float16, bfloat16)
+PERIPLUS_INSTANTIATE_DELTA(float, float16, float16)
 template void sink_gradient(const RowShape&, Strided<const double>, Strided<const double>, Strided<const double>, Strided<double>,
                             StreamView);
 template void sink_gradient(const RowShape&, Strided<const float>, Strided<const float>, Strided<const float>, Strided<float>, StreamView);

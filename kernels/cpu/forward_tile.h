@@ -1,22 +1,31 @@
-// Included by tiles_<level>.cpp after lanes.h; see there.
+// Forward pass of one query tile; part of tiles.h.
+//
+// Query rows are lanes: S^T = K Q^T, then O^T += V^T P^T, so that maximum and sum over keys need no horizontal operation and
+// the weights are an operand of the second product as they are. A strip of 64 rows goes against 128 keys at a time: what
+// the blocks of each product share (queries, then weights) is 32 KB for D = 128 and stays in the first-level cache; the
+// packed keys and values are shared by all strips and stay in the second-level cache. Per pair and vector of 16 rows the
+// products cost 2 D multiply-adds and the weights 14 operations on the same two ports: for D = 128 5 % of the time.
 #pragma once
 
+#include "kernels/cpu/outliers.h"
+#include "kernels/cpu/packing.h"
+#include "kernels/cpu/products.h"
 #include "kernels/cpu/tile_kernels.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kKeysPerStep = 64;
-/// Rows of a tile are computed in strips whose queries, scores and sums fit the first-level cache for D <= 64.
+constexpr std::int64_t kKeysPerStep = 128;
 constexpr std::int64_t kStrip = 64;
 constexpr std::int64_t kStrips = kForwardRows / kStrip;
+static_assert(kKeysPerStep <= kMostPackedRows);
 
-/// Scratch of one forward tile. Query rows are lanes: maximum and sum over keys need no horizontal operation.
+/// Scratch of one forward tile.
 struct ForwardTile {
   float *queries, *sums;  ///< [kStrips][D or E][kStrip]
   float* scores;          ///< [kKeysPerStep][kStrip]
   float *keys, *values;   ///< [kKeysPerStep][packed_stride]
-  float *top, *total;     ///< [kForwardRows]: maximum in base 2, sum of weights.
+  float *origin, *total;  ///< [kForwardRows]: what scores are counted from, in base 2; sum of weights.
   std::int64_t key_stride, value_stride;
 };
 
@@ -39,113 +48,181 @@ inline ForwardTile carve(const AttentionShape& shape, float* scratch) {
   tile.scores = take(kKeysPerStep * kStrip);
   tile.keys = take(kKeysPerStep * tile.key_stride);
   tile.values = take(kKeysPerStep * tile.value_stride);
-  tile.top = take(kForwardRows);
+  tile.origin = take(kForwardRows);
   tile.total = take(kForwardRows);
   return tile;
 }
 
-/// Keys [k0,k1) of a band against one strip. `band` is moved so that its rows are lanes of the strip; all rows that may
-/// see one of the keys are among lanes [begin,end).
+/// Keys [k0,k1) of a band, of which first_key is row 0 of the packed tile, against one strip. `band` is moved so that its
+/// rows are lanes of the strip; all rows that may see one of the keys are among lanes [begin,end).
 struct ForwardStep {
   Band band;
-  std::int64_t k0, k1;
+  std::int64_t k0, k1, first_key;
   std::int64_t begin, end;
 };
 
+/// Lanes that see a key.
+struct Lanes {
+  std::int64_t begin, end;
+};
+inline Lanes lanes_of(const ForwardStep& step, std::int64_t key) {
+  return {larger(step.band.q0, key - step.band.hi), smaller(step.band.q1, key - step.band.lo + 1)};
+}
+
 /// The strip's part of the scratch.
 struct ForwardStrip {
-  float *queries, *sums, *top, *total;
+  float *queries, *sums, *origin, *total;
 };
 
 inline ForwardStrip strip_of(const ForwardTile& tile, const AttentionShape& shape, std::int64_t strip) {
   const std::int64_t row = strip * kStrip;
-  return {tile.queries + row * shape.width_qk, tile.sums + row * shape.width_v, tile.top + row, tile.total + row};
+  return {tile.queries + row * shape.width_qk, tile.sums + row * shape.width_v, tile.origin + row, tile.total + row};
 }
 
-/// Scales column `lane` of the scores to base 2, applies softcap and mask, and returns the maximum.
-template <bool Masked>
-Vec prepare_scores(const ForwardStep& step, std::int64_t lane, float scale, float cap, float* scores, Vec top) {
+/// The values of a step as the caller gave them, for the rows that were taken out of the packed tile.
+template <class S>
+struct StepValues {
+  const S* data;
+  std::int64_t row;
+  Outliers outliers;
+};
+
+/// Scores [count][kStrip] of one vector of rows become cap * tanh(score).
+inline void cap_scores(float cap, std::int64_t count, float* scores) {
+  for (std::int64_t k = 0; k < count; ++k, scores += kStrip) store(scores, cap * tanh(load(scores)));
+}
+
+/// Hides what the band does not allow; `lane` is the first of the vector.
+inline void mask_scores(const ForwardStep& step, std::int64_t lane, float* scores) {
   const Ints rows = lane_numbers() + static_cast<std::int32_t>(lane);
   const Vec hidden = splat(-kInfinity);
   for (std::int64_t k = step.k0; k < step.k1; ++k, scores += kStrip) {
-    Vec s = load(scores) * scale;
-    if (cap > 0) s = cap * tanh(s);
-    if constexpr (Masked) {
-      const auto from = static_cast<std::int32_t>(larger(step.band.q0, k - step.band.hi));
-      const auto to = static_cast<std::int32_t>(smaller(step.band.q1, k - step.band.lo + 1));
-      s = (rows >= from) & (rows < to) ? s : hidden;
-    }
-    store(scores, s);
-    top = s > top ? s : top;
+    const Lanes seen = lanes_of(step, k);
+    const Ints inside = (rows >= static_cast<std::int32_t>(seen.begin)) & (rows < static_cast<std::int32_t>(seen.end));
+    store(scores, inside ? load(scores) : hidden);
   }
-  return top;
 }
 
-/// Turns one vector column of scores into weights and updates maximum, total and sums of its rows.
-inline void soften_column(const ForwardStrip& strip, const ForwardStep& step, std::int64_t lane, float scale, float cap,
-                          std::int64_t width_v, float* scores) {
-  const Band& band = step.band;
-  const bool whole =
-      lane >= band.q0 && lane + kLanes <= band.q1 && step.k0 - (lane + kLanes - 1) >= band.lo && step.k1 - 1 - lane <= band.hi;
-  const Vec old = load(strip.top + lane);
-  const Vec top =
-      whole ? prepare_scores<false>(step, lane, scale, cap, scores, old) : prepare_scores<true>(step, lane, scale, cap, scores, old);
-  const Vec zero = {};
-  const Vec origin = top == splat(-kInfinity) ? zero : top;
-  Vec total = zero;
-  for (std::int64_t k = step.k0; k < step.k1; ++k, scores += kStrip) {
-    const Vec weight = exp2(load(scores) - origin);
-    store(scores, weight);
-    total += weight;
+/// Maximum over keys; four at a time, because each maximum waits for the one before.
+inline Vec highest(const float* scores, std::int64_t count) {
+  Vec top[4];
+  for (Vec& t : top) t = splat(-kInfinity);
+  const auto raise = [](Vec& t, Vec s) { t = s > t ? s : t; };
+  std::int64_t k = 0;
+  for (; k + 4 <= count; k += 4, scores += 4 * kStrip) {
+    for (int i = 0; i < 4; ++i) raise(top[i], load(scores + i * kStrip));
   }
-  if (any(old != top)) {
-    const Vec shrink = exp2(old - origin);
+  for (; k < count; ++k, scores += kStrip) raise(top[0], load(scores));
+  raise(top[0], top[1]);
+  raise(top[2], top[3]);
+  raise(top[0], top[2]);
+  return top[0];
+}
+
+/// Weights are 2^(score - origin), and the origin of a row moves only when they would pass 2^kSlack: with it all sums of
+/// the row must be scaled. Returns the origin to subtract, which is never -inf.
+inline Vec move_origin(const ForwardStrip& strip, std::int64_t lane, Vec top, std::int64_t width_v) {
+  constexpr float kSlack = 8;
+  const Vec old = load(strip.origin + lane);
+  const Ints moves = top > old + kSlack;
+  Vec origin = old;
+  if (any(moves)) {
+    origin = moves ? top : old;
+    const Vec shrink = moves ? exp2(old - top) : Vec{} + 1.0f;
     store(strip.total + lane, load(strip.total + lane) * shrink);
     float* sums = strip.sums + lane;
     for (std::int64_t i = 0; i < width_v; ++i, sums += kStrip) store(sums, load(sums) * shrink);
-    store(strip.top + lane, top);
+    store(strip.origin + lane, origin);
+  }
+  return origin == splat(-kInfinity) ? Vec{} : origin;
+}
+
+/// Turns one vector column of scores into weights and updates origin, total and sums of its rows.
+inline void soften_column(const ForwardStrip& strip, const ForwardStep& step, std::int64_t lane, float cap, std::int64_t width_v,
+                          float* scores) {
+  const Band& band = step.band;
+  const std::int64_t count = step.k1 - step.k0;
+  const bool whole =
+      lane >= band.q0 && lane + kLanes <= band.q1 && step.k0 - (lane + kLanes - 1) >= band.lo && step.k1 - 1 - lane <= band.hi;
+  if (cap > 0) cap_scores(cap, count, scores);
+  if (!whole) mask_scores(step, lane, scores);
+  const Vec origin = move_origin(strip, lane, highest(scores, count), width_v);
+  Vec total = {};
+  for (std::int64_t k = 0; k < count; ++k, scores += kStrip) {
+    const Vec weight = exp2(load(scores) - origin);
+    store(scores, weight);
+    total += weight;
   }
   store(strip.total + lane, load(strip.total + lane) + total);
 }
 
 /// The packed keys and values of a step against one strip.
-inline void forward_strip(const AttentionShape& shape, const ForwardTile& tile, const ForwardStrip& strip, const ForwardStep& step,
-                          float scale, float cap) {
-  const std::int64_t keys = step.k1 - step.k0, lanes = step.end - step.begin;
+template <class S>
+void forward_strip(const AttentionShape& shape, const ForwardTile& tile, const ForwardStrip& strip, const ForwardStep& step, float cap,
+                   const StepValues<S>& values, Pulse& pulse) {
+  const std::int64_t first = step.k0 - step.first_key, keys = step.k1 - step.k0, lanes = step.end - step.begin;
   float* scores = tile.scores + step.begin;
-  multiply<false>({tile.keys, tile.key_stride, 1}, strip.queries + step.begin, kStrip, shape.width_qk, keys, lanes, scores, kStrip);
+  multiply<false>({tile.keys + first * tile.key_stride, tile.key_stride, 1}, strip.queries + step.begin, kStrip, shape.width_qk, keys,
+                  lanes, scores, kStrip, pulse);
   for (std::int64_t lane = step.begin; lane < step.end; lane += kLanes) {
-    soften_column(strip, step, lane, scale, cap, shape.width_v, tile.scores + lane);
+    soften_column(strip, step, lane, cap, shape.width_v, tile.scores + lane);
   }
-  multiply<true>({tile.values, 1, tile.value_stride}, scores, kStrip, keys, shape.width_v, lanes, strip.sums + step.begin, kStrip);
+  multiply<true>({tile.values + first * tile.value_stride, 1, tile.value_stride}, scores, kStrip, keys, shape.width_v, lanes,
+                 strip.sums + step.begin, kStrip, pulse);
+  for (std::int64_t k = step.k0; values.outliers.any && k < step.k1; ++k) {
+    if (!values.outliers.row[k - step.first_key]) continue;
+    const Lanes seen = lanes_of(step, k);
+    add_outlier(values.data + (k - step.first_key) * values.row, shape.width_v, tile.scores + (k - step.k0) * kStrip,
+                larger(seen.begin, step.begin), smaller(seen.end, step.end), strip.sums, kStrip);
+  }
+}
+
+/// Packs keys and values [k0, k0 + keys).
+template <class S>
+StepValues<S> pack_step(const ForwardProblem<S, float>& p, const ForwardItem& item, const ForwardTile& tile, std::int64_t k0,
+                        std::int64_t keys) {
+  const std::int64_t kv = item.head / (p.shape.heads / p.shape.kv_heads);
+  StepValues<S> values{p.v.data + k0 * p.v.row + kv * p.v.head, p.v.row, {}};
+  pack_rows(p.k.data + k0 * p.k.row + kv * p.k.head, p.k.row, keys, p.shape.width_qk, tile.keys, tile.key_stride);
+  item.progress.call(item.progress.context);
+  if (!pack_rows(values.data, values.row, keys, p.shape.width_v, tile.values, tile.value_stride)) {
+    find_outliers(tile.values, tile.value_stride, 0, keys, p.shape.width_v, values.outliers);
+    clear_outliers(values.outliers, tile.values, tile.value_stride, p.shape.width_v);
+  }
+  return values;
 }
 
 template <class S>
 void forward_band(const ForwardProblem<S, float>& p, const ForwardItem& item, const ForwardTile& tile, const Band& band) {
-  const AttentionShape& shape = p.shape;
-  const std::int64_t kv = item.head / (shape.heads / shape.kv_heads);
   const float cap = static_cast<float>(p.softcap) * kLog2E;
-  const float scale = static_cast<float>(p.softcap > 0 ? p.scale / p.softcap : p.scale * static_cast<double>(kLog2E));
   for (std::int64_t k0 = band.k0; k0 < band.k1; k0 += kKeysPerStep) {
     const std::int64_t k1 = smaller(k0 + kKeysPerStep, band.k1);
     const std::int64_t q0 = larger(band.q0, k0 - band.hi), q1 = smaller(band.q1, k1 - band.lo);
-    pack_rows(p.k.data + k0 * p.k.row + kv * p.k.head, p.k.row, k1 - k0, shape.width_qk, tile.keys, tile.key_stride);
-    pack_rows(p.v.data + k0 * p.v.row + kv * p.v.head, p.v.row, k1 - k0, shape.width_v, tile.values, tile.value_stride);
+    const StepValues<S> values = pack_step(p, item, tile, k0, k1 - k0);
+    Pulse pulse{item.progress};
+    const std::int64_t next_end = smaller(k1 + kKeysPerStep, band.k1), kv = item.head / (p.shape.heads / p.shape.kv_heads);
+    pulse.ahead[0] = rows_ahead(p.k, k1, next_end, kv, p.shape.width_qk);
+    pulse.ahead[1] = rows_ahead(p.v, k1, next_end, kv, p.shape.width_v);
+    pulse.beat();
     for (std::int64_t s = (q0 - item.first_row) / kStrip; s * kStrip < q1 - item.first_row; ++s) {
       const std::int64_t origin = item.first_row + s * kStrip;
+      const std::int64_t begin = larger(q0 - origin, 0), end = smaller(q1 - origin, kStrip);
       const Band moved{band.q0 - origin, band.q1 - origin, band.k0, band.k1, band.lo + origin, band.hi + origin};
-      const ForwardStep step{moved, k0, k1, round_down(larger(q0 - origin, 0), kLanes), round_up(smaller(q1 - origin, kStrip), kLanes)};
-      forward_strip(shape, tile, strip_of(tile, shape, s), step, scale, cap);
-      item.progress.call(item.progress.context);
+      const std::int64_t from = larger(k0, begin + moved.lo), to = smaller(k1, end + moved.hi);
+      if (from >= to) continue;
+      const ForwardStep step{moved, from, to, k0, round_down(begin, kLanes), round_up(end, kLanes)};
+      forward_strip(p.shape, tile, strip_of(tile, p.shape, s), step, cap, values, pulse);
+      pulse.beat();
     }
   }
 }
 
-/// Loads queries and state, strip by strip.
+/// Loads queries, scaled so that scores come out in base 2, and state, strip by strip.
 template <class S>
 void load_rows(const ForwardProblem<S, float>& p, const ForwardItem& item, const ForwardTile& tile) {
+  const float scale = static_cast<float>(p.softcap > 0 ? p.scale / p.softcap : p.scale * static_cast<double>(kLog2E));
   for (std::int64_t lane = 0; lane < kForwardRows; ++lane) {
-    tile.top[lane] = -kInfinity;
+    tile.origin[lane] = -kInfinity;
     tile.total[lane] = 0;
   }
   if (p.overwrite) __builtin_memset(tile.sums, 0, static_cast<std::size_t>(p.shape.width_v * kForwardRows) * sizeof(float));
@@ -153,13 +230,14 @@ void load_rows(const ForwardProblem<S, float>& p, const ForwardItem& item, const
     const ForwardStrip strip = strip_of(tile, p.shape, s);
     const std::int64_t row = item.first_row + s * kStrip, rows = smaller(kStrip, item.rows - s * kStrip);
     if (item.band_count > 0) {
-      pack_transposed(p.q.data + row * p.q.row + item.head * p.q.head, p.q.row, rows, p.shape.width_qk, strip.queries, kStrip);
+      pack_transposed(p.q.data + row * p.q.row + item.head * p.q.head, p.q.row, rows, p.shape.width_qk, scale, strip.queries, kStrip);
+      item.progress.call(item.progress.context);
     }
     if (p.overwrite) continue;
-    pack_transposed(p.out.data + row * p.out.row + item.head * p.out.head, p.out.row, rows, p.shape.width_v, strip.sums, kStrip);
+    pack_transposed(p.out.data + row * p.out.row + item.head * p.out.head, p.out.row, rows, p.shape.width_v, 1.0f, strip.sums, kStrip);
     for (std::int64_t lane = 0; lane < rows; ++lane) {
       const float lse = p.lse.data[(row + lane) * p.lse.row + item.head * p.lse.head];
-      strip.top[lane] = lse * kLog2E;
+      strip.origin[lane] = lse * kLog2E;
       strip.total[lane] = lse == -kInfinity ? 0.0f : 1.0f;
     }
   }
@@ -173,11 +251,11 @@ void store_state(const ForwardProblem<S, float>& p, const ForwardItem& item, con
     const std::int64_t row = item.first_row + s * kStrip, rows = smaller(kStrip, item.rows - s * kStrip);
     for (std::int64_t lane = 0; lane < rows; ++lane) {
       float& lse = p.lse.data[(row + lane) * p.lse.row + item.head * p.lse.head];
-      const float top = strip.top[lane], total = strip.total[lane];
+      const float origin = strip.origin[lane], total = strip.total[lane];
       // Compare with zero, not "> 0": a NaN must stay visible.
       factor[lane] = total == 0 ? 0.0f : 1.0f / total;
-      const bool unchanged = !p.overwrite && total == 1 && top == lse * kLog2E;  // the round trip through base 2 would round
-      if (!unchanged) lse = total == 0 ? -kInfinity : top * kLn2 + __builtin_logf(total);
+      const bool unchanged = !p.overwrite && total == 1 && origin == lse * kLog2E;  // the round trip through base 2 would round
+      if (!unchanged) lse = total == 0 ? -kInfinity : origin * kLn2 + __builtin_logf(total);
     }
     unpack_transposed(strip.sums, kStrip, rows, p.shape.width_v, factor, false, p.out.data + row * p.out.row + item.head * p.out.head,
                       p.out.row);

@@ -1,10 +1,12 @@
-// Included once by each tiles_<level>.cpp, after it has set kLanes and kMaxVectors. Everything is in an unnamed namespace
-// so that no function compiled for one instruction set can be linked into another; hence no standard library calls.
+// Vectors of f32 for all tile kernels. Included once by each tiles_<level>.cpp, after it has set kLanes. Everything is in an
+// unnamed namespace so that no function compiled for one instruction set can be linked into another; hence no standard
+// library calls.
 #pragma once
 
 #include <cstdint>
 #include <utility>
 
+#include "kernels/cpu/instructions.h"
 #include "runtime/dtype.h"
 
 namespace periplus::kernels::cpu {
@@ -41,6 +43,11 @@ inline Vec load(const bfloat16* from) {
   __builtin_memcpy(&x, &word, sizeof x);
   return x;
 }
+inline Vec load(const float16* from) {
+  Halves half;
+  __builtin_memcpy(&half, from, sizeof half);
+  return widen_f16<Vec, Words>(half);
+}
 /// The first `count` elements, then zeros.
 template <class S>
 Vec load_some(const S* from, std::int64_t count) {
@@ -48,6 +55,11 @@ Vec load_some(const S* from, std::int64_t count) {
   S padded[kLanes] = {};
   __builtin_memcpy(static_cast<void*>(padded), from, static_cast<std::size_t>(count) * sizeof(S));
   return load(padded);
+}
+/// One element. Not by the conversions of dtype.h: those are inline functions that all instruction sets share.
+template <class S>
+float widened(const S* from) {
+  return load_some(from, 1)[0];
 }
 inline void store(float* to, Vec x) { __builtin_memcpy(to, &x, sizeof x); }
 inline void store_some(float* to, Vec x, std::int64_t count) {
@@ -66,12 +78,12 @@ inline bool any(Ints mask) {
   return all != 0;
 }
 
-/// 2^x for x < 128 to 1.6e-7 relative: nearest integer by the magic constant 1.5 * 2^23, then a degree 5 polynomial for
-/// the rest (minimax on [-1/2, 1/2] with value 1 at 0: 9.2e-8). Below -126.5 the result is 0; NaN stays NaN.
+/// 2^x for x < 128 to 1.6e-7 relative: nearest integer by the magic constant 1.5 * 2^23 + 127, whose low bits then are the
+/// exponent of 2^n, and a degree 5 polynomial for the rest (minimax on [-1/2, 1/2] with value 1 at 0: 9.2e-8). Below -126.5
+/// the result is 0; NaN stays NaN.
 inline Vec exp2(Vec x) {
-  const Vec floor = splat(-127.0f);
-  x = x < floor ? floor : x;
-  const Vec magic = splat(12582912.0f);
+  x = greater_or_second(splat(-127.0f), x);
+  const Vec magic = splat(12583039.0f);
   const Vec shifted = x + magic;
   const Vec f = x - (shifted - magic);
   Vec y = splat(1.326472848e-3f);
@@ -82,7 +94,7 @@ inline Vec exp2(Vec x) {
   y = y * f + 1.0f;
   Words bits;
   __builtin_memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits - 0x4b400000u + 127u) << 23;
+  bits <<= 23;
   Vec power;
   __builtin_memcpy(&power, &bits, sizeof power);
   return y * power;
@@ -124,106 +136,6 @@ inline void transpose(Vec (&rows)[kLanes]) {
     }
     for (int i = 0; i < kLanes; ++i) rows[i] = zipped[i];
   }
-}
-
-/// to[row][i] = from[row][i] in f32, columns padded with zeros to whole vectors.
-template <class S>
-void pack_rows(const S* from, std::int64_t row_stride, std::int64_t rows, std::int64_t width, float* to, std::int64_t to_stride) {
-  for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t i = 0; i < width; i += kLanes) store(to + row * to_stride + i, load_some(from + row * row_stride + i, width - i));
-  }
-}
-
-/// to[i][row] = from[row][i] in f32, rows padded with zeros to whole vectors.
-template <class S>
-void pack_transposed(const S* from, std::int64_t row_stride, std::int64_t rows, std::int64_t width, float* to, std::int64_t to_stride) {
-  for (std::int64_t row = 0; row < rows; row += kLanes) {
-    for (std::int64_t i = 0; i < width; i += kLanes) {
-      Vec block[kLanes];
-      for (std::int64_t r = 0; r < kLanes; ++r) {
-        block[r] = row + r < rows ? load_some(from + (row + r) * row_stride + i, width - i) : Vec{};
-      }
-      transpose(block);
-      for (std::int64_t c = 0; c < smaller(kLanes, width - i); ++c) store(to + (i + c) * to_stride + row, block[c]);
-    }
-  }
-}
-
-/// to[row][i] = (add ? to : 0) + factor[row] * from[i][row].
-inline void unpack_transposed(const float* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width, const float* factor,
-                              bool add, float* to, std::int64_t row_stride) {
-  for (std::int64_t row = 0; row < rows; row += kLanes) {
-    for (std::int64_t i = 0; i < width; i += kLanes) {
-      Vec block[kLanes];
-      for (std::int64_t c = 0; c < kLanes; ++c) block[c] = i + c < width ? load(from + (i + c) * from_stride + row) : Vec{};
-      transpose(block);
-      for (std::int64_t r = 0; r < smaller(kLanes, rows - row); ++r) {
-        float* at = to + (row + r) * row_stride + i;
-        const Vec scaled = block[r] * factor[row + r];
-        store_some(at, add ? load_some(at, width - i) + scaled : scaled, width - i);
-      }
-    }
-  }
-}
-
-struct Left {
-  const float* data;
-  std::int64_t row, column;  ///< Strides.
-};
-
-/// c[j][lane] = (Add ? c : 0) + sum over t < depth of a[j][t] * b[t][lane] for J rows and N vectors of lanes.
-template <int J, int N, bool Add>
-inline void multiply_block(Left a, const float* b, std::int64_t b_stride, std::int64_t depth, float* c, std::int64_t c_stride) {
-  Vec sum[J][N];
-#pragma GCC unroll 8
-  for (int j = 0; j < J; ++j) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) sum[j][n] = Add ? load(c + j * c_stride + n * kLanes) : Vec{};
-  }
-  for (std::int64_t t = 0; t < depth; ++t) {
-    Vec right[N];
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) right[n] = load(b + n * kLanes);
-#pragma GCC unroll 8
-    for (int j = 0; j < J; ++j) {
-      const float left = a.data[j * a.row];
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) sum[j][n] += left * right[n];
-    }
-    a.data += a.column;
-    b += b_stride;
-  }
-#pragma GCC unroll 8
-  for (int j = 0; j < J; ++j) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(c + j * c_stride + n * kLanes, sum[j][n]);
-  }
-}
-
-template <int N, bool Add>
-void multiply_rows(Left a, const float* b, std::int64_t b_stride, std::int64_t depth, std::int64_t rows, float* c, std::int64_t c_stride) {
-  const auto advance = [&](std::int64_t count) {
-    a.data += count * a.row;
-    c += count * c_stride;
-    rows -= count;
-  };
-  for (; rows >= kMaxRows; advance(kMaxRows)) multiply_block<kMaxRows, N, Add>(a, b, b_stride, depth, c, c_stride);
-  for (; rows >= 4; advance(4)) multiply_block<4, N, Add>(a, b, b_stride, depth, c, c_stride);
-  for (; rows >= 2; advance(2)) multiply_block<2, N, Add>(a, b, b_stride, depth, c, c_stride);
-  for (; rows >= 1; advance(1)) multiply_block<1, N, Add>(a, b, b_stride, depth, c, c_stride);
-}
-
-/// The same for any number of rows and any multiple of kLanes lanes.
-template <bool Add>
-void multiply(Left a, const float* b, std::int64_t b_stride, std::int64_t depth, std::int64_t rows, std::int64_t lanes, float* c,
-              std::int64_t c_stride) {
-  constexpr std::int64_t kWide = kMaxVectors * kLanes;
-  for (; lanes >= kWide; lanes -= kWide, b += kWide, c += kWide) {
-    multiply_rows<kMaxVectors, Add>(a, b, b_stride, depth, rows, c, c_stride);
-  }
-  if (lanes == 3 * kLanes) return multiply_rows<3, Add>(a, b, b_stride, depth, rows, c, c_stride);
-  if (lanes == 2 * kLanes) return multiply_rows<2, Add>(a, b, b_stride, depth, rows, c, c_stride);
-  if (lanes == kLanes) multiply_rows<1, Add>(a, b, b_stride, depth, rows, c, c_stride);
 }
 
 }  // namespace

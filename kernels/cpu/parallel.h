@@ -20,6 +20,23 @@ struct Progress {
   void operator()() const { call(context); }
 };
 
+/// Calls the hook about every 10 us of work: often enough for messages to move, and seldom enough to cost nothing.
+class Pacer {
+ public:
+  [[gnu::always_inline]] explicit Pacer(const Progress& progress) : progress_(progress) {}
+  [[gnu::always_inline]] void did(double flop) {
+    flop_ += flop;
+    if (flop_ < kFlopPerCall) return;
+    flop_ = 0;
+    progress_.call(progress_.context);
+  }
+
+ private:
+  static constexpr double kFlopPerCall = 1e7;
+  Progress progress_;
+  double flop_ = 0;
+};
+
 /// An exception must not leave an OpenMP region: it is kept here and thrown again by the thread that called the kernel.
 class TeamError {
  public:

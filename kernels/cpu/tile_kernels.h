@@ -9,8 +9,9 @@
 /// data crosses it: an inline function shared by both sides could be linked in its AVX-512 form and run everywhere.
 namespace periplus::kernels::cpu {
 
-inline constexpr std::int64_t kForwardRows = 256;  ///< Query rows of a forward tile.
-inline constexpr std::int64_t kBackwardTile = 64;  ///< Keys, and query rows, of a backward tile.
+inline constexpr std::int64_t kForwardRows = 512;   ///< Query rows of a forward tile.
+inline constexpr std::int64_t kBackwardKeys = 128;  ///< Keys of a backward tile.
+inline constexpr std::int64_t kBackwardRows = 64;   ///< Query rows of a backward tile.
 
 /// One query tile of one head. `bands` are cut to its rows.
 struct ForwardItem {
@@ -45,8 +46,10 @@ struct TileKernels {
   std::int64_t (*backward_scratch_floats)(const AttentionShape&);
   void (*forward_f32)(const ForwardProblem<float, float>&, const ForwardItem&);
   void (*forward_bf16)(const ForwardProblem<bfloat16, float>&, const ForwardItem&);
+  void (*forward_f16)(const ForwardProblem<float16, float>&, const ForwardItem&);
   void (*backward_f32)(const BackwardProblem<float, float>&, const BackwardItem&);
   void (*backward_bf16)(const BackwardProblem<bfloat16, float>&, const BackwardItem&);
+  void (*backward_f16)(const BackwardProblem<float16, float>&, const BackwardItem&);
 };
 
 TileKernels scalar_tile_kernels() noexcept;

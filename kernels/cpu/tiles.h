@@ -2,16 +2,14 @@
 // kMaxRows.
 #pragma once
 
-#include "kernels/cpu/lanes.h"
-// Order matters: these use lanes.h.
 #include "kernels/cpu/backward_tile.h"
 #include "kernels/cpu/forward_tile.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
-constexpr TileKernels kTileKernels{forward_scratch_floats, backward_scratch_floats, forward_tile<float>,
-                                   forward_tile<bfloat16>, backward_tile<float>,    backward_tile<bfloat16>};
+constexpr TileKernels kTileKernels{forward_scratch_floats, backward_scratch_floats, forward_tile<float>,     forward_tile<bfloat16>,
+                                   forward_tile<float16>,  backward_tile<float>,    backward_tile<bfloat16>, backward_tile<float16>};
 
 }  // namespace
 }  // namespace periplus::kernels::cpu

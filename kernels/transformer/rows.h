@@ -56,11 +56,13 @@ template <class Body>
 template <class Body>
 void with_best_instructions(const Body& body) {
   switch (cpu_level()) {
+    case CpuLevel::amx:
     case CpuLevel::avx512:
       return run_avx512(body);
     case CpuLevel::avx2:
       return run_avx2(body);
     case CpuLevel::scalar:
+    case CpuLevel::emulated_amx:
       return body();
   }
 }

@@ -13,7 +13,14 @@ inline constexpr double kStateTolerance = 5e-6;
 /// rounding grows with the square root of the count (u * 50 = 3e-6).
 inline constexpr double kGradientTolerance = 1e-5;
 
+/// bf16 and f16 storage on matrix tiles, absolute for lse and relative to 1 + the largest element for the rest: operands of
+/// the second products (weights, score gradients) and possibly the scaled queries are rounded to bf16, an error of at most
+/// 2^-9 each, and a sum of such terms errs by no more than that of its absolute terms.
+inline constexpr double kTileTolerance = 1.0 / 128;
+
 /// Relative error of rounding to bf16: half a unit in the eighth bit.
 inline constexpr double kBfloat16Rounding = 1.0 / 256;
+/// The same for f16, which keeps eleven bits.
+inline constexpr double kFloat16Rounding = 1.0 / 2048;
 
 }  // namespace periplus::test

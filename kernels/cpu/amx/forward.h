@@ -1,0 +1,257 @@
+// Forward pass of one work item on tiles (algorithms.md 1.1). Included by tiles_<unit>.cpp after a unit.
+//
+// An item is up to 1,024 rows of one query head, in tiles of 32. For each range of 1,024 keys (512 KiB of packed keys and
+// values for heads of 128, which come from the third-level cache once an item and then stay in the second), for each tile, for each block
+// of 256 keys that the tile may see:
+//   scores   S^T = K Q^T unit by unit; while the tile unit computes one, the vector unit turns the last into weights P^T;
+//   sums     O^T += V^T P^T, 32 values at a time, over all units of the block; the first of these hides the last weights.
+// The block is 256 keys long because sums are loaded and stored once a block, and no longer so that its weights (16 KiB),
+// the sums (16) and the queries (8) stay in the first-level cache while keys and values stream past them.
+#pragma once
+
+#include "kernels/cpu/amx/state.h"
+
+namespace periplus::kernels::cpu {
+namespace {
+
+constexpr std::int64_t kRangeKeys = 1024;
+constexpr std::int64_t kUnitsPerBlock = amx::kBlock / amx::kUnit;
+constexpr std::int64_t kBlocksPerRange = kRangeKeys / amx::kBlock;
+constexpr std::int64_t kItemTiles = amx::kItemRows / amx::kUnit;
+
+struct ForwardScratch {
+  float* scores;      ///< [2][kUnitScores]
+  bfloat16* weights;  ///< [kUnitsPerBlock][kUnitWeights]
+  float* discard;     ///< [kUnitScores]
+  QueryTile* tiles;   ///< [kItemTiles]
+};
+
+inline std::int64_t forward_scratch_bytes(const AttentionShape& shape) {
+  const std::int64_t tile =
+      static_cast<std::int64_t>(sizeof(QueryTile)) + amx::kUnit * (amx::padded(shape.width_qk) * 2 + amx::padded(shape.width_v) * 4);
+  return 3 * kUnitScores * 4 + kUnitsPerBlock * kUnitWeights * 2 + kItemTiles * tile;
+}
+
+inline ForwardScratch carve_forward(const AttentionShape& shape, std::byte* scratch) {
+  const auto take = [&](std::int64_t bytes) { return std::exchange(scratch, scratch + bytes); };
+  ForwardScratch on;
+  on.scores = reinterpret_cast<float*>(take(2 * kUnitScores * 4));
+  on.weights = reinterpret_cast<bfloat16*>(take(kUnitsPerBlock * kUnitWeights * 2));
+  on.discard = reinterpret_cast<float*>(take(kUnitScores * 4));
+  on.tiles = reinterpret_cast<QueryTile*>(take(kItemTiles * static_cast<std::int64_t>(sizeof(QueryTile))));
+  for (std::int64_t t = 0; t < kItemTiles; ++t) {
+    on.tiles[t].queries = reinterpret_cast<bfloat16*>(take(amx::kUnit * amx::padded(shape.width_qk) * 2));
+    on.tiles[t].sums = reinterpret_cast<float*>(take(amx::kUnit * amx::padded(shape.width_v) * 4));
+  }
+  return on;
+}
+
+/// What stays the same for all blocks of an item.
+struct ForwardCall {
+  const AttentionShape& shape;
+  const amx::PackedKeys& packed;
+  ForwardScratch on;
+  std::int64_t value_pairs;  ///< E / 32
+  float cap, cap_scale;      ///< cap in base 2 (0: none); scores times cap_scale go into tanh.
+};
+
+/// Units [begin, end) of a block, as seen by one tile.
+struct BlockPlace {
+  std::int64_t block, begin, end;
+  std::int64_t q0, q1;
+  const std::byte* ahead;  ///< What the block should bring to the second-level cache for later.
+};
+
+/// Brings a cache line after each tile product.
+class Prefetch {
+ public:
+  explicit Prefetch(const std::byte*& at) : at_(at) {}
+  template <int I>
+  [[gnu::always_inline]] void operator()(std::int64_t, Product<I>) {
+    __builtin_prefetch(at_, 0, 2);
+    at_ += 64;
+  }
+
+ private:
+  const std::byte*& at_;
+};
+
+/// Everything summed so far for a tile, scaled by `factors`; weights of the first `units` units of this block too.
+[[gnu::noinline]] inline void rescale(const ForwardCall& call, QueryTile& tile, const Factors& factors, std::int64_t units) {
+  for (std::int64_t i = 0; i < call.value_pairs * 4; ++i) {
+    for (std::int64_t row = 0; row < 16; ++row) {
+      float* at = tile.sums + i * 256 + row * 16;
+      // A fresh row's factor is 0 and so are its sums.
+      store(at, load(at) * factors.of[i % 2]);
+    }
+  }
+  for (std::int64_t i = 0; i < units * 2; ++i) {
+    for (std::int64_t row = 0; row < 16; ++row) {
+      bfloat16* at = call.on.weights + i * kTile + row * 32;
+      const Words both = Words(load_bits(at));
+      const Vec factor = factors.of[i % 2];
+      store_bits(at, Vec(Unit::pair(Vec(both << 16) * factor, Vec(both & 0xffff0000u) * factor)));
+    }
+  }
+}
+
+/// Weights of a unit whose sums were too large, or that is masked: nothing runs meanwhile.
+inline void soften_alone(const ForwardCall& call, QueryTile& tile, const float* scores, std::int64_t unit) {
+  bfloat16* weights = call.on.weights + unit * kUnitWeights;
+  soften(scores, tile.running, weights);
+  if (settled(tile.running)) return;
+  rescale(call, tile, raise_top(scores, tile.running), unit);
+  soften(scores, tile.running, weights);
+  settle(tile.running);
+}
+
+inline UnitPlace place_of(const ForwardCall& call, const BlockPlace& place, std::int64_t unit) {
+  const std::int64_t k0 = call.packed.first_key + place.block * amx::kBlock + (place.begin + unit) * amx::kUnit;
+  return {place.q0, place.q1, k0, smaller(k0 + amx::kUnit, call.packed.keys_end)};
+}
+
+/// Softcap and mask.
+inline void prepare(const ForwardCall& call, const amx::TileBands& bands, const UnitPlace& at, float* scores) {
+  if (call.cap > 0) {
+    for (std::int64_t i = 0; i < kUnitScores; i += kLanes) store(scores + i, call.cap * tanh(load(scores + i) * call.cap_scale));
+  }
+  if (!wholly_allowed(bands, at)) hide(bands, at, scores);
+}
+
+/// One tile against some units of one block. `Steps` is D / 32.
+template <int Steps>
+void attend_block(const ForwardCall& call, QueryTile& tile, const amx::TileBands& bands, const BlockPlace& place) {
+  // Half of the products work for each half of the rows.
+  constexpr std::int64_t kPairsPerPart = (kUnitPairs + 2 * Steps - 1) / (2 * Steps);
+  const std::int64_t units = place.end - place.begin;
+  const bfloat16* keys = call.packed.keys + place.block * call.packed.block_stride + place.begin * Steps * 2 * kTile;
+  const bfloat16* values = call.packed.values + place.block * call.packed.block_stride + place.begin * 2 * kTile;
+  const auto scores_of = [&](std::int64_t unit) __attribute__((always_inline)) { return call.on.scores + unit % 2 * kUnitScores; };
+  const auto weights_of = [&](std::int64_t unit) __attribute__((always_inline)) { return call.on.weights + unit * kUnitWeights; };
+  Pending pending(call.on.discard);
+  Running running = tile.running;
+  const auto is_plain = [&](std::int64_t unit) __attribute__((always_inline)) {
+    return call.cap == 0 && wholly_allowed(bands, place_of(call, place, unit));
+  };
+  const auto alone = [&](std::int64_t unit) __attribute__((always_inline)) {
+    tile.running = running;
+    soften_alone(call, tile, scores_of(unit), unit);
+    running = tile.running;
+  };
+  const auto repair = [&](std::int64_t unit) __attribute__((always_inline)) {
+    if (settled(running)) return false;
+    alone(unit);
+    return true;
+  };
+
+  pending.multiply<false>({keys, tile.queries, 2 * kTile, 2 * kTile}, Steps, scores_of(0));
+  for (std::int64_t unit = 1; unit < units; ++unit) {
+    const Pending::Operands next{keys + unit * Steps * 2 * kTile, tile.queries, 2 * kTile, 2 * kTile};
+    const std::int64_t last = unit - 1;
+    if (!is_plain(last)) {
+      pending.multiply<false>(next, Steps, scores_of(unit));
+      prepare(call, bands, place_of(call, place, last), scores_of(last));
+      alone(last);
+      continue;
+    }
+    PiecewiseSoftmax<kPairsPerPart> softmax(scores_of(last), running, weights_of(last));
+    pending.multiply<false>(next, Steps, scores_of(unit), softmax);
+    softmax.finish(running);
+    repair(last);
+  }
+
+  const std::int64_t last = units - 1;
+  const Pending::Operands first{values, call.on.weights, 2 * kTile, kUnitWeights};
+  // The weights of the last unit are needed by the last step only.
+  if (units >= 5 && is_plain(last)) {
+    PiecewiseSoftmax<2> softmax(scores_of(last), running, weights_of(last));
+    pending.multiply<true>(first, units, tile.sums, softmax);
+    softmax.finish(running);
+    if (repair(last)) {
+      pending.drop();
+      pending.multiply<true>(first, units, tile.sums);
+    }
+  } else {
+    pending.flush();
+    prepare(call, bands, place_of(call, place, last), scores_of(last));
+    alone(last);
+    Unit::fence();
+    pending.multiply<true>(first, units, tile.sums);
+  }
+  const std::byte* ahead = place.ahead;
+  for (std::int64_t pair = 1; pair < call.value_pairs; ++pair) {
+    const Pending::Operands operands{values + pair * kUnitsPerBlock * 2 * kTile, call.on.weights, 2 * kTile, kUnitWeights};
+    pending.multiply<true>(operands, units, tile.sums + pair * kUnitScores, Prefetch(ahead));
+  }
+  pending.flush();
+  tile.running = running;
+}
+
+using AttendBlock = void (*)(const ForwardCall&, QueryTile&, const amx::TileBands&, const BlockPlace&);
+constexpr AttendBlock kAttendBlock[] = {attend_block<1>, attend_block<2>, attend_block<3>, attend_block<4>,
+                                        attend_block<5>, attend_block<6>, attend_block<7>, attend_block<8>};
+
+/// Packs one block of keys and values of one head.
+inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t kv_head, std::int64_t block, const amx::PackedKeys& packed) {
+  const std::int64_t steps = amx::padded(p.shape.width_qk) / amx::kUnit, value_pairs = amx::padded(p.shape.width_v) / amx::kUnit;
+  __builtin_memset(packed.poisoned + block * amx::kBlock, 0, static_cast<std::size_t>(amx::kBlock));
+  for (std::int64_t unit = 0; unit < kUnitsPerBlock; ++unit) {
+    const std::int64_t local = block * amx::kBlock + unit * amx::kUnit, key = packed.first_key + local;
+    const std::int64_t keys = larger(0, smaller(amx::kUnit, packed.keys_end - key));
+    pack_rows_as_a(p.k.data + key * p.k.row + kv_head * p.k.head, p.k.row, keys, p.shape.width_qk, steps,
+                   packed.keys + block * packed.block_stride + unit * steps * 2 * kTile);
+    const bool bad = pack_rows_transposed(p.v.data + key * p.v.row + kv_head * p.v.head, p.v.row, keys, p.shape.width_v, value_pairs,
+                                          kUnitsPerBlock * 2 * kTile, packed.values + block * packed.block_stride + unit * 2 * kTile,
+                                          packed.poisoned + local);
+    if (bad) __atomic_store_n(packed.any_poisoned, std::uint8_t{1}, __ATOMIC_RELAXED);
+  }
+}
+
+/// algorithms.md 1.1 for one item: packs its queries, folds the packed keys into its state.
+inline void forward_item(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item) {
+  const Unit::Session session;
+  const AttentionShape& shape = p.shape;
+  const float to_base_2 = static_cast<float>(p.scale * static_cast<double>(kLog2E));
+  const bool capped = p.softcap > 0;
+  const ForwardCall call{shape,
+                         item.packed,
+                         carve_forward(shape, item.scratch),
+                         amx::padded(shape.width_v) / amx::kUnit,
+                         capped ? static_cast<float>(p.softcap) * kLog2E : 0.0f,
+                         capped ? static_cast<float>(p.scale / p.softcap) : 0.0f};
+  const AttendBlock attend = kAttendBlock[amx::padded(shape.width_qk) / amx::kUnit - 1];
+  const std::int64_t tiles = (item.rows + amx::kUnit - 1) / amx::kUnit;
+  KeyRange all{item.packed.keys_end, item.packed.first_key};
+  for (std::int64_t t = 0; t < tiles; ++t) {
+    if (item.tiles[t].count == 0 && !item.overwrite) continue;
+    load_tile(p, item, t, capped ? 1.0f : to_base_2, call.on.tiles[t]);
+    const KeyRange seen = keys_seen(item.tiles[t], item.packed.first_key, item.packed.keys_end);
+    all = {smaller(all.begin, seen.begin), larger(all.end, seen.end)};
+  }
+  Pacer pacer(item.progress);
+  const double block_flop = 2.0 * amx::kUnit * amx::kBlock * static_cast<double>(shape.width_qk + shape.width_v);
+  const std::int64_t first = item.packed.first_key;
+  for (std::int64_t range = first + round_down(all.begin - first, kRangeKeys); range < all.end; range += kRangeKeys) {
+    // The tiles share the work of fetching the next range, which the hardware does too late.
+    const std::byte* next =
+        reinterpret_cast<const std::byte*>(item.packed.keys + (range - first + kRangeKeys) / amx::kBlock * item.packed.block_stride);
+    const std::int64_t slice = item.packed.block_stride * 2 / tiles;
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      const KeyRange seen = keys_seen(item.tiles[t], range, range + kRangeKeys);
+      for (std::int64_t key = first + round_down(seen.begin - first, amx::kBlock); key < seen.end; key += amx::kBlock) {
+        const std::int64_t q0 = item.first_row + t * amx::kUnit;
+        const KeyRange part = keys_seen(item.tiles[t], key, key + amx::kBlock);
+        if (part.begin >= part.end) continue;
+        const std::int64_t block = (key - first) / amx::kBlock;
+        attend(call, call.on.tiles[t], item.tiles[t],
+               {block, (part.begin - key) / amx::kUnit, (part.end - key + amx::kUnit - 1) / amx::kUnit, q0,
+                smaller(q0 + amx::kUnit, item.first_row + item.rows), next + (t * kBlocksPerRange + (key - range) / amx::kBlock) * slice});
+        pacer.did(block_flop);
+      }
+    }
+  }
+  for (std::int64_t t = 0; t < tiles; ++t) store_tile(p, item, t, call.on.tiles[t]);
+}
+
+}  // namespace
+}  // namespace periplus::kernels::cpu

@@ -1,0 +1,157 @@
+// Forward attention on tiles: packs keys and values, then hands out (query head, 512 rows) items to the team.
+//
+// Keys and values are packed once for all query heads that share them, in parts of at most 32,768 keys and 32 MiB: a part
+// is packed, attended to by every row that sees it, and forgotten; the state carries over. So the scratch does not grow
+// with the sequence, at the price of one more load and store of the state for each 32,768 keys.
+#include <algorithm>
+#include <vector>
+
+#include <omp.h>
+
+#include "kernels/band_tiles.h"
+#include "kernels/cpu/amx/attention.h"
+#include "kernels/cpu/scratch.h"
+
+namespace periplus::kernels::cpu::amx {
+namespace {
+
+constexpr std::int64_t kPartKeys = 32768;
+constexpr std::int64_t kPartBytes = std::int64_t{32} << 20;
+
+/// A part's keys, and how its scratch is divided between key/value heads.
+struct Part {
+  std::int64_t first_key, keys_end, blocks;
+  std::int64_t block_bytes, head_bytes;
+};
+
+Part part_of(const AttentionShape& shape, std::int64_t first_key) {
+  Part part;
+  part.first_key = first_key;
+  part.keys_end = std::min(first_key + kPartKeys, shape.key_rows);
+  part.blocks = (part.keys_end - first_key + kBlock - 1) / kBlock;
+  part.block_bytes = kBlock * (padded(shape.width_qk) + padded(shape.width_v)) * 2;
+  part.head_bytes = part.blocks * part.block_bytes + (part.blocks + 1) * kBlock;  // the last: poisoned, any_poisoned
+  return part;
+}
+
+PackedKeys packed_head(const AttentionShape& shape, const Part& part, std::byte* scratch, std::int64_t index) {
+  std::byte* at = scratch + index * part.head_bytes;
+  PackedKeys packed;
+  packed.keys = reinterpret_cast<bfloat16*>(at);
+  packed.values = packed.keys + kBlock * padded(shape.width_qk);
+  packed.block_stride = part.block_bytes / 2;
+  packed.poisoned = reinterpret_cast<std::uint8_t*>(at + part.blocks * part.block_bytes);
+  packed.any_poisoned = packed.poisoned + part.blocks * kBlock;
+  packed.first_key = part.first_key;
+  packed.keys_end = part.keys_end;
+  return packed;
+}
+
+/// The bands' part among keys [first, end).
+std::vector<Band> cut_to_keys(std::span<const Band> bands, std::int64_t first, std::int64_t end) {
+  std::vector<Band> cut;
+  for (Band band : bands) {
+    band.k0 = std::max(band.k0, first);
+    band.k1 = std::min(band.k1, end);
+    band = tighten(band);
+    if (band.q0 < band.q1) cut.push_back(band);
+  }
+  return cut;
+}
+
+/// Blocks of keys that no band reaches need not be packed.
+std::vector<std::int64_t> blocks_seen(std::span<const Band> bands, const Part& part) {
+  std::vector<char> seen(static_cast<std::size_t>(part.blocks), 0);
+  for (const Band& band : bands) {
+    const auto first = (band.k0 - part.first_key) / kBlock, last = (band.k1 - 1 - part.first_key) / kBlock;
+    std::fill(seen.begin() + first, seen.begin() + last + 1, 1);
+  }
+  std::vector<std::int64_t> blocks;
+  for (std::int64_t block = 0; block < part.blocks; ++block) {
+    if (seen[static_cast<std::size_t>(block)] != 0) blocks.push_back(block);
+  }
+  return blocks;
+}
+
+/// Long items read keys and values less often; but each thread should find a few. The result does not depend on it.
+std::int64_t rows_of_items(std::int64_t rows, std::int64_t heads) {
+  std::int64_t item_rows = kItemRows;
+  while (item_rows > 4 * kUnit && (rows + item_rows - 1) / item_rows * heads < 4 * omp_get_max_threads()) item_rows /= 2;
+  return item_rows;
+}
+
+class ForwardPart {
+ public:
+  ForwardPart(const Kernels& kernels, const ForwardProblem<bfloat16, float>& problem, std::span<const Band> bands, const Part& part,
+              StreamView stream)
+      : kernels_(kernels),
+        problem_(problem),
+        part_(part),
+        stream_(stream),
+        blocks_(blocks_seen(bands, part)),
+        tiles_(bands, BandTiles::Axis::query, problem.shape.query_rows, kUnit) {
+    for (std::int64_t tile = 0; tile < tiles_.tiles(); ++tile) {
+      lists_.push_back({tiles_.of(tile).data(), static_cast<std::int64_t>(tiles_.of(tile).size())});
+    }
+  }
+
+  /// All query heads, a few key/value heads at a time.
+  void run(bool overwrite) {
+    const AttentionShape& shape = problem_.shape;
+    const std::int64_t at_once = std::clamp<std::int64_t>(kPartBytes / part_.head_bytes, 1, shape.kv_heads);
+    for (std::int64_t first = 0; first < shape.kv_heads; first += at_once) {
+      run_heads(first, std::min(at_once, shape.kv_heads - first), overwrite);
+    }
+  }
+
+ private:
+  void run_heads(std::int64_t first, std::int64_t count, bool overwrite) {
+    const AttentionShape& shape = problem_.shape;
+    const std::int64_t group = shape.heads / shape.kv_heads, heads = count * group;
+    const std::int64_t item_rows = rows_of_items(shape.query_rows, heads);
+    const std::int64_t row_items = (shape.query_rows + item_rows - 1) / item_rows;
+    const double flop = 2.0 * static_cast<double>((shape.width_qk + shape.width_v) * heads) * static_cast<double>(tiles_.area());
+    const int team = team_size(row_items * heads, flop);
+    const std::int64_t thread_bytes = whole_pages(kernels_.forward_scratch_bytes(shape));
+    std::byte* packed = team_scratch(part_.head_bytes * count + thread_bytes * team + kPageBytes);
+    std::byte* threads = packed + whole_pages(part_.head_bytes * count);
+    for (std::int64_t head = 0; head < count; ++head) packed_head(shape, part_, packed, head).any_poisoned[0] = 0;
+    const auto block_count = static_cast<std::int64_t>(blocks_.size());
+    for_each_item_on(std::min<int>(team, static_cast<int>(std::max<std::int64_t>(1, block_count * count))), block_count * count, stream_,
+                     [&](std::int64_t item, int, const Progress&) {
+                       const std::int64_t head = item / block_count;
+                       kernels_.pack_block(problem_, first + head, blocks_[static_cast<std::size_t>(item % block_count)],
+                                           packed_head(shape, part_, packed, head));
+                     });
+    for_each_item_on(team, row_items * heads, stream_, [&](std::int64_t item, int thread, const Progress& progress) {
+      // Last rows first: under a causal mask they see the most keys.
+      const std::int64_t first_row = (row_items - 1 - item / heads) * item_rows, head = item % heads;
+      kernels_.forward(
+          problem_, {first * group + head, first_row, std::min(item_rows, shape.query_rows - first_row), lists_.data() + first_row / kUnit,
+                     packed_head(shape, part_, packed, head / group), overwrite, threads + thread * thread_bytes, progress});
+    });
+  }
+
+  const Kernels& kernels_;
+  const ForwardProblem<bfloat16, float>& problem_;
+  Part part_;
+  StreamView stream_;
+  std::vector<std::int64_t> blocks_;
+  BandTiles tiles_;
+  std::vector<TileBands> lists_;
+};
+
+}  // namespace
+
+void attend(const Kernels& kernels, const ForwardProblem<bfloat16, float>& problem, std::span<const Band> bands, StreamView stream) {
+  bool overwrite = problem.overwrite;
+  for (std::int64_t first = 0; first < std::max<std::int64_t>(problem.shape.key_rows, 1); first += kPartKeys) {
+    const Part part = part_of(problem.shape, first);
+    const std::vector<Band> cut = cut_to_keys(bands, part.first_key, part.keys_end);
+    if (cut.empty() && !overwrite) continue;
+    ForwardPart(kernels, problem, cut, part, stream).run(overwrite);
+    overwrite = false;
+  }
+}
+
+}  // namespace periplus::kernels::cpu::amx

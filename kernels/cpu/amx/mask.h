@@ -1,0 +1,75 @@
+// Bands on units of 32 query rows x 32 keys. Included by tiles_<unit>.cpp after a unit.
+//
+// A unit is skipped, computed as it is, or computed and then masked. Most are one of the first two: only units that an edge
+// of a band crosses pay for their mask. A unit may be crossed by several bands (documents shorter than 32 rows); a mask is
+// one word for each key, whose bits are the query rows that may see it, and bands are or-ed into it.
+#pragma once
+
+#include "kernels/cpu/amx/kernels.h"
+#include "kernels/cpu/amx/softmax.h"
+
+namespace periplus::kernels::cpu {
+namespace {
+
+/// Where a unit lies in the problem.
+struct UnitPlace {
+  std::int64_t q0, q1;  ///< Query rows [q0, q1), at most 32.
+  std::int64_t k0, k1;  ///< Keys, likewise.
+};
+
+/// The bits of rows [begin, end) out of 32.
+inline std::uint32_t row_bits(std::int64_t begin, std::int64_t end) {
+  begin = larger(begin, 0);
+  end = smaller(end, 32);
+  if (begin >= end) return 0;
+  return static_cast<std::uint32_t>(((std::uint64_t{1} << end) - 1) & ~((std::uint64_t{1} << begin) - 1));
+}
+
+/// The rows that may see key `k`.
+inline std::uint32_t rows_that_see(const amx::TileBands& tile, const UnitPlace& at, std::int64_t k) {
+  std::uint32_t bits = 0;
+  for (std::int64_t b = 0; b < tile.count; ++b) {
+    const Band& band = tile.bands[b];
+    if (k < band.k0 || k >= band.k1) continue;
+    bits |= row_bits(larger(band.q0, k - band.hi) - at.q0, smaller(band.q1, k - band.lo + 1) - at.q0);
+  }
+  return bits;
+}
+
+/// Whether one band allows every pair of the unit.
+inline bool wholly_allowed(const amx::TileBands& tile, const UnitPlace& at) {
+  if (at.k1 - at.k0 < amx::kUnit) return false;  // lanes past the last key must be hidden
+  for (std::int64_t b = 0; b < tile.count; ++b) {
+    const Band& band = tile.bands[b];
+    if (band.q0 <= at.q0 && band.q1 >= at.q1 && band.k0 <= at.k0 && band.k1 >= at.k1 && at.k0 - (at.q1 - 1) >= band.lo &&
+        at.k1 - 1 - at.q0 <= band.hi) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/// Hides the pairs that no band allows.
+inline void hide(const amx::TileBands& tile, const UnitPlace& at, float* scores) {
+  const Vec hidden = splat(-kInfinity);
+  for (std::int64_t key = 0; key < amx::kUnit; ++key) {
+    const std::uint32_t bits = at.k0 + key < at.k1 ? rows_that_see(tile, at, at.k0 + key) : 0;
+    for (std::int64_t half = 0; half < 2; ++half) {
+      float* row = score_row(scores, half, key);
+      store(row, Unit::keep(load(row), bits >> (16 * half), hidden));
+    }
+  }
+}
+
+/// The keys of [k0, k1) that any row of the tile may see lie in the returned range.
+inline KeyRange keys_seen(const amx::TileBands& tile, std::int64_t k0, std::int64_t k1) {
+  KeyRange range{k1, k0};
+  for (std::int64_t b = 0; b < tile.count; ++b) {
+    range.begin = smaller(range.begin, larger(k0, tile.bands[b].k0));
+    range.end = larger(range.end, smaller(k1, tile.bands[b].k1));
+  }
+  return range;
+}
+
+}  // namespace
+}  // namespace periplus::kernels::cpu

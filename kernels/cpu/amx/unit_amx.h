@@ -1,0 +1,94 @@
+// The tile unit of CPUs with AMX. Included by tiles_amx.cpp only, which is compiled for it; unit_emulated.h is its twin.
+// Inline assembly and not the intrinsics: these expand to the same, but with register numbers that templates cannot give.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/cpu/lanes.h"
+
+namespace periplus::kernels::cpu {
+namespace {
+
+/// Eight registers of 16 rows of 64 bytes. The compiler knows nothing of what they read from memory: put fence() between
+/// vector stores and the tile loads that read them. It does know what tile stores write.
+struct Unit {
+  /// Tile state is on while this lives: a thread that keeps it on pays for 8 KiB more at every context switch.
+  class Session {
+   public:
+    Session() {
+      alignas(64) std::uint8_t config[64] = {};
+      config[0] = 1;
+      for (int tile = 0; tile < 8; ++tile) {
+        config[16 + 2 * tile] = 64;  // bytes in a row
+        config[48 + tile] = 16;      // rows
+      }
+      fence();
+      _tile_loadconfig(config);
+    }
+    ~Session() { _tile_release(); }
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+  };
+
+  [[gnu::always_inline]] static void fence() { asm volatile("" ::: "memory"); }
+
+  /// Reads a packed tile (1 KiB).
+  template <int T>
+  [[gnu::always_inline]] static void load(const void* tile) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(tile), "r"(kRowBytes), "i"(T));
+  }
+  /// The same for data that is not read again soon: keeps it from pushing the working set out of the first-level cache.
+  template <int T>
+  [[gnu::always_inline]] static void load_streamed(const void* tile) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(tile), "r"(kRowBytes), "i"(T));
+  }
+  template <int T>
+  [[gnu::always_inline]] static void store(void* tile) {
+    asm volatile("tilestored %%tmm%c3, (%1,%2,1)" : "=m"(*static_cast<TileMemory*>(tile)) : "r"(tile), "r"(kRowBytes), "i"(T));
+  }
+  template <int T>
+  [[gnu::always_inline]] static void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(T));
+  }
+  /// C[m][n] += sum over t < 32 of A[m][t] B[t / 2][2 n + t % 2], bf16 products summed in f32.
+  template <int C, int A, int B>
+  [[gnu::always_inline]] static void multiply() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+
+  /// x - floor(x); 0 for infinities.
+  [[gnu::always_inline]] static Vec fraction(Vec x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  /// x 2^floor(exponent), without overflow of the exponent on the way.
+  [[gnu::always_inline]] static Vec scale_by_power(Vec x, Vec exponent) { return _mm512_scalef_ps(x, exponent); }
+  [[gnu::always_inline]] static Vec ceil(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
+  /// Lane n: `low` in its lower and `high` in its upper half, as bf16 rounded to nearest (ties away). NaN stays NaN.
+  [[gnu::always_inline]] static Words pair(Vec low, Vec high) {
+    const Words half = Words{} + 0x8000u;
+    const __m512i upper = __m512i(Words(high) + half), lower = __m512i(Words(low) + half);
+    return Words(_mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(lower, 16), upper));
+  }
+  /// The lower (upper) halves of two words: lane n is `first` in its lower and `second` in its upper half.
+  [[gnu::always_inline]] static Words lower_halves(Words first, Words second) {
+    return Words(_mm512_mask_blend_epi16(0xaaaaaaaau, __m512i(first), __m512i(second << 16)));
+  }
+  [[gnu::always_inline]] static Words upper_halves(Words first, Words second) {
+    return Words(_mm512_mask_blend_epi16(0xaaaaaaaau, __m512i(first >> 16), __m512i(second)));
+  }
+  /// sum + both halves of each lane.
+  [[gnu::always_inline]] static Vec add_pair(Vec sum, Words pair) {
+    const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+    return _mm512_dpbf16_ps(sum, __m512bh(__m512i(pair)), __m512bh(ones));
+  }
+  /// Lanes whose bit is 0 become `other`.
+  [[gnu::always_inline]] static Vec keep(Vec x, std::uint32_t bits, Vec other) {
+    return _mm512_mask_mov_ps(other, static_cast<__mmask16>(bits), x);
+  }
+  [[gnu::always_inline]] static bool any_greater(Vec x, Vec bound) { return _mm512_cmp_ps_mask(x, bound, _CMP_GT_OQ) != 0; }
+
+ private:
+  static constexpr long kRowBytes = 64;
+  using TileMemory = char[1024];
+};
+
+}  // namespace
+}  // namespace periplus::kernels::cpu

@@ -1,0 +1,100 @@
+// The tile unit in plain loops, for any CPU: lets the packing, masking and order of the tile kernels be tested where the
+// hardware is absent. Twin of unit_amx.h, where the contracts are.
+#pragma once
+
+#include "kernels/cpu/lanes.h"
+
+namespace periplus::kernels::cpu {
+namespace {
+
+struct Unit {
+  class Session {
+   public:
+    Session() {}
+    ~Session() {}
+  };
+
+  static void fence() {}
+
+  template <int T>
+  static void load(const void* tile) {
+    __builtin_memcpy(tiles()[T], tile, sizeof tiles()[T]);
+  }
+  template <int T>
+  static void load_streamed(const void* tile) {
+    load<T>(tile);
+  }
+  template <int T>
+  static void store(void* tile) {
+    __builtin_memcpy(tile, tiles()[T], sizeof tiles()[T]);
+  }
+  template <int T>
+  static void zero() {
+    __builtin_memset(tiles()[T], 0, sizeof tiles()[T]);
+  }
+  template <int C, int A, int B>
+  static void multiply() {
+    for (int m = 0; m < 16; ++m) {
+      Vec sum = load_row(tiles()[C][m]);
+      for (int pair = 0; pair < 16; ++pair) {
+        const Words right = Words(load_row(tiles()[B][pair]));
+        const std::uint32_t left = tiles()[A][m][pair];
+        sum += as_float(left << 16) * Vec(right << 16) + as_float(left & 0xffff0000u) * Vec(right & 0xffff0000u);
+      }
+      __builtin_memcpy(tiles()[C][m], &sum, sizeof sum);
+    }
+  }
+
+  static Vec fraction(Vec x) {
+    for (int lane = 0; lane < kLanes; ++lane) x[lane] = __builtin_isinf(x[lane]) ? 0.0f : x[lane] - __builtin_floorf(x[lane]);
+    return x;
+  }
+  static Vec scale_by_power(Vec x, Vec exponent) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float power = exponent[lane];
+      if (power != power)
+        x[lane] = power;
+      else if (power < -300)
+        x[lane] = 0;
+      else
+        x[lane] = __builtin_ldexpf(x[lane], power > 300 ? 300 : static_cast<int>(__builtin_floorf(power)));
+    }
+    return x;
+  }
+  static Vec ceil(Vec x) {
+    for (int lane = 0; lane < kLanes; ++lane) x[lane] = __builtin_ceilf(x[lane]);
+    return x;
+  }
+  static Words pair(Vec low, Vec high) {
+    const Words half = Words{} + 0x8000u;
+    return ((Words(low) + half) >> 16) | ((Words(high) + half) & 0xffff0000u);
+  }
+  static Words lower_halves(Words first, Words second) { return (first & 0xffffu) | (second << 16); }
+  static Words upper_halves(Words first, Words second) { return (first >> 16) | (second & 0xffff0000u); }
+  static Vec add_pair(Vec sum, Words pair) { return sum + (Vec(pair << 16) + Vec(pair & 0xffff0000u)); }
+  static Vec keep(Vec x, std::uint32_t bits, Vec other) {
+    for (int lane = 0; lane < kLanes; ++lane) x[lane] = (bits >> lane & 1) != 0 ? x[lane] : other[lane];
+    return x;
+  }
+  static bool any_greater(Vec x, Vec bound) { return any(x > bound); }
+
+ private:
+  using Tile = std::uint32_t[16][16];
+  static Tile* tiles() {
+    alignas(64) static thread_local Tile all[8];
+    return all;
+  }
+  static Vec load_row(const std::uint32_t* row) {
+    Vec x;
+    __builtin_memcpy(&x, row, sizeof x);
+    return x;
+  }
+  static float as_float(std::uint32_t bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+  }
+};
+
+}  // namespace
+}  // namespace periplus::kernels::cpu
