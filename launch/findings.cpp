@@ -52,11 +52,6 @@ bool cpu_has(const std::string& feature) {
   return false;
 }
 
-const char* level_name(kernels::CpuLevel level) {
-  constexpr std::array<const char*, 3> kNames = {"scalar", "avx2", "avx512"};
-  return kNames[static_cast<std::size_t>(level)];
-}
-
 bool in_path(const std::string& program) {
   const char* path = std::getenv("PATH");
   std::istringstream folders(path == nullptr ? "" : path);
@@ -101,11 +96,11 @@ Finding examine_cpu() {
 Finding examine_kernels() {
   const kernels::CpuLevel level = kernels::cpu_level(), best = kernels::best_cpu_level();
   Finding finding{"Kernels", Health::good,
-                  fmt::format("attention runs at level {}; matrix products in {}", level_name(level),
+                  fmt::format("attention runs at level {}; matrix products in {}", to_string(level),
                               kernels::bf16_is_native() ? "bf16 on native instructions" : "f32, because this CPU has no native bf16")};
   if (level != best) {
     finding.health = Health::trouble;
-    finding.remedy = fmt::format("this CPU can run level {}; unset PERIPLUS_CPU_LEVEL", level_name(best));
+    finding.remedy = fmt::format("this CPU can run level {}; unset PERIPLUS_CPU_LEVEL", to_string(best));
   }
   return finding;
 }

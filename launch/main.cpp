@@ -5,7 +5,9 @@
 #include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include "kernels/attention.h"
 #include "launch/commands.h"
 #include "launch/ranks.h"
 #include "launch/suggest.h"
@@ -26,7 +28,8 @@ const std::vector<Command>& commands() {
       {"apply", "runs one distributed operator on tensors from a safetensors file", apply_command},
       {"verify", "proves plans symbolically and checks small ones against fp64", verify_command},
       {"plan", "prints what each rank computes and exchanges", plan_command},
-      {"bench", "measures: train (ranks against threads), memory (activations by rank count)", bench_command},
+      {"bench", "measures: train (ranks against threads), memory (activations by rank count), kernels (attention against peaks)",
+       bench_command},
       {"doctor", "shows what this machine offers and what to fix", doctor_command},
   };
   return table;
@@ -46,8 +49,11 @@ std::string help_page() {
 void check_cpu_level() {
   constexpr const char* kVariable = "PERIPLUS_CPU_LEVEL";
   const std::optional<std::string> level = process_environment(kVariable);
-  if (level && *level != "scalar" && *level != "avx2" && *level != "avx512") {
-    throw InvalidArgument(fmt::format("{} is '{}'; set it to scalar, avx2 or avx512, or unset it", kVariable, *level));
+  if (!level) return;
+  std::vector<std::string_view> names;
+  for (const kernels::CpuLevel known : kernels::kCpuLevels) names.push_back(to_string(known));
+  if (std::ranges::find(names, *level) == names.end()) {
+    throw InvalidArgument(fmt::format("{} is '{}'; set it to one of {}, or unset it", kVariable, *level, fmt::join(names, ", ")));
   }
 }
 

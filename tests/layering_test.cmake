@@ -14,7 +14,7 @@ set(vendor_rules
   "^mpi\\.h$ ^(runtime/comm/mpi_transport\\.cpp|launch/.*)$"
   "^nccl ^(kernels/cuda/|runtime/cuda/|runtime/comm/nccl)"
   "^(cuda|cublas|cooperative_groups|cub/|thrust/) ^(kernels/cuda/|runtime/cuda/|runtime/comm/nccl)"
-  "^(oneapi/)?dnnl ^(kernels/matmul[^/]*\\.cpp|launch/doctor[^/]*)$"
+  "^(oneapi/)?dnnl ^(kernels/matmul[^/]*\\.cpp|launch/doctor[^/]*|launch/bench/onednn_products\\.cpp)$"
   "^xxhash\\.h$ ^runtime/file\\.cpp$"
   "^(toml\\+\\+|toml\\.hpp|boost/) ^(launch/|parallel/train/config[^/]*$)")
 

@@ -1,0 +1,12 @@
+#pragma once
+
+#include "launch/commands.h"
+
+/// The suites of `periplus bench`. Each returns an exit code and throws for bad input and failures.
+namespace periplus::launch::bench {
+
+int bench_train(Arguments arguments);
+int bench_memory(Arguments arguments);
+int bench_kernels(Arguments arguments);
+
+}  // namespace periplus::launch::bench
