@@ -55,25 +55,36 @@ struct ForwardCall {
   float cap, cap_scale;      ///< cap in base 2 (0: none); scores times cap_scale go into tanh.
 };
 
+/// Memory to bring to the second-level cache, line by line: rows of `row_lines` lines, `skip` bytes apart.
+struct Ahead {
+  const std::byte* at;
+  std::int64_t row_lines, left, skip;
+};
+
 /// Units [begin, end) of a block, as seen by one tile.
 struct BlockPlace {
   std::int64_t block, begin, end;
   std::int64_t q0, q1;
-  const std::byte* ahead;  ///< What the block should bring to the second-level cache for later.
+  Ahead ahead;  ///< What the block should fetch for later.
 };
 
-/// Brings a cache line after each tile product.
+/// Fetches a line after each tile product: the hardware would do it too late, and many fetches at once would hold up the
+/// tile loads.
 class Prefetch {
  public:
-  explicit Prefetch(const std::byte*& at) : at_(at) {}
+  explicit Prefetch(Ahead& ahead) : ahead_(ahead) {}
   template <int I>
   [[gnu::always_inline]] void operator()(std::int64_t, Product<I>) {
-    __builtin_prefetch(at_, 0, 2);
-    at_ += 64;
+    __builtin_prefetch(ahead_.at, 0, 2);
+    ahead_.at += 64;
+    if (--ahead_.left == 0) {
+      ahead_.at += ahead_.skip;
+      ahead_.left = ahead_.row_lines;
+    }
   }
 
  private:
-  const std::byte*& at_;
+  Ahead& ahead_;
 };
 
 /// Everything summed so far for a tile, scaled by `factors`; weights of the first `units` units of this block too.
@@ -178,7 +189,7 @@ void attend_block(const ForwardCall& call, QueryTile& tile, const amx::TileBands
     Unit::fence();
     pending.multiply<true>(first, units, tile.sums);
   }
-  const std::byte* ahead = place.ahead;
+  Ahead ahead = place.ahead;
   for (std::int64_t pair = 1; pair < call.value_pairs; ++pair) {
     const Pending::Operands operands{values + pair * kUnitsPerBlock * 2 * kTile, call.on.weights, 2 * kTile, kUnitWeights};
     pending.multiply<true>(operands, units, tile.sums + pair * kUnitScores, Prefetch(ahead));
@@ -198,6 +209,9 @@ inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t kv
   for (std::int64_t unit = 0; unit < kUnitsPerBlock; ++unit) {
     const std::int64_t local = block * amx::kBlock + unit * amx::kUnit, key = packed.first_key + local;
     const std::int64_t keys = larger(0, smaller(amx::kUnit, packed.keys_end - key));
+    const std::int64_t keys_after = larger(0, smaller(amx::kUnit, packed.keys_end - key - amx::kUnit));
+    prefetch_rows(p.k.data + (key + amx::kUnit) * p.k.row + kv_head * p.k.head, p.k.row, keys_after, p.shape.width_qk);
+    prefetch_rows(p.v.data + (key + amx::kUnit) * p.v.row + kv_head * p.v.head, p.v.row, keys_after, p.shape.width_v);
     pack_rows_as_a(p.k.data + key * p.k.row + kv_head * p.k.head, p.k.row, keys, p.shape.width_qk, steps,
                    packed.keys + block * packed.block_stride + unit * steps * 2 * kTile);
     const bool bad = pack_rows_transposed(p.v.data + key * p.v.row + kv_head * p.v.head, p.v.row, keys, p.shape.width_v, value_pairs,
@@ -207,50 +221,75 @@ inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t kv
   }
 }
 
-/// algorithms.md 1.1 for one item: packs its queries, folds the packed keys into its state.
+inline ForwardCall forward_call(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item) {
+  const bool capped = p.softcap > 0;
+  return {p.shape,
+          item.packed,
+          carve_forward(p.shape, item.scratch),
+          amx::padded(p.shape.width_v) / amx::kUnit,
+          capped ? static_cast<float>(p.softcap) * kLog2E : 0.0f,
+          capped ? static_cast<float>(p.scale / p.softcap) : 0.0f};
+}
+
+/// What tile `t` should fetch while it is at block `block` of a range: its rows of out, if it is to be stored after this
+/// range, else its share of the next range of packed keys.
+inline Ahead ahead_of(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, std::int64_t t, std::int64_t block,
+                      bool last) {
+  constexpr std::int64_t kEndless = std::int64_t{1} << 40;
+  if (last) {
+    const std::int64_t row = item.first_row + t * amx::kUnit + block % kBlocksPerRange * (amx::kUnit / kBlocksPerRange);
+    const std::int64_t lines = (p.shape.width_v + kLanes - 1) / kLanes;
+    return {reinterpret_cast<const std::byte*>(p.out.data + row * p.out.row + item.head * p.out.head), lines, lines,
+            p.out.row * 4 - lines * 64};
+  }
+  const std::int64_t tiles = (item.rows + amx::kUnit - 1) / amx::kUnit, share = t * kBlocksPerRange + block % kBlocksPerRange;
+  const bfloat16* next = item.packed.keys + (block / kBlocksPerRange + 1) * kBlocksPerRange * item.packed.block_stride;
+  return {reinterpret_cast<const std::byte*>(next + share * item.packed.block_stride / tiles), kEndless, kEndless, 0};
+}
+
+/// Tile `t` against the blocks of `range` that it sees.
+inline void attend_range(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, const ForwardCall& call, std::int64_t t,
+                         KeyRange range, bool last, Pacer& pacer) {
+  const AttendBlock attend = kAttendBlock[amx::padded(p.shape.width_qk) / amx::kUnit - 1];
+  const double flop = 2.0 * amx::kUnit * amx::kBlock * static_cast<double>(p.shape.width_qk + p.shape.width_v);
+  const std::int64_t first = item.packed.first_key, q0 = item.first_row + t * amx::kUnit;
+  for (std::int64_t key = first + round_down(range.begin - first, amx::kBlock); key < range.end; key += amx::kBlock) {
+    const KeyRange part = keys_seen(item.tiles[t], key, key + amx::kBlock);
+    if (part.begin >= part.end) continue;
+    const std::int64_t block = (key - first) / amx::kBlock;
+    attend(call, call.on.tiles[t], item.tiles[t],
+           {block, (part.begin - key) / amx::kUnit, (part.end - key + amx::kUnit - 1) / amx::kUnit, q0,
+            smaller(q0 + amx::kUnit, item.first_row + item.rows), ahead_of(p, item, t, block, last)});
+    pacer.did(flop);
+  }
+}
+
+/// algorithms.md 1.1 for one item: packs its queries, folds the packed keys into its state. A tile is loaded before its
+/// first range and stored after its last, so that its memory traffic runs beside the products of others.
 inline void forward_item(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item) {
   const Unit::Session session;
-  const AttentionShape& shape = p.shape;
-  const float to_base_2 = static_cast<float>(p.scale * static_cast<double>(kLog2E));
-  const bool capped = p.softcap > 0;
-  const ForwardCall call{shape,
-                         item.packed,
-                         carve_forward(shape, item.scratch),
-                         amx::padded(shape.width_v) / amx::kUnit,
-                         capped ? static_cast<float>(p.softcap) * kLog2E : 0.0f,
-                         capped ? static_cast<float>(p.scale / p.softcap) : 0.0f};
-  const AttendBlock attend = kAttendBlock[amx::padded(shape.width_qk) / amx::kUnit - 1];
-  const std::int64_t tiles = (item.rows + amx::kUnit - 1) / amx::kUnit;
-  KeyRange all{item.packed.keys_end, item.packed.first_key};
+  const ForwardCall call = forward_call(p, item);
+  const float scale = p.softcap > 0 ? 1.0f : static_cast<float>(p.scale * static_cast<double>(kLog2E));
+  const std::int64_t tiles = (item.rows + amx::kUnit - 1) / amx::kUnit, first = item.packed.first_key;
+  KeyRange seen[kItemTiles], all{item.packed.keys_end, first};
   for (std::int64_t t = 0; t < tiles; ++t) {
-    if (item.tiles[t].count == 0 && !item.overwrite) continue;
-    load_tile(p, item, t, capped ? 1.0f : to_base_2, call.on.tiles[t]);
-    const KeyRange seen = keys_seen(item.tiles[t], item.packed.first_key, item.packed.keys_end);
-    all = {smaller(all.begin, seen.begin), larger(all.end, seen.end)};
+    seen[t] = keys_seen(item.tiles[t], first, item.packed.keys_end);
+    all = {smaller(all.begin, seen[t].begin), larger(all.end, seen[t].end)};
+    if (seen[t].begin < seen[t].end || !item.overwrite) continue;
+    load_tile(p, item, t, scale, call.on.tiles[t]);
+    store_tile(p, item, t, call.on.tiles[t]);
   }
   Pacer pacer(item.progress);
-  const double block_flop = 2.0 * amx::kUnit * amx::kBlock * static_cast<double>(shape.width_qk + shape.width_v);
-  const std::int64_t first = item.packed.first_key;
   for (std::int64_t range = first + round_down(all.begin - first, kRangeKeys); range < all.end; range += kRangeKeys) {
-    // The tiles share the work of fetching the next range, which the hardware does too late.
-    const std::byte* next =
-        reinterpret_cast<const std::byte*>(item.packed.keys + (range - first + kRangeKeys) / amx::kBlock * item.packed.block_stride);
-    const std::int64_t slice = item.packed.block_stride * 2 / tiles;
     for (std::int64_t t = 0; t < tiles; ++t) {
-      const KeyRange seen = keys_seen(item.tiles[t], range, range + kRangeKeys);
-      for (std::int64_t key = first + round_down(seen.begin - first, amx::kBlock); key < seen.end; key += amx::kBlock) {
-        const std::int64_t q0 = item.first_row + t * amx::kUnit;
-        const KeyRange part = keys_seen(item.tiles[t], key, key + amx::kBlock);
-        if (part.begin >= part.end) continue;
-        const std::int64_t block = (key - first) / amx::kBlock;
-        attend(call, call.on.tiles[t], item.tiles[t],
-               {block, (part.begin - key) / amx::kUnit, (part.end - key + amx::kUnit - 1) / amx::kUnit, q0,
-                smaller(q0 + amx::kUnit, item.first_row + item.rows), next + (t * kBlocksPerRange + (key - range) / amx::kBlock) * slice});
-        pacer.did(block_flop);
-      }
+      const KeyRange part{larger(range, seen[t].begin), smaller(range + kRangeKeys, seen[t].end)};
+      if (part.begin >= part.end) continue;
+      if (seen[t].begin >= range) load_tile(p, item, t, scale, call.on.tiles[t]);
+      const bool last = seen[t].end <= range + kRangeKeys;
+      attend_range(p, item, call, t, part, last, pacer);
+      if (last) store_tile(p, item, t, call.on.tiles[t]);
     }
   }
-  for (std::int64_t t = 0; t < tiles; ++t) store_tile(p, item, t, call.on.tiles[t]);
 }
 
 }  // namespace

@@ -98,7 +98,10 @@ class ForwardPart {
   /// All query heads, a few key/value heads at a time.
   void run(bool overwrite) {
     const AttentionShape& shape = problem_.shape;
-    const std::int64_t at_once = std::clamp<std::int64_t>(kPartBytes / part_.head_bytes, 1, shape.kv_heads);
+    const std::int64_t group = shape.heads / shape.kv_heads, items = (shape.query_rows + kItemRows - 1) / kItemRows * group;
+    // As few at once as keep the team busy: what they pack is then still in the caches when it is used.
+    const std::int64_t wanted = (4 * omp_get_max_threads() + items - 1) / std::max<std::int64_t>(items, 1);
+    const std::int64_t at_once = std::clamp<std::int64_t>(std::min(kPartBytes / part_.head_bytes, wanted), 1, shape.kv_heads);
     for (std::int64_t first = 0; first < shape.kv_heads; first += at_once) {
       run_heads(first, std::min(at_once, shape.kv_heads - first), overwrite);
     }
