@@ -68,11 +68,11 @@ struct BlockPlace {
   Ahead ahead;  ///< What the block should fetch for later.
 };
 
-/// Fetches a line after each tile product: the hardware would do it too late, and many fetches at once would hold up the
-/// tile loads.
-class Prefetch {
+/// What the vector unit does beside products of weights and values. Fetches a line after each tile product: the hardware
+/// would do it too late, and many fetches at once would hold up the tile loads.
+class ValueWork {
  public:
-  explicit Prefetch(Ahead& ahead) : ahead_(ahead) {}
+  ValueWork(const Ahead& ahead, WeightSums& sums) : ahead_(ahead), sums_(sums) {}
   template <int I>
   [[gnu::always_inline]] void operator()(std::int64_t, Product<I>) {
     __builtin_prefetch(ahead_.at, 0, 2);
@@ -81,10 +81,12 @@ class Prefetch {
       ahead_.at += ahead_.skip;
       ahead_.left = ahead_.row_lines;
     }
+    sums_();
   }
 
  private:
-  Ahead& ahead_;
+  Ahead ahead_;
+  WeightSums& sums_;
 };
 
 /// Everything summed so far for a tile, scaled by `factors`; weights of the first `units` units of this block too.
@@ -189,11 +191,13 @@ void attend_block(const ForwardCall& call, QueryTile& tile, const amx::TileBands
     Unit::fence();
     pending.multiply<true>(first, units, tile.sums);
   }
-  Ahead ahead = place.ahead;
+  WeightSums sums(call.on.weights, units);
+  ValueWork work(place.ahead, sums);
   for (std::int64_t pair = 1; pair < call.value_pairs; ++pair) {
     const Pending::Operands operands{values + pair * kUnitsPerBlock * 2 * kTile, call.on.weights, 2 * kTile, kUnitWeights};
-    pending.multiply<true>(operands, units, tile.sums + pair * kUnitScores, Prefetch(ahead));
+    pending.multiply<true>(operands, units, tile.sums + pair * kUnitScores, work);
   }
+  sums.finish(running);
   pending.flush();
   tile.running = running;
 }

@@ -28,8 +28,7 @@ struct Running {
   Vec total[2];  ///< Sum of the weights.
   Vec bf16[2];   ///< Sum of the weights as the products see them, rounded: sums are divided by this.
   Vec fresh[2];  ///< The part of `total` of the unit at work.
-  Vec fresh_bf16[2];
-  Vec scale;  ///< From scores to base 2.
+  Vec scale;     ///< From scores to base 2.
 };
 
 /// Row of scores of half `half`: two key tiles, each with a tile for each half.
@@ -52,10 +51,10 @@ struct Running {
 
 /// The softmax of one half while a unit is at work: values, so that they stay in registers.
 struct Softening {
-  Vec scale, top, fresh, fresh_bf16;
+  Vec scale, top, fresh;
 };
 [[gnu::always_inline]] inline Softening softening_of(const Running& running, int half) {
-  return {running.scale, running.top[half], running.fresh[half], running.fresh_bf16[half]};
+  return {running.scale, running.top[half], running.fresh[half]};
 }
 
 /// Weights of keys 2 pair, 2 pair + 1 for the 16 query rows of a half. `scores` and `weights` are those of the half.
@@ -66,7 +65,6 @@ struct Softening {
   half.fresh += low;
   half.fresh += high;
   const Words both = Unit::pair(low, high);
-  half.fresh_bf16 = Unit::add_pair(half.fresh_bf16, both);
   __builtin_memcpy(static_cast<void*>(weights + pair * 32), &both, sizeof both);
 }
 
@@ -90,8 +88,6 @@ class PiecewiseSoftmax {
   [[gnu::always_inline]] void finish(Running& running) const {
     running.fresh[0] = even_.fresh;
     running.fresh[1] = odd_.fresh;
-    running.fresh_bf16[0] = even_.fresh_bf16;
-    running.fresh_bf16[1] = odd_.fresh_bf16;
   }
 
  private:
@@ -114,8 +110,7 @@ inline void soften(const float* scores, Running& running, bfloat16* weights) {
 [[gnu::always_inline]] inline void settle(Running& running) {
   for (int half = 0; half < 2; ++half) {
     running.total[half] += running.fresh[half];
-    running.bf16[half] += running.fresh_bf16[half];
-    running.fresh[half] = running.fresh_bf16[half] = Vec{};
+    running.fresh[half] = Vec{};
   }
 }
 
@@ -145,10 +140,39 @@ struct Factors {
     factors.of[half] = Unit::scale_by_power(splat(1.0f), old - running.top[half]);
     running.total[half] *= factors.of[half];
     running.bf16[half] *= factors.of[half];
-    running.fresh[half] = running.fresh_bf16[half] = Vec{};
+    running.fresh[half] = Vec{};
   }
   return factors;
 }
+
+/// Sums the weights of a block as they were rounded, pair of keys by pair: work for the vector unit while the tile unit
+/// multiplies them with the values.
+class WeightSums {
+ public:
+  WeightSums(const bfloat16* weights, std::int64_t units) : next_(weights), end_(weights + units * kUnitWeights) {}
+
+  /// The next 4 pairs, if there are any.
+  [[gnu::always_inline]] void operator()() {
+    if (next_ == end_) return;
+#pragma GCC unroll 4
+    for (std::int64_t i = 0; i < 4; ++i) {
+      sums_[i] = Unit::add_pair(sums_[i], Words(load_bits(next_ + i * 32)));
+      sums_[4 + i] = Unit::add_pair(sums_[4 + i], Words(load_bits(next_ + kTile + i * 32)));
+    }
+    next_ += 4 * 32;
+    if (++quarter_ % 4 == 0) next_ += kTile;  // over the other half
+  }
+  void finish(Running& running) {
+    while (next_ != end_) (*this)();
+    running.bf16[0] += (sums_[0] + sums_[1]) + (sums_[2] + sums_[3]);
+    running.bf16[1] += (sums_[4] + sums_[5]) + (sums_[6] + sums_[7]);
+  }
+
+ private:
+  const bfloat16 *next_, *end_;
+  std::int64_t quarter_ = 0;
+  Vec sums_[8] = {};  // four of each half, so that additions do not wait for each other
+};
 
 /// Natural logarithm of positive normal numbers to 2e-7 + 1e-7 |ln x|; NaN stays NaN.
 inline Vec natural_log(Vec x) {

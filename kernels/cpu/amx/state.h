@@ -44,7 +44,7 @@ inline void load_tile(const ForwardProblem<bfloat16, float>& p, const amx::Forwa
   if (item.overwrite) __builtin_memset(tile.sums, 0, static_cast<std::size_t>(width * amx::kUnit) * sizeof(float));
   for (std::int64_t half = 0; half < 2; ++half) {
     const std::int64_t row = first + half * kLanes, count = larger(0, rows - half * kLanes);
-    tile.running.fresh[half] = tile.running.fresh_bf16[half] = tile.running.total[half] = tile.running.bf16[half] = Vec{};
+    tile.running.fresh[half] = tile.running.total[half] = tile.running.bf16[half] = Vec{};
     tile.running.top[half] = splat(kFreshTop);
     if (item.overwrite) continue;
     const Vec lse = load_lse(p, item.head, row, count) * kLog2E;
