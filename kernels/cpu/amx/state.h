@@ -3,7 +3,7 @@
 //
 // In memory a row is out = sums / total and lse = (top + log2 total) ln 2. Here the sums are tiles: 16 values by 16 query
 // rows, transposed. Loading takes top = ceil(lse in base 2), so that total is in (1/2, 1] and a block that raises nothing
-// multiplies nothing; storing divides. Both transpose E x 32 numbers, about 3 % of the time of a tile that sees 4,096 keys:
+// multiplies nothing; storing divides. Both transpose E x 32 numbers, about 6 % of the time of a tile that sees 4,096 keys:
 // this, and packing the queries, is all that a sequence of blocks costs more than one call.
 #pragma once
 
