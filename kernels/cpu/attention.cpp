@@ -11,9 +11,10 @@
 namespace periplus::kernels::cpu {
 namespace {
 
-/// The kernels on matrix tiles of the level in use, if it has any and the heads fit them.
-std::optional<amx::Kernels> matrix_kernels(const AttentionShape& shape) {
-  if (std::max(shape.width_qk, shape.width_v) > amx::kWidestHead) return std::nullopt;
+/// The kernels on matrix tiles of the level in use, if it has any and the problem fits them: they hide a pair by a score of
+/// -inf, which a scale that is not positive would turn around.
+std::optional<amx::Kernels> matrix_kernels(const AttentionShape& shape, double scale) {
+  if (std::max(shape.width_qk, shape.width_v) > amx::kWidestHead || !(scale > 0)) return std::nullopt;
   if (cpu_level() == CpuLevel::emulated_amx) return amx::emulated_kernels();
 #if defined(__x86_64__)
   if (cpu_level() == CpuLevel::amx) return amx::amx_kernels();
@@ -71,7 +72,7 @@ template <class S>
 void attend(const ForwardProblem<S, float>& problem, std::span<const Band> bands, StreamView stream) {
   const AttentionShape& shape = problem.shape;
   if constexpr (std::is_same_v<S, bfloat16>) {
-    if (const auto matrix = matrix_kernels(shape)) return amx::attend(*matrix, problem, bands, stream);
+    if (const auto matrix = matrix_kernels(shape, problem.scale)) return amx::attend(*matrix, problem, bands, stream);
   }
   const TileKernels kernels = tile_kernels();
   const BandTiles tiles(bands, BandTiles::Axis::query, shape.query_rows, kForwardRows);
@@ -95,7 +96,7 @@ template <class S>
 void attend_backward(const BackwardProblem<S, float>& problem, std::span<const Band> bands, StreamView stream) {
   const AttentionShape& shape = problem.shape;
   if constexpr (std::is_same_v<S, bfloat16>) {
-    if (const auto matrix = matrix_kernels(shape)) return amx::attend_backward(*matrix, problem, bands, stream);
+    if (const auto matrix = matrix_kernels(shape, problem.scale)) return amx::attend_backward(*matrix, problem, bands, stream);
   }
   const TileKernels kernels = tile_kernels();
   const BandTiles by_query(bands, BandTiles::Axis::query, shape.query_rows, kBackwardRows);

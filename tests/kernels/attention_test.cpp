@@ -128,6 +128,19 @@ Pass<float, float> full_pass(const Case& c) {
   return run;
 }
 
+TEST_F(Attention, ScalesThatAreNotPositiveKeepMaskedPairsHidden) {
+  for (const CpuLevel level : levels()) {
+    set_cpu_level(level);
+    for (const double scale : {-0.25, 0.0}) {
+      SCOPED_TRACE(testing::Message() << to_string(level) << " scale " << scale);
+      Case c = causal_case(70, 2, 1, 16);
+      c.scale = scale;
+      expect_matches_reference<bfloat16>(c, 71);
+      expect_matches_reference<float>(c, 72);
+    }
+  }
+}
+
 TEST_F(Attention, SameBitsForAnyNumberOfThreadsAndOnEveryRepeat) {
   std::mt19937_64 random(5);
   Case packed = causal_case(600, 4, 2, 48);

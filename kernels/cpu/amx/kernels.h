@@ -5,8 +5,8 @@
 #include "kernels/attention_problem.h"
 #include "kernels/cpu/parallel.h"
 
-/// Boundary between the driver of bf16 attention on matrix tiles (attention.cpp), compiled for any CPU, and its kernels,
-/// compiled once for AMX and once for the emulated unit. Plain data, as in ../tile_kernels.h.
+/// Boundary between the driver of bf16 attention on matrix tiles (forward_driver.cpp, backward_driver.cpp), compiled for any CPU, and its
+/// kernels, compiled once for AMX and once for the emulated unit. Plain data, as in ../tile_kernels.h.
 namespace periplus::kernels::cpu::amx {
 
 inline constexpr std::int64_t kUnit = 32;         ///< Rows, and keys, of the smallest rectangle that is computed.
