@@ -188,6 +188,7 @@ void attend_block(const ForwardCall& call, QueryTile& tile, const amx::TileBands
     pending.flush();
     prepare(call, bands, place_of(call, place, last), scores_of(last));
     alone(last);
+    Unit::fence();
     pending.multiply<true>(first, units, tile.sums);
   }
   WeightSums sums(call.on.weights, units);

@@ -42,7 +42,6 @@ class Pending {
   /// up to accumulator I.
   template <bool Add, class Work = NoWork>
   [[gnu::always_inline]] void multiply(Operands on, std::int64_t steps, float* sums, Work&& meanwhile = {}) {
-    Unit::fence();  // vector code wrote the operands
     Unit::load_streamed<4>(on.a);
     Unit::load<6>(on.b);
     Unit::load<7>(on.b + kTile);
