@@ -42,7 +42,7 @@ void check(const AttentionProblem& p) {
 const strategy::Strategy& chosen_strategy(const AttentionProblem& problem, const AttentionOptions& options) {
   check(problem);
   const strategy::Strategy& strategy = strategy::find_strategy(options.strategy);
-  if (const std::string reason = strategy.refusal(problem); !reason.empty()) {
+  if (const std::string reason = strategy::refusal(strategy, problem, options); !reason.empty()) {
     throw InvalidArgument(fmt::format("attention: strategy {} cannot plan this: {}", strategy.name, reason));
   }
   return strategy;
@@ -66,15 +66,17 @@ struct RankSlots {
   }
 };
 
-void build_forward(ProgramBuilder& program, const AttentionProblem& problem, const strategy::Strategy& strategy) {
+void build_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options,
+                   const strategy::Strategy& strategy) {
   const RankSlots slots{program, problem};
   const View q = slots.q(), k = slots.k(), v = slots.v(), sink = slots.sink_like("sink", Role::input);
   const View out = slots.make("out", Role::output, slots.storage, problem.q_heads, problem.value(), false);
   const View lse = slots.make("lse", Role::output, slots.accumulator, problem.q_heads, 1, false);
-  strategy.forward(program, problem, {q, k, v, sink, out, lse});
+  strategy.forward(program, problem, options, {q, k, v, sink, out, lse});
 }
 
-void build_backward(ProgramBuilder& program, const AttentionProblem& problem, const strategy::Strategy& strategy) {
+void build_backward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options,
+                    const strategy::Strategy& strategy) {
   const RankSlots slots{program, problem};
   const View q = slots.q(), k = slots.k(), v = slots.v(), sink = slots.sink_like("sink", Role::input);
   const View dout = slots.make("dout", Role::input, slots.storage, problem.q_heads, problem.value(), false);
@@ -88,7 +90,7 @@ void build_backward(ProgramBuilder& program, const AttentionProblem& problem, co
   const View dk = slots.make("dk", Role::output, slots.storage, problem.kv_heads, problem.head_size);
   const View dv = slots.make("dv", Role::output, slots.storage, problem.kv_heads, problem.value());
   program.delta({"delta"}, {dout, out, lse, dlse, sink, delta, dsink});
-  strategy.backward(program, problem, {q, k, v, dout, lse, delta, dq, dk, dv});
+  strategy.backward(program, problem, options, {q, k, v, dout, lse, delta, dq, dk, dv});
 }
 
 }  // namespace
@@ -109,19 +111,30 @@ std::uint64_t AttentionProblem::digest() const {
   return hash64({reinterpret_cast<const char*>(words.data()), sizeof(words)});
 }
 
-std::uint64_t AttentionOptions::digest() const { return hash64(strategy); }
+std::uint64_t AttentionOptions::digest() const {
+  return hash64(fmt::format("{} {} {} {} {} {}", strategy, pieces, stages, head_ranks, to_string(placement), ranks_per_node));
+}
+
+std::string_view to_string(Placement placement) noexcept { return placement == Placement::head_first ? "head_first" : "context_first"; }
+
+Placement placement_from_string(std::string_view name) {
+  for (const Placement placement : {Placement::head_first, Placement::context_first}) {
+    if (name == to_string(placement)) return placement;
+  }
+  throw InvalidArgument(fmt::format("placement '{}' is not known; use head_first or context_first", name));
+}
 
 plan::Program make_program(const AttentionProblem& problem, const AttentionOptions& options, Pass pass, int rank) {
   const strategy::Strategy& strategy = chosen_strategy(problem, options);
   ProgramBuilder program(rank);
-  (pass == Pass::forward ? build_forward : build_backward)(program, problem, strategy);
+  (pass == Pass::forward ? build_forward : build_backward)(program, problem, options, strategy);
   return program.build();
 }
 
 plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& options, Pass pass) {
   const strategy::Strategy& strategy = chosen_strategy(problem, options);
   plan::Plan plan{
-      {}, {problem.layout, problem.mask, problem.q_heads, problem.kv_heads, pass == Pass::backward, strategy.bytes_sent(problem, pass)}};
+      {}, {problem.layout, problem.mask, problem.q_heads, problem.kv_heads, pass == Pass::backward, strategy.bytes_sent(problem, options, pass)}};
   for (int rank = 0; rank < problem.layout.ranks(); ++rank) plan.programs.push_back(make_program(problem, options, pass, rank));
   return plan;
 }

@@ -160,7 +160,7 @@ void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
 }
 
 std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::span<const Access> accesses) const {
-  std::array<StepId, kQueues> latest{-1, -1, -1};
+  std::array<StepId, kQueues> latest = no_steps();
   const auto scan = [&](const std::vector<Use>& uses, const View& view) {
     for (auto use = uses.rbegin(); use != uses.rend(); ++use) {
       const int other = orders_.queue_of(use->step);

@@ -8,6 +8,13 @@
 
 namespace periplus::plan {
 
+/// One "no step" per queue.
+inline std::array<StepId, kQueues> no_steps() noexcept {
+  std::array<StepId, kQueues> steps;
+  steps.fill(-1);
+  return steps;
+}
+
 /// Which steps of one program have surely finished when another starts, given the queues and `after`: vector clocks with
 /// one entry per queue. Steps are entered in program order.
 class StepOrders {
@@ -28,7 +35,7 @@ class StepOrders {
     std::array<std::int32_t, kQueues> before{};  ///< How many steps of each queue have surely finished when it starts.
   };
   std::vector<Order> orders_;
-  std::array<StepId, kQueues> tail_{-1, -1, -1};
+  std::array<StepId, kQueues> tail_ = no_steps();
 };
 
 /// First and last use of a slot in each queue.
@@ -39,7 +46,7 @@ class Lifetime {
     if (first_[q] < 0) first_[q] = step;
     last_[q] = step;
   }
-  bool used() const noexcept { return first_ != std::array<StepId, kQueues>{-1, -1, -1}; }
+  bool used() const noexcept { return first_ != no_steps(); }
   /// Whether every use of this slot has surely finished before any use of the other starts.
   bool ends_before(const Lifetime& other, const StepOrders& orders) const;
   bool apart(const Lifetime& other, const StepOrders& orders) const {
@@ -47,7 +54,7 @@ class Lifetime {
   }
 
  private:
-  std::array<StepId, kQueues> first_{-1, -1, -1}, last_{-1, -1, -1};
+  std::array<StepId, kQueues> first_ = no_steps(), last_ = no_steps();
 };
 
 /// Whether two views share cells.

@@ -13,7 +13,7 @@
 /// A plan is data: what each rank computes and exchanges, in order, written down before anything runs. The same plan is
 /// proven (verify.h), printed (print.h), timed (simulate/) and run (execute/).
 ///
-/// Execution model, one for all of them. A rank has one compute queue and two exchange lanes, each in program order. A
+/// Execution model, one for all of them. A rank has one compute queue and three exchange lanes, each in program order. A
 /// step starts when it heads its queue and the steps in `after` have finished. An exchange starts and ends as a whole; a
 /// message moves once both its exchanges have started. Exchanges have phases that rise strictly along a program, both
 /// ends of a message share phase and lane, and `after` points backward: so no transport can deadlock.
@@ -23,7 +23,7 @@ using Rank = int;
 using SlotId = std::int32_t;
 using StepId = std::int32_t;
 inline constexpr SlotId kNoSlot = -1;
-inline constexpr int kPlanLanes = 2;
+inline constexpr int kPlanLanes = 3;
 
 /// Who owns a slot's memory: the caller (input: read only; output, saved: written) or the workspace (scratch).
 enum class Role : std::uint8_t { input, output, saved, scratch };
@@ -81,7 +81,7 @@ struct Label {
 
 struct Step {
   Op op = Op::copy;
-  std::int8_t lane = 0;     ///< exchange only
+  std::int8_t lane = 0;     ///< exchange only. By convention: blocks 0, results and sums 1, between nodes 2
   std::int32_t phase = -1;  ///< exchange only
   Range accesses, bands, sends, receives, after;
   double scale = 1, softcap = 0;

@@ -1,6 +1,7 @@
 #include "parallel/strategy/ring.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace periplus::strategy {
 namespace {
@@ -105,6 +106,54 @@ void ring_backward(ProgramBuilder& program, const RingBackward& on, const Ring& 
     }
     current = arriving;
   }
+}
+
+namespace {
+
+std::string never_refuses(const AttentionProblem&, const AttentionOptions&) { return {}; }
+
+/// The ring of all ranks of the problem, as one of them sees it.
+template <class Fragment>
+void with_ring(const AttentionProblem& problem, int self, Fragment&& fragment) {
+  std::vector<plan::Rank> members(static_cast<std::size_t>(problem.layout.ranks()));
+  std::iota(members.begin(), members.end(), 0);
+  fragment(Ring{members, self, [&](int member) { return problem.layout.rows_of(member); },
+                [&](int member, std::vector<Band>& bands) { append_bands_between(problem.layout, problem.mask, self, member, bands); },
+                problem.scale_or_default(), problem.softcap});
+}
+
+void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const ForwardSlots& on) {
+  const DType accumulator = accumulator_of(problem.dtype);
+  const View state_out = program.scratch("state.out", accumulator, on.out.rows, on.out.heads, program.width_of(on.out));
+  const View state_lse = program.scratch("state.lse", accumulator, on.lse.rows, on.lse.heads, 1);
+  with_ring(problem, program.rank(), [&](const Ring& ring) { ring_forward(program, {on.q, on.k, on.v, state_out, state_lse}, ring); });
+  program.finish({"finish"}, state_out, state_lse, on.sink, on.out, on.lse);
+}
+
+void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const BackwardSlots& on) {
+  const View dq = sum_of(program, on.dq, "dq.sum"), dk = sum_of(program, on.dk, "dk.sum"), dv = sum_of(program, on.dv, "dv.sum");
+  with_ring(problem, program.rank(), [&](const Ring& ring) {
+    ring_backward(program, {on.q, on.k, on.v, on.dout, on.lse, on.delta, dq, dk, dv}, ring);
+  });
+  settle(program, dq, on.dq);
+  settle(program, dk, on.dk);
+  settle(program, dv, on.dv);
+}
+
+std::int64_t bytes_sent(const AttentionProblem& problem, const AttentionOptions&, Pass pass) {
+  const std::int64_t ranks = problem.layout.ranks();
+  const std::int64_t elements = problem.layout.tokens() * problem.kv_heads * (problem.head_size + problem.value());
+  const auto storage = static_cast<std::int64_t>(size_of(problem.dtype));
+  const auto accumulator = static_cast<std::int64_t>(size_of(accumulator_of(problem.dtype)));
+  const std::int64_t blocks = (ranks - 1) * elements * storage;
+  return pass == Pass::forward || ranks == 1 ? blocks : blocks + ranks * elements * accumulator;
+}
+
+}  // namespace
+
+Strategy ring_strategy() {
+  return {"ring", "K,V travel round a ring of all ranks; their gradients follow one hop behind", 0, never_refuses, plan_forward,
+          plan_backward, bytes_sent};
 }
 
 }  // namespace periplus::strategy

@@ -40,4 +40,7 @@ struct RingBackward {
 void ring_forward(plan::ProgramBuilder& program, const RingForward& on, const Ring& ring);
 void ring_backward(plan::ProgramBuilder& program, const RingBackward& on, const Ring& ring);
 
+/// Row of the strategy table.
+Strategy ring_strategy();
+
 }  // namespace periplus::strategy

@@ -1,8 +1,7 @@
 #include "parallel/strategy/strategy.h"
 
 #include <array>
-#include <numeric>
-#include <vector>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -12,49 +11,8 @@
 namespace periplus::strategy {
 namespace {
 
-std::string never_refuses(const AttentionProblem&) { return {}; }
-
-/// The ring of all ranks of the problem, as one of them sees it.
-template <class Fragment>
-void with_ring(const AttentionProblem& problem, int self, Fragment&& fragment) {
-  std::vector<plan::Rank> members(static_cast<std::size_t>(problem.layout.ranks()));
-  std::iota(members.begin(), members.end(), 0);
-  fragment(Ring{members, self, [&](int member) { return problem.layout.rows_of(member); },
-                [&](int member, std::vector<Band>& bands) { append_bands_between(problem.layout, problem.mask, self, member, bands); },
-                problem.scale_or_default(), problem.softcap});
-}
-
-void plan_ring_forward(plan::ProgramBuilder& program, const AttentionProblem& problem, const ForwardSlots& on) {
-  const DType accumulator = accumulator_of(problem.dtype);
-  const plan::View state_out = program.scratch("state.out", accumulator, on.out.rows, on.out.heads, program.width_of(on.out));
-  const plan::View state_lse = program.scratch("state.lse", accumulator, on.lse.rows, on.lse.heads, 1);
-  with_ring(problem, program.rank(), [&](const Ring& ring) { ring_forward(program, {on.q, on.k, on.v, state_out, state_lse}, ring); });
-  program.finish({"finish"}, state_out, state_lse, on.sink, on.out, on.lse);
-}
-
-void plan_ring_backward(plan::ProgramBuilder& program, const AttentionProblem& problem, const BackwardSlots& on) {
-  const plan::View dq = sum_of(program, on.dq, "dq.sum"), dk = sum_of(program, on.dk, "dk.sum"), dv = sum_of(program, on.dv, "dv.sum");
-  with_ring(problem, program.rank(), [&](const Ring& ring) {
-    ring_backward(program, {on.q, on.k, on.v, on.dout, on.lse, on.delta, dq, dk, dv}, ring);
-  });
-  settle(program, dq, on.dq);
-  settle(program, dk, on.dk);
-  settle(program, dv, on.dv);
-}
-
-std::int64_t ring_bytes(const AttentionProblem& problem, Pass pass) {
-  const std::int64_t ranks = problem.layout.ranks();
-  const std::int64_t elements = problem.layout.tokens() * problem.kv_heads * (problem.head_size + problem.value());
-  const auto storage = static_cast<std::int64_t>(size_of(problem.dtype));
-  const auto accumulator = static_cast<std::int64_t>(size_of(accumulator_of(problem.dtype)));
-  const std::int64_t blocks = (ranks - 1) * elements * storage;
-  return pass == Pass::forward || ranks == 1 ? blocks : blocks + ranks * elements * accumulator;
-}
-
-constexpr std::array<Strategy, 1> kStrategies{{
-    {"ring", "K,V travel round a ring of all ranks; their gradients follow one hop behind", never_refuses, plan_ring_forward,
-     plan_ring_backward, ring_bytes},
-}};
+// Rows are functions of their own files; the order is that of help pages.
+const std::array kStrategies{ring_strategy()};
 
 }  // namespace
 
@@ -77,6 +35,23 @@ const Strategy& find_strategy(std::string_view name) {
     names += (names.empty() ? "" : ", ") + std::string(strategy.name);
   }
   throw InvalidArgument(fmt::format("strategy '{}' is not known; there are: {}", name, names));
+}
+
+std::string refusal(const Strategy& strategy, const AttentionProblem& problem, const AttentionOptions& options) {
+  const AttentionOptions unset;
+  const auto unused = [&](Knob knob, bool given, std::string_view name) {
+    return given && (strategy.knobs & knob) == 0 ? fmt::format("it has no use for the option {}; leave that out", name) : std::string();
+  };
+  for (std::string reason : {unused(kPieces, options.pieces != unset.pieces, "pieces"),
+                             unused(kStages, options.stages != unset.stages, "stages"),
+                             unused(kHeadRanks, options.head_ranks != unset.head_ranks, "head_ranks"),
+                             unused(kPlacement, options.placement != unset.placement, "placement"),
+                             unused(kRanksPerNode, options.ranks_per_node != unset.ranks_per_node, "ranks_per_node")}) {
+    if (!reason.empty()) return reason;
+  }
+  if (options.pieces < 1 || options.stages < 0 || options.head_ranks < 0 || options.ranks_per_node < 0)
+    return "pieces must be at least 1; stages, head_ranks and ranks_per_node at least 0";
+  return strategy.refusal(problem, options);
 }
 
 }  // namespace periplus::strategy

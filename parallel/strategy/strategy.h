@@ -26,20 +26,27 @@ struct BackwardSlots {
 plan::View sum_of(plan::ProgramBuilder& program, plan::View result, std::string name);
 void settle(plan::ProgramBuilder& program, plan::View sum, plan::View result);
 
+/// Members of AttentionOptions that a strategy may listen to.
+enum Knob : unsigned { kPieces = 1, kStages = 2, kHeadRanks = 4, kPlacement = 8, kRanksPerNode = 16 };
+
 /// One row per strategy. To add one: write its fragments in a file of its own and a row in strategy.cpp.
 struct Strategy {
   std::string_view name;
   std::string_view summary;
+  unsigned knobs = 0;  ///< Knob bits. Other options must have their defaults.
   /// Empty, or why the problem cannot be planned and what to choose instead.
-  std::string (*refusal)(const AttentionProblem& problem);
-  void (*forward)(plan::ProgramBuilder& program, const AttentionProblem& problem, const ForwardSlots& on);
-  void (*backward)(plan::ProgramBuilder& program, const AttentionProblem& problem, const BackwardSlots& on);
+  std::string (*refusal)(const AttentionProblem& problem, const AttentionOptions& options);
+  void (*forward)(plan::ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options, const ForwardSlots& on);
+  void (*backward)(plan::ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options,
+                   const BackwardSlots& on);
   /// Bytes of all ranks together, by closed formula; -1 where there is no exact one.
-  std::int64_t (*bytes_sent)(const AttentionProblem& problem, Pass pass);
+  std::int64_t (*bytes_sent)(const AttentionProblem& problem, const AttentionOptions& options, Pass pass);
 };
 
 std::span<const Strategy> strategies() noexcept;
 /// Throws InvalidArgument that lists the names.
 const Strategy& find_strategy(std::string_view name);
+/// Empty, or why this strategy cannot plan this, unused options included.
+std::string refusal(const Strategy& strategy, const AttentionProblem& problem, const AttentionOptions& options);
 
 }  // namespace periplus::strategy

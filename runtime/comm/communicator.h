@@ -32,11 +32,11 @@ struct Receive {
 struct Purpose {
   std::string_view operation = "exchange";  ///< Must outlive the operation: a literal or a plan's label.
   int step = -1;                            ///< Plan step id, -1 outside plans.
-  int lane = 0;                             ///< 0 or 1 for plans; the other verbs use a lane of their own.
+  int lane = 0;                             ///< 0 to 2 for plans; the other verbs use a lane of their own.
 };
 
-inline constexpr int kLanes = 3;
-inline constexpr int kCollectiveLane = 2;
+inline constexpr int kLanes = 4;
+inline constexpr int kCollectiveLane = 3;
 
 /// An operation in flight. Move-only; a default one is already done. Destroying an unfinished one waits for it, except
 /// while an exception unwinds, when the group is aborted instead; so a forgotten wait is slow, never corrupt.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel/plan/ops.h"
+#include "parallel/plan/order.h"
 #include "parallel/plan/plan.h"
 
 // Programs taken apart, so that tests can change them, and what follows from a program told in the plainest way.
@@ -96,7 +97,7 @@ inline bool order_matters(const Program& program, const LooseStep& a, const Loos
 /// reaches[i][j]: step i has finished before j starts, by queues and `after`. A plain transitive closure.
 inline std::vector<std::vector<char>> happens_before(const LooseSteps& steps) {
   std::vector<std::vector<char>> before(steps.size(), std::vector<char>(steps.size(), 0));
-  std::array<int, kQueues> tail{-1, -1, -1};
+  std::array<int, kQueues> tail = no_steps();
   for (std::size_t j = 0; j < steps.size(); ++j) {
     std::vector<StepId> direct = steps[j].after;
     int& last = tail[static_cast<std::size_t>(queue_of(steps[j].step))];

@@ -108,8 +108,8 @@ Outcome wrong_phase(Victim& v, LooseSteps& steps) {
 Outcome wrong_lane(Victim& v, LooseSteps& steps) {
   const auto i = v.step(steps, is_exchange);
   if (!i) return Outcome::none;
-  steps[*i].step.lane = static_cast<std::int8_t>(1 - steps[*i].step.lane);
-  v.what = fmt::format("step {} on the other lane", *i);
+  steps[*i].step.lane = static_cast<std::int8_t>((steps[*i].step.lane + 1) % kPlanLanes);
+  v.what = fmt::format("step {} on another lane", *i);
   return Outcome::fault;
 }
 

@@ -186,7 +186,7 @@ void wrong_arguments_are_refused(const Communicator& communicator) {
     require_contains(message_of<InvalidArgument>([&] { exchange(communicator, {}, {from(peer, data)}); }), "ranks of this group are 0..");
   }
   const int self = communicator.rank();
-  require_contains(message_of<InvalidArgument>([&] { exchange(communicator, {}, {}, {.lane = kLanes}); }), "lane 3");
+  require_contains(message_of<InvalidArgument>([&] { exchange(communicator, {}, {}, {.lane = kLanes}); }), "lane 4");
   require_contains(message_of<InvalidArgument>([&] { exchange(communicator, {{self, nullptr, 4}}, {}); }), "no memory");
   require_contains(message_of<CommError>([&] { exchange(communicator, {to(self, data)}, {}); }), "without a receive");
   require_contains(message_of<CommError>([&] { exchange(communicator, {}, {from(self, data)}); }), "without a send");
