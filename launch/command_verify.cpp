@@ -112,7 +112,8 @@ Tally verify_row(const Row& row, const VerificationCase& problem_case, const std
       AttentionProblem problem = verification_problem(layout_kind_from_string(row.layout), problem_case, borders, count);
       const std::string subject = fmt::format("{} {} {}, {} ranks, {} documents, {} tokens", row.strategy, row.layout, row.mask, count,
                                               borders.size() - 1, borders.back());
-      if (const std::string refusal = strategy::refusal(strategy::find_strategy(row.strategy), problem, {.strategy = row.strategy}); !refusal.empty()) {
+      if (const std::string refusal = strategy::refusal(strategy::find_strategy(row.strategy), problem, {.strategy = row.strategy});
+          !refusal.empty()) {
         if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, refusal);
         tally.refused += kPasses;
         continue;

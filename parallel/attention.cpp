@@ -133,8 +133,9 @@ plan::Program make_program(const AttentionProblem& problem, const AttentionOptio
 
 plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& options, Pass pass) {
   const strategy::Strategy& strategy = chosen_strategy(problem, options);
-  plan::Plan plan{
-      {}, {problem.layout, problem.mask, problem.q_heads, problem.kv_heads, pass == Pass::backward, strategy.bytes_sent(problem, options, pass)}};
+  plan::Plan plan{{},
+                  {problem.layout, problem.mask, problem.q_heads, problem.kv_heads, pass == Pass::backward,
+                   strategy.bytes_sent(problem, options, pass)}};
   for (int rank = 0; rank < problem.layout.ranks(); ++rank) plan.programs.push_back(make_program(problem, options, pass, rank));
   return plan;
 }

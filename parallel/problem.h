@@ -44,9 +44,9 @@ Placement placement_from_string(std::string_view name);
 /// so is an option that the strategy does not listen to: those keep their defaults.
 struct AttentionOptions {
   std::string strategy = "ring";
-  int pieces = 1;          ///< Parts a block is cut into by KV heads, so that work starts when the first has arrived.
-  int stages = 0;          ///< Exchanges that fetched keys come in; 0: the strategy's own choice.
-  int head_ranks = 0;      ///< Ranks that share heads in a two-dimensional strategy; 0: the most that the heads allow.
+  int pieces = 1;      ///< Parts a block is cut into by KV heads, so that work starts when the first has arrived.
+  int stages = 0;      ///< Exchanges that fetched keys come in; 0: the strategy's own choice.
+  int head_ranks = 0;  ///< Ranks that share heads in a two-dimensional strategy; 0: the most that the heads allow.
   Placement placement = Placement::head_first;
   int ranks_per_node = 0;  ///< Ranks that a fast network joins; 0: all of them.
   std::uint64_t digest() const;

@@ -12,7 +12,7 @@ namespace periplus::strategy {
 namespace {
 
 // Rows are functions of their own files; the order is that of help pages.
-const std::array kStrategies{ring_strategy()};
+const std::array kStrategies{ring_strategy(), bidirectional_ring_strategy(), double_ring_strategy()};
 
 }  // namespace
 
@@ -42,11 +42,11 @@ std::string refusal(const Strategy& strategy, const AttentionProblem& problem, c
   const auto unused = [&](Knob knob, bool given, std::string_view name) {
     return given && (strategy.knobs & knob) == 0 ? fmt::format("it has no use for the option {}; leave that out", name) : std::string();
   };
-  for (std::string reason : {unused(kPieces, options.pieces != unset.pieces, "pieces"),
-                             unused(kStages, options.stages != unset.stages, "stages"),
-                             unused(kHeadRanks, options.head_ranks != unset.head_ranks, "head_ranks"),
-                             unused(kPlacement, options.placement != unset.placement, "placement"),
-                             unused(kRanksPerNode, options.ranks_per_node != unset.ranks_per_node, "ranks_per_node")}) {
+  for (std::string reason :
+       {unused(kPieces, options.pieces != unset.pieces, "pieces"), unused(kStages, options.stages != unset.stages, "stages"),
+        unused(kHeadRanks, options.head_ranks != unset.head_ranks, "head_ranks"),
+        unused(kPlacement, options.placement != unset.placement, "placement"),
+        unused(kRanksPerNode, options.ranks_per_node != unset.ranks_per_node, "ranks_per_node")}) {
     if (!reason.empty()) return reason;
   }
   if (options.pieces < 1 || options.stages < 0 || options.head_ranks < 0 || options.ranks_per_node < 0)
