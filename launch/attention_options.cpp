@@ -75,7 +75,7 @@ std::string to_text(const MaskSpec& spec) {
   return text;
 }
 
-void add_strategy_options(OptionTable& table, std::string& strategy, std::string& layout, bool all) {
+void add_strategy_and_layout(OptionTable& table, std::string& strategy, std::string& layout, bool all) {
   std::vector<std::string> strategies = strategy_names(), layouts = layout_names();
   if (all) strategies.emplace_back("all"), layouts.emplace_back("all");
   table.add({.key = "parallel.strategy",
@@ -90,6 +90,40 @@ void add_strategy_options(OptionTable& table, std::string& strategy, std::string
              .value = "NAME",
              .help = "Which rank owns which tokens:",
              .choices = std::move(layouts)});
+}
+
+void add_strategy_options(OptionTable& table, AttentionOptions& how, std::string& layout) {
+  add_strategy_and_layout(table, how.strategy, layout);
+  table.add({.key = "parallel.pieces",
+             .flag = "pieces",
+             .target = &how.pieces,
+             .value = "N",
+             .help = "Rings: parts of a block by KV heads, so that work starts when the first is there.",
+             .least = 1});
+  table.add({.key = "parallel.stages",
+             .flag = "stages",
+             .target = &how.stages,
+             .value = "N",
+             .help = "gather_kv, group_cast: exchanges that keys come in; 0: the strategy's choice.",
+             .least = 0});
+  table.add({.key = "parallel.head_ranks",
+             .flag = "head-ranks",
+             .target = &how.head_ranks,
+             .value = "N",
+             .help = "usp: ranks that share heads, the others form rings; 0: as many as the heads allow.",
+             .least = 0});
+  table.add({.key = "parallel.placement",
+             .flag = "placement",
+             .target = &how.placement,
+             .value = "NAME",
+             .help = "usp: which ranks are neighbours, those that share heads or those of a ring:",
+             .choices = {"head_first", "context_first"}});
+  table.add({.key = "parallel.ranks_per_node",
+             .flag = "ranks-per-node",
+             .target = &how.ranks_per_node,
+             .value = "N",
+             .help = "Ranks that a fast network joins, for double_ring and usp; 0: not told.",
+             .least = 0});
 }
 
 }  // namespace periplus::launch

@@ -5,6 +5,7 @@
 
 #include "launch/options.h"
 #include "parallel/mask.h"
+#include "parallel/problem.h"
 
 namespace periplus::launch {
 
@@ -26,6 +27,8 @@ MaskSpec mask_spec(const MaskOptions& options, const OptionTable& table);
 std::string to_text(const MaskSpec& spec);
 
 /// Rows --strategy and --layout; `all` adds that word to what both accept.
-void add_strategy_options(OptionTable& table, std::string& strategy, std::string& layout, bool all = false);
+void add_strategy_and_layout(OptionTable& table, std::string& strategy, std::string& layout, bool all = false);
+/// These and the options of strategies: --pieces, --stages, ...
+void add_strategy_options(OptionTable& table, AttentionOptions& how, std::string& layout);
 
 }  // namespace periplus::launch

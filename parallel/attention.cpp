@@ -112,16 +112,7 @@ std::uint64_t AttentionProblem::digest() const {
 }
 
 std::uint64_t AttentionOptions::digest() const {
-  return hash64(fmt::format("{} {} {} {} {} {}", strategy, pieces, stages, head_ranks, to_string(placement), ranks_per_node));
-}
-
-std::string_view to_string(Placement placement) noexcept { return placement == Placement::head_first ? "head_first" : "context_first"; }
-
-Placement placement_from_string(std::string_view name) {
-  for (const Placement placement : {Placement::head_first, Placement::context_first}) {
-    if (name == to_string(placement)) return placement;
-  }
-  throw InvalidArgument(fmt::format("placement '{}' is not known; use head_first or context_first", name));
+  return hash64(fmt::format("{} {} {} {} {} {}", strategy, pieces, stages, head_ranks, placement, ranks_per_node));
 }
 
 plan::Program make_program(const AttentionProblem& problem, const AttentionOptions& options, Pass pass, int rank) {

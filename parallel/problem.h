@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
-#include <string_view>
 
 #include "parallel/layout.h"
 #include "parallel/mask.h"
@@ -31,15 +30,6 @@ struct AttentionProblem {
   std::uint64_t digest() const;
 };
 
-/// Which ranks of a two-dimensional strategy stand next to each other, so that they share a node (LoongTrain).
-enum class Placement {
-  head_first,    ///< Ranks that share heads: the all-to-all stays in a node, the ring crosses nodes.
-  context_first  ///< Ranks of one ring: the ring stays in a node.
-};
-std::string_view to_string(Placement placement) noexcept;
-/// Throws InvalidArgument that lists the names.
-Placement placement_from_string(std::string_view name);
-
 /// How it is computed. Equal on all ranks. A strategy that cannot do what is asked is refused when the plan is made, and
 /// so is an option that the strategy does not listen to: those keep their defaults.
 struct AttentionOptions {
@@ -47,7 +37,9 @@ struct AttentionOptions {
   int pieces = 1;      ///< Parts a block is cut into by KV heads, so that work starts when the first has arrived.
   int stages = 0;      ///< Exchanges that fetched keys come in; 0: the strategy's own choice.
   int head_ranks = 0;  ///< Ranks that share heads in a two-dimensional strategy; 0: the most that the heads allow.
-  Placement placement = Placement::head_first;
+  /// Which ranks of a two-dimensional strategy stand next to each other, and so share a node (LoongTrain): head_first, those
+  /// that share heads, so that the all-to-all stays in a node; context_first, those of one ring.
+  std::string placement = "head_first";
   int ranks_per_node = 0;  ///< Ranks that a fast network joins; 0: all of them.
   std::uint64_t digest() const;
 };

@@ -51,6 +51,8 @@ std::string refusal(const Strategy& strategy, const AttentionProblem& problem, c
   }
   if (options.pieces < 1 || options.stages < 0 || options.head_ranks < 0 || options.ranks_per_node < 0)
     return "pieces must be at least 1; stages, head_ranks and ranks_per_node at least 0";
+  if (options.placement != "head_first" && options.placement != "context_first")
+    return fmt::format("placement '{}' is not known; use head_first or context_first", options.placement);
   return strategy.refusal(problem, options);
 }
 

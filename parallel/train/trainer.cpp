@@ -132,7 +132,7 @@ class Run {
     say("model: {} parameters in {}, on {} {} ({} transport), strategy {}, layout {}; {:.1f} MiB of weights, gradients and optimizer state "
         "here",
         model_.parameters().elements(), to_string(dtype_), communicator_.size(), communicator_.size() == 1 ? "rank" : "ranks",
-        communicator_.transport_name(), config_.parallel.strategy, config_.parallel.layout,
+        communicator_.transport_name(), config_.parallel.attention.strategy, config_.parallel.layout,
         static_cast<double>(result_.state_bytes) / (1 << 20));
   }
 
@@ -200,8 +200,7 @@ class Run {
       const TraceSpan span(tracer, "read row");
       batch.emplace(make_batch(corpus_, packing_.row(order_.row_of_step(step)), layout_, communicator_.size(), communicator_.rank()));
     });
-    DistributedAttention attention(model_.attention_problem(*batch), {.strategy = config_.parallel.strategy}, communicator_, memory_,
-                                   tracer);
+    DistributedAttention attention(model_.attention_problem(*batch), config_.parallel.attention, communicator_, memory_, tracer);
     const double waited_before_model = communicator_.traffic().wait_seconds;
     model_.zero_gradients();
     std::array<double, 2> sums = {0, 0};
