@@ -76,10 +76,6 @@ inline bool share_workspace(const Slot& x, const Slot& y) {
   return x.role == Role::scratch && y.role == Role::scratch && x.offset < y.offset + y.bytes() && y.offset < x.offset + x.bytes();
 }
 
-inline bool overlap(const View& x, const View& y) {
-  return x.row0 < y.row0 + y.rows && y.row0 < x.row0 + x.rows && x.head0 < y.head0 + y.heads && y.head0 < x.head0 + x.heads;
-}
-
 /// Whether the order of two steps can change what they leave behind: shared bytes that one of them changes, but for two
 /// additions to one sum.
 inline bool order_matters(const Program& program, const LooseStep& a, const LooseStep& b) {

@@ -122,7 +122,7 @@ TEST(VerifyMessages, FaultsNameRankStepAndPeer) {
 
 TEST(VerifyForm, FaultsNameRankAndStep) {
   expect_rejected([](Plan& p) { p.programs[1].steps[2].phase = 0; }, "rank 1 step 2: phase 0 does not rise above 0");
-  expect_rejected([](Plan& p) { p.programs[1].steps[2].lane = 2; }, "rank 1 step 2: lane 2 does not exist");
+  expect_rejected([](Plan& p) { p.programs[1].steps[2].lane = kPlanLanes; }, "rank 1 step 2: lane 3 does not exist");
   expect_rejected([](Plan& p) { p.programs[2].after[p.programs[2].steps[3].after.begin] = 4; },
                   "rank 2 step 3: waits for step 4, which is not earlier");
   expect_rejected([](Plan& p) { p.programs[2].after[p.programs[2].steps[3].after.begin] = 3; },
