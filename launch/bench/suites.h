@@ -6,6 +6,7 @@
 namespace periplus::launch::bench {
 
 int bench_train(Arguments arguments);
+int bench_attention(Arguments arguments);
 int bench_memory(Arguments arguments);
 int bench_kernels(Arguments arguments);
 
