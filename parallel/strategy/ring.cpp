@@ -134,9 +134,9 @@ void ring_forward(ProgramBuilder& program, const RingForward& on, const Ring& ri
   Voyage voyage(program, ring, on.k, on.v);
   const auto rows_of = [&](int owner) { return voyage.rows_of(owner); };
   Mode mode = Mode::write;  // of the first visit, which is the own block
-  const auto attend = [&](int hop, int owner, const Block& block) {
+  const auto attend = [&](int hop, std::size_t, int owner, const Block& block, PieceRange pieces) {
     const std::span<const Band> bands = voyage.bands_with(owner);
-    for (std::size_t i = 0; i < block.size(); ++i) {
+    for (std::size_t i = pieces.begin; i < pieces.end; ++i) {
       const Piece& piece = voyage.pieces()[i];
       for (const HeadPart& part : piece.parts) {
         const auto of_queries = [&](const View& view) { return view.heads_at(part.q_head, part.q_heads); };
@@ -152,15 +152,14 @@ void ring_forward(ProgramBuilder& program, const RingForward& on, const Ring& ri
   const Block own = voyage.own_block(on.k, on.v);
   Spare spare = voyage.spare_blocks("", ring.two_ways);
   if (!voyage.nested()) {
-    circulate(program, voyage.all_members(), kBlockLane, own, spare, rows_of,
-              [&](int hop, std::size_t, int owner, const Block& block) { attend(hop, owner, block); });
+    circulate(program, voyage.all_members(), kBlockLane, own, 0, spare, rows_of, attend);
     return;
   }
   Spare spare_outer = voyage.spare_blocks(".node", false);
-  circulate(program, voyage.between_nodes(), kNodeLane, own, spare_outer, rows_of, [&](int, std::size_t, int owner, const Block& block) {
-    circulate(program, voyage.inside_node(owner), kBlockLane, block, spare, rows_of,
-              [&](int hop, std::size_t, int visitor, const Block& visiting) { attend(hop, visitor, visiting); });
-  });
+  circulate(program, voyage.between_nodes(), kNodeLane, own, 0, spare_outer, rows_of,
+            [&](int, std::size_t, int owner, const Block& block, PieceRange) {
+              circulate(program, voyage.inside_node(owner), kBlockLane, block, 0, spare, rows_of, attend);
+            });
 }
 
 void ring_backward(ProgramBuilder& program, const RingBackward& on, const Ring& ring) {
@@ -175,12 +174,12 @@ void ring_backward(ProgramBuilder& program, const RingBackward& on, const Ring& 
   };
 
   const Block part_block = voyage.scratch_block("part", accumulator);
-  Mode dq_mode = Mode::write;
-  const auto visit = [&](int hop, int owner, const Block& block, const Block& sum, bool first) {
+  std::vector<Mode> dq_modes(voyage.pieces().size(), Mode::write);
+  const auto visit = [&](int hop, int owner, const Block& block, const Block& sum, PieceRange pieces, bool first) {
     const std::span<const Band> bands = voyage.bands_with(owner);
     // The first part is written where the sum starts; later ones are made apart and added to what has arrived.
     if (!first && bands.empty()) return;
-    for (std::size_t i = 0; i < block.size(); ++i) {
+    for (std::size_t i = pieces.begin; i < pieces.end; ++i) {
       const Piece& piece = voyage.pieces()[i];
       const Pair& to = first ? sum[i] : part_block[i];
       const std::int64_t rows = block[i].k.rows;
@@ -190,28 +189,29 @@ void ring_backward(ProgramBuilder& program, const RingBackward& on, const Ring& 
         program.attend_backward({"hop", hop},
                                 {of_queries(on.q), of_keys(block[i].k), of_keys(block[i].v), of_queries(on.dout), of_queries(on.lse),
                                  of_queries(on.delta), of_queries(on.dq), of_keys(to.k.rows_at(0, rows)), of_keys(to.v.rows_at(0, rows))},
-                                bands, ring.scale, ring.softcap, dq_mode);
+                                bands, ring.scale, ring.softcap, dq_modes[i]);
       }
+      dq_modes[i] = Mode::add;
     }
-    dq_mode = Mode::add;
     if (!first) add_block(part_block, block.front().k.rows, sum);
   };
 
   const Block own = voyage.own_block(on.k, on.v), home = voyage.cut(on.dk, on.dv);
+  const std::size_t kept = (own.size() + 1) / 2;
   Spare spare = voyage.spare_blocks("", ring.two_ways), sums = voyage.spare_sums("", ring.two_ways, accumulator);
   if (!voyage.nested()) {
-    circulate_with_sums(program, voyage.all_members(), kBlockLane, kSumLane, own, home, spare, sums, rows_of, visit);
+    circulate_with_sums(program, voyage.all_members(), kBlockLane, kSumLane, own, kept, home, spare, sums, rows_of, visit);
     return;
   }
   Spare spare_outer = voyage.spare_blocks(".node", false), sums_outer = voyage.spare_sums(".node", false, accumulator);
   const Block window = voyage.scratch_block("node.part", accumulator);
-  circulate_with_sums(program, voyage.between_nodes(), kNodeLane, kNodeLane, own, home, spare_outer, sums_outer, rows_of,
-                      [&](int, int owner, const Block& block, const Block& sum, bool first) {
+  circulate_with_sums(program, voyage.between_nodes(), kNodeLane, kNodeLane, own, 0, home, spare_outer, sums_outer, rows_of,
+                      [&](int, int owner, const Block& block, const Block& sum, PieceRange, bool first) {
                         Block target = first ? sum : window;
                         const std::int64_t rows = rows_of(owner);
                         for (Pair& pair : target) pair = {pair.k.rows_at(0, rows), pair.v.rows_at(0, rows)};
-                        circulate_with_sums(program, voyage.inside_node(owner), kBlockLane, kSumLane, block, target, spare, sums, rows_of,
-                                            visit);
+                        circulate_with_sums(program, voyage.inside_node(owner), kBlockLane, kSumLane, block, kept, target, spare, sums,
+                                            rows_of, visit);
                         if (!first) add_block(window, rows, sum);
                       });
 }
