@@ -6,6 +6,7 @@
 #include <deque>
 #include <exception>
 #include <optional>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -72,6 +73,7 @@ class Executor {
 
   Statistics run() {
     const Clock::time_point start = Clock::now();
+    if (context_.step_seconds != nullptr) context_.step_seconds->assign(program_.steps.size(), 0);
     while (!queues_[0].empty() || lanes_busy()) {
       advance_lanes();
       if (!queues_[0].empty() && ready(queues_[0].front())) {
@@ -181,10 +183,29 @@ class Executor {
   void compute(StepId id) {
     const Clock::time_point begin = Clock::now();
     const double begin_us = now_us();
-    run_kernel(step(id));
+    if (context_.pace) {
+      sleep_until(begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(context_.pace(program_, step(id)))));
+    } else {
+      run_kernel(step(id));
+    }
     if (failure_) std::rethrow_exception(failure_);
-    statistics_.compute_seconds += seconds_between(begin, Clock::now());
+    const double seconds = seconds_between(begin, Clock::now());
+    statistics_.compute_seconds += seconds;
+    if (context_.step_seconds != nullptr) (*context_.step_seconds)[static_cast<std::size_t>(id)] = seconds;
     record(id, begin_us, 0);
+  }
+
+  /// Messages move meanwhile, as from inside a kernel.
+  void sleep_until(Clock::time_point end) {
+    constexpr auto kSlice = std::chrono::microseconds(200), kWakeUp = std::chrono::microseconds(80);  // a sleep ends so much late
+    for (Clock::time_point now = Clock::now(); now < end; now = Clock::now()) {
+      advance_lanes();
+      if (end - now > kWakeUp) {
+        std::this_thread::sleep_for(std::min<Clock::duration>(kSlice, end - now - kWakeUp));
+      } else {
+        std::this_thread::yield();
+      }
+    }
   }
 
   TensorView resolve(const View& view) const {

@@ -1,5 +1,5 @@
 // Ranks as threads. A message waits in the queue of its (source, destination, lane) until both ends are posted; whoever
-// posts second copies it straight from span to span.
+// posts second copies it straight from span to span. Over paced links both ends learn of it only when it would have arrived.
 #include "runtime/comm/thread_transport.h"
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <exception>
 #include <list>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include <fmt/format.h>
@@ -69,6 +70,7 @@ struct Inbox {
 struct Group {
   Group(int ranks, const TransportOptions& transport_options) : options(transport_options), inboxes(static_cast<std::size_t>(ranks)) {
     for (Inbox& inbox : inboxes) inbox.channels.resize(static_cast<std::size_t>(ranks) * kLanes);
+    if (options.links) clock.emplace(*options.links, ranks);
   }
   int size() const noexcept { return static_cast<int>(inboxes.size()); }
   Inbox& inbox(int rank) noexcept { return inboxes[static_cast<std::size_t>(rank)]; }
@@ -98,7 +100,19 @@ struct Group {
     return reason;
   }
 
+  /// When a message that both ends have posted by now arrives; the epoch for links without pace.
+  Clock::time_point arrival(int from, int to, std::size_t bytes) {
+    if (!clock) return {};
+    const std::lock_guard lock(clock_mutex);
+    const double now = std::chrono::duration<double>(Clock::now() - start).count();
+    const double seconds = clock->arrival(from, to, static_cast<std::int64_t>(bytes), now);
+    return start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  }
+
   TransportOptions options;
+  std::optional<LinkClock> clock;
+  std::mutex clock_mutex;
+  Clock::time_point start = Clock::now();
   std::vector<Inbox> inboxes;
   std::atomic<bool> aborted{false};
   std::mutex reason_mutex;
@@ -113,6 +127,7 @@ class ThreadTransport final : public Transport, public std::enable_shared_from_t
   std::string_view name() const noexcept override { return "thread"; }
   const TransportOptions& options() const noexcept override { return group_->options; }
   std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) override;
+  bool wait_any(std::span<Operation* const> operations, Clock::time_point until) override;
   void progress() noexcept override {}  // whoever posts second has moved the bytes
   void abort(std::string_view reason) noexcept override { group_->abort(reason); }
   Group& group() const noexcept { return *group_; }
@@ -153,24 +168,16 @@ class ThreadOperation final : public Operation {
   }
 
   bool test() override {
-    if (open_.load(std::memory_order_acquire) == 0 && !cancelled_) return true;
+    const std::optional<Clock::time_point> arrives = arrival();
+    if (arrives && !cancelled_ && (*arrives == Clock::time_point() || *arrives <= Clock::now())) return true;
     throw_if_aborted();
     return false;
   }
 
-  bool wait_until(Clock::time_point until) override {
-    const Clock::time_point start = Clock::now();
-    for (Clock::time_point now = start; now < std::min(until, start + kYield); now = Clock::now()) {
-      if (test()) return true;
-      if (now > start + kSpin) std::this_thread::yield();
-    }
-    Inbox& own = group().inbox(transport_->rank());
-    const auto ready = [&] { return open_.load(std::memory_order_acquire) == 0 || group().aborted; };
-    {
-      std::unique_lock lock(own.sleep_mutex);
-      if (!own.wake.wait_until(lock, until, ready)) return false;
-    }
-    return test();
+  /// When the last message arrives, once all have met their other end.
+  std::optional<Clock::time_point> arrival() const noexcept {
+    if (open_.load(std::memory_order_acquire) != 0) return std::nullopt;
+    return Clock::time_point(Clock::duration(arrives_.load(std::memory_order_relaxed)));
   }
 
   std::string describe() const override {
@@ -216,10 +223,21 @@ class ThreadOperation final : public Operation {
     }
     // Popped but not finished: the other side's `cancel` waits for this copy.
     const Part& theirs = other.operation->parts_[other.part];
-    const int peer = mine.peer;
+    const int peer = mine.peer, self = transport_->rank();
+    const Clock::time_point arrives = group().arrival(mine.is_send ? self : peer, mine.is_send ? peer : self, mine.bytes);
+    arrive(arrives);
+    other.operation->arrive(arrives);
     std::memcpy(mine.is_send ? theirs.destination : mine.destination, mine.is_send ? mine.source : theirs.source, mine.bytes);
     if (other.operation->finish(other.part)) group().wake(peer);
     finish(index);
+  }
+
+  /// Ordered before the reader by finish().
+  void arrive(Clock::time_point time) noexcept {
+    const Clock::rep ticks = time.time_since_epoch().count();
+    Clock::rep latest = arrives_.load(std::memory_order_relaxed);
+    while (ticks > latest && !arrives_.compare_exchange_weak(latest, ticks, std::memory_order_relaxed)) {
+    }
   }
 
   /// True if that was the last message. The operation may be gone when this returns.
@@ -269,6 +287,7 @@ class ThreadOperation final : public Operation {
   Purpose purpose_;
   std::vector<Part> parts_;
   std::atomic<std::size_t> open_;  // messages not yet copied
+  std::atomic<Clock::rep> arrives_{0};
   std::size_t posted_ = 0;
   bool cancelled_ = false;
 };
@@ -278,6 +297,31 @@ std::shared_ptr<Operation> ThreadTransport::post(std::span<const Send> sends, st
   if (group_->aborted) operation->test();  // throws
   operation->post();
   return operation;
+}
+
+bool ThreadTransport::wait_any(std::span<Operation* const> operations, Clock::time_point until) {
+  const auto any_done = [&] { return std::ranges::any_of(operations, [](Operation* operation) { return operation->test(); }); };
+  const Clock::time_point start = Clock::now();
+  for (Clock::time_point now = start; now < std::min(until, start + kYield); now = Clock::now()) {
+    if (any_done()) return true;
+    if (now > start + kSpin) std::this_thread::yield();
+  }
+  Inbox& own = group_->inbox(rank_);
+  while (!any_done()) {
+    if (Clock::now() >= until) return false;
+    std::unique_lock lock(own.sleep_mutex);
+    // A message may have met its end or the group may have failed since; both wake this rank under the mutex from here on.
+    Clock::time_point next = until;
+    bool sleep = !group_->aborted;
+    for (const Operation* operation : operations) {
+      const std::optional<Clock::time_point> arrives = static_cast<const ThreadOperation*>(operation)->arrival();
+      if (!arrives) continue;
+      next = std::min(next, *arrives);
+      sleep = sleep && *arrives > Clock::now();
+    }
+    if (sleep) own.wake.wait_until(lock, next);
+  }
+  return true;
 }
 
 /// The exception to report for a group: the first one that is not merely the echo of another rank's failure.
