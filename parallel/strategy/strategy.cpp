@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "parallel/strategy/gather.h"
 #include "parallel/strategy/ring.h"
 #include "runtime/error.h"
 
@@ -12,7 +13,8 @@ namespace periplus::strategy {
 namespace {
 
 // Rows are functions of their own files; the order is that of help pages.
-const std::array kStrategies{ring_strategy(), bidirectional_ring_strategy(), double_ring_strategy()};
+const std::array kStrategies{ring_strategy(),      bidirectional_ring_strategy(), double_ring_strategy(),
+                             gather_kv_strategy(), group_cast_strategy(),         halo_strategy()};
 
 }  // namespace
 
