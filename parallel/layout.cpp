@@ -178,6 +178,33 @@ SequenceLayout SequenceLayout::from_segments(int ranks, std::span<const std::int
   return layout;
 }
 
+SequenceLayout SequenceLayout::grouped(std::span<const std::vector<int>> groups) const {
+  SequenceLayout layout;
+  layout.kind_ = LayoutKind::custom;
+  layout.ranks_ = static_cast<int>(groups.size());
+  layout.cu_seqlens_ = cu_seqlens_;
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    std::int64_t first = 0;
+    for (const int rank : groups[group]) {
+      for (Segment segment : segments_of(rank)) {
+        segment.rank = static_cast<int>(group), segment.local0 += first;
+        // Neighbours in the group may be neighbours in the sequence.
+        Segment* const last = layout.by_local_.empty() ? nullptr : &layout.by_local_.back();
+        const bool continues = last != nullptr && last->rank == segment.rank && last->document == segment.document && last->stride == 1 &&
+                               segment.stride == 1 && last->global0 + last->length == segment.global0;
+        if (continues) {
+          last->length += segment.length;
+        } else {
+          layout.by_local_.push_back(segment);
+        }
+      }
+      first += rows_of(rank);
+    }
+  }
+  layout.finalise();
+  return layout;
+}
+
 void SequenceLayout::finalise() {
   rows_.assign(static_cast<std::size_t>(ranks_), 0);
   first_.assign(static_cast<std::size_t>(ranks_) + 1, 0);

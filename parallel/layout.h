@@ -41,6 +41,9 @@ class SequenceLayout {
   /// rank are 0..n-1 without gaps. A segment that crosses a document border is split.
   static SequenceLayout from_segments(int ranks, std::span<const std::int64_t> cu_seqlens, std::vector<Segment> segments);
 
+  /// The layout in which each group of ranks owns the rows of its members, one after another. Every rank is in one group.
+  SequenceLayout grouped(std::span<const std::vector<int>> groups) const;
+
   LayoutKind kind() const noexcept { return kind_; }
   int ranks() const noexcept { return ranks_; }
   std::int64_t tokens() const noexcept { return cu_seqlens_.back(); }

@@ -29,9 +29,9 @@ struct Piece {
 
 std::vector<Piece> pieces_of(const Ring& ring) {
   std::vector<Piece> pieces;
-  const int kv_heads = ring.heads.kv_count(), count = std::min(ring.pieces, kv_heads);
-  for (int i = 0; i < count; ++i) {
-    const HeadRange kv = HeadRange::share(kv_heads, 1, i, count);
+  // As many on every rank, so that all exchange equally often; some may be empty where ranks have unlike heads.
+  for (int i = 0; i < ring.pieces; ++i) {
+    const HeadRange kv = HeadRange::share(ring.heads.kv_count(), 1, i, ring.pieces);
     pieces.push_back({kv.first, kv.count, ring.heads.parts(kv.first, kv.count)});
   }
   return pieces;
@@ -65,7 +65,8 @@ class Voyage {
     Block block = cut(k, v);
     for (std::size_t i = 0; i < block.size() && ring_.size() > 1; ++i) {
       const std::string piece = i > 0 ? fmt::format(".piece{}", i) : "";
-      block[i] = {program_.sendable(block[i].k, "k.packed" + piece), program_.sendable(block[i].v, "v.packed" + piece)};
+      block[i] = {program_.sendable(block[i].k, ring_.name + "k.packed" + piece),
+                  program_.sendable(block[i].v, ring_.name + "v.packed" + piece)};
     }
     return block;
   }
@@ -75,8 +76,8 @@ class Voyage {
     Block block;
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       const std::string name = fmt::format("{}{}", suffix, i > 0 ? fmt::format(".piece{}", i) : "");
-      block.push_back({program_.scratch("dk." + name, dtype, most_rows_, heads_[i], k_width_),
-                       program_.scratch("dv." + name, dtype, most_rows_, heads_[i], v_width_)});
+      block.push_back({program_.scratch(ring_.name + "dk." + name, dtype, most_rows_, heads_[i], k_width_),
+                       program_.scratch(ring_.name + "dv." + name, dtype, most_rows_, heads_[i], v_width_)});
     }
     return block;
   }
@@ -114,7 +115,7 @@ class Voyage {
     circle.owners.push_back(member + owner_offset);
   }
   Spare spare(std::string_view k, std::string_view v, std::string_view suffix, bool two_ways, DType dtype) {
-    return Spare(program_, fmt::format("{}{}", k, suffix), fmt::format("{}{}", v, suffix), two_ways ? 2 : 1,
+    return Spare(program_, fmt::format("{}{}{}", ring_.name, k, suffix), fmt::format("{}{}{}", ring_.name, v, suffix), two_ways ? 2 : 1,
                  {dtype, most_rows_, k_width_, v_width_, heads_});
   }
 

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "parallel/strategy/heads.h"
@@ -26,7 +27,8 @@ struct Ring {
   std::function<void(int member, std::vector<Band>& bands)> bands_with = {};
   HeadRange heads = {};  ///< Of the query heads at hand.
   double scale = 1, softcap = 0;
-  int pieces = 1;  ///< Parts of a block by KV heads, at most as many as there are KV heads.
+  std::string name = {};  ///< Prefix of scratch slots, where one program has several rings.
+  int pieces = 1;         ///< Parts of a block by KV heads, at most as many as there are KV heads.
   bool two_ways = false;
   int node = 0;  ///< Members of a node, consecutive and dividing size(); 0: one node.
 
