@@ -7,6 +7,7 @@
 
 #include "parallel/strategy/gather.h"
 #include "parallel/strategy/ring.h"
+#include "parallel/strategy/token_ring.h"
 #include "parallel/strategy/ulysses.h"
 #include "runtime/error.h"
 
@@ -14,10 +15,9 @@ namespace periplus::strategy {
 namespace {
 
 // Rows are functions of their own files; the order is that of help pages.
-const std::array kStrategies{ring_strategy(),        bidirectional_ring_strategy(),
-                             double_ring_strategy(), gather_kv_strategy(),
-                             group_cast_strategy(),  halo_strategy(),
-                             ulysses_strategy(),     usp_strategy()};
+const std::array kStrategies{
+    ring_strategy(), bidirectional_ring_strategy(), double_ring_strategy(), gather_kv_strategy(), group_cast_strategy(),
+    halo_strategy(), token_ring_strategy(),         ulysses_strategy(),     usp_strategy()};
 
 }  // namespace
 
