@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "parallel/strategy/balanced_helper.h"
 #include "parallel/strategy/gather.h"
 #include "parallel/strategy/ring.h"
 #include "parallel/strategy/token_ring.h"
@@ -16,8 +17,8 @@ namespace {
 
 // Rows are functions of their own files; the order is that of help pages.
 const std::array kStrategies{
-    ring_strategy(), bidirectional_ring_strategy(), double_ring_strategy(), gather_kv_strategy(), group_cast_strategy(),
-    halo_strategy(), token_ring_strategy(),         ulysses_strategy(),     usp_strategy()};
+    ring_strategy(), bidirectional_ring_strategy(), double_ring_strategy(),     gather_kv_strategy(), group_cast_strategy(),
+    halo_strategy(), token_ring_strategy(),         balanced_helper_strategy(), ulysses_strategy(),   usp_strategy()};
 
 }  // namespace
 
