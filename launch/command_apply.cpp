@@ -150,6 +150,7 @@ int apply_command(Arguments arguments) {
   check_files(options);
   const AttentionFile file(options.input);
   const AttentionProblem problem = make_problem(options, table, file, source.ranks);
+  resolve_auto(table, problem, options.how);
   return run_ranks(source, options.ranks,
                    [&](const comm::Communicator& communicator) { return apply_rank(table, options, file, problem, communicator); });
 }

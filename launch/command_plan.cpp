@@ -153,6 +153,7 @@ int plan_command(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
   const AttentionProblem problem = make_problem(options, table);
+  resolve_auto(table, problem, options.how);
   nlohmann::json passes = nlohmann::json::array();
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     const char* const name = pass == Pass::forward ? "forward" : "backward";

@@ -163,7 +163,7 @@ int verify_command(Arguments arguments) {
                     "periplus verify --ranks 1-16,64 --strategy all --layout all");
   VerifyOptions options;
   table.add({.key = "verify.ranks", .flag = "ranks", .target = &options.ranks, .value = "LIST", .help = "Numbers and ranges: 1-16,64."});
-  add_strategy_and_layout(table, options.strategy, options.layout, true);
+  add_strategy_and_layout(table, options.strategy, options.layout, {"all"});
   table.add({.key = "verify.symbolic_only",
              .flag = "symbolic-only",
              .target = &options.symbolic_only,

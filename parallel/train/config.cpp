@@ -100,7 +100,7 @@ void check(const Config& config) {
           fmt::format("2 to {} tokens", kLargestContext));
   require_one_of("data.packing", config.data.packing, kPackings);
   try {
-    strategy::find_strategy(config.parallel.attention.strategy);
+    if (config.parallel.attention.strategy != "auto") strategy::find_strategy(config.parallel.attention.strategy);
   } catch (const InvalidArgument& error) {
     throw InvalidArgument(fmt::format("config: parallel.strategy: {}", error.what()));
   }
