@@ -73,19 +73,28 @@ bool shares_kv_heads(const AttentionProblem& problem, const Grid& grid) {
   return false;
 }
 
+std::vector<std::vector<int>> head_groups(const Grid& grid) {
+  std::vector<std::vector<int>> groups;
+  for (int context = 0; context < grid.contexts; ++context) groups.push_back(grid.head_group(context));
+  return groups;
+}
+
 /// One rank's trades with its head group.
 class HeadTrade {
  public:
-  HeadTrade(ProgramBuilder& program, const AttentionProblem& problem, const Grid& grid, int pieces)
+  HeadTrade(ProgramBuilder& program, const AttentionProblem& problem, const Grid& grid, const GroupedLayout& groups, int pieces)
       : program_(program), problem_(problem), grid_(grid), pieces_(pieces), self_(grid.head_of(program.rank())) {
-    ranks_ = grid.head_group(grid.context_of(program.rank()));
-    first_row_.push_back(0);
-    for (const Rank rank : ranks_) first_row_.push_back(first_row_.back() + problem.layout.rows_of(rank));
+    const int context = grid.context_of(program.rank());
+    ranks_ = grid.head_group(context);
+    rows_ = groups.layout.rows_of(context);
+    parts_.resize(ranks_.size());
+    for (const GroupedLayout::Part& part : groups.parts[static_cast<std::size_t>(context)])
+      parts_[static_cast<std::size_t>(part.member)].push_back(part);
   }
 
   HeadRange heads(int member, int piece) const { return piece_of(heads_of(problem_, grid_, member), piece, pieces_); }
   HeadRange own_heads(int piece) const { return heads(self_, piece); }
-  std::int64_t rows() const { return first_row_.back(); }
+  std::int64_t rows() const { return rows_; }
 
   /// Tensors that leave together. Each has a view of all heads at home, and becomes a slot of the group's rows and own heads.
   struct Outgoing {
@@ -108,13 +117,15 @@ class HeadTrade {
       for (std::size_t i = 0; i < tensors.size(); ++i) {
         const View leaving = range(tensors[i], to);
         const std::string name = fmt::format("{}{}.to{}", tensors[i].name, suffix(piece), ranks_[static_cast<std::size_t>(to)]);
-        if (!leaving.empty()) sends.push_back({rank(to), program_.sendable(leaving, name)});
-        receives.push_back({rank(from), rows_of(results[i], from)});
+        if (!leaving.empty()) append(sends, self_, rank(to), program_.sendable(leaving, name), false);
+        append(receives, from, rank(from), results[i], true);
       }
     }
     program_.exchange({"heads there", piece}, kThereLane, sends, receives);
-    for (std::size_t i = 0; i < tensors.size() && grid_.heads > 1; ++i)
-      program_.copy({"own part"}, range(tensors[i], self_), rows_of(results[i], self_));
+    for (std::size_t i = 0; i < tensors.size() && grid_.heads > 1; ++i) {
+      for (const GroupedLayout::Part& part : own_parts())
+        program_.copy({"own part"}, range(tensors[i], self_).rows_at(part.from, part.rows), results[i].rows_at(part.to, part.rows));
+    }
     return results;
   }
 
@@ -131,12 +142,12 @@ class HeadTrade {
       const int to = member(apart), from = member(-apart);
       for (std::size_t i = 0; i < tensors.size(); ++i) {
         Returning& t = tensors[i];
-        sends.push_back({rank(to), rows_of(t.slot, to)});
+        append(sends, to, rank(to), t.slot, true);
         const View part = view_of(t.home, t.kv, heads(from, piece));
         View& arriving = t.arrived[static_cast<std::size_t>(from)];
         arriving = program_.scratch(fmt::format("{}{}{}.from{}", name, i, suffix(piece), rank(from)), program_.dtype_of(t.slot), part.rows,
                                     part.heads, program_.width_of(part));
-        receives.push_back({rank(from), arriving});
+        append(receives, self_, rank(from), arriving, false);
       }
     }
     program_.exchange({"heads back", piece}, kBackLane, sends, receives);
@@ -147,31 +158,40 @@ class HeadTrade {
       const Returning& t = tensors[i];
       for (int member = 0; member < grid_.heads; ++member) {
         const HeadRange range = heads(member, piece);
-        const View from = member == self_ ? rows_of(t.slot, self_) : t.arrived[static_cast<std::size_t>(member)];
-        if (!t.kv) {
-          program_.copy({"home"}, from, view_of(t.home, false, range));
+        if (member != self_) {
+          bring_home(t, range, t.arrived[static_cast<std::size_t>(member)], t.home, seen[i]);
           continue;
         }
-        for (int head = 0; head < range.kv_count(); ++head) {
-          const int kv_head = range.kv_first() + head;
-          std::vector<bool>::reference held = seen[i][static_cast<std::size_t>(kv_head)];
-          const View part = from.heads_at(head, 1), to = t.home.heads_at(kv_head, 1);
-          held ? program_.add({"home"}, part, to) : program_.copy({"home"}, part, to);
-          held = true;
+        const std::vector<bool> seen_before = seen[i];
+        for (const GroupedLayout::Part& part : own_parts()) {
+          seen[i] = seen_before;
+          bring_home(t, range, t.slot.rows_at(part.to, part.rows), t.home.rows_at(part.from, part.rows), seen[i]);
         }
       }
     }
   }
 
  private:
+  void bring_home(const Returning& t, const HeadRange& range, const View& from, const View& home, std::vector<bool>& seen) {
+    if (!t.kv) return program_.copy({"home"}, from, view_of(home, false, range));
+    for (int head = 0; head < range.kv_count(); ++head) {
+      const int kv_head = range.kv_first() + head;
+      std::vector<bool>::reference held = seen[static_cast<std::size_t>(kv_head)];
+      const View part = from.heads_at(head, 1), to = home.heads_at(kv_head, 1);
+      held ? program_.add({"home"}, part, to) : program_.copy({"home"}, part, to);
+      held = true;
+    }
+  }
+  const std::vector<GroupedLayout::Part>& own_parts() const { return parts_[static_cast<std::size_t>(self_)]; }
   static View view_of(const View& view, bool kv, const HeadRange& heads) {
     return kv ? view.heads_at(heads.kv_first(), heads.kv_count()) : view.heads_at(heads.first, heads.count);
   }
   int member(int apart) const { return ((self_ + apart) % grid_.heads + grid_.heads) % grid_.heads; }
   Rank rank(int member) const { return ranks_[static_cast<std::size_t>(member)]; }
-  View rows_of(const View& slot, int member) const {
-    const auto m = static_cast<std::size_t>(member);
-    return slot.rows_at(first_row_[m], first_row_[m + 1] - first_row_[m]);
+  /// The rows of a member, part by part: of a slot of the group's rows, or of a view of the member's own.
+  void append(std::vector<Message>& messages, int member, Rank peer, const View& view, bool of_group) const {
+    for (const GroupedLayout::Part& part : parts_[static_cast<std::size_t>(member)])
+      messages.push_back({peer, view.rows_at(of_group ? part.to : part.from, part.rows)});
   }
   std::string suffix(int piece) const { return pieces_ > 1 ? fmt::format(".{}", piece) : ""; }
 
@@ -180,21 +200,17 @@ class HeadTrade {
   Grid grid_;
   int pieces_, self_;
   std::vector<Rank> ranks_;
-  std::vector<std::int64_t> first_row_;
+  std::int64_t rows_ = 0;
+  std::vector<std::vector<GroupedLayout::Part>> parts_;  ///< by member
 };
 
 /// The ring of the ranks with the own heads, over the rows of head groups.
 struct ContextRing {
-  std::vector<Rank> members;
-  SequenceLayout layout;
+  const SequenceLayout& layout;  ///< Of the head groups.
+  std::vector<Rank> members = {};
 
-  ContextRing(const AttentionProblem& problem, const Grid& grid, Rank self) : layout(grouped(problem, grid)) {
+  ContextRing(const SequenceLayout& of_groups, const Grid& grid, Rank self) : layout(of_groups) {
     for (int context = 0; context < grid.contexts; ++context) members.push_back(grid.rank(grid.head_of(self), context));
-  }
-  static SequenceLayout grouped(const AttentionProblem& problem, const Grid& grid) {
-    std::vector<std::vector<int>> groups;
-    for (int context = 0; context < grid.contexts; ++context) groups.push_back(grid.head_group(context));
-    return problem.layout.grouped(groups);
   }
   Ring ring(const AttentionProblem& problem, const Grid& grid, const AttentionOptions& options, Rank self, HeadRange heads) const {
     Ring ring{.members = members, .self = grid.context_of(self)};
@@ -214,10 +230,11 @@ template <Grid (*grid_of)(const AttentionProblem&, const AttentionOptions&)>
 void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options, const ForwardSlots& on) {
   const Grid grid = grid_of(problem, options);
   const DType accumulator = accumulator_of(problem.dtype);
-  HeadTrade trade(program, problem, grid, options.pieces);
-  const ContextRing contexts(problem, grid, program.rank());
+  const GroupedLayout groups(problem.layout, head_groups(grid));
+  HeadTrade trade(program, problem, grid, groups, options.pieces);
+  const ContextRing contexts(groups.layout, grid, program.rank());
   const HeadTrade::Outgoing tensors[] = {{on.q, "q.heads", false}, {on.k, "k.heads", true}, {on.v, "v.heads", true}};
-  std::vector<std::vector<bool>> none;
+  std::vector<std::vector<bool>> none(2);
   std::vector<HeadTrade::Returning> last;
   std::vector<View> arriving = trade.there(0, tensors);
   for (int piece = 0; piece < options.pieces; ++piece) {
@@ -246,8 +263,9 @@ template <Grid (*grid_of)(const AttentionProblem&, const AttentionOptions&)>
 void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options, const BackwardSlots& on) {
   const Grid grid = grid_of(problem, options);
   const DType accumulator = accumulator_of(problem.dtype);
-  HeadTrade trade(program, problem, grid, options.pieces);
-  const ContextRing contexts(problem, grid, program.rank());
+  const GroupedLayout groups(problem.layout, head_groups(grid));
+  HeadTrade trade(program, problem, grid, groups, options.pieces);
+  const ContextRing contexts(groups.layout, grid, program.rank());
   const HeadTrade::Outgoing tensors[] = {{on.q, "q.heads", false},       {on.k, "k.heads", true},      {on.v, "v.heads", true},
                                          {on.dout, "dout.heads", false}, {on.lse, "lse.heads", false}, {on.delta, "delta.heads", false}};
   // Gradients of a KV head that several ranks used travel, and are added, in accumulator type.
