@@ -27,6 +27,7 @@ const std::vector<Suite>& suites() {
       {"attention", "distributed attention against one process with as many threads", bench::bench_attention},
       {"memory", "activation memory by the number of ranks", bench::bench_memory},
       {"kernels", "attention kernels against the peaks of this machine and against oneDNN", bench::bench_kernels},
+      {"overlap", "how much of the communication strategies hide, with paced links and sleeping kernels", bench::bench_overlap},
   };
   return table;
 }
