@@ -37,7 +37,7 @@ double simulated_seconds(const AttentionProblem& problem, const AttentionOptions
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     const plan::Plan plan = make_plan(problem, options, pass);
     const auto compute = [&](const plan::Program& program, const plan::Step& step) { return modelled_seconds(machine, program, step); };
-    seconds += simulate::simulate(plan, simulate::costs_over(links_of(machine, ranks_per_node), problem.layout.ranks(), compute)).makespan;
+    seconds += simulate::simulate(plan, {compute, links_of(machine, ranks_per_node)}).makespan;
   }
   return seconds;
 }

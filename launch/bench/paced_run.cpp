@@ -78,7 +78,7 @@ Bounds bounds_of(const plan::Plan& plan, const comm::Links& links, const StepTim
 }
 
 double simulated_seconds(const plan::Plan& plan, const comm::Links& links, const StepTime& pace) {
-  return simulate::simulate(plan, simulate::costs_over(links, static_cast<int>(plan.programs.size()), pace)).makespan;
+  return simulate::simulate(plan, {pace, links}).makespan;
 }
 
 StepTime measured_times(const PacedRun& run) {

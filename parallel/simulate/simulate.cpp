@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
+#include <limits>
 #include <queue>
 #include <tuple>
 #include <utility>
@@ -58,13 +58,18 @@ struct Playback {
 
 class Simulation {
  public:
-  Simulation(const plan::Plan& plan, const Costs& costs) : costs_(costs) {
+  Simulation(const plan::Plan& plan, const Costs& costs) : costs_(costs), network_(costs.links, static_cast<int>(plan.programs.size())) {
     for (const Program& program : plan.programs) ranks_.emplace_back(program);
   }
 
   Timeline run() {
     for (std::size_t r = 0; r < ranks_.size(); ++r) start_what_can(r, 0);
-    while (!ends_.empty()) {
+    while (!ends_.empty() || network_.next_end() < std::numeric_limits<double>::infinity()) {
+      const double next = network_.next_end();
+      if (ends_.empty() || next < std::get<0>(ends_.top())) {
+        take_arrivals(next);
+        continue;
+      }
       const auto [now, r, id] = ends_.top();
       ends_.pop();
       Playback& rank = ranks_[r];
@@ -79,6 +84,10 @@ class Simulation {
   }
 
  private:
+  struct Place {
+    std::size_t rank;
+    StepId step;
+  };
   using End = std::tuple<double, std::size_t, StepId>;  ///< time, rank, step: ties end in a fixed order
 
   void start_what_can(std::size_t r, double now) {
@@ -124,18 +133,31 @@ class Simulation {
       StepTime& theirs = ranks_[peer].at(other);
       if (!theirs.started) return;
       const int from = sent ? static_cast<int>(r) : m.peer, to = sent ? m.peer : static_cast<int>(r);
-      const double arrival = costs_.arrival(from, to, rank.program->bytes_of(m.view), now);
-      arrive(r, id, arrival);
-      arrive(peer, other, arrival);
+      const std::array<Place, 2> ends{{{r, id}, {peer, other}}};
+      if (costs_.arrival) {
+        const double arrival = costs_.arrival(from, to, rank.program->bytes_of(m.view), now);
+        for (const Place& end : ends) arrive(end, arrival);
+      } else {
+        network_.start(from, to, rank.program->bytes_of(m.view), now);
+        in_flight_.push_back(ends);
+      }
     };
     for (const plan::Message& m : rank.program->receives_of(step)) meet(m, false);
     for (const plan::Message& m : rank.program->sends_of(step)) meet(m, true);
   }
 
-  void arrive(std::size_t r, StepId id, double arrival) {
-    StepTime& time = ranks_[r].at(id);
+  void take_arrivals(double now) {
+    arrivals_.clear();
+    network_.advance(now, arrivals_);
+    for (const comm::Network::Arrival& arrival : arrivals_) {
+      for (const Place& end : in_flight_[arrival.message]) arrive(end, arrival.time);
+    }
+  }
+
+  void arrive(const Place& at, double arrival) {
+    StepTime& time = ranks_[at.rank].at(at.step);
     time.end = std::max(time.end, arrival);
-    if (--time.open == 0) end_at(r, id, time.end);
+    if (--time.open == 0) end_at(at.rank, at.step, time.end);
   }
 
   void end_at(std::size_t r, StepId id, double time) {
@@ -172,17 +194,14 @@ class Simulation {
   }
 
   const Costs& costs_;
+  comm::Network network_;
+  std::vector<std::array<Place, 2>> in_flight_;  ///< By message of the network: both exchanges.
+  std::vector<comm::Network::Arrival> arrivals_;
   std::vector<Playback> ranks_;
   std::priority_queue<End, std::vector<End>, std::greater<>> ends_;
 };
 
 }  // namespace
-
-Costs costs_over(const comm::Links& links, int ranks, std::function<double(const plan::Program&, const plan::Step&)> compute) {
-  const auto clock = std::make_shared<comm::LinkClock>(links, ranks);
-  return {std::move(compute),
-          [clock](plan::Rank from, plan::Rank to, std::int64_t bytes, double ready) { return clock->arrival(from, to, bytes, ready); }};
-}
 
 Timeline simulate(const plan::Plan& plan, const Costs& costs) { return Simulation(plan, costs).run(); }
 

@@ -14,11 +14,11 @@ namespace periplus::simulate {
 struct Costs {
   /// A compute step of a rank.
   std::function<double(const plan::Program& program, const plan::Step& step)> compute;
-  /// When a message arrives, given the time at which both its exchanges have started. Called in the order of those times.
-  std::function<double(plan::Rank from, plan::Rank to, std::int64_t bytes, double ready)> arrival;
+  /// Messages move over these links from the time at which both their exchanges have started.
+  comm::Links links = {};
+  /// If set, it says when a message arrives, in place of the links. Called in the order of the times.
+  std::function<double(plan::Rank from, plan::Rank to, std::int64_t bytes, double ready)> arrival = {};
 };
-/// Messages over links that share bandwidth as comm::Links says.
-Costs costs_over(const comm::Links& links, int ranks, std::function<double(const plan::Program&, const plan::Step&)> compute);
 
 struct RankTime {
   double finish = 0;   ///< When its last step ends.

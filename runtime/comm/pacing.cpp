@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -14,7 +15,7 @@ namespace {
 constexpr std::array<std::pair<Sharing, std::string_view>, 3> kNames{
     {{Sharing::pair, "pair"}, {Sharing::port, "port"}, {Sharing::half_duplex, "half_duplex"}}};
 
-std::size_t ports_of(Sharing sharing, std::size_t ranks) {
+std::size_t ports_of_kind(Sharing sharing, std::size_t ranks) {
   switch (sharing) {
     case Sharing::pair:
       return ranks * ranks;
@@ -37,25 +38,82 @@ Sharing sharing_from_string(std::string_view name) {
   throw InvalidArgument(fmt::format("sharing '{}' is not known; use pair, port or half_duplex", name));
 }
 
-LinkClock::LinkClock(const Links& links, int ranks) : links_(links), ranks_(static_cast<std::size_t>(ranks)) {
-  inside_.assign(ports_of(links.inside.sharing, ranks_), 0);
-  between_.assign(ports_of(links.between.sharing, ranks_), 0);
+Network::Network(const Links& links, int ranks) : links_(links), ranks_(static_cast<std::size_t>(ranks)) {
+  ports_.assign(ports_of_kind(links.inside.sharing, ranks_), {links.inside.bytes_per_second, {}});
+  first_between_ = ports_.size();
+  ports_.resize(first_between_ + ports_of_kind(links.between.sharing, ranks_), {links.between.bytes_per_second, {}});
 }
 
-double LinkClock::arrival(int from, int to, std::int64_t bytes, double ready) {
+std::pair<std::size_t, std::size_t> Network::ports_of(int from, int to) const {
   const bool same_node = links_.same_node(from, to);
-  const Pacing& pacing = same_node ? links_.inside : links_.between;
-  if (pacing.bytes_per_second <= 0) return ready + pacing.latency_seconds;
-  std::vector<double>& free = same_node ? inside_ : between_;
+  const std::size_t first = same_node ? 0 : first_between_;
   const auto sender = static_cast<std::size_t>(from), receiver = static_cast<std::size_t>(to);
-  const auto [out, in] = [&]() -> std::pair<std::size_t, std::size_t> {
-    if (pacing.sharing == Sharing::pair) return {sender * ranks_ + receiver, sender * ranks_ + receiver};
-    if (pacing.sharing == Sharing::port) return {2 * sender, 2 * receiver + 1};
-    return {sender, receiver};
-  }();
-  const double end = std::max({ready, free[out], free[in]}) + static_cast<double>(bytes) / pacing.bytes_per_second;
-  free[out] = free[in] = end;
-  return end + pacing.latency_seconds;
+  switch (same_node ? links_.inside.sharing : links_.between.sharing) {
+    case Sharing::pair:
+      return {first + sender * ranks_ + receiver, first + sender * ranks_ + receiver};
+    case Sharing::port:
+      return {first + 2 * sender, first + 2 * receiver + 1};
+    case Sharing::half_duplex:
+      return {first + sender, first + receiver};
+  }
+  return {};
+}
+
+std::size_t Network::start(int from, int to, std::int64_t bytes, double now) {
+  const Pacing& pacing = links_.same_node(from, to) ? links_.inside : links_.between;
+  const auto [out, in] = ports_of(from, to);
+  messages_.push_back({out, in, static_cast<double>(bytes), now, 0, now, pacing.latency_seconds, true});
+  const std::size_t message = messages_.size() - 1;
+  if (pacing.bytes_per_second <= 0) {
+    ends_.emplace(now, message);
+    return message;
+  }
+  ports_[out].messages.push_back(message);
+  if (in != out) ports_[in].messages.push_back(message);
+  share_again(out, now);
+  if (in != out) share_again(in, now);
+  return message;
+}
+
+/// New rates for all messages of a port whose number of messages has changed.
+void Network::share_again(std::size_t port, double now) {
+  for (const std::size_t index : ports_[port].messages) {
+    Message& m = messages_[index];
+    const Port &out = ports_[m.out], &in = ports_[m.in];
+    const double rate = std::min(out.bytes_per_second / static_cast<double>(out.messages.size()),
+                                 in.bytes_per_second / static_cast<double>(in.messages.size()));
+    if (rate == m.rate) continue;
+    m.left = std::max(0.0, m.left - m.rate * (now - m.since));
+    m.since = now, m.rate = rate;
+    m.end = now + m.left / rate;
+    ends_.emplace(m.end, index);
+  }
+}
+
+double Network::next_end() {
+  while (!ends_.empty()) {
+    const auto [time, message] = ends_.top();
+    if (messages_[message].moving && messages_[message].end == time) return time;
+    ends_.pop();
+  }
+  return std::numeric_limits<double>::infinity();
+}
+
+void Network::finish(std::size_t message, double now) {
+  Message& m = messages_[message];
+  m.moving = false;
+  for (const std::size_t port : {m.out, m.in}) std::erase(ports_[port].messages, message);
+  share_again(m.out, now);
+  if (m.in != m.out) share_again(m.in, now);
+}
+
+void Network::advance(double now, std::vector<Arrival>& arrivals) {
+  for (double end = next_end(); end <= now; end = next_end()) {
+    const std::size_t message = ends_.top().second;
+    ends_.pop();
+    arrivals.push_back({message, end + messages_[message].latency});
+    finish(message, end);
+  }
 }
 
 }  // namespace periplus::comm

@@ -1,7 +1,11 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <queue>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace periplus::comm {
@@ -29,18 +33,50 @@ struct Links {
   bool same_node(int a, int b) const noexcept { return ranks_per_node <= 0 || a / ranks_per_node == b / ranks_per_node; }
 };
 
-/// When messages arrive: each occupies its links from the moment that both its ends and all of them are free, in the order
-/// of the calls. The thread transport asks it by the wall clock, the simulator by its own. Not thread-safe.
-class LinkClock {
+/// Messages in flight over links. Those that share a port share its bandwidth equally; a message moves at the smaller of its
+/// shares at both ends, and arrives its latency after its last byte has left. Time is the caller's, in seconds: the thread
+/// transport's is the wall clock, the simulator has its own. Not thread-safe. Cost of a start or an end: O(messages at its
+/// two ports), and a logarithm.
+class Network {
  public:
-  LinkClock(const Links& links, int ranks);
-  /// Arrival, in seconds, of a message whose ends are ready at `ready`. Calls come with times that do not fall.
-  double arrival(int from, int to, std::int64_t bytes, double ready);
+  Network(const Links& links, int ranks);
+
+  /// A message starts to move; returns its number, 0, 1, 2, ... Times of all calls must not fall.
+  std::size_t start(int from, int to, std::int64_t bytes, double now);
+  /// When the next message will have left if no other starts before; infinity if none is moving.
+  double next_end();
+  struct Arrival {
+    std::size_t message;
+    double time;
+  };
+  /// Appends the messages whose last byte has left by `now`, with their times of arrival.
+  void advance(double now, std::vector<Arrival>& arrivals);
 
  private:
+  struct Message {
+    std::size_t out, in;  ///< Ports.
+    double left;          ///< Bytes, at `since`.
+    double since, rate;
+    double end;  ///< At the present rate.
+    double latency;
+    bool moving;
+  };
+  struct Port {
+    double bytes_per_second;
+    std::vector<std::size_t> messages;
+  };
+  using End = std::pair<double, std::size_t>;
+
+  std::pair<std::size_t, std::size_t> ports_of(int from, int to) const;
+  void share_again(std::size_t port, double now);
+  void finish(std::size_t message, double now);
+
   Links links_;
   std::size_t ranks_;
-  std::vector<double> inside_, between_;  ///< When ports are free: by pair, or [rank][sends, receives], or by rank.
+  std::vector<Port> ports_;  ///< Of links inside nodes, then between.
+  std::size_t first_between_ = 0;
+  std::vector<Message> messages_;
+  std::priority_queue<End, std::vector<End>, std::greater<>> ends_;  ///< Some are out of date: a message's own `end` decides.
 };
 
 }  // namespace periplus::comm

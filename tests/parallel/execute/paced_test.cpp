@@ -58,7 +58,7 @@ TEST(PacedExecution, TakesAsLongAsTheSimulatorSays) {
   const auto measured = [&](const plan::Program& program, const plan::Step& step) {
     return run.steps[static_cast<std::size_t>(program.rank)][static_cast<std::size_t>(&step - program.steps.data())];
   };
-  const double simulated = simulate::simulate(plan, simulate::costs_over(links, 4, measured)).makespan;
+  const double simulated = simulate::simulate(plan, {measured, links}).makespan;
   EXPECT_GE(run.seconds, 0.95 * simulated);
   EXPECT_LE(run.seconds, 1.25 * simulated + 0.05) << "a busy machine may add to it, but not this much";
   EXPECT_GT(run.exposed, 0) << "the links are too slow to hide";
