@@ -12,6 +12,7 @@
 
 #include "kernels/attention.h"
 #include "parallel/plan/ops.h"
+#include "parallel/plan/trace_event.h"
 #include "runtime/error.h"
 
 namespace periplus::execute {
@@ -131,7 +132,7 @@ class Executor {
       post(id, lane);
     }
     if (!lane.pending.done()) return false;
-    record(id, lane.begin_us, plan::bytes(program_, step(id)));
+    record(id, lane.begin_us);
     lane.active = false;
     queue.pop_front();
     finished_[static_cast<std::size_t>(id)] = true;
@@ -192,7 +193,7 @@ class Executor {
     const double seconds = seconds_between(begin, Clock::now());
     statistics_.compute_seconds += seconds;
     if (context_.step_seconds != nullptr) (*context_.step_seconds)[static_cast<std::size_t>(id)] = seconds;
-    record(id, begin_us, 0);
+    record(id, begin_us);
   }
 
   /// Messages move meanwhile, as from inside a kernel.
@@ -264,13 +265,9 @@ class Executor {
   }
 
   double now_us() const { return context_.tracer ? context_.tracer->now_us() : 0; }
-  void record(StepId id, double begin_us, std::int64_t bytes) {
+  void record(StepId id, double begin_us) {
     if (!context_.tracer) return;
-    const Step& s = step(id);
-    std::string name = fmt::format("{}: {}", plan::info(s.op).name, s.label.text);
-    if (s.label.index >= 0) name += fmt::format(" {}", s.label.index);
-    std::string track = s.op == Op::exchange ? fmt::format("lane {}", s.lane) : "compute";
-    context_.tracer->record({std::move(name), std::move(track), begin_us, now_us() - begin_us, id, bytes});
+    context_.tracer->record(plan::trace_event(program_, id, begin_us, now_us() - begin_us, context_.world_ranks));
   }
 
   const Program& program_;

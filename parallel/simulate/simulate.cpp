@@ -9,7 +9,7 @@
 
 #include <fmt/format.h>
 
-#include "parallel/plan/ops.h"
+#include "parallel/plan/trace_event.h"
 #include "runtime/error.h"
 
 namespace periplus::simulate {
@@ -178,19 +178,12 @@ class Simulation {
         if (!rank.times[id].finished) {
           throw InvalidArgument(fmt::format("simulate: rank {} step {} can never finish; verify the plan", r, id));
         }
-        record(rank, static_cast<StepId>(id), timeline.traces.back());
+        const StepTime& time = rank.times[id];
+        timeline.traces.back().record(
+            plan::trace_event(*rank.program, static_cast<StepId>(id), time.begin * 1e6, (time.end - time.begin) * 1e6));
       }
     }
     return timeline;
-  }
-
-  static void record(const Playback& rank, StepId id, Tracer& trace) {
-    const Step& step = rank.step(id);
-    const StepTime& time = rank.times[static_cast<std::size_t>(id)];
-    const std::string name = step.label.index < 0 ? std::string(step.label.text) : fmt::format("{} {}", step.label.text, step.label.index);
-    const std::string track = step.op == Op::exchange ? fmt::format("lane {}", step.lane) : "compute";
-    trace.record({fmt::format("{}: {}", plan::info(step.op).name, name), track, time.begin * 1e6, (time.end - time.begin) * 1e6, id,
-                  plan::bytes(*rank.program, step)});
   }
 
   const Costs& costs_;

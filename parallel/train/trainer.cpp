@@ -203,7 +203,10 @@ class Run {
   StepMetrics run_step(std::int64_t step) {
     const Clock::time_point begin = Clock::now();
     Tracer* const tracer = config_.run.trace ? &tracer_ : nullptr;
-    tracer_.clear();
+    if (tracer != nullptr) {
+      communicator_.barrier(stream_);  // the tracks of all ranks begin together
+      tracer_.restart();
+    }
     const double waited = communicator_.traffic().wait_seconds;
     std::optional<Batch> batch;
     all_or_none(communicator_, stream_, [&] {
