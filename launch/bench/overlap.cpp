@@ -22,7 +22,7 @@ namespace {
 struct Options {
   std::string strategy = "all";
   int ranks = 8, heads = 64, kv_heads = 64, pieces = 4, samples = 5;
-  std::int64_t tokens = 2048;
+  std::int64_t tokens = 512;
   double milliseconds = 150;
   std::vector<double> ratios = {0.5, 1, 2, 4};
 };
@@ -52,7 +52,7 @@ AttentionProblem make_problem(const Options& options, std::string_view strategy)
   const MaskSpec mask{.causal = true, .window_left = strategy == "halo" ? options.tokens / (4 * options.ranks) : -1};
   const LayoutKind layout = strategy == "balanced_helper" || strategy == "halo" ? LayoutKind::contiguous : LayoutKind::zigzag;
   AttentionProblem problem{.layout = SequenceLayout::make(layout, options.ranks, borders), .mask = Mask(mask, borders)};
-  problem.q_heads = options.heads, problem.kv_heads = options.kv_heads, problem.head_size = 8, problem.dtype = DType::bf16;
+  problem.q_heads = options.heads, problem.kv_heads = options.kv_heads, problem.head_size = 16, problem.dtype = DType::bf16;
   return problem;
 }
 

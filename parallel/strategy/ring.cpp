@@ -167,11 +167,9 @@ void ring_backward(ProgramBuilder& program, const RingBackward& on, const Ring& 
   Voyage voyage(program, ring, on.k, on.v);
   const DType accumulator = program.dtype_of(on.dk);
   const auto rows_of = [&](int owner) { return voyage.rows_of(owner); };
-  const auto add_block = [&](const Block& part, std::int64_t rows, const Block& sum) {
-    for (std::size_t i = 0; i < part.size(); ++i) {
-      program.add({"dk of the rank"}, part[i].k.rows_at(0, rows), sum[i].k);
-      program.add({"dv of the rank"}, part[i].v.rows_at(0, rows), sum[i].v);
-    }
+  const auto add_piece = [&](const Pair& part, std::int64_t rows, const Pair& sum) {
+    program.add({"dk of the rank"}, part.k.rows_at(0, rows), sum.k);
+    program.add({"dv of the rank"}, part.v.rows_at(0, rows), sum.v);
   };
 
   const Block part_block = voyage.scratch_block("part", accumulator);
@@ -193,8 +191,8 @@ void ring_backward(ProgramBuilder& program, const RingBackward& on, const Ring& 
                                 bands, ring.scale, ring.softcap, dq_modes[i]);
       }
       dq_modes[i] = Mode::add;
+      if (!first) add_piece(part_block[i], rows, sum[i]);  // at once: the sum of this piece can travel on
     }
-    if (!first) add_block(part_block, block.front().k.rows, sum);
   };
 
   const Block own = voyage.own_block(on.k, on.v), home = voyage.cut(on.dk, on.dv);
@@ -213,7 +211,7 @@ void ring_backward(ProgramBuilder& program, const RingBackward& on, const Ring& 
                         for (Pair& pair : target) pair = {pair.k.rows_at(0, rows), pair.v.rows_at(0, rows)};
                         circulate_with_sums(program, voyage.inside_node(owner), kBlockLane, kSumLane, block, kept, target, spare, sums,
                                             rows_of, visit);
-                        if (!first) add_block(window, rows, sum);
+                        for (std::size_t i = 0; i < block.size() && !first; ++i) add_piece(window[i], rows, sum[i]);
                       });
 }
 
