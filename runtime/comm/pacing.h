@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <queue>
 #include <string_view>
@@ -33,10 +34,10 @@ struct Links {
   bool same_node(int a, int b) const noexcept { return ranks_per_node <= 0 || a / ranks_per_node == b / ranks_per_node; }
 };
 
-/// Messages in flight over links. Those that share a port share its bandwidth equally; a message moves at the smaller of its
-/// shares at both ends, and arrives its latency after its last byte has left. Time is the caller's, in seconds: the thread
-/// transport's is the wall clock, the simulator has its own. Not thread-safe. Cost of a start or an end: O(messages at its
-/// two ports), and a logarithm.
+/// Messages in flight over links. Those of an ordered pair of ranks go one after the other; pairs that share a port share its
+/// bandwidth equally, and one moves at the smaller of its shares at both ends. A message arrives its latency after its last
+/// byte has left. Time is the caller's, in seconds: the thread transport's is the wall clock, the simulator has its own. Not
+/// thread-safe. Cost of a start or an end: O(pairs at its two ports), and a logarithm.
 class Network {
  public:
   Network(const Links& links, int ranks);
@@ -54,29 +55,31 @@ class Network {
 
  private:
   struct Message {
-    std::size_t out, in;  ///< Ports.
-    double left;          ///< Bytes, at `since`.
-    double since, rate;
-    double end;  ///< At the present rate.
-    double latency;
-    bool moving;
+    double bytes, latency;
+  };
+  /// The messages of an ordered pair: the first is moving.
+  struct Pair {
+    std::size_t out = 0, in = 0;  ///< Ports.
+    std::deque<std::size_t> queue = {};
+    double left = 0, since = 0, rate = 0;  ///< Bytes of the first message at `since`.
+    double end = 0;                        ///< Of the first message, at the present rate.
   };
   struct Port {
     double bytes_per_second;
-    std::vector<std::size_t> messages;
+    std::vector<std::size_t> pairs;  ///< Those with messages.
   };
   using End = std::pair<double, std::size_t>;
 
-  std::pair<std::size_t, std::size_t> ports_of(int from, int to) const;
   void share_again(std::size_t port, double now);
-  void finish(std::size_t message, double now);
+  void set_rate(std::size_t pair, double now);
+  void begin_first(std::size_t pair, double now);
 
   Links links_;
   std::size_t ranks_;
   std::vector<Port> ports_;  ///< Of links inside nodes, then between.
-  std::size_t first_between_ = 0;
+  std::vector<Pair> pairs_;  ///< [from][to]
   std::vector<Message> messages_;
-  std::priority_queue<End, std::vector<End>, std::greater<>> ends_;  ///< Some are out of date: a message's own `end` decides.
+  std::priority_queue<End, std::vector<End>, std::greater<>> ends_;  ///< Some are out of date: a pair's own `end` decides.
 };
 
 }  // namespace periplus::comm
