@@ -21,7 +21,7 @@ namespace {
 
 struct Options {
   std::string strategy = "all";
-  int ranks = 8, heads = 64, kv_heads = 64, pieces = 4, samples = 5;
+  int ranks = 8, heads = 64, kv_heads = 64, pieces = 8, samples = 5;
   std::int64_t tokens = 512;
   double milliseconds = 150;
   std::vector<double> ratios = {0.5, 1, 2, 4};

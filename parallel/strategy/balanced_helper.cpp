@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "parallel/strategy/heads.h"
+
 namespace periplus::strategy {
 namespace {
 
@@ -170,6 +172,21 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
     program.attend_backward({"step", step}, {q[0], k, v, q[1], q[2], q[3], to_q, to_k, to_v}, bands, problem.scale_or_default(),
                             problem.softcap, dq_mode);
   };
+  // The own block: half of its KV heads at once, while the first blocks come; the other half, on sums that start at zero,
+  // at the end, while the last gradients come home.
+  const HeadRange all{0, problem.q_heads, problem.q_heads / problem.kv_heads};
+  const int late_head = (problem.kv_heads + 1) / 2, late_heads = problem.kv_heads - late_head;
+  const std::vector<Band> own_bands = schedule.bands(program.rank(), program.rank());
+  const auto attend_own = [&](int first, int count, int gradient_head, const View& to_k, const View& to_v, std::span<const Band> bands,
+                              Mode dq_mode) {
+    for (const HeadPart& part : all.parts(first, count)) {
+      const auto of_queries = [&](const View& view) { return view.heads_at(part.q_head, part.q_heads); };
+      const auto of_keys = [&](const View& view, int from) { return view.heads_at(part.kv_head - from, part.kv_heads); };
+      const View q[] = {of_queries(on.q), of_queries(on.dout), of_queries(on.lse), of_queries(on.delta)};
+      attend(0, q, of_keys(on.k, 0), of_keys(on.v, 0), of_queries(dq), of_keys(to_k, gradient_head), of_keys(to_v, gradient_head), bands,
+             dq_mode);
+    }
+  };
   std::vector<View> keys_back, queries_back;
   const auto add_returned = [&](int step) {
     const Turn turn = schedule.turn(step);
@@ -186,7 +203,8 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
     const Arriving here = arriving;
     if (step < schedule.last_step()) arriving = bring_blocks(program, schedule, step + 1, keys, queries, spare_keys, spare_queries);
     if (step == 0) {
-      attend(step, own_queries, on.k, on.v, dq, dk, dv, schedule.bands(program.rank(), program.rank()), Mode::write);
+      attend_own(0, late_head, 0, dk, dv, own_bands, Mode::write);
+      attend_own(late_head, late_heads, 0, dk, dv, {}, Mode::write);
       continue;
     }
     // A rank either attends to other keys or helps; the gradients of keys go home in the first case, are its own in the second.
@@ -211,6 +229,14 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
     append(receives, turn.keys_to, keys_back);
     append(receives, turn.queries_to, queries_back);
     program.exchange({"results of step", step}, kResultLane, sends, receives);
+  }
+  if (late_heads > 0) {
+    const DType accumulator = accumulator_of(problem.dtype);
+    const View late_k = program.scratch("dk.own", accumulator, on.k.rows, late_heads, program.width_of(on.k));
+    const View late_v = program.scratch("dv.own", accumulator, on.v.rows, late_heads, program.width_of(on.v));
+    attend_own(late_head, late_heads, late_head, late_k, late_v, own_bands, Mode::add);
+    program.add({"dk of the own block"}, late_k, dk.heads_at(late_head, late_heads));
+    program.add({"dv of the own block"}, late_v, dv.heads_at(late_head, late_heads));
   }
   if (schedule.last_step() > 0) add_returned(schedule.last_step());
   settle(program, dq, on.dq);
