@@ -56,7 +56,7 @@ template <int J, int N, bool Add>
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j) {
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) sum[j][n] = Add ? load(c + j * c_stride + n * kLanes) : Vec{};
+    for (int n = 0; n < N; ++n) sum[j][n] = Vec{};
   }
   // Tested at the end: with a way around the loop the compiler moves every sum through the stack.
   do {
@@ -72,10 +72,14 @@ template <int J, int N, bool Add>
     a.data += a.column;
     b += b_stride;
   } while (--depth > 0);
+  // What c held is added here: no multiply-add has to wait for it to come from the second-level cache.
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j) {
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(c + j * c_stride + n * kLanes, sum[j][n]);
+    for (int n = 0; n < N; ++n) {
+      float* to = c + j * c_stride + n * kLanes;
+      store(to, Add ? load(to) + sum[j][n] : sum[j][n]);
+    }
   }
 }
 
