@@ -71,6 +71,23 @@ inline Lanes lanes_of(const ForwardStep& step, std::int64_t key) {
   return {larger(step.band.q0, key - step.band.hi), smaller(step.band.q1, key - step.band.lo + 1)};
 }
 
+/// Rows [begin,end) of a strip against keys from k on, as far as the same vectors of lanes see them: at the edges of a band
+/// not all do.
+inline ForwardStep next_step(const Band& band, std::int64_t begin, std::int64_t end, std::int64_t first_key, std::int64_t k,
+                             std::int64_t to) {
+  ForwardStep step{band, k, to, first_key, kStrip, 0};
+  for (std::int64_t lane = round_down(begin, kLanes); lane < end; lane += kLanes) {
+    const std::int64_t first = larger(begin, lane) + band.lo, last = smaller(end, lane + kLanes) + band.hi;
+    const bool seen = first <= k && k < last;
+    if (seen) {
+      step.begin = smaller(step.begin, lane);
+      step.end = lane + kLanes;
+    }
+    if (k < last) step.k1 = smaller(step.k1, seen ? last : first);
+  }
+  return step;
+}
+
 /// The strip's part of the scratch.
 struct ForwardStrip {
   float *queries, *sums, *origin, *total;
@@ -248,11 +265,13 @@ void forward_keys(const ForwardProblem<S, float>& p, const ForwardItem& item, Fo
     const std::int64_t origin = item.first_row + s * kStrip;
     const std::int64_t begin = larger(q0 - origin, 0), end = smaller(q1 - origin, kStrip);
     const Band moved{band.q0 - origin, band.q1 - origin, band.k0, band.k1, band.lo + origin, band.hi + origin};
-    const std::int64_t from = larger(keys.k0, begin + moved.lo), to = smaller(keys.k1, end + moved.hi);
-    if (from >= to) continue;
-    const ForwardStep step{moved, from, to, keys.k0, round_down(begin, kLanes), round_up(end, kLanes)};
-    forward_strip(p.shape, tile, strip_of(tile, p.shape, s), step, cap, values, pulse);
-    pulse.beat();
+    const std::int64_t to = smaller(keys.k1, end + moved.hi);
+    for (std::int64_t k = larger(keys.k0, begin + moved.lo); k < to;) {
+      const ForwardStep step = next_step(moved, begin, end, keys.k0, k, to);
+      forward_strip(p.shape, tile, strip_of(tile, p.shape, s), step, cap, values, pulse);
+      pulse.beat();
+      k = step.k1;
+    }
   }
 }
 
