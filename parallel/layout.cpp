@@ -228,7 +228,7 @@ std::vector<std::int64_t> SequenceLayout::positions(int rank) const {
 
 GroupedLayout::GroupedLayout(const SequenceLayout& from, std::span<const std::vector<int>> groups) : parts(groups.size()) {
   constexpr std::size_t kFewSegments = 4;  // each is a message to every other member
-  bool in_order = true;
+  bool in_order = std::ranges::any_of(groups, [](const std::vector<int>& group) { return group.size() > 1; });
   for (int rank = 0; rank < from.ranks(); ++rank) in_order = in_order && from.segments_of(rank).size() <= kFewSegments;
 
   layout.kind_ = LayoutKind::custom;

@@ -73,7 +73,8 @@ class SequenceLayout {
 };
 
 /// A layout in which each group of ranks owns the rows of all its members. Where every member has few segments, a group's
-/// rows are in the order of the sequence, so that the chunks of a zigzag join again; else member follows member.
+/// rows are in the order of the sequence, so that the chunks of a zigzag join again; else, and where groups have one member each, member
+/// follows member.
 struct GroupedLayout {
   /// Rows of a member that lie together in its group.
   struct Part {
