@@ -142,26 +142,24 @@ class Player {
 
   /// All messages of a phase leave before any arrives: an exchange never sends what it receives.
   void play_phase(int phase) {
-    struct Letter {
-      Rank from;
-      Pieces pieces;
-    };
-    std::vector<std::vector<Letter>> mail(slots_.size());  // by receiver, in posted order of each sender
+    mail_.resize(slots_.size());
+    for (std::vector<Letter>& box : mail_) box.clear();
     const auto in_phase = [&] { return next() < program().steps.size() && program().steps[next()].phase == phase; };
     for (rank_ = 0; rank_ < ranks(); ++rank_) {
       if (!in_phase()) continue;
       step_ = static_cast<StepId>(next());
       for (const Message& m : program().sends_of(program().steps[next()]))
-        mail[static_cast<std::size_t>(m.peer)].push_back({rank_, read(m.view)});
+        mail_[static_cast<std::size_t>(m.peer)].push_back({rank_, read(m.view)});
     }
     for (rank_ = 0; rank_ < ranks(); ++rank_) {
       if (!in_phase()) continue;
       step_ = static_cast<StepId>(next());
-      std::vector<Letter>& box = mail[static_cast<std::size_t>(rank_)];
+      std::vector<Letter>& box = mail_[static_cast<std::size_t>(rank_)];
+      taken_.assign(slots_.size(), 0);
       for (const Message& m : program().receives_of(program().steps[next()])) {
-        const auto letter = std::find_if(box.begin(), box.end(), [&](const Letter& l) { return l.from == m.peer; });
-        write(m.view, std::move(letter->pieces));
-        box.erase(letter);
+        // Senders were met in rank order, so the letters of each lie together.
+        const auto first = std::ranges::lower_bound(box, m.peer, {}, &Letter::from);
+        write(m.view, std::move(first[taken_[static_cast<std::size_t>(m.peer)]++].pieces));
       }
       ++next();
     }
@@ -360,6 +358,12 @@ class Player {
   Truth truth_;
   std::vector<std::vector<Pieces>> slots_;  ///< by rank and slot
   std::vector<std::size_t> next_;
+  struct Letter {
+    Rank from;
+    Pieces pieces;
+  };
+  std::vector<std::vector<Letter>> mail_;  ///< Of the phase at hand, by receiver, in posted order of each sender.
+  std::vector<std::ptrdiff_t> taken_;      ///< How many letters of each sender the receiver has.
   Pieces scratch_;
   TermStore store_;
   std::deque<AttendRecord> records_;
