@@ -35,11 +35,14 @@ class FormCheck {
       : program_(program), ranks_(ranks), failures_(failures) {}
 
   void run() {
+    std::vector<std::string_view> names;
     for (const Slot& slot : program_.slots) {
       check_slot(slot);
-      const auto same_name = [&](const Slot& other) { return other.name == slot.name; };
-      require(std::ranges::count_if(program_.slots, same_name) == 1, "two slots are called '{}'", slot.name);
+      names.push_back(slot.name);
     }
+    std::ranges::sort(names);
+    const auto twice = std::ranges::adjacent_find(names);
+    require(twice == names.end(), "two slots are called '{}'", twice == names.end() ? std::string_view() : *twice);
     for (id_ = 0; id_ < static_cast<StepId>(program_.steps.size()); ++id_) {
       const Step& step = program_.steps[static_cast<std::size_t>(id_)];
       if (!check_ranges(step)) continue;

@@ -1,7 +1,7 @@
 #include "parallel/strategy/ulysses.h"
 
 #include <algorithm>
-#include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -79,6 +79,35 @@ std::vector<std::vector<int>> head_groups(const Grid& grid) {
   return groups;
 }
 
+/// Scratch of `rows` rows for each member of a head group, each with the member's own number of heads: one slot for all
+/// members of a number, so that a program has few slots.
+class MemberScratch {
+ public:
+  MemberScratch(ProgramBuilder& program, const std::string& name, DType dtype, std::int64_t rows, std::int64_t width,
+                std::span<const int> heads) {
+    for (std::size_t member = 0; member < heads.size(); ++member) {
+      const auto like = std::ranges::find(heads.first(member), heads[member]);
+      const auto index = static_cast<std::size_t>(like - heads.begin());
+      if (index == member) {
+        const std::int64_t count = std::ranges::count(heads, heads[member]);
+        slots_.push_back(program.scratch(fmt::format("{}.{}", name, heads[member]), dtype, count * rows, heads[member], width));
+        used_.push_back(0);
+        of_member_.push_back(slots_.size() - 1);
+      } else {
+        of_member_.push_back(of_member_[index]);
+      }
+      const std::size_t slot = of_member_.back();
+      views_.push_back(slots_[slot].rows_at(rows * used_[slot]++, rows));
+    }
+  }
+  const View& of(int member) const { return views_[static_cast<std::size_t>(member)]; }
+
+ private:
+  std::vector<View> slots_, views_;
+  std::vector<std::int64_t> used_;
+  std::vector<std::size_t> of_member_;
+};
+
 /// One rank's trades with its head group.
 class HeadTrade {
  public:
@@ -112,12 +141,17 @@ class HeadTrade {
                             ? own
                             : program_.scratch(t.name + suffix(piece), program_.dtype_of(own), rows(), own.heads, program_.width_of(own)));
     }
+    std::vector<MemberScratch> packed;
+    for (const Outgoing& t : tensors) packed.push_back(member_scratch(t.name + ".packed" + suffix(piece), t.home, t.kv, piece));
     for (int apart = 1; apart < grid_.heads; ++apart) {
       const int to = member(apart), from = member(-apart);
       for (std::size_t i = 0; i < tensors.size(); ++i) {
-        const View leaving = range(tensors[i], to);
-        const std::string name = fmt::format("{}{}.to{}", tensors[i].name, suffix(piece), ranks_[static_cast<std::size_t>(to)]);
-        if (!leaving.empty()) append(sends, self_, rank(to), program_.sendable(leaving, name), false);
+        View leaving = range(tensors[i], to);
+        if (!program_.is_sendable(leaving)) {
+          program_.copy({"pack"}, leaving, packed[i].of(to));
+          leaving = packed[i].of(to);
+        }
+        append(sends, self_, rank(to), leaving, false);
         append(receives, from, rank(from), results[i], true);
       }
     }
@@ -137,17 +171,19 @@ class HeadTrade {
   };
   void back(int piece, std::span<Returning> tensors, std::string_view name) {
     std::vector<Message> sends, receives;
-    for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i].arrived.assign(ranks_.size(), {});
+    std::vector<MemberScratch> arriving;
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      tensors[i].arrived.assign(ranks_.size(), {});
+      arriving.push_back(member_scratch(fmt::format("{}{}{}", name, i, suffix(piece)), tensors[i].home, tensors[i].kv, piece,
+                                        program_.dtype_of(tensors[i].slot)));
+    }
     for (int apart = 1; apart < grid_.heads; ++apart) {
       const int to = member(apart), from = member(-apart);
       for (std::size_t i = 0; i < tensors.size(); ++i) {
         Returning& t = tensors[i];
         append(sends, to, rank(to), t.slot, true);
-        const View part = view_of(t.home, t.kv, heads(from, piece));
-        View& arriving = t.arrived[static_cast<std::size_t>(from)];
-        arriving = program_.scratch(fmt::format("{}{}{}.from{}", name, i, suffix(piece), rank(from)), program_.dtype_of(t.slot), part.rows,
-                                    part.heads, program_.width_of(part));
-        append(receives, self_, rank(from), arriving, false);
+        t.arrived[static_cast<std::size_t>(from)] = arriving[i].of(from);
+        append(receives, self_, rank(from), arriving[i].of(from), false);
       }
     }
     program_.exchange({"heads back", piece}, kBackLane, sends, receives);
@@ -181,6 +217,15 @@ class HeadTrade {
       held ? program_.add({"home"}, part, to) : program_.copy({"home"}, part, to);
       held = true;
     }
+  }
+  /// For the own rows of a tensor and each member's heads of a piece.
+  MemberScratch member_scratch(const std::string& name, const View& home, bool kv, int piece, std::optional<DType> dtype = {}) {
+    std::vector<int> counts;
+    for (int member = 0; member < grid_.heads; ++member) {
+      const HeadRange range = heads(member, piece);
+      counts.push_back(kv ? range.kv_count() : range.count);
+    }
+    return {program_, name, dtype.value_or(program_.dtype_of(home)), home.rows, program_.width_of(home), counts};
   }
   const std::vector<GroupedLayout::Part>& own_parts() const { return parts_[static_cast<std::size_t>(self_)]; }
   static View view_of(const View& view, bool kv, const HeadRange& heads) {
