@@ -1,7 +1,11 @@
 #include "launch/attention_options.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
+#include "launch/commands.h"
+#include "parallel/choose.h"
 #include "parallel/layout.h"
 #include "parallel/strategy/strategy.h"
 #include "runtime/error.h"
@@ -75,9 +79,10 @@ std::string to_text(const MaskSpec& spec) {
   return text;
 }
 
-void add_strategy_options(OptionTable& table, std::string& strategy, std::string& layout, bool all) {
+void add_strategy_and_layout(OptionTable& table, std::string& strategy, std::string& layout, const std::vector<std::string>& more) {
   std::vector<std::string> strategies = strategy_names(), layouts = layout_names();
-  if (all) strategies.emplace_back("all"), layouts.emplace_back("all");
+  strategies.insert(strategies.end(), more.begin(), more.end());
+  if (layout == "all") layouts.emplace_back("all");
   table.add({.key = "parallel.strategy",
              .flag = "strategy",
              .target = &strategy,
@@ -90,6 +95,68 @@ void add_strategy_options(OptionTable& table, std::string& strategy, std::string
              .value = "NAME",
              .help = "Which rank owns which tokens:",
              .choices = std::move(layouts)});
+}
+
+void add_strategy_options(OptionTable& table, AttentionOptions& how, std::string& layout) {
+  add_strategy_and_layout(table, how.strategy, layout, {"auto"});
+  table.add({.key = "parallel.pieces",
+             .flag = "pieces",
+             .target = &how.pieces,
+             .value = "N",
+             .help = "Rings: parts of a block by KV heads, so that work starts when the first is there.",
+             .least = 1});
+  table.add({.key = "parallel.stages",
+             .flag = "stages",
+             .target = &how.stages,
+             .value = "N",
+             .help = "gather_kv, group_cast: exchanges that keys come in; 0: the strategy's choice.",
+             .least = 0});
+  table.add({.key = "parallel.head_ranks",
+             .flag = "head-ranks",
+             .target = &how.head_ranks,
+             .value = "N",
+             .help = "usp: ranks that share heads, the others form rings; 0: as many as the heads allow.",
+             .least = 0});
+  table.add({.key = "parallel.placement",
+             .flag = "placement",
+             .target = &how.placement,
+             .value = "NAME",
+             .help = "usp: which ranks are neighbours, those that share heads or those of a ring:",
+             .choices = {"head_first", "context_first"}});
+  table.add({.key = "parallel.ranks_per_node",
+             .flag = "ranks-per-node",
+             .target = &how.ranks_per_node,
+             .value = "N",
+             .help = "Ranks that a fast network joins, for double_ring and usp; 0: not told.",
+             .least = 0});
+  add_machine_options(table, how.machine, "Strategy auto: ");
+}
+
+void add_machine_options(OptionTable& table, Machine& machine, const std::string& purpose) {
+  const auto number = [&](const char* flag, double* target, const char* help) {
+    std::string key = flag;
+    std::ranges::replace(key, '-', '_');
+    table.add({.key = "machine." + key, .flag = flag, .target = target, .value = "X", .help = purpose + help, .least = 0});
+  };
+  number("rank-gflops", &machine.rank_gflops, "Gflop/s of a rank's attention kernels.");
+  number("memory-gbytes", &machine.memory_gbytes, "GB/s of a rank's copies and sums.");
+  number("link-gbytes", &machine.link_gbytes, "GB/s of a link between ranks.");
+  number("link-latency-us", &machine.link_latency_us, "its latency.");
+  number("node-gbytes", &machine.node_gbytes, "GB/s of a link between nodes.");
+  number("node-latency-us", &machine.node_latency_us, "its latency.");
+  table.add({.key = "machine.link_sharing",
+             .flag = "link-sharing",
+             .target = &machine.link_sharing,
+             .value = "NAME",
+             .help = purpose + "messages that share a link: those of a pair of ranks, or of a port:",
+             .choices = {"pair", "port", "half_duplex"}});
+}
+
+void resolve_auto(const OptionTable& table, const AttentionProblem& problem, AttentionOptions& how) {
+  if (how.strategy != "auto") return;
+  const Choice choice = choose_strategy(problem, how);
+  say(table, "strategy auto: " + choice.why);
+  how = choice.options;
 }
 
 }  // namespace periplus::launch

@@ -5,6 +5,7 @@
 
 #include "launch/options.h"
 #include "parallel/mask.h"
+#include "parallel/problem.h"
 
 namespace periplus::launch {
 
@@ -25,7 +26,14 @@ MaskSpec mask_spec(const MaskOptions& options, const OptionTable& table);
 /// "causal window 64 sink tokens 4", "full window 4,3"
 std::string to_text(const MaskSpec& spec);
 
-/// Rows --strategy and --layout; `all` adds that word to what both accept.
-void add_strategy_options(OptionTable& table, std::string& strategy, std::string& layout, bool all = false);
+/// Rows --strategy and --layout; strategies may also be one of `more`, and a layout that is "all" may stay so.
+void add_strategy_and_layout(OptionTable& table, std::string& strategy, std::string& layout, const std::vector<std::string>& more);
+/// Rows of a machine's numbers: --rank-gflops, --link-gbytes, ... `purpose` begins their help.
+void add_machine_options(OptionTable& table, Machine& machine, const std::string& purpose);
+/// Strategy (with "auto") and layout, the options of strategies, and the machine of "auto".
+void add_strategy_options(OptionTable& table, AttentionOptions& how, std::string& layout);
+
+/// Puts the strategy that is chosen for the problem in place of "auto", and says why.
+void resolve_auto(const OptionTable& table, const AttentionProblem& problem, AttentionOptions& how);
 
 }  // namespace periplus::launch

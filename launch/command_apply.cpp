@@ -16,7 +16,8 @@ namespace {
 
 struct ApplyOptions {
   std::string input, output;
-  std::string strategy = "ring", layout = "zigzag";
+  AttentionOptions how;
+  std::string layout = "zigzag";
   MaskOptions mask;
   double scale = 0;
   RankOptions ranks;
@@ -33,7 +34,7 @@ void add_options(OptionTable& table, ApplyOptions& options) {
              .target = &options.output,
              .value = "FILE",
              .help = "Where out, lse and, with grad_out, the gradients go."});
-  add_strategy_options(table, options.strategy, options.layout);
+  add_strategy_options(table, options.how, options.layout);
   add_mask_options(table, options.mask);
   table.add({.key = "attention.scale",
              .flag = "scale",
@@ -112,20 +113,20 @@ int apply_rank(const OptionTable& table, const ApplyOptions& options, const Atte
                const comm::Communicator& communicator) {
   const Memory memory;
   const std::size_t before = communicator.traffic().bytes_sent;
-  const LocalAttention local = run_attention(problem, {.strategy = options.strategy}, file.tensors(), communicator, memory);
+  const LocalAttention local = run_attention(problem, options.how, file.tensors(), communicator, memory);
   const Figures figures = figures_over_ranks(local, communicator.traffic().bytes_sent - before, communicator, memory);
   write_results(options, problem, local, communicator, memory);
   if (communicator.rank() != 0) return kOk;
   say(table, fmt::format("attention: {} tokens, {} ranks ({}), {} {}, {}: forward {:.3f} s, backward {:.3f} s, exposed communication "
                          "{:.3f} s, {} sent; wrote {}",
-                         problem.layout.tokens(), communicator.size(), communicator.transport_name(), options.strategy, options.layout,
+                         problem.layout.tokens(), communicator.size(), communicator.transport_name(), options.how.strategy, options.layout,
                          to_text(problem.mask.spec()), figures.forward_seconds, figures.backward_seconds, figures.exposed_seconds,
                          bytes_text(figures.bytes_sent), options.output));
   print_result(table, {{"operation", "attention"},
                        {"tokens", problem.layout.tokens()},
                        {"ranks", communicator.size()},
                        {"transport", communicator.transport_name()},
-                       {"strategy", options.strategy},
+                       {"strategy", options.how.strategy},
                        {"layout", options.layout},
                        {"forward_seconds", figures.forward_seconds},
                        {"backward_seconds", figures.backward_seconds},
@@ -149,6 +150,7 @@ int apply_command(Arguments arguments) {
   check_files(options);
   const AttentionFile file(options.input);
   const AttentionProblem problem = make_problem(options, table, file, source.ranks);
+  resolve_auto(table, problem, options.how);
   return run_ranks(source, options.ranks,
                    [&](const comm::Communicator& communicator) { return apply_rank(table, options, file, problem, communicator); });
 }

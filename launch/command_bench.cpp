@@ -24,8 +24,10 @@ struct Suite {
 const std::vector<Suite>& suites() {
   static const std::vector<Suite> table = {
       {"train", "training speed of ranks against one process with as many threads", bench::bench_train},
+      {"attention", "distributed attention against one process with as many threads", bench::bench_attention},
       {"memory", "activation memory by the number of ranks", bench::bench_memory},
       {"kernels", "attention kernels against the peaks of this machine and against oneDNN", bench::bench_kernels},
+      {"overlap", "how much of the communication strategies hide, with paced links and sleeping kernels", bench::bench_overlap},
   };
   return table;
 }
@@ -40,7 +42,7 @@ int bench_command(Arguments arguments) {
   const std::string& wanted = arguments.front();
   if (wanted == "--help" || wanted == "-h") {
     std::string page = "Usage: " + usage + "\n\n";
-    for (const Suite& suite : suites()) page += fmt::format("  {:<8} {}\n", suite.name, suite.purpose);
+    for (const Suite& suite : suites()) page += fmt::format("  {:<10} {}\n", suite.name, suite.purpose);
     std::fputs((page + "\nperiplus bench SUITE --help lists the options.\n").c_str(), stdout);
     return kOk;
   }

@@ -17,7 +17,8 @@ namespace periplus::launch {
 namespace {
 
 struct PlanOptions {
-  std::string strategy = "ring", layout = "zigzag", dtype = "bf16", pass = "forward";
+  AttentionOptions how;
+  std::string layout = "zigzag", dtype = "bf16", pass = "forward";
   int ranks = 4, rank = -1;
   std::int64_t tokens = 0;
   std::vector<std::int64_t> documents;
@@ -26,7 +27,7 @@ struct PlanOptions {
 };
 
 void add_options(OptionTable& table, PlanOptions& options) {
-  add_strategy_options(table, options.strategy, options.layout);
+  add_strategy_options(table, options.how, options.layout);
   table.add({.key = "parallel.ranks",
              .flag = "ranks",
              .target = &options.ranks,
@@ -107,9 +108,8 @@ AttentionProblem make_problem(const PlanOptions& options, const OptionTable& tab
 }
 
 std::vector<plan::Program> make_programs(const PlanOptions& options, const AttentionProblem& problem, Pass pass) {
-  const AttentionOptions how{.strategy = options.strategy};
-  if (options.rank < 0) return make_plan(problem, how, pass).programs;
-  return {make_program(problem, how, pass, options.rank)};
+  if (options.rank < 0) return make_plan(problem, options.how, pass).programs;
+  return {make_program(problem, options.how, pass, options.rank)};
 }
 
 nlohmann::json show_pass(const OptionTable& table, const PlanOptions& options, const AttentionProblem& problem, Pass pass) {
@@ -133,7 +133,7 @@ nlohmann::json show_pass(const OptionTable& table, const PlanOptions& options, c
   const int heads = problem.q_heads, kv_heads = problem.kv_heads;
   say(table,
       fmt::format("{} {}: {} {}, {} layout, {} tokens, {}/{} heads of {} and {}, {}, {} mask: {} sent by {}, largest workspace {}\n{}",
-                  options.strategy, name, options.ranks, options.ranks == 1 ? "rank" : "ranks", options.layout, problem.layout.tokens(),
+                  options.how.strategy, name, options.ranks, options.ranks == 1 ? "rank" : "ranks", options.layout, problem.layout.tokens(),
                   heads, kv_heads, problem.head_size, problem.value(), options.dtype, to_text(problem.mask.spec()),
                   bytes_text(static_cast<double>(sent)), options.rank < 0 ? "all ranks" : fmt::format("rank {}", options.rank),
                   bytes_text(static_cast<double>(workspace)), text));
@@ -153,13 +153,14 @@ int plan_command(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
   const AttentionProblem problem = make_problem(options, table);
+  resolve_auto(table, problem, options.how);
   nlohmann::json passes = nlohmann::json::array();
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     const char* const name = pass == Pass::forward ? "forward" : "backward";
     if (options.pass == "both" || options.pass == name) passes.push_back(show_pass(table, options, problem, pass));
   }
   print_result(table, {{"operation", "attention"},
-                       {"strategy", options.strategy},
+                       {"strategy", options.how.strategy},
                        {"layout", options.layout},
                        {"ranks", options.ranks},
                        {"passes", passes}});

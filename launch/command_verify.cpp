@@ -112,7 +112,8 @@ Tally verify_row(const Row& row, const VerificationCase& problem_case, const std
       AttentionProblem problem = verification_problem(layout_kind_from_string(row.layout), problem_case, borders, count);
       const std::string subject = fmt::format("{} {} {}, {} ranks, {} documents, {} tokens", row.strategy, row.layout, row.mask, count,
                                               borders.size() - 1, borders.back());
-      if (const std::string refusal = strategy::refusal(strategy::find_strategy(row.strategy), problem, {.strategy = row.strategy}); !refusal.empty()) {
+      if (const std::string refusal = strategy::refusal(strategy::find_strategy(row.strategy), problem, {.strategy = row.strategy});
+          !refusal.empty()) {
         if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, refusal);
         tally.refused += kPasses;
         continue;
@@ -162,7 +163,7 @@ int verify_command(Arguments arguments) {
                     "periplus verify --ranks 1-16,64 --strategy all --layout all");
   VerifyOptions options;
   table.add({.key = "verify.ranks", .flag = "ranks", .target = &options.ranks, .value = "LIST", .help = "Numbers and ranges: 1-16,64."});
-  add_strategy_options(table, options.strategy, options.layout, true);
+  add_strategy_and_layout(table, options.strategy, options.layout, {"all"});
   table.add({.key = "verify.symbolic_only",
              .flag = "symbolic-only",
              .target = &options.symbolic_only,

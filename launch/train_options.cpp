@@ -121,7 +121,7 @@ void add_train_options(OptionTable& table, train::Config& config, RankOptions& r
              .help = "How documents fill rows:",
              .choices = {"best_fit", "concat"}});
   add_run(table, config.run);
-  add_strategy_options(table, config.parallel.strategy, config.parallel.layout);
+  add_strategy_options(table, config.parallel.attention, config.parallel.layout);
   ranks.deadline_seconds = config.run.deadline_seconds;
   add_rank_options(table, ranks);
   add_model(table, config.model);

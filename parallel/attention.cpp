@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "parallel/choose.h"
 #include "parallel/execute/execute.h"
 #include "parallel/plan/builder.h"
 #include "parallel/plan/ops.h"
@@ -112,29 +113,26 @@ std::uint64_t AttentionProblem::digest() const {
 }
 
 std::uint64_t AttentionOptions::digest() const {
-  return hash64(fmt::format("{} {} {} {} {} {}", strategy, pieces, stages, head_ranks, to_string(placement), ranks_per_node));
+  const Machine& m = machine;
+  return hash64(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", strategy, pieces, stages, head_ranks, placement, ranks_per_node,
+                            m.rank_gflops, m.memory_gbytes, m.link_gbytes, m.link_latency_us, m.node_gbytes, m.node_latency_us,
+                            m.link_sharing));
 }
 
-std::string_view to_string(Placement placement) noexcept { return placement == Placement::head_first ? "head_first" : "context_first"; }
-
-Placement placement_from_string(std::string_view name) {
-  for (const Placement placement : {Placement::head_first, Placement::context_first}) {
-    if (name == to_string(placement)) return placement;
-  }
-  throw InvalidArgument(fmt::format("placement '{}' is not known; use head_first or context_first", name));
-}
-
-plan::Program make_program(const AttentionProblem& problem, const AttentionOptions& options, Pass pass, int rank) {
+plan::Program make_program(const AttentionProblem& problem, const AttentionOptions& as_told, Pass pass, int rank) {
+  const AttentionOptions options = resolved(problem, as_told);
   const strategy::Strategy& strategy = chosen_strategy(problem, options);
   ProgramBuilder program(rank);
   (pass == Pass::forward ? build_forward : build_backward)(program, problem, options, strategy);
   return program.build();
 }
 
-plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& options, Pass pass) {
+plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& as_told, Pass pass) {
+  const AttentionOptions options = resolved(problem, as_told);
   const strategy::Strategy& strategy = chosen_strategy(problem, options);
-  plan::Plan plan{
-      {}, {problem.layout, problem.mask, problem.q_heads, problem.kv_heads, pass == Pass::backward, strategy.bytes_sent(problem, options, pass)}};
+  plan::Plan plan{{},
+                  {problem.layout, problem.mask, problem.q_heads, problem.kv_heads, pass == Pass::backward,
+                   strategy.bytes_sent(problem, options, pass)}};
   for (int rank = 0; rank < problem.layout.ranks(); ++rank) plan.programs.push_back(make_program(problem, options, pass, rank));
   return plan;
 }
@@ -171,6 +169,7 @@ DistributedAttention::DistributedAttention(AttentionProblem problem, AttentionOp
                                   "attention problem and options", stream);
   const int rank = communicator.rank();
   state_ = std::make_unique<State>(State{std::move(problem), std::move(communicator), std::move(memory), tracer, {}, {}, {}});
+  options = resolved(state_->problem, options);
   for (const Pass pass : {Pass::forward, Pass::backward}) state_->program(pass) = make_program(state_->problem, options, pass, rank);
   const std::int64_t bytes = std::max(state_->programs[0].workspace_bytes, state_->programs[1].workspace_bytes);
   state_->workspace = Tensor({bytes}, DType::u8, state_->memory);

@@ -226,4 +226,44 @@ std::vector<std::int64_t> SequenceLayout::positions(int rank) const {
   return positions;
 }
 
+GroupedLayout::GroupedLayout(const SequenceLayout& from, std::span<const std::vector<int>> groups) : parts(groups.size()) {
+  constexpr std::size_t kFewSegments = 4;  // each is a message to every other member
+  bool in_order = std::ranges::any_of(groups, [](const std::vector<int>& group) { return group.size() > 1; });
+  for (int rank = 0; rank < from.ranks(); ++rank) in_order = in_order && from.segments_of(rank).size() <= kFewSegments;
+
+  layout.kind_ = LayoutKind::custom;
+  layout.ranks_ = static_cast<int>(groups.size());
+  layout.cu_seqlens_ = from.cu_seqlens_;
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    std::vector<Segment> segments;  // `rank` is the member's index
+    for (std::size_t member = 0; member < groups[group].size(); ++member) {
+      for (Segment segment : from.segments_of(groups[group][member])) {
+        segment.rank = static_cast<int>(member);
+        segments.push_back(segment);
+      }
+    }
+    if (in_order) std::ranges::stable_sort(segments, {}, &Segment::global0);
+    std::int64_t row = 0;
+    for (const Segment& segment : segments) {
+      std::vector<Part>& members = parts[group];
+      if (!members.empty() && members.back().member == segment.rank && members.back().from + members.back().rows == segment.local0) {
+        members.back().rows += segment.length;
+      } else {
+        members.push_back({segment.rank, segment.local0, row, segment.length});
+      }
+      Segment* const last = layout.by_local_.empty() ? nullptr : &layout.by_local_.back();
+      const bool continues = last != nullptr && last->rank == static_cast<int>(group) && last->document == segment.document &&
+                             last->stride == 1 && segment.stride == 1 && last->global0 + last->length == segment.global0;
+      if (continues) {
+        last->length += segment.length;
+      } else {
+        layout.by_local_.push_back({static_cast<int>(group), row, segment.global0, segment.length, segment.stride, segment.document});
+      }
+      row += segment.length;
+    }
+    std::ranges::stable_sort(parts[group], {}, [](const Part& part) { return std::pair(part.member, part.from); });
+  }
+  layout.finalise();
+}
+
 }  // namespace periplus

@@ -41,6 +41,7 @@ class SequenceLayout {
   /// rank are 0..n-1 without gaps. A segment that crosses a document border is split.
   static SequenceLayout from_segments(int ranks, std::span<const std::int64_t> cu_seqlens, std::vector<Segment> segments);
 
+  friend struct GroupedLayout;
   LayoutKind kind() const noexcept { return kind_; }
   int ranks() const noexcept { return ranks_; }
   std::int64_t tokens() const noexcept { return cu_seqlens_.back(); }
@@ -69,6 +70,22 @@ class SequenceLayout {
   std::vector<Segment> by_global_;  // the same, each group by global0
   std::vector<std::size_t> first_;  // group borders, ranks + 1
   std::uint64_t digest_ = 0;
+};
+
+/// A layout in which each group of ranks owns the rows of all its members. Where every member has few segments, a group's
+/// rows are in the order of the sequence, so that the chunks of a zigzag join again; else, and where groups have one member each, member
+/// follows member.
+struct GroupedLayout {
+  /// Rows of a member that lie together in its group.
+  struct Part {
+    int member = 0;                           ///< Index in the group.
+    std::int64_t from = 0, to = 0, rows = 0;  ///< Local row of the member; local row of the group.
+  };
+  /// Every rank of `layout` is in one group.
+  GroupedLayout(const SequenceLayout& layout, std::span<const std::vector<int>> groups);
+
+  SequenceLayout layout;
+  std::vector<std::vector<Part>> parts;  ///< By group, by member, by rising row.
 };
 
 }  // namespace periplus

@@ -110,6 +110,37 @@ void append_bands_between(const SequenceLayout& layout, const Mask& mask, int q_
   }
 }
 
+RowRange hull(const RowRange& a, const RowRange& b) noexcept {
+  if (a.rows() == 0 || b.rows() == 0) return a.rows() == 0 ? b : a;
+  return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+}
+
+RowRange query_rows_between(const SequenceLayout& layout, const Mask& mask, int q_rank, int k_rank) {
+  const std::span<const Segment> queries = layout.segments_of(q_rank), keys = layout.segments_by_global(k_rank);
+  std::vector<Band> bands;
+  const auto rows_of = [&](const Segment& q) {
+    bands.clear();
+    const std::int64_t document_start = layout.cu_seqlens()[static_cast<std::size_t>(q.document)];
+    const auto first = std::ranges::lower_bound(mask.bands(), document_start, {}, &Band::q0);
+    const auto key = std::ranges::lower_bound(keys, q.document, {}, &Segment::document);
+    for (auto b = first; b != mask.bands().end() && b->q0 < q.global_end(); ++b) {
+      if (b->q1 <= q.global0) continue;
+      for (auto k = key; k != keys.end() && k->document == q.document; ++k) {
+        if (k->global0 < b->k1 && k->global_end() > b->k0) append_pair(*b, q, *k, bands);
+      }
+    }
+    RowRange rows;
+    for (const Band& b : bands) rows = hull(rows, {b.q0, b.q1});
+    return rows;
+  };
+  RowRange rows;
+  for (auto q = queries.begin(); q != queries.end() && rows.rows() == 0; ++q) rows = rows_of(*q);
+  if (rows.rows() == 0) return rows;
+  RowRange last;
+  for (auto q = queries.rbegin(); q != queries.rend() && last.rows() == 0; ++q) last = rows_of(*q);
+  return hull(rows, last);
+}
+
 std::int64_t area_of_rank(const SequenceLayout& layout, const Mask& mask, int rank) {
   std::vector<Band> bands;
   for (int k_rank = 0; k_rank < layout.ranks(); ++k_rank) append_bands_between(layout, mask, rank, k_rank, bands);

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
-#include <string_view>
 
 #include "parallel/layout.h"
 #include "parallel/mask.h"
@@ -31,24 +30,30 @@ struct AttentionProblem {
   std::uint64_t digest() const;
 };
 
-/// Which ranks of a two-dimensional strategy stand next to each other, so that they share a node (LoongTrain).
-enum class Placement {
-  head_first,    ///< Ranks that share heads: the all-to-all stays in a node, the ring crosses nodes.
-  context_first  ///< Ranks of one ring: the ring stays in a node.
+/// A machine in a few numbers, for the strategy "auto" and for modelled times.
+struct Machine {
+  double rank_gflops = 1000;  ///< Rate of a rank's attention kernels.
+  double memory_gbytes = 10;  ///< GB/s of a rank's copies and sums.
+  double link_gbytes = 5;     ///< GB/s of a link between ranks (of one node).
+  double link_latency_us = 5;
+  double node_gbytes = 1;  ///< GB/s of a link between ranks of different nodes.
+  double node_latency_us = 20;
+  std::string link_sharing = "port";  ///< What shares a link: pair | port | half_duplex (runtime/comm/pacing.h).
+  friend bool operator==(const Machine&, const Machine&) = default;
 };
-std::string_view to_string(Placement placement) noexcept;
-/// Throws InvalidArgument that lists the names.
-Placement placement_from_string(std::string_view name);
 
 /// How it is computed. Equal on all ranks. A strategy that cannot do what is asked is refused when the plan is made, and
 /// so is an option that the strategy does not listen to: those keep their defaults.
 struct AttentionOptions {
-  std::string strategy = "ring";
-  int pieces = 1;          ///< Parts a block is cut into by KV heads, so that work starts when the first has arrived.
-  int stages = 0;          ///< Exchanges that fetched keys come in; 0: the strategy's own choice.
-  int head_ranks = 0;      ///< Ranks that share heads in a two-dimensional strategy; 0: the most that the heads allow.
-  Placement placement = Placement::head_first;
+  std::string strategy = "ring";  ///< A name of the strategy table, or "auto": the fastest on `machine` (choose.h).
+  int pieces = 1;                 ///< Parts a block is cut into by KV heads, so that work starts when the first has arrived.
+  int stages = 0;                 ///< Exchanges that fetched keys come in; 0: the strategy's own choice.
+  int head_ranks = 0;             ///< Ranks that share heads in a two-dimensional strategy; 0: the most that the heads allow.
+  /// Which ranks of a two-dimensional strategy stand next to each other, and so share a node (LoongTrain): head_first, those
+  /// that share heads, so that the all-to-all stays in a node; context_first, those of one ring.
+  std::string placement = "head_first";
   int ranks_per_node = 0;  ///< Ranks that a fast network joins; 0: all of them.
+  Machine machine = {};    ///< For "auto" only.
   std::uint64_t digest() const;
 };
 

@@ -1,7 +1,9 @@
 #include "runtime/trace.h"
 
+#include <algorithm>
 #include <iterator>
 #include <map>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
@@ -13,24 +15,54 @@ namespace {
 // Names that are not UTF-8 must not make the whole trace unwritable.
 std::string quoted(const std::string& text) { return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace); }
 
+/// Messages of one sender, receiver and track, in order: where their arrows start and end.
+struct Route {
+  struct End {
+    int thread = 0;
+    double at_us = 0;
+  };
+  std::vector<End> starts, ends;
+};
+
 class ChromeTraceWriter {
  public:
+  explicit ChromeTraceWriter(const std::vector<const Tracer*>& tracers) {
+    for (const Tracer* tracer : tracers) {
+      for (const TraceEvent& event : tracer->events()) threads_[{tracer->rank(), event.track}];
+    }
+    // Viewers sort threads by number: those of a rank in the order of their names.
+    int next = 0;
+    for (auto& [track, thread] : threads_) thread = next++;
+    for (const auto& [track, thread] : threads_) {
+      append(R"({{"ph":"M","name":"thread_name","pid":{},"tid":{},"args":{{"name":{}}}}})", track.first, thread, quoted(track.second));
+    }
+  }
+
   void write(const Tracer& tracer) {
     const int process = tracer.rank();
     append(R"({{"ph":"M","name":"process_name","pid":{},"args":{{"name":"rank {}"}}}})", process, process);
     append(R"({{"ph":"M","name":"process_sort_index","pid":{},"args":{{"sort_index":{}}}}})", process, process);
     for (const TraceEvent& event : tracer.events()) {
-      const auto [entry, is_new] = threads_.try_emplace({process, event.track}, static_cast<int>(threads_.size()));
-      const int thread = entry->second;
-      if (is_new) {
-        append(R"({{"ph":"M","name":"thread_name","pid":{},"tid":{},"args":{{"name":{}}}}})", process, thread, quoted(event.track));
-      }
+      const int thread = threads_.at({process, event.track});
       append(R"({{"ph":"X","name":{},"pid":{},"tid":{},"ts":{:.3f},"dur":{:.3f},"args":{{"step":{},"bytes":{}}}}})", quoted(event.name),
              process, thread, event.begin_us, event.duration_us, event.step, event.bytes);
+      for (const TraceMessage& message : event.messages) add_to_route(process, event, thread, message);
     }
   }
 
-  std::string finish() { return "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[" + events_ + "\n]}\n"; }
+  std::string finish() {
+    int id = 0;
+    for (const auto& [way, route] : routes_) {
+      const auto& [from, to, track] = way;
+      for (std::size_t k = 0; k < std::min(route.starts.size(), route.ends.size()); ++k, ++id) {
+        append(R"({{"ph":"s","name":"message","cat":"message","id":{},"pid":{},"tid":{},"ts":{:.3f}}})", id, from, route.starts[k].thread,
+               route.starts[k].at_us);
+        append(R"({{"ph":"f","bp":"e","name":"message","cat":"message","id":{},"pid":{},"tid":{},"ts":{:.3f}}})", id, to,
+               route.ends[k].thread, route.ends[k].at_us);
+      }
+    }
+    return "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[" + events_ + "\n]}\n";
+  }
 
  private:
   template <class... Arguments>
@@ -39,14 +71,23 @@ class ChromeTraceWriter {
     fmt::format_to(std::back_inserter(events_), pattern, std::forward<Arguments>(arguments)...);
   }
 
+  void add_to_route(int process, const TraceEvent& event, int thread, const TraceMessage& message) {
+    Route& route = routes_[message.sent ? std::tuple(process, message.peer, event.track) : std::tuple(message.peer, process, event.track)];
+    // A viewer ties an end to the event that it lies in, and an event does not hold its last instant.
+    constexpr double kInside = 0.002;
+    const double last = event.begin_us + std::max(0.0, event.duration_us - kInside);
+    (message.sent ? route.starts : route.ends).push_back({thread, message.sent ? event.begin_us : last});
+  }
+
   std::string events_;
-  std::map<std::pair<int, std::string>, int> threads_;  // several tracers may belong to one rank
+  std::map<std::pair<int, std::string>, int> threads_;         // several tracers may belong to one rank
+  std::map<std::tuple<int, int, std::string>, Route> routes_;  // by sender, receiver, track
 };
 
 }  // namespace
 
 std::string to_chrome_trace(const std::vector<const Tracer*>& tracers) {
-  ChromeTraceWriter writer;
+  ChromeTraceWriter writer(tracers);
   for (const Tracer* tracer : tracers) writer.write(*tracer);
   return writer.finish();
 }

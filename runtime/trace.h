@@ -9,14 +9,21 @@
 
 namespace periplus {
 
+/// One end of a message: an arrow of the trace starts at the event that sends it and ends at the one that receives it.
+struct TraceMessage {
+  int peer = 0;  ///< Rank of the tracer at the other end.
+  bool sent = false;
+};
+
 /// One finished piece of work on one track ("compute", "lane 0", "lane 1") of one rank.
 struct TraceEvent {
   std::string name;
   std::string track;
   double begin_us = 0;  ///< Since the tracer's epoch.
   double duration_us = 0;
-  int step = -1;        ///< Plan step id.
+  int step = -1;  ///< Plan step id.
   std::int64_t bytes = 0;
+  std::vector<TraceMessage> messages = {};  ///< In posted order.
 };
 
 /// Collects the events of one rank. Not thread-safe: one tracer per rank thread.
@@ -29,7 +36,11 @@ class Tracer {
   void record(TraceEvent event) { events_.push_back(std::move(event)); }
   const std::vector<TraceEvent>& events() const noexcept { return events_; }
   int rank() const noexcept { return rank_; }
-  void clear() { events_.clear(); }
+  /// Forgets all events and counts time from now on. Ranks whose tracks should line up call it at the same moment.
+  void restart() {
+    events_.clear();
+    epoch_ = Clock::now();
+  }
 
  private:
   int rank_;
@@ -37,7 +48,9 @@ class Tracer {
   std::vector<TraceEvent> events_;
 };
 
-/// Chrome-trace JSON (chrome://tracing, ui.perfetto.dev): process = rank, thread = track.
+/// Chrome-trace JSON (chrome://tracing, ui.perfetto.dev): process = rank, thread = track, arrows from send to receive. As
+/// transports do, it pairs the k-th message that a rank sends to another on a track with the k-th that the other receives on
+/// its track of that name; a message that lacks one end (it lies outside of the trace) gets no arrow.
 std::string to_chrome_trace(const std::vector<const Tracer*>& tracers);
 
 }  // namespace periplus

@@ -1,10 +1,11 @@
 // Forward pass of one query tile; part of tiles.h.
 //
 // Query rows are lanes: S^T = K Q^T, then O^T += V^T P^T, so that maximum and sum over keys need no horizontal operation and
-// the weights are an operand of the second product as they are. A strip of 64 rows goes against 128 keys at a time: what
-// the blocks of each product share (queries, then weights) is 32 KB for D = 128 and stays in the first-level cache; the
-// packed keys and values are shared by all strips and stay in the second-level cache. Per pair and vector of 16 rows the
-// products cost 2 D multiply-adds and the weights 14 operations on the same two ports: for D = 128 5 % of the time.
+// the weights are an operand of the second product as they are. A strip of two vectors of rows goes against 128 keys at a
+// time. What the blocks of each product share (queries, then weights) is 16 KB with AVX-512 and D = 128: it stays in the
+// first-level cache beside the operand that streams through and the sums, and a narrow strip wastes little on the diagonal
+// of a causal mask. Packed keys and values are shared by all strips and stay in the second-level cache. Per pair and vector
+// of rows the products cost 2 D multiply-adds and the weights 14 operations on the same two ports: for D = 128 5 %.
 #pragma once
 
 #include "kernels/cpu/outliers.h"
@@ -16,7 +17,7 @@ namespace periplus::kernels::cpu {
 namespace {
 
 constexpr std::int64_t kKeysPerStep = 128;
-constexpr std::int64_t kStrip = 64;
+constexpr std::int64_t kStrip = 2 * kLanes;
 constexpr std::int64_t kStrips = kForwardRows / kStrip;
 static_assert(kKeysPerStep <= kMostPackedRows);
 
@@ -27,6 +28,7 @@ struct ForwardTile {
   float *keys, *values;   ///< [kKeysPerStep][packed_stride]
   float *origin, *total;  ///< [kForwardRows]: what scores are counted from, in base 2; sum of weights.
   std::int64_t key_stride, value_stride;
+  std::int64_t loaded = 0;  ///< Strips that hold queries and state.
 };
 
 inline std::int64_t forward_scratch_floats(const AttentionShape& shape) {
@@ -67,6 +69,23 @@ struct Lanes {
 };
 inline Lanes lanes_of(const ForwardStep& step, std::int64_t key) {
   return {larger(step.band.q0, key - step.band.hi), smaller(step.band.q1, key - step.band.lo + 1)};
+}
+
+/// Rows [begin,end) of a strip against keys from k on, as far as the same vectors of lanes see them: at the edges of a band
+/// not all do.
+inline ForwardStep next_step(const Band& band, std::int64_t begin, std::int64_t end, std::int64_t first_key, std::int64_t k,
+                             std::int64_t to) {
+  ForwardStep step{band, k, to, first_key, kStrip, 0};
+  for (std::int64_t lane = round_down(begin, kLanes); lane < end; lane += kLanes) {
+    const std::int64_t first = larger(begin, lane) + band.lo, last = smaller(end, lane + kLanes) + band.hi;
+    const bool seen = first <= k && k < last;
+    if (seen) {
+      step.begin = smaller(step.begin, lane);
+      step.end = lane + kLanes;
+    }
+    if (k < last) step.k1 = smaller(step.k1, seen ? last : first);
+  }
+  return step;
 }
 
 /// The strip's part of the scratch.
@@ -192,55 +211,81 @@ StepValues<S> pack_step(const ForwardProblem<S, float>& p, const ForwardItem& it
   return values;
 }
 
+/// Keys [k0,k1) of one of the item's bands.
+struct KeyRange {
+  std::int64_t band, k0, k1;
+};
+
+/// The step that starts at key k0 of a band, or with the next band if k0 is the end of this one.
+inline KeyRange keys_from(const ForwardItem& item, std::int64_t band, std::int64_t k0) {
+  if (k0 == item.bands[band].k1) {
+    if (++band == item.band_count) return {band, 0, 0};
+    k0 = item.bands[band].k0;
+  }
+  return {band, k0, smaller(k0 + kKeysPerStep, item.bands[band].k1)};
+}
+
+/// Loads queries, scaled so that scores come out in base 2, and state of the next strip.
 template <class S>
-void forward_band(const ForwardProblem<S, float>& p, const ForwardItem& item, const ForwardTile& tile, const Band& band) {
+void load_strip(const ForwardProblem<S, float>& p, const ForwardItem& item, ForwardTile& tile) {
+  const std::int64_t s = tile.loaded++;
+  const ForwardStrip strip = strip_of(tile, p.shape, s);
+  const std::int64_t row = item.first_row + s * kStrip, rows = smaller(kStrip, item.rows - s * kStrip);
+  for (std::int64_t lane = 0; lane < kStrip; ++lane) {
+    strip.origin[lane] = -kInfinity;
+    strip.total[lane] = 0;
+  }
+  if (item.band_count > 0) {
+    const float scale = static_cast<float>(p.softcap > 0 ? p.scale / p.softcap : p.scale * static_cast<double>(kLog2E));
+    pack_transposed(p.q.data + row * p.q.row + item.head * p.q.head, p.q.row, rows, p.shape.width_qk, scale, strip.queries, kStrip);
+    item.progress.call(item.progress.context);
+  }
+  if (p.overwrite) {
+    __builtin_memset(strip.sums, 0, static_cast<std::size_t>(p.shape.width_v * kStrip) * sizeof(float));
+    return;
+  }
+  pack_transposed(p.out.data + row * p.out.row + item.head * p.out.head, p.out.row, rows, p.shape.width_v, 1.0f, strip.sums, kStrip);
+  for (std::int64_t lane = 0; lane < rows; ++lane) {
+    const float lse = p.lse.data[(row + lane) * p.lse.row + item.head * p.lse.head];
+    strip.origin[lane] = lse * kLog2E;
+    strip.total[lane] = lse == -kInfinity ? 0.0f : 1.0f;
+  }
+}
+
+/// One step of keys against all strips that see them.
+template <class S>
+void forward_keys(const ForwardProblem<S, float>& p, const ForwardItem& item, ForwardTile& tile, const KeyRange& keys, Pulse& pulse) {
   const float cap = static_cast<float>(p.softcap) * kLog2E;
-  for (std::int64_t k0 = band.k0; k0 < band.k1; k0 += kKeysPerStep) {
-    const std::int64_t k1 = smaller(k0 + kKeysPerStep, band.k1);
-    const std::int64_t q0 = larger(band.q0, k0 - band.hi), q1 = smaller(band.q1, k1 - band.lo);
-    const StepValues<S> values = pack_step(p, item, tile, k0, k1 - k0);
-    Pulse pulse{item.progress};
-    const std::int64_t next_end = smaller(k1 + kKeysPerStep, band.k1), kv = item.head / (p.shape.heads / p.shape.kv_heads);
-    pulse.ahead[0] = rows_ahead(p.k, k1, next_end, kv, p.shape.width_qk);
-    pulse.ahead[1] = rows_ahead(p.v, k1, next_end, kv, p.shape.width_v);
-    pulse.beat();
-    for (std::int64_t s = (q0 - item.first_row) / kStrip; s * kStrip < q1 - item.first_row; ++s) {
-      const std::int64_t origin = item.first_row + s * kStrip;
-      const std::int64_t begin = larger(q0 - origin, 0), end = smaller(q1 - origin, kStrip);
-      const Band moved{band.q0 - origin, band.q1 - origin, band.k0, band.k1, band.lo + origin, band.hi + origin};
-      const std::int64_t from = larger(k0, begin + moved.lo), to = smaller(k1, end + moved.hi);
-      if (from >= to) continue;
-      const ForwardStep step{moved, from, to, k0, round_down(begin, kLanes), round_up(end, kLanes)};
+  const Band& band = item.bands[keys.band];
+  const std::int64_t q0 = larger(band.q0, keys.k0 - band.hi), q1 = smaller(band.q1, keys.k1 - band.lo);
+  const StepValues<S> values = pack_step(p, item, tile, keys.k0, keys.k1 - keys.k0);
+  pulse.beat();
+  for (std::int64_t s = (q0 - item.first_row) / kStrip; s * kStrip < q1 - item.first_row; ++s) {
+    while (tile.loaded <= s) load_strip(p, item, tile);
+    const std::int64_t origin = item.first_row + s * kStrip;
+    const std::int64_t begin = larger(q0 - origin, 0), end = smaller(q1 - origin, kStrip);
+    const Band moved{band.q0 - origin, band.q1 - origin, band.k0, band.k1, band.lo + origin, band.hi + origin};
+    const std::int64_t to = smaller(keys.k1, end + moved.hi);
+    for (std::int64_t k = larger(keys.k0, begin + moved.lo); k < to;) {
+      const ForwardStep step = next_step(moved, begin, end, keys.k0, k, to);
       forward_strip(p.shape, tile, strip_of(tile, p.shape, s), step, cap, values, pulse);
       pulse.beat();
+      k = step.k1;
     }
   }
 }
 
-/// Loads queries, scaled so that scores come out in base 2, and state, strip by strip.
+/// Rows that come closer while the tile's products run: keys and values of the next step, spread over most of this one; in the
+/// first step queries (and state), which each strip loads just before its products; in the last the rows of the result.
 template <class S>
-void load_rows(const ForwardProblem<S, float>& p, const ForwardItem& item, const ForwardTile& tile) {
-  const float scale = static_cast<float>(p.softcap > 0 ? p.scale / p.softcap : p.scale * static_cast<double>(kLog2E));
-  for (std::int64_t lane = 0; lane < kForwardRows; ++lane) {
-    tile.origin[lane] = -kInfinity;
-    tile.total[lane] = 0;
-  }
-  if (p.overwrite) __builtin_memset(tile.sums, 0, static_cast<std::size_t>(p.shape.width_v * kForwardRows) * sizeof(float));
-  for (std::int64_t s = 0; s * kStrip < item.rows; ++s) {
-    const ForwardStrip strip = strip_of(tile, p.shape, s);
-    const std::int64_t row = item.first_row + s * kStrip, rows = smaller(kStrip, item.rows - s * kStrip);
-    if (item.band_count > 0) {
-      pack_transposed(p.q.data + row * p.q.row + item.head * p.q.head, p.q.row, rows, p.shape.width_qk, scale, strip.queries, kStrip);
-      item.progress.call(item.progress.context);
-    }
-    if (p.overwrite) continue;
-    pack_transposed(p.out.data + row * p.out.row + item.head * p.out.head, p.out.row, rows, p.shape.width_v, 1.0f, strip.sums, kStrip);
-    for (std::int64_t lane = 0; lane < rows; ++lane) {
-      const float lse = p.lse.data[(row + lane) * p.lse.row + item.head * p.lse.head];
-      strip.origin[lane] = lse * kLog2E;
-      strip.total[lane] = lse == -kInfinity ? 0.0f : 1.0f;
-    }
-  }
+void look_ahead(const ForwardProblem<S, float>& p, const ForwardItem& item, const ForwardTile& tile, const KeyRange& next, Pulse& pulse) {
+  const std::int64_t kv = item.head / (p.shape.heads / p.shape.kv_heads), end = item.first_row + item.rows;
+  constexpr std::int64_t kSlow = 8, kFast = 32;
+  pulse.ahead[0] = rows_ahead(p.k, next.k0, next.k1, kv, p.shape.width_qk, kSlow);
+  pulse.ahead[1] = rows_ahead(p.v, next.k0, next.k1, kv, p.shape.width_v, kSlow);
+  const bool first = tile.loaded == 0, last = next.band == item.band_count;
+  if (first) pulse.ahead[2] = rows_ahead(p.q, item.first_row, end, item.head, p.shape.width_qk, kFast);
+  if (last || (first && !p.overwrite)) pulse.ahead[3] = rows_ahead(p.out, item.first_row, end, item.head, p.shape.width_v, kFast);
 }
 
 template <class S>
@@ -266,9 +311,17 @@ void store_state(const ForwardProblem<S, float>& p, const ForwardItem& item, con
 template <class S>
 void forward_tile(const ForwardProblem<S, float>& p, const ForwardItem& item) {
   if (item.band_count == 0 && !p.overwrite) return;
-  const ForwardTile tile = carve(p.shape, item.scratch);
-  load_rows(p, item, tile);
-  for (std::int64_t b = 0; b < item.band_count; ++b) forward_band(p, item, tile, item.bands[b]);
+  ForwardTile tile = carve(p.shape, item.scratch);
+  Pulse pulse{item.progress};
+  KeyRange keys{};
+  if (item.band_count > 0) keys = keys_from(item, 0, item.bands[0].k0);
+  while (keys.band < item.band_count) {
+    const KeyRange next = keys_from(item, keys.band, keys.k1);
+    look_ahead(p, item, tile, next, pulse);
+    forward_keys(p, item, tile, keys, pulse);
+    keys = next;
+  }
+  while (tile.loaded * kStrip < item.rows) load_strip(p, item, tile);
   store_state(p, item, tile);
 }
 

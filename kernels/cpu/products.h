@@ -13,29 +13,31 @@ namespace periplus::kernels::cpu {
 namespace {
 
 /// Rows that the next step reads: they come closer a few at a time between blocks of products, whereas packing would wait for
-/// each of them.
+/// each of them. Those that come too early are pushed out again.
 struct RowsAhead {
   const char* next = nullptr;
   std::int64_t stride = 0, bytes = 0, rows = 0;
+  std::int64_t pace = 0;  ///< Cache lines a beat.
 
   void fetch() {
-    constexpr std::int64_t kLine = 64, kLines = 16;
-    for (std::int64_t lines = 0; rows > 0 && lines < kLines; lines += (bytes + kLine - 1) / kLine, next += stride, --rows) {
+    constexpr std::int64_t kLine = 64;
+    for (std::int64_t lines = 0; rows > 0 && lines < pace; lines += (bytes + kLine - 1) / kLine, next += stride, --rows) {
       for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(next + at, 0, 2);
     }
   }
 };
 template <class T>
-RowsAhead rows_ahead(const Strided<T>& tensor, std::int64_t first, std::int64_t end, std::int64_t head, std::int64_t width) {
+RowsAhead rows_ahead(const Strided<T>& tensor, std::int64_t first, std::int64_t end, std::int64_t head, std::int64_t width,
+                     std::int64_t pace = 16) {
   const auto size = static_cast<std::int64_t>(sizeof(T));
   return {reinterpret_cast<const char*>(tensor.data + first * tensor.row + head * tensor.head), tensor.row * size, width * size,
-          end - first};
+          end - first, pace};
 }
 
 /// What happens every few blocks of a product, and otherwise has no time of its own.
 struct Pulse {
   Progress progress;
-  RowsAhead ahead[3] = {};
+  RowsAhead ahead[4] = {};
 
   void beat() {
     progress.call(progress.context);
@@ -56,7 +58,7 @@ template <int J, int N, bool Add>
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j) {
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) sum[j][n] = Add ? load(c + j * c_stride + n * kLanes) : Vec{};
+    for (int n = 0; n < N; ++n) sum[j][n] = Vec{};
   }
   // Tested at the end: with a way around the loop the compiler moves every sum through the stack.
   do {
@@ -72,10 +74,14 @@ template <int J, int N, bool Add>
     a.data += a.column;
     b += b_stride;
   } while (--depth > 0);
+  // What c held is added here: no multiply-add has to wait for it to come from the second-level cache.
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j) {
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(c + j * c_stride + n * kLanes, sum[j][n]);
+    for (int n = 0; n < N; ++n) {
+      float* to = c + j * c_stride + n * kLanes;
+      store(to, Add ? load(to) + sum[j][n] : sum[j][n]);
+    }
   }
 }
 

@@ -6,7 +6,10 @@
 namespace periplus::launch::bench {
 
 int bench_train(Arguments arguments);
+int bench_attention(Arguments arguments);
 int bench_memory(Arguments arguments);
 int bench_kernels(Arguments arguments);
+int bench_overlap(Arguments arguments);
+int bench_strategies(Arguments arguments);
 
 }  // namespace periplus::launch::bench

@@ -1,14 +1,13 @@
 // periplus bench train: ranks against one process with as many threads.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <thread>
 #include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <omp.h>
 
+#include "launch/bench/alone.h"
 #include "launch/bench/statistics.h"
 #include "launch/bench/suites.h"
 #include "launch/bench/training_sample.h"
@@ -18,23 +17,6 @@
 
 namespace periplus::launch::bench {
 namespace {
-
-/// Rank 0 works alone while the others sleep: a spinning wait would take the cores it measures.
-template <class Work>
-void alone(const comm::Communicator& communicator, Work&& work) {
-  const char token = 0;
-  char arrived = 0;
-  if (communicator.rank() == 0) {
-    work();
-    std::vector<comm::Send> sends;
-    for (int peer = 1; peer < communicator.size(); ++peer) sends.push_back({peer, &token, 1});
-    communicator.exchange(sends, {}, {"wake up"}, Stream()).wait();
-    return;
-  }
-  const comm::Receive receive{0, &arrived, 1};
-  comm::Pending wake = communicator.exchange({}, {&receive, 1}, {"wake up"}, Stream());
-  while (!wake.done()) std::this_thread::sleep_for(std::chrono::milliseconds(2));
-}
 
 struct Sides {
   std::vector<double> ranks, threads;

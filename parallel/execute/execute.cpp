@@ -6,11 +6,13 @@
 #include <deque>
 #include <exception>
 #include <optional>
+#include <thread>
 
 #include <fmt/format.h>
 
 #include "kernels/attention.h"
 #include "parallel/plan/ops.h"
+#include "parallel/plan/trace_event.h"
 #include "runtime/error.h"
 
 namespace periplus::execute {
@@ -72,6 +74,7 @@ class Executor {
 
   Statistics run() {
     const Clock::time_point start = Clock::now();
+    if (context_.step_seconds != nullptr) context_.step_seconds->assign(program_.steps.size(), 0);
     while (!queues_[0].empty() || lanes_busy()) {
       advance_lanes();
       if (!queues_[0].empty() && ready(queues_[0].front())) {
@@ -129,7 +132,7 @@ class Executor {
       post(id, lane);
     }
     if (!lane.pending.done()) return false;
-    record(id, lane.begin_us, plan::bytes(program_, step(id)));
+    record(id, lane.begin_us);
     lane.active = false;
     queue.pop_front();
     finished_[static_cast<std::size_t>(id)] = true;
@@ -181,10 +184,29 @@ class Executor {
   void compute(StepId id) {
     const Clock::time_point begin = Clock::now();
     const double begin_us = now_us();
-    run_kernel(step(id));
+    if (context_.pace) {
+      sleep_until(begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(context_.pace(program_, step(id)))));
+    } else {
+      run_kernel(step(id));
+    }
     if (failure_) std::rethrow_exception(failure_);
-    statistics_.compute_seconds += seconds_between(begin, Clock::now());
-    record(id, begin_us, 0);
+    const double seconds = seconds_between(begin, Clock::now());
+    statistics_.compute_seconds += seconds;
+    if (context_.step_seconds != nullptr) (*context_.step_seconds)[static_cast<std::size_t>(id)] = seconds;
+    record(id, begin_us);
+  }
+
+  /// Messages move meanwhile, as from inside a kernel.
+  void sleep_until(Clock::time_point end) {
+    constexpr auto kSlice = std::chrono::microseconds(200), kWakeUp = std::chrono::microseconds(80);  // a sleep ends so much late
+    for (Clock::time_point now = Clock::now(); now < end; now = Clock::now()) {
+      advance_lanes();
+      if (end - now > kWakeUp) {
+        std::this_thread::sleep_for(std::min<Clock::duration>(kSlice, end - now - kWakeUp));
+      } else {
+        std::this_thread::yield();
+      }
+    }
   }
 
   TensorView resolve(const View& view) const {
@@ -243,13 +265,9 @@ class Executor {
   }
 
   double now_us() const { return context_.tracer ? context_.tracer->now_us() : 0; }
-  void record(StepId id, double begin_us, std::int64_t bytes) {
+  void record(StepId id, double begin_us) {
     if (!context_.tracer) return;
-    const Step& s = step(id);
-    std::string name = fmt::format("{}: {}", plan::info(s.op).name, s.label.text);
-    if (s.label.index >= 0) name += fmt::format(" {}", s.label.index);
-    std::string track = s.op == Op::exchange ? fmt::format("lane {}", s.lane) : "compute";
-    context_.tracer->record({std::move(name), std::move(track), begin_us, now_us() - begin_us, id, bytes});
+    context_.tracer->record(plan::trace_event(program_, id, begin_us, now_us() - begin_us, context_.world_ranks));
   }
 
   const Program& program_;

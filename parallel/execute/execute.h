@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -43,6 +44,10 @@ struct Context {
   std::span<const int> world_ranks = {};  ///< Communicator rank of each rank of the plan; empty: the same numbers.
   TensorView workspace = {};              ///< u8, at least program.workspace_bytes, 256-byte aligned.
   Tracer* tracer = nullptr;               ///< Gets one event per step.
+  /// If set, compute steps touch no data and take as many seconds as it says, asleep: for measuring plans and this executor
+  /// with more ranks than cores.
+  std::function<double(const plan::Program&, const plan::Step&)> pace = {};
+  std::vector<double>* step_seconds = nullptr;  ///< Gets the time of each compute step, by step id; 0 for exchanges.
 };
 
 /// Runs one rank's program on the CPU and returns when it has finished, sends included. Exchanges are posted as soon as

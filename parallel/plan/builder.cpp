@@ -47,8 +47,8 @@ RotatingScratch ProgramBuilder::rotating_scratch(std::string_view name, int coun
 }
 
 View ProgramBuilder::sendable(View view, std::string name) {
+  if (is_sendable(view)) return view;
   const Slot from = program_.slot_of(view);
-  if (from.contiguous && view.heads == from.heads) return view;
   const View packed = scratch(std::move(name), from.dtype, view.rows, view.heads, from.width);
   copy({"pack"}, view, packed);
   return packed;

@@ -46,6 +46,11 @@ class ProgramBuilder {
   /// Slots name.0, name.1, ..., each able to hold `rows` rows.
   RotatingScratch rotating_scratch(std::string_view name, int count, DType dtype, std::int64_t rows, std::int64_t heads,
                                    std::int64_t width);
+  /// Whether messages can be sent from a view: whole rows of a dense slot.
+  bool is_sendable(const View& view) const {
+    const Slot& slot = program_.slot_of(view);
+    return slot.contiguous && view.heads == slot.heads;
+  }
   /// `view` itself if messages can be sent from it, else a contiguous scratch copy called `name`, made by a copy step.
   View sendable(View view, std::string name);
   DType dtype_of(const View& view) const { return program_.slot_of(view).dtype; }

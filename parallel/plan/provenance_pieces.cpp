@@ -1,6 +1,5 @@
 #include "parallel/plan/provenance_pieces.h"
 
-#include <algorithm>
 #include <array>
 
 #include <fmt/format.h>
@@ -22,21 +21,16 @@ std::optional<Cell> input_cell(std::string_view slot_name) {
   return static_cast<Cell>(name - kCellNames.begin());
 }
 
-std::vector<Term> Piece::terms() const {
-  std::vector<Term> result = shared_terms ? *shared_terms : std::vector<Term>();
-  for (Term& term : result) term.row += term_row, term.head += term_head;
-  return result;
-}
-
-std::optional<Piece> cut(const Piece& piece, std::int64_t row0, std::int64_t rows, std::int64_t head0, std::int64_t heads) {
-  const std::int64_t r0 = std::max(piece.row0, row0), r1 = std::min(piece.row0 + piece.rows, row0 + rows);
-  const std::int64_t h0 = std::max(piece.head0, head0), h1 = std::min(piece.head0 + piece.heads, head0 + heads);
-  if (r0 >= r1 || h0 >= h1) return std::nullopt;
-  Piece part = piece;
-  part.row0 = r0, part.rows = r1 - r0, part.head0 = h0, part.heads = h1 - h0;
-  part.origin_row += r0 - piece.row0, part.origin_head += h0 - piece.head0;
-  part.term_row += r0 - piece.row0, part.term_head += h0 - piece.head0;
-  return part;
+bool same_terms(const Piece& x, const Piece& y) {
+  std::vector<Term> terms;
+  for_terms(x, [&](const Term& term) { terms.push_back(term); });
+  std::size_t count = 0;
+  bool same = true;
+  for_terms(y, [&](const Term& term) {
+    same = same && count < terms.size() && terms[count] == term;
+    ++count;
+  });
+  return same && count == terms.size();
 }
 
 void keep_outside(const Piece& piece, const View& hole, Pieces& kept) {
@@ -51,23 +45,22 @@ void keep_outside(const Piece& piece, const View& hole, Pieces& kept) {
   keep(r0, r1, hole.head0 + hole.heads, kFar);
 }
 
-Pieces sums_like(const Pieces& identity, Cell cell, int record, bool contributes) {
+Pieces sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store) {
   Pieces sums = identity;
   for (Piece& piece : sums) {
     piece.cell = cell;
-    piece.shared_terms = contributes ? std::make_shared<const std::vector<Term>>(1, Term{record, piece.row0, piece.head0}) : nullptr;
+    piece.terms = contributes ? store.add({{record, piece.row0, piece.head0}, nullptr, 0, 0}) : nullptr;
     piece.term_row = piece.term_head = 0;
   }
   return sums;
 }
 
-Piece added(const Piece& held, const Piece& more) {
+Piece added(const Piece& held, const Piece& more, TermStore& store) {
   Piece sum = held;
-  std::vector<Term> terms = held.terms();
-  const std::vector<Term> others = more.terms();
-  terms.insert(terms.end(), others.begin(), others.end());
-  sum.shared_terms = std::make_shared<const std::vector<Term>>(std::move(terms));
-  sum.term_row = sum.term_head = 0;
+  for_terms(more, [&](const Term& term) {
+    sum.terms = store.add({term, sum.terms, sum.term_row, sum.term_head});
+    sum.term_row = sum.term_head = 0;
+  });
   return sum;
 }
 

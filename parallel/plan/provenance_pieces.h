@@ -1,7 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <memory>
+#include <deque>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -36,37 +37,80 @@ struct Term {
   friend bool operator==(const Term&, const Term&) = default;
 };
 
+/// A list of terms that other lists may go on from; those of `rest` are shifted by its row and head.
+struct TermNode {
+  Term term;
+  const TermNode* rest;
+  std::int64_t rest_row, rest_head;
+};
+/// Keeps the nodes of one proof.
+class TermStore {
+ public:
+  const TermNode* add(const TermNode& node) { return &nodes_.emplace_back(node); }
+
+ private:
+  std::deque<TermNode> nodes_;
+};
+
 /// A rectangle of equal history. Its rows and heads are those of rank `origin`, from origin_row and origin_head on; so
-/// global rows follow from the layout. Terms are shared between copies, their rows and heads shifted by the piece's own.
+/// global rows follow from the layout. Copies share the list of terms, shifted by rows and heads of their own.
 struct Piece {
   std::int64_t row0, rows, head0, heads;  ///< Where it lies: in a slot, or in a view once read.
   Cell cell;
   Rank origin;
   std::int64_t origin_row, origin_head;
-  std::shared_ptr<const std::vector<Term>> shared_terms = {};
+  const TermNode* terms = nullptr;
   std::int64_t term_row = 0, term_head = 0;
 
   bool same_origin(const Piece& other) const {
     return origin == other.origin && origin_row == other.origin_row && origin_head == other.origin_head;
   }
-  std::vector<Term> terms() const;
+  bool covers(std::int64_t first_row, std::int64_t row_count, std::int64_t first_head, std::int64_t head_count) const {
+    return row0 == first_row && rows == row_count && head0 == first_head && heads == head_count;
+  }
 };
+/// Calls fn(term) for every term of a piece, rows and heads counted from the piece's own.
+template <class Fn>
+void for_terms(const Piece& piece, Fn&& fn) {
+  std::int64_t row = piece.term_row, head = piece.term_head;
+  for (const TermNode* node = piece.terms; node != nullptr; node = node->rest) {
+    fn(Term{node->term.record, node->term.row + row, node->term.head + head});
+    row += node->rest_row, head += node->rest_head;
+  }
+}
+/// Whether both hold the same terms in the same order.
+bool same_terms(const Piece& x, const Piece& y);
 using Pieces = std::vector<Piece>;
 
 /// The part of a piece inside a rectangle, in the coordinates of the piece; nothing if they do not meet.
-std::optional<Piece> cut(const Piece& piece, std::int64_t row0, std::int64_t rows, std::int64_t head0, std::int64_t heads);
+inline std::optional<Piece> cut(const Piece& piece, std::int64_t row0, std::int64_t rows, std::int64_t head0, std::int64_t heads) {
+  const std::int64_t r0 = std::max(piece.row0, row0), r1 = std::min(piece.row0 + piece.rows, row0 + rows);
+  const std::int64_t h0 = std::max(piece.head0, head0), h1 = std::min(piece.head0 + piece.heads, head0 + heads);
+  if (r0 >= r1 || h0 >= h1) return std::nullopt;
+  Piece part = piece;
+  part.row0 = r0, part.rows = r1 - r0, part.head0 = h0, part.heads = h1 - h0;
+  part.origin_row += r0 - piece.row0, part.origin_head += h0 - piece.head0;
+  part.term_row += r0 - piece.row0, part.term_head += h0 - piece.head0;
+  return part;
+}
 /// Appends what remains of a piece outside a view of its slot.
 void keep_outside(const Piece& piece, const View& hole, Pieces& kept);
 /// Pieces with the rows of `identity`, each a sum of one term of `record` (or of none).
-Pieces sums_like(const Pieces& identity, Cell cell, int record, bool contributes);
+Pieces sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store);
 /// The sum of two pieces on the same rectangle.
-Piece added(const Piece& held, const Piece& more);
+Piece added(const Piece& held, const Piece& more, TermStore& store);
 /// Throws ProvenanceFailure unless both are the same rows and heads of the same rank.
 void require_same_origin(const Piece& x, const Piece& y);
 
 /// Calls fn(part of a, part of b) for every rectangle on which both are in one piece; they cover the same view.
 template <class Fn>
 void together(const Pieces& a, const Pieces& b, Fn&& fn) {
+  // Nearly always both were cut alike.
+  const auto alike = [](const Piece& x, const Piece& y) { return x.covers(y.row0, y.rows, y.head0, y.heads); };
+  if (std::equal(a.begin(), a.end(), b.begin(), b.end(), alike)) {
+    for (std::size_t i = 0; i < a.size(); ++i) fn(a[i], b[i]);
+    return;
+  }
   for (const Piece& x : a) {
     for (const Piece& y : b) {
       if (const std::optional<Piece> of_x = cut(x, y.row0, y.rows, y.head0, y.heads)) fn(*of_x, *cut(y, x.row0, x.rows, x.head0, x.heads));

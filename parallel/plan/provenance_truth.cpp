@@ -1,6 +1,10 @@
 #include "parallel/plan/provenance_truth.h"
 
 #include <algorithm>
+#include <array>
+#include <utility>
+
+#include "runtime/file.h"
 
 namespace periplus::plan {
 namespace {
@@ -12,6 +16,10 @@ StridedRows clip(const StridedRows& run, std::int64_t begin, std::int64_t end) {
   };
   const std::int64_t first = begin > run.first ? steps(begin) : 0, last = end > run.first ? steps(end) : 0;
   return {run.first + first * run.stride, last - first, run.stride};
+}
+
+std::uint64_t digest_of(std::span<const std::int64_t> words) {
+  return hash64({reinterpret_cast<const char*>(words.data()), words.size_bytes()});
 }
 
 }  // namespace
@@ -31,7 +39,40 @@ void Truth::for_runs(Rank rank, std::int64_t row0, std::int64_t rows, Fn&& fn) c
   }
 }
 
+AttendRecord::AttendRecord(const Program* of, const Step* attend, Pieces queries, Pieces keys, const View& q_view, const View& k_view)
+    : program(of),
+      step(attend),
+      q(std::move(queries)),
+      k(std::move(keys)),
+      q_rows(q_view.rows),
+      q_heads(q_view.heads),
+      k_rows(k_view.rows),
+      group(q_view.heads / k_view.heads) {
+  std::vector<std::int64_t> words;
+  bool whole = !q.empty() && !k.empty();
+  for (auto [pieces, heads] : {std::pair(&q, q_view.heads), std::pair(&k, k_view.heads)}) {
+    std::ranges::stable_sort(*pieces, {}, &Piece::row0);
+    words.push_back(static_cast<std::int64_t>(pieces->size()));
+    for (const Piece& piece : *pieces) {
+      words.insert(words.end(), {piece.row0, piece.rows, piece.origin, piece.origin_row});
+      whole = whole && piece.head0 == 0 && piece.heads == heads && piece.origin_head == pieces->front().origin_head;
+    }
+  }
+  if (whole) first_head = q.front().origin_head;
+  for (const Band& band : program->bands_of(*step)) words.insert(words.end(), {band.q0, band.q1, band.k0, band.k1, band.lo, band.hi});
+  geometry = digest_of(words);
+}
+
 std::uint64_t Truth::demanded(const Piece& piece) const {
+  const bool keys = has_key_rows(piece.cell);
+  const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{piece.origin, piece.origin_row, piece.rows, keys});
+  auto [entry, is_new] = demanded_.try_emplace(key, 0);
+  if (is_new) entry->second = demanded_pairs(piece);
+  const std::int64_t per_row_head = keys ? group_ : 1;
+  return field::multiply(entry->second, fingerprint_.heads(piece.origin_head * per_row_head, piece.heads * per_row_head));
+}
+
+std::uint64_t Truth::demanded_pairs(const Piece& piece) const {
   const bool keys = has_key_rows(piece.cell);
   std::uint64_t sum = 0;
   for_runs(piece.origin, piece.origin_row, piece.rows, [&](std::int64_t, const StridedRows& run) {
@@ -42,8 +83,7 @@ std::uint64_t Truth::demanded(const Piece& piece) const {
         sum = field::add(sum, keys ? fingerprint_.band(other, own, band.lo, band.hi) : fingerprint_.band(own, other, band.lo, band.hi));
     }
   });
-  const std::int64_t per_row_head = keys ? group_ : 1;
-  return field::multiply(sum, fingerprint_.heads(piece.origin_head * per_row_head, piece.heads * per_row_head));
+  return sum;
 }
 
 /// Fingerprint of the pairs of one band between one query piece and one key piece, in global rows.
@@ -76,17 +116,44 @@ std::uint64_t Truth::band_between(const Band& band, const Piece& q, const Piece&
 }
 
 std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const AttendRecord& r) const {
+  if (!r.first_head) return contributed_by_pieces(piece, term, r);
   const bool keys = has_key_rows(piece.cell);
-  const std::int64_t all_rows = keys ? r.k_rows : r.q_rows, all_heads = keys ? r.q_heads / r.group : r.q_heads;
-  const bool whole = term.row == 0 && piece.rows == all_rows && term.head == 0 && piece.heads == all_heads;
-  if (whole && r.whole) return *r.whole;
+  const bool all_rows = term.row == 0 && piece.rows == (keys ? r.k_rows : r.q_rows);
+  // All rows of one axis are all pairs, whichever axis it is.
+  const std::uint64_t key =
+      all_rows ? r.geometry : digest_of(std::array<std::int64_t, 4>{static_cast<std::int64_t>(r.geometry), term.row, piece.rows, keys});
+  auto [entry, is_new] = pairs_.try_emplace(key, 0);
+  if (is_new) entry->second = pairs(r, keys, term.row, piece.rows);
+  const std::int64_t heads_per_row_head = keys ? r.group : 1;
+  return field::multiply(entry->second,
+                         fingerprint_.heads(*r.first_head + term.head * heads_per_row_head, piece.heads * heads_per_row_head));
+}
+
+std::uint64_t Truth::pairs(const AttendRecord& r, bool keys, std::int64_t row, std::int64_t rows) const {
+  // Pieces of all heads do not overlap and lie by rising row: those of a range follow each other.
+  const auto first = [](const Pieces& pieces, std::int64_t at) {
+    return std::ranges::upper_bound(pieces, at, {}, [](const Piece& piece) { return piece.row0 + piece.rows; });
+  };
+  std::uint64_t sum = 0;
+  for (Band band : r.program->bands_of(*r.step)) {
+    std::int64_t &begin = keys ? band.k0 : band.q0, &end = keys ? band.k1 : band.q1;
+    begin = std::max(begin, row), end = std::min(end, row + rows);
+    if (begin >= end) continue;
+    for (auto x = first(r.q, band.q0); x != r.q.end() && x->row0 < band.q1; ++x) {
+      for (auto y = first(r.k, band.k0); y != r.k.end() && y->row0 < band.k1; ++y) sum = field::add(sum, band_between(band, *x, *y));
+    }
+  }
+  return sum;
+}
+
+/// Where pieces differ in their heads too, each pair of them counts for the heads that both have.
+std::uint64_t Truth::contributed_by_pieces(const Piece& piece, const Term& term, const AttendRecord& r) const {
+  const bool keys = has_key_rows(piece.cell);
   const std::int64_t heads_per_row_head = keys ? r.group : 1;
   const std::int64_t h0 = term.head * heads_per_row_head, h1 = h0 + piece.heads * heads_per_row_head;
   std::uint64_t sum = 0;
-  const auto outside = [&](const Piece& p) { return p.row0 >= term.row + piece.rows || p.row0 + p.rows <= term.row; };
   for (const Piece& x : r.q) {
     for (const Piece& y : r.k) {
-      if (outside(keys ? y : x)) continue;
       const std::int64_t head0 = std::max({h0, x.head0, y.head0 * r.group}),
                          head1 = std::min({h1, x.head0 + x.heads, (y.head0 + y.heads) * r.group});
       if (head0 >= head1) continue;
@@ -99,7 +166,6 @@ std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const Att
       sum = field::add(sum, field::multiply(pairs, fingerprint_.heads(x.origin_head + head0 - x.head0, head1 - head0)));
     }
   }
-  if (whole) r.whole = sum;
   return sum;
 }
 

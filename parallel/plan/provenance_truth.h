@@ -3,19 +3,24 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <unordered_map>
 
 #include "parallel/plan/fingerprint.h"
 #include "parallel/plan/provenance_pieces.h"
 
 namespace periplus::plan {
 
-/// An attend or attend_backward step with the identity of its views at the time it ran.
+/// An attend or attend_backward step with the identity of its views at the time it ran: pieces by rising row.
 struct AttendRecord {
   const Program* program;
   const Step* step;
   Pieces q, k;
   std::int64_t q_rows, q_heads, k_rows, group;
-  mutable std::optional<std::uint64_t> whole = {};  ///< Fingerprint of everything it computed, once known.
+  /// Query head of head 0 where every piece has all heads of its view; then pairs and heads can be counted apart.
+  std::optional<std::int64_t> first_head = {};
+  std::uint64_t geometry = 0;  ///< Digest of bands and rows: ranks that share heads work on the same pairs.
+
+  AttendRecord(const Program* of, const Step* attend, Pieces queries, Pieces keys, const View& q_view, const View& k_view);
 };
 
 /// Global rows and their fingerprints, straight from the claim.
@@ -30,6 +35,10 @@ class Truth {
   std::uint64_t contributed(const Piece& piece, const Term& term, const AttendRecord& record) const;
 
  private:
+  /// Of the pairs only, as if there were one head; `pairs` of the rows [row, row + rows) of one axis of a record.
+  std::uint64_t demanded_pairs(const Piece& piece) const;
+  std::uint64_t pairs(const AttendRecord& record, bool keys, std::int64_t row, std::int64_t rows) const;
+  std::uint64_t contributed_by_pieces(const Piece& piece, const Term& term, const AttendRecord& record) const;
   template <class Fn>
   void for_runs(Rank rank, std::int64_t row0, std::int64_t rows, Fn&& fn) const;
   std::uint64_t band_between(const Band& band, const Piece& q, const Piece& k) const;
@@ -37,6 +46,9 @@ class Truth {
   const Claim& claim_;
   std::int64_t group_;
   Fingerprint fingerprint_;
+  /// What was asked before. Ranks ask for the same rows again and again: for out and lse, dq and dk, for every rank of a
+  /// head group, and all-to-all plans for each of P pieces of P x P.
+  mutable std::unordered_map<std::uint64_t, std::uint64_t> demanded_, pairs_;
 };
 
 }  // namespace periplus::plan

@@ -35,11 +35,14 @@ class FormCheck {
       : program_(program), ranks_(ranks), failures_(failures) {}
 
   void run() {
+    std::vector<std::string_view> names;
     for (const Slot& slot : program_.slots) {
       check_slot(slot);
-      const auto same_name = [&](const Slot& other) { return other.name == slot.name; };
-      require(std::ranges::count_if(program_.slots, same_name) == 1, "two slots are called '{}'", slot.name);
+      names.push_back(slot.name);
     }
+    std::ranges::sort(names);
+    const auto twice = std::ranges::adjacent_find(names);
+    require(twice == names.end(), "two slots are called '{}'", twice == names.end() ? std::string_view() : *twice);
     for (id_ = 0; id_ < static_cast<StepId>(program_.steps.size()); ++id_) {
       const Step& step = program_.steps[static_cast<std::size_t>(id_)];
       if (!check_ranges(step)) continue;
@@ -222,61 +225,87 @@ class FormCheck {
   std::int32_t last_phase_ = -1;
 };
 
-/// Part 2.
+/// Part 2. A message as one of its ends sees it.
 struct Letter {
   std::int32_t phase;
-  Rank from, to;
   std::int32_t order;  ///< k-th of its pair and phase
   std::int32_t lane;
   std::int64_t bytes;
   DType dtype;
   StepId step;
-  auto key() const { return std::tuple(phase, from, to, order); }
+  auto key() const { return std::pair(phase, order); }
   auto content() const { return std::tuple(lane, bytes, dtype); }
 };
 
-std::vector<Letter> letters(const Plan& plan, bool sent) {
-  std::vector<Letter> all;
-  std::vector<std::int32_t> order;
-  for (const Program& program : plan.programs) {
-    for (std::size_t id = 0; id < program.steps.size(); ++id) {
-      const Step& step = program.steps[id];
-      const auto messages = sent ? program.sends_of(step) : program.receives_of(step);
-      order.assign(messages.empty() ? 0 : plan.programs.size(), 0);
-      for (const Message& m : messages) {
-        const Rank from = sent ? program.rank : m.peer, to = sent ? m.peer : program.rank;
-        all.push_back({step.phase, from, to, order[static_cast<std::size_t>(m.peer)]++, step.lane, program.bytes_of(m.view),
-                       program.slot_of(m.view).dtype, static_cast<StepId>(id)});
+/// All messages as their senders or receivers see them, by ordered pair of ranks; those of a pair by rising phase and order,
+/// because phases rise along programs.
+class Letters {
+ public:
+  Letters(const Plan& plan, bool sent) : ranks_(plan.programs.size()), first_(ranks_ * ranks_ + 1, 0) {
+    for_messages(plan, sent, [&](std::size_t pair, const Program&, StepId, const Message&) { ++first_[pair + 1]; });
+    for (std::size_t pair = 1; pair < first_.size(); ++pair) first_[pair] += first_[pair - 1];
+    letters_.resize(first_.back());
+    std::vector<std::size_t> next(first_.begin(), first_.end() - 1);
+    for_messages(plan, sent, [&](std::size_t pair, const Program& program, StepId id, const Message& m) {
+      const Step& step = program.steps[static_cast<std::size_t>(id)];
+      const bool follows = next[pair] > first_[pair] && letters_[next[pair] - 1].phase == step.phase;
+      const std::int32_t order = follows ? letters_[next[pair] - 1].order + 1 : 0;
+      letters_[next[pair]++] = {step.phase, order, step.lane, program.bytes_of(m.view), program.slot_of(m.view).dtype, id};
+    });
+  }
+  std::span<const Letter> between(std::size_t from, std::size_t to) const {
+    const std::size_t pair = from * ranks_ + to;
+    return std::span(letters_).subspan(first_[pair], first_[pair + 1] - first_[pair]);
+  }
+
+ private:
+  template <class Fn>
+  void for_messages(const Plan& plan, bool sent, Fn&& fn) const {
+    for (const Program& program : plan.programs) {
+      for (std::size_t id = 0; id < program.steps.size(); ++id) {
+        const Step& step = program.steps[id];
+        for (const Message& m : sent ? program.sends_of(step) : program.receives_of(step)) {
+          const auto self = static_cast<std::size_t>(program.rank), peer = static_cast<std::size_t>(m.peer);
+          fn(sent ? self * ranks_ + peer : peer * ranks_ + self, program, static_cast<StepId>(id), m);
+        }
       }
     }
   }
-  std::sort(all.begin(), all.end(), [](const Letter& a, const Letter& b) { return a.key() < b.key(); });
-  return all;
-}
+  std::size_t ranks_;
+  std::vector<std::size_t> first_;  ///< Of each pair.
+  std::vector<Letter> letters_;
+};
 
-void check_messages(const Plan& plan, Verdict& verdict) {
-  const std::vector<Letter> sent = letters(plan, true), received = letters(plan, false);
+void check_pair(std::size_t from, std::size_t to, std::span<const Letter> sent, std::span<const Letter> received, Verdict& verdict) {
   std::size_t s = 0, r = 0;
   while ((s < sent.size() || r < received.size()) && verdict.failures.size() < kMostFailures) {
     if (r == received.size() || (s < sent.size() && sent[s].key() < received[r].key())) {
-      verdict.failures.push_back(fmt::format("rank {} step {}: sends {} bytes to rank {} in phase {}, which does not receive them",
-                                             sent[s].from, sent[s].step, sent[s].bytes, sent[s].to, sent[s].phase));
+      verdict.failures.push_back(fmt::format("rank {} step {}: sends {} bytes to rank {} in phase {}, which does not receive them", from,
+                                             sent[s].step, sent[s].bytes, to, sent[s].phase));
       ++s;
     } else if (s == sent.size() || received[r].key() < sent[s].key()) {
-      verdict.failures.push_back(fmt::format("rank {} step {}: receives {} bytes from rank {} in phase {}, which does not send them",
-                                             received[r].to, received[r].step, received[r].bytes, received[r].from, received[r].phase));
+      verdict.failures.push_back(fmt::format("rank {} step {}: receives {} bytes from rank {} in phase {}, which does not send them", to,
+                                             received[r].step, received[r].bytes, from, received[r].phase));
       ++r;
     } else {
       if (sent[s].content() != received[r].content()) {
         verdict.failures.push_back(
             fmt::format("rank {} step {} sends {} bytes of {} on lane {} to rank {} step {}, which receives {} bytes of {} on lane {}",
-                        sent[s].from, sent[s].step, sent[s].bytes, to_string(sent[s].dtype), sent[s].lane, sent[s].to, received[r].step,
-                        received[r].bytes, to_string(received[r].dtype), received[r].lane));
+                        from, sent[s].step, sent[s].bytes, to_string(sent[s].dtype), sent[s].lane, to, received[r].step, received[r].bytes,
+                        to_string(received[r].dtype), received[r].lane));
       }
       verdict.bytes_sent += sent[s].bytes;
       ++verdict.messages;
       ++s, ++r;
     }
+  }
+}
+
+void check_messages(const Plan& plan, Verdict& verdict) {
+  const Letters sent(plan, true), received(plan, false);
+  for (std::size_t from = 0; from < plan.programs.size(); ++from) {
+    for (std::size_t to = 0; to < plan.programs.size(); ++to)
+      check_pair(from, to, sent.between(from, to), received.between(from, to), verdict);
   }
 }
 
@@ -324,16 +353,39 @@ class RaceCheck {
     }
   }
 
+  void fail_shared(StepId id, const View& view) {
+    failures_.push_back(
+        fmt::format("rank {} step {}: two operands share rows of '{}' and one is written", program_.rank, id, program_.slot_of(view).name));
+  }
+
+  void check_operands(StepId id, const std::vector<Access>& accesses) {
+    for (std::size_t i = 0; i < accesses.size(); ++i) {
+      for (std::size_t j = 0; j < i; ++j) {
+        const bool harmless = accesses[i].mode == Mode::read && accesses[j].mode == Mode::read;
+        if (!harmless && overlap(accesses[i].view, accesses[j].view)) fail_shared(id, accesses[i].view);
+      }
+    }
+  }
+
+  /// Messages have all heads of their slots and are many: by slot and row, each has to begin behind those before it.
+  void check_messages_apart(StepId id, const std::vector<Access>& accesses) {
+    by_row_.assign(accesses.begin(), accesses.end());
+    std::ranges::sort(by_row_, {}, [](const Access& access) { return std::pair(access.view.slot, access.view.row0); });
+    std::int64_t end = 0, written_end = 0;
+    for (std::size_t i = 0; i < by_row_.size(); ++i) {
+      const auto& [view, mode] = by_row_[i];
+      if (i == 0 || by_row_[i - 1].view.slot != view.slot) end = written_end = 0;
+      if (view.row0 < (mode == Mode::read ? written_end : end)) fail_shared(id, view);
+      end = std::max(end, view.row0 + view.rows);
+      if (mode != Mode::read) written_end = std::max(written_end, view.row0 + view.rows);
+    }
+  }
+
   void check_step(StepId id, const std::vector<Access>& accesses) {
     const int queue = orders_.queue_of(id);
+    queue == 0 ? check_operands(id, accesses) : check_messages_apart(id, accesses);
     for (std::size_t i = 0; i < accesses.size(); ++i) {
       const auto& [view, mode] = accesses[i];
-      for (std::size_t j = 0; j < i; ++j) {
-        if (overlap(view, accesses[j].view) && (mode != Mode::read || accesses[j].mode != Mode::read)) {
-          failures_.push_back(fmt::format("rank {} step {}: two operands share rows of '{}' and one is written", program_.rank, id,
-                                          program_.slot_of(view).name));
-        }
-      }
       SlotUses& slot = slots_[static_cast<std::size_t>(view.slot)];
       check_against(slot.writes, id, view);
       if (mode != Mode::read) check_against(slot.reads, id, view);
@@ -358,7 +410,7 @@ class RaceCheck {
   const Program& program_;
   std::vector<std::string>& failures_;
   std::vector<SlotUses> slots_;
-  std::vector<Access> accesses_;  // of the step at hand
+  std::vector<Access> accesses_, by_row_;  // of the step at hand
   StepOrders orders_;
 };
 

@@ -101,14 +101,19 @@ class Player {
 
   /// Replaces what the view held; `pieces` are in its coordinates.
   void write(const View& view, Pieces pieces) {
-    Pieces kept;
-    for (const Piece& piece : contents(view.slot)) keep_outside(piece, view, kept);
+    Pieces& held = contents(view.slot);
+    Pieces rest;
+    std::erase_if(held, [&](const Piece& piece) {
+      const bool meets = cut(piece, view.row0, view.rows, view.head0, view.heads).has_value();
+      if (meets) keep_outside(piece, view, rest);
+      return meets;
+    });
+    held.insert(held.end(), rest.begin(), rest.end());
     for (Piece& piece : pieces) {
       piece.row0 += view.row0;
       piece.head0 += view.head0;
-      kept.push_back(std::move(piece));
+      held.push_back(piece);
     }
-    contents(view.slot) = std::move(kept);
   }
 
   /// Every part of the view is `cell` and the same rows and heads as `wanted`.
@@ -137,26 +142,24 @@ class Player {
 
   /// All messages of a phase leave before any arrives: an exchange never sends what it receives.
   void play_phase(int phase) {
-    struct Letter {
-      Rank from;
-      Pieces pieces;
-    };
-    std::vector<std::vector<Letter>> mail(slots_.size());  // by receiver, in posted order of each sender
+    mail_.resize(slots_.size());
+    for (std::vector<Letter>& box : mail_) box.clear();
     const auto in_phase = [&] { return next() < program().steps.size() && program().steps[next()].phase == phase; };
     for (rank_ = 0; rank_ < ranks(); ++rank_) {
       if (!in_phase()) continue;
       step_ = static_cast<StepId>(next());
       for (const Message& m : program().sends_of(program().steps[next()]))
-        mail[static_cast<std::size_t>(m.peer)].push_back({rank_, read(m.view)});
+        mail_[static_cast<std::size_t>(m.peer)].push_back({rank_, read(m.view)});
     }
     for (rank_ = 0; rank_ < ranks(); ++rank_) {
       if (!in_phase()) continue;
       step_ = static_cast<StepId>(next());
-      std::vector<Letter>& box = mail[static_cast<std::size_t>(rank_)];
+      std::vector<Letter>& box = mail_[static_cast<std::size_t>(rank_)];
+      taken_.assign(slots_.size(), 0);
       for (const Message& m : program().receives_of(program().steps[next()])) {
-        const auto letter = std::find_if(box.begin(), box.end(), [&](const Letter& l) { return l.from == m.peer; });
-        write(m.view, std::move(letter->pieces));
-        box.erase(letter);
+        // Senders were met in rank order, so the letters of each lie together.
+        const auto first = std::ranges::lower_bound(box, m.peer, {}, &Letter::from);
+        write(m.view, std::move(first[taken_[static_cast<std::size_t>(m.peer)]++].pieces));
       }
       ++next();
     }
@@ -187,9 +190,13 @@ class Player {
 
   /// Remembers the step and checks that every query head meets its own KV head.
   int record(const Step& step, Pieces q, Pieces k, const View& q_view, const View& k_view) {
-    const std::int64_t group = q_view.heads / k_view.heads;
-    for (const Piece& x : q) {
-      for (const Piece& y : k) {
+    records_.emplace_back(&program(), &step, std::move(q), std::move(k), q_view, k_view);
+    const AttendRecord& made = records_.back();
+    const std::int64_t group = made.group;
+    // With all heads in every piece, one pair of pieces stands for all.
+    const std::size_t queries = made.first_head ? 1 : made.q.size(), keys = made.first_head ? 1 : made.k.size();
+    for (const Piece& x : std::span(made.q).first(queries)) {
+      for (const Piece& y : std::span(made.k).first(keys)) {
         for (std::int64_t h = std::max(x.head0, y.head0 * group); h < std::min(x.head0 + x.heads, (y.head0 + y.heads) * group); ++h) {
           const std::int64_t query_head = x.origin_head + h - x.head0, kv_head = y.origin_head + h / group - y.head0;
           if (query_head / truth_.group() != kv_head)
@@ -198,7 +205,6 @@ class Player {
         }
       }
     }
-    records_.push_back({&program(), &step, std::move(q), std::move(k), q_view.rows, q_view.heads, k_view.rows, group});
     return static_cast<int>(records_.size()) - 1;
   }
 
@@ -208,7 +214,7 @@ class Player {
     Pieces after;
     together(scratch_, pieces, [&](const Piece& held, const Piece& more) {
       require_same_origin(held, more);
-      after.push_back(added(held, more));
+      after.push_back(added(held, more, store_));
     });
     write(view, std::move(after));
   }
@@ -227,8 +233,8 @@ class Player {
     require_like(key, a[v].view, Cell::v);
     const int id = record(step, query, key, a[q].view, a[k].view);
     const bool contributes = step.bands.count > 0;
-    put(a[out], sums_like(query, Cell::state_out, id, contributes), Cell::state_out);
-    put(a[lse], sums_like(query, Cell::state_lse, id, contributes), Cell::state_lse);
+    put(a[out], sums_like(query, Cell::state_out, id, contributes, store_), Cell::state_out);
+    put(a[lse], sums_like(query, Cell::state_lse, id, contributes, store_), Cell::state_lse);
   }
 
   void run_attend_backward(const Step& step, std::span<const Access> a) {
@@ -240,9 +246,9 @@ class Player {
     require_like(query, a[delta].view, Cell::delta);
     const int id = record(step, query, key, a[q].view, a[k].view);
     const bool contributes = step.bands.count > 0;
-    put(a[dq], sums_like(query, Cell::dq, id, contributes), Cell::dq);
-    put(a[dk], sums_like(key, Cell::dk, id, contributes), Cell::dk);
-    put(a[dv], sums_like(key, Cell::dv, id, contributes), Cell::dv);
+    put(a[dq], sums_like(query, Cell::dq, id, contributes, store_), Cell::dq);
+    put(a[dk], sums_like(key, Cell::dk, id, contributes, store_), Cell::dk);
+    put(a[dv], sums_like(key, Cell::dv, id, contributes, store_), Cell::dv);
   }
 
   void add(const View& source, const View& destination, std::optional<Cell> wanted) {
@@ -273,11 +279,11 @@ class Player {
     const Pieces state = read_as(a[state_out].view, Cell::state_out), state_lses = read_as(a[state_lse].view, Cell::state_lse);
     require_sink(a[sink].view, state);
     together(state, state_lses, [](const Piece& x, const Piece& y) {
-      if (!x.same_origin(y) || x.terms() != y.terms()) throw ProvenanceFailure{"out and lse of the state did not see the same keys"};
+      if (!x.same_origin(y) || !same_terms(x, y)) throw ProvenanceFailure{"out and lse of the state did not see the same keys"};
     });
     for (const Piece& piece : state) require_complete(piece);
-    write(a[out].view, sums_like(state, Cell::out, 0, false));
-    write(a[lse].view, sums_like(state, Cell::lse, 0, false));
+    write(a[out].view, sums_like(state, Cell::out, 0, false, store_));
+    write(a[lse].view, sums_like(state, Cell::lse, 0, false, store_));
   }
 
   void run_delta(std::span<const Access> a) {
@@ -287,7 +293,7 @@ class Player {
     require_like(gradient, a[out].view, Cell::out);
     require_like(gradient, a[lse].view, Cell::lse);
     if (a[dlse].view.present()) require_like(gradient, a[dlse].view, Cell::dlse);
-    write(a[delta].view, sums_like(gradient, Cell::delta, 0, false));
+    write(a[delta].view, sums_like(gradient, Cell::delta, 0, false, store_));
     if (a[dsink].view.present()) write_dsink(a[dsink].view, a[dout].view, gradient);
   }
 
@@ -307,12 +313,15 @@ class Player {
 
   void require_complete(const Piece& piece) const {
     std::uint64_t sum = 0;
-    const std::vector<Term> terms = piece.terms();
-    for (const Term& term : terms) sum = field::add(sum, truth_.contributed(piece, term, records_[static_cast<std::size_t>(term.record)]));
+    std::size_t terms = 0;
+    for_terms(piece, [&](const Term& term) {
+      sum = field::add(sum, truth_.contributed(piece, term, records_[static_cast<std::size_t>(term.record)]));
+      ++terms;
+    });
     if (sum != truth_.demanded(piece)) {
       throw ProvenanceFailure{
           fmt::format("{} of rank {} rows {}+{} does not hold each (head, query, key) of the mask exactly once ({} contributions)",
-                      name_of(piece.cell), piece.origin, piece.origin_row, piece.rows, terms.size())};
+                      name_of(piece.cell), piece.origin, piece.origin_row, piece.rows, terms)};
     }
   }
 
@@ -349,7 +358,14 @@ class Player {
   Truth truth_;
   std::vector<std::vector<Pieces>> slots_;  ///< by rank and slot
   std::vector<std::size_t> next_;
+  struct Letter {
+    Rank from;
+    Pieces pieces;
+  };
+  std::vector<std::vector<Letter>> mail_;  ///< Of the phase at hand, by receiver, in posted order of each sender.
+  std::vector<std::ptrdiff_t> taken_;      ///< How many letters of each sender the receiver has.
   Pieces scratch_;
+  TermStore store_;
   std::deque<AttendRecord> records_;
   Rank rank_ = 0;
   StepId step_ = -1;

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <queue>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
 
-#include "parallel/plan/ops.h"
+#include "parallel/plan/trace_event.h"
 #include "runtime/error.h"
 
 namespace periplus::simulate {
@@ -16,106 +18,184 @@ namespace {
 using plan::Op;
 using plan::Program;
 using plan::Step;
+using plan::StepId;
 
-/// Where one rank stands while the plan is played phase by phase.
-struct Playback {
-  const Program* program = nullptr;
-  std::size_t next = 0;                            ///< Step to play.
-  std::vector<double> end;                         ///< Per step.
-  std::array<double, plan::kQueues> queue_free{};  ///< When each queue's last step ends.
-  RankTime time;
+struct StepTime {
+  double begin = 0, end = 0;
+  bool started = false, finished = false;
+  std::size_t open = 0;  ///< Exchanges: messages whose peer has not started.
 };
 
-double start_of(const Playback& rank, const Step& step) {
-  double start = rank.queue_free[static_cast<std::size_t>(plan::queue_of(step))];
-  for (const plan::StepId other : rank.program->after_of(step)) start = std::max(start, rank.end[static_cast<std::size_t>(other)]);
-  return start;
-}
+/// One rank: how far each queue has come.
+struct Playback {
+  const Program* program = nullptr;
+  std::array<std::vector<StepId>, plan::kQueues> queues;
+  std::array<std::size_t, plan::kQueues> next{};
+  std::array<bool, plan::kQueues> busy{};
+  std::vector<StepId> exchanges;  ///< By rising phase.
+  std::vector<StepTime> times;
+  double compute_free = 0;
+  RankTime time;
 
-void finish_step(Playback& rank, Tracer& trace, double start, double end) {
-  const Step& step = rank.program->steps[rank.next];
-  rank.queue_free[static_cast<std::size_t>(plan::queue_of(step))] = end;
-  rank.end[rank.next] = end;
-  rank.time.finish = std::max(rank.time.finish, end);
-  const std::string name = step.label.index < 0 ? std::string(step.label.text) : fmt::format("{} {}", step.label.text, step.label.index);
-  const std::string track = step.op == Op::exchange ? fmt::format("lane {}", step.lane) : "compute";
-  trace.record({fmt::format("{}: {}", plan::info(step.op).name, name), track, start * 1e6, (end - start) * 1e6, static_cast<int>(rank.next),
-                plan::bytes(*rank.program, step)});
-  ++rank.next;
-}
-
-/// Plays compute steps up to the next exchange.
-void play_compute(Playback& rank, const Costs& costs, Tracer& trace) {
-  while (rank.next < rank.program->steps.size() && rank.program->steps[rank.next].op != Op::exchange) {
-    const Step& step = rank.program->steps[rank.next];
-    const double start = start_of(rank, step), seconds = costs.compute(*rank.program, step);
-    rank.time.compute += seconds;
-    rank.time.exposed += start - rank.queue_free[0];
-    finish_step(rank, trace, start, start + seconds);
-  }
-}
-
-int next_phase(const std::vector<Playback>& ranks) {
-  int phase = std::numeric_limits<int>::max();
-  for (const Playback& rank : ranks) {
-    if (rank.next < rank.program->steps.size()) phase = std::min(phase, rank.program->steps[rank.next].phase);
-  }
-  return phase;
-}
-
-/// All exchanges of one phase: they start where their ranks are, and end when their messages have.
-void play_phase(std::vector<Playback>& ranks, std::vector<Tracer>& traces, int phase, const Costs& costs) {
-  const auto in_phase = [&](const Playback& rank) {
-    return rank.next < rank.program->steps.size() && rank.program->steps[rank.next].phase == phase;
-  };
-  std::vector<double> start(ranks.size(), 0), end(ranks.size(), 0);
-  for (std::size_t r = 0; r < ranks.size(); ++r) {
-    if (in_phase(ranks[r])) start[r] = end[r] = start_of(ranks[r], ranks[r].program->steps[ranks[r].next]);
-  }
-  for (std::size_t r = 0; r < ranks.size(); ++r) {
-    if (!in_phase(ranks[r])) continue;
-    const Program& program = *ranks[r].program;
-    for (const plan::Message& m : program.sends_of(program.steps[ranks[r].next])) {
-      const auto peer = static_cast<std::size_t>(m.peer);
-      if (peer >= ranks.size() || !in_phase(ranks[peer])) {
-        throw InvalidArgument(
-            fmt::format("simulate: rank {} sends to rank {} in phase {}, which takes no part in it; verify the plan", r, peer, phase));
-      }
-      const double done = std::max(start[r], start[peer]) + costs.message(static_cast<int>(r), m.peer, program.bytes_of(m.view));
-      end[r] = std::max(end[r], done);
-      end[peer] = std::max(end[peer], done);
+  explicit Playback(const Program& of) : program(&of), times(of.steps.size()) {
+    for (std::size_t id = 0; id < of.steps.size(); ++id) {
+      queues[static_cast<std::size_t>(plan::queue_of(of.steps[id]))].push_back(static_cast<StepId>(id));
+      if (of.steps[id].op == Op::exchange) exchanges.push_back(static_cast<StepId>(id));
     }
   }
-  for (std::size_t r = 0; r < ranks.size(); ++r) {
-    if (in_phase(ranks[r])) finish_step(ranks[r], traces[r], start[r], end[r]);
+  const Step& step(StepId id) const { return program->steps[static_cast<std::size_t>(id)]; }
+  StepTime& at(StepId id) { return times[static_cast<std::size_t>(id)]; }
+  /// The exchange of a phase, or -1.
+  StepId exchange_of(int phase) const {
+    const auto found = std::lower_bound(exchanges.begin(), exchanges.end(), phase, [&](StepId id, int p) { return step(id).phase < p; });
+    return found != exchanges.end() && step(*found).phase == phase ? *found : -1;
   }
-}
+  bool ready(StepId id) {
+    const auto after = program->after_of(step(id));
+    return std::all_of(after.begin(), after.end(), [&](StepId other) { return at(other).finished; });
+  }
+};
+
+class Simulation {
+ public:
+  Simulation(const plan::Plan& plan, const Costs& costs) : costs_(costs), network_(costs.links, static_cast<int>(plan.programs.size())) {
+    for (const Program& program : plan.programs) ranks_.emplace_back(program);
+  }
+
+  Timeline run() {
+    for (std::size_t r = 0; r < ranks_.size(); ++r) start_what_can(r, 0);
+    while (!ends_.empty() || network_.next_end() < std::numeric_limits<double>::infinity()) {
+      const double next = network_.next_end();
+      if (ends_.empty() || next < std::get<0>(ends_.top())) {
+        take_arrivals(next);
+        continue;
+      }
+      const auto [now, r, id] = ends_.top();
+      ends_.pop();
+      Playback& rank = ranks_[r];
+      const auto queue = static_cast<std::size_t>(plan::queue_of(rank.step(id)));
+      rank.at(id).finished = true;
+      rank.busy[queue] = false;
+      ++rank.next[queue];
+      rank.time.finish = std::max(rank.time.finish, now);
+      start_what_can(r, now);
+    }
+    return report();
+  }
+
+ private:
+  struct Place {
+    std::size_t rank;
+    StepId step;
+  };
+  using End = std::tuple<double, std::size_t, StepId>;  ///< time, rank, step: ties end in a fixed order
+
+  void start_what_can(std::size_t r, double now) {
+    Playback& rank = ranks_[r];
+    for (std::size_t queue = 0; queue < plan::kQueues; ++queue) {
+      if (rank.busy[queue] || rank.next[queue] == rank.queues[queue].size()) continue;
+      const StepId id = rank.queues[queue][rank.next[queue]];
+      if (!rank.ready(id)) continue;
+      rank.busy[queue] = true;
+      rank.at(id).begin = now;
+      rank.at(id).started = true;
+      if (queue == 0) {
+        start_compute(r, id, now);
+      } else {
+        start_exchange(r, id, now);
+      }
+    }
+  }
+
+  void start_compute(std::size_t r, StepId id, double now) {
+    Playback& rank = ranks_[r];
+    const double seconds = costs_.compute(*rank.program, rank.step(id));
+    rank.time.compute += seconds;
+    rank.time.exposed += now - rank.compute_free;
+    rank.compute_free = now + seconds;
+    end_at(r, id, now + seconds);
+  }
+
+  /// Whichever end of a message starts second sets it moving: receives first, then sends, as transports post them.
+  void start_exchange(std::size_t r, StepId id, double now) {
+    Playback& rank = ranks_[r];
+    StepTime& time = rank.at(id);
+    const Step& step = rank.step(id);
+    time.end = now;
+    time.open = step.sends.count + step.receives.count;
+    const auto meet = [&](const plan::Message& m, bool sent) {
+      const auto peer = static_cast<std::size_t>(m.peer);
+      const StepId other = peer < ranks_.size() ? ranks_[peer].exchange_of(step.phase) : -1;
+      if (other < 0) {
+        throw InvalidArgument(fmt::format("simulate: rank {} {} rank {} in phase {}, which takes no part in it; verify the plan", r,
+                                          sent ? "sends to" : "receives from", peer, step.phase));
+      }
+      StepTime& theirs = ranks_[peer].at(other);
+      if (!theirs.started) return;
+      const int from = sent ? static_cast<int>(r) : m.peer, to = sent ? m.peer : static_cast<int>(r);
+      const std::array<Place, 2> ends{{{r, id}, {peer, other}}};
+      if (costs_.arrival) {
+        const double arrival = costs_.arrival(from, to, rank.program->bytes_of(m.view), now);
+        for (const Place& end : ends) arrive(end, arrival);
+      } else {
+        network_.start(from, to, rank.program->bytes_of(m.view), now);
+        in_flight_.push_back(ends);
+      }
+    };
+    for (const plan::Message& m : rank.program->receives_of(step)) meet(m, false);
+    for (const plan::Message& m : rank.program->sends_of(step)) meet(m, true);
+  }
+
+  void take_arrivals(double now) {
+    arrivals_.clear();
+    network_.advance(now, arrivals_);
+    for (const comm::Network::Arrival& arrival : arrivals_) {
+      for (const Place& end : in_flight_[arrival.message]) arrive(end, arrival.time);
+    }
+  }
+
+  void arrive(const Place& at, double arrival) {
+    StepTime& time = ranks_[at.rank].at(at.step);
+    time.end = std::max(time.end, arrival);
+    if (--time.open == 0) end_at(at.rank, at.step, time.end);
+  }
+
+  void end_at(std::size_t r, StepId id, double time) {
+    ranks_[r].at(id).end = time;
+    ends_.emplace(time, r, id);
+  }
+
+  Timeline report() {
+    Timeline timeline;
+    for (const Playback& rank : ranks_) timeline.makespan = std::max(timeline.makespan, rank.time.finish);
+    for (std::size_t r = 0; r < ranks_.size(); ++r) {
+      Playback& rank = ranks_[r];
+      rank.time.exposed += rank.time.finish - rank.compute_free;
+      rank.time.idle = timeline.makespan - rank.time.compute;
+      timeline.ranks.push_back(rank.time);
+      timeline.traces.emplace_back(static_cast<int>(r));
+      for (std::size_t id = 0; id < rank.times.size(); ++id) {
+        if (!rank.times[id].finished) {
+          throw InvalidArgument(fmt::format("simulate: rank {} step {} can never finish; verify the plan", r, id));
+        }
+        const StepTime& time = rank.times[id];
+        timeline.traces.back().record(
+            plan::trace_event(*rank.program, static_cast<StepId>(id), time.begin * 1e6, (time.end - time.begin) * 1e6));
+      }
+    }
+    return timeline;
+  }
+
+  const Costs& costs_;
+  comm::Network network_;
+  std::vector<std::array<Place, 2>> in_flight_;  ///< By message of the network: both exchanges.
+  std::vector<comm::Network::Arrival> arrivals_;
+  std::vector<Playback> ranks_;
+  std::priority_queue<End, std::vector<End>, std::greater<>> ends_;
+};
 
 }  // namespace
 
-// Phases rise along every program and `after` points backward, so playing phase by phase meets every step after all it
-// waits for; no event queue is needed.
-Timeline simulate(const plan::Plan& plan, const Costs& costs) {
-  Timeline timeline;
-  std::vector<Playback> ranks(plan.programs.size());
-  for (std::size_t r = 0; r < ranks.size(); ++r) {
-    ranks[r].program = &plan.programs[r];
-    ranks[r].end.assign(plan.programs[r].steps.size(), 0);
-    timeline.traces.emplace_back(static_cast<int>(r));
-  }
-  while (true) {
-    for (std::size_t r = 0; r < ranks.size(); ++r) play_compute(ranks[r], costs, timeline.traces[r]);
-    const int phase = next_phase(ranks);
-    if (phase == std::numeric_limits<int>::max()) break;
-    play_phase(ranks, timeline.traces, phase, costs);
-  }
-  for (const Playback& rank : ranks) timeline.makespan = std::max(timeline.makespan, rank.time.finish);
-  for (Playback& rank : ranks) {
-    rank.time.exposed += rank.time.finish - rank.queue_free[0];
-    rank.time.idle = timeline.makespan - rank.time.compute;
-    timeline.ranks.push_back(rank.time);
-  }
-  return timeline;
-}
+Timeline simulate(const plan::Plan& plan, const Costs& costs) { return Simulation(plan, costs).run(); }
 
 }  // namespace periplus::simulate

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "parallel/plan/plan.h"
+#include "runtime/comm/pacing.h"
 #include "runtime/trace.h"
 
 namespace periplus::simulate {
@@ -13,8 +14,10 @@ namespace periplus::simulate {
 struct Costs {
   /// A compute step of a rank.
   std::function<double(const plan::Program& program, const plan::Step& step)> compute;
-  /// One message, from when both its exchanges have started.
-  std::function<double(plan::Rank from, plan::Rank to, std::int64_t bytes)> message;
+  /// Messages move over these links from the time at which both their exchanges have started.
+  comm::Links links = {};
+  /// If set, it says when a message arrives, in place of the links. Called in the order of the times.
+  std::function<double(plan::Rank from, plan::Rank to, std::int64_t bytes, double ready)> arrival = {};
 };
 
 struct RankTime {
@@ -30,8 +33,8 @@ struct Timeline {
   std::vector<Tracer> traces;  ///< One event per step, for to_chrome_trace.
 };
 
-/// Runs the execution model of plan.h with the given times. Messages of one exchange move at the same time and do not
-/// slow each other; an exchange ends when all of them have. The plan must verify. Cost: O(steps + messages).
+/// Runs the execution model of plan.h with the given times: an event is the end of a step, and what it lets start, starts.
+/// An exchange ends when all its messages have arrived. The plan must verify. Cost: O(log) of steps and messages each.
 Timeline simulate(const plan::Plan& plan, const Costs& costs);
 
 }  // namespace periplus::simulate

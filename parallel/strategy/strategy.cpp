@@ -5,14 +5,20 @@
 
 #include <fmt/format.h>
 
+#include "parallel/strategy/balanced_helper.h"
+#include "parallel/strategy/gather.h"
 #include "parallel/strategy/ring.h"
+#include "parallel/strategy/token_ring.h"
+#include "parallel/strategy/ulysses.h"
 #include "runtime/error.h"
 
 namespace periplus::strategy {
 namespace {
 
 // Rows are functions of their own files; the order is that of help pages.
-const std::array kStrategies{ring_strategy()};
+const std::array kStrategies{
+    ring_strategy(), bidirectional_ring_strategy(), double_ring_strategy(),     gather_kv_strategy(), group_cast_strategy(),
+    halo_strategy(), token_ring_strategy(),         balanced_helper_strategy(), ulysses_strategy(),   usp_strategy()};
 
 }  // namespace
 
@@ -42,15 +48,18 @@ std::string refusal(const Strategy& strategy, const AttentionProblem& problem, c
   const auto unused = [&](Knob knob, bool given, std::string_view name) {
     return given && (strategy.knobs & knob) == 0 ? fmt::format("it has no use for the option {}; leave that out", name) : std::string();
   };
-  for (std::string reason : {unused(kPieces, options.pieces != unset.pieces, "pieces"),
-                             unused(kStages, options.stages != unset.stages, "stages"),
-                             unused(kHeadRanks, options.head_ranks != unset.head_ranks, "head_ranks"),
-                             unused(kPlacement, options.placement != unset.placement, "placement"),
-                             unused(kRanksPerNode, options.ranks_per_node != unset.ranks_per_node, "ranks_per_node")}) {
+  for (std::string reason :
+       {unused(kPieces, options.pieces != unset.pieces, "pieces"), unused(kStages, options.stages != unset.stages, "stages"),
+        unused(kHeadRanks, options.head_ranks != unset.head_ranks, "head_ranks"),
+        unused(kPlacement, options.placement != unset.placement, "placement"),
+        unused(kRanksPerNode, options.ranks_per_node != unset.ranks_per_node, "ranks_per_node"),
+        unused(kMachine, !(options.machine == unset.machine), "machine")}) {
     if (!reason.empty()) return reason;
   }
   if (options.pieces < 1 || options.stages < 0 || options.head_ranks < 0 || options.ranks_per_node < 0)
     return "pieces must be at least 1; stages, head_ranks and ranks_per_node at least 0";
+  if (options.placement != "head_first" && options.placement != "context_first")
+    return fmt::format("placement '{}' is not known; use head_first or context_first", options.placement);
   return strategy.refusal(problem, options);
 }
 

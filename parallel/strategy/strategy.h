@@ -27,7 +27,7 @@ plan::View sum_of(plan::ProgramBuilder& program, plan::View result, std::string 
 void settle(plan::ProgramBuilder& program, plan::View sum, plan::View result);
 
 /// Members of AttentionOptions that a strategy may listen to.
-enum Knob : unsigned { kPieces = 1, kStages = 2, kHeadRanks = 4, kPlacement = 8, kRanksPerNode = 16 };
+enum Knob : unsigned { kPieces = 1, kStages = 2, kHeadRanks = 4, kPlacement = 8, kRanksPerNode = 16, kMachine = 32 };
 
 /// One row per strategy. To add one: write its fragments in a file of its own and a row in strategy.cpp.
 struct Strategy {

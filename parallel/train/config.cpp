@@ -100,7 +100,7 @@ void check(const Config& config) {
           fmt::format("2 to {} tokens", kLargestContext));
   require_one_of("data.packing", config.data.packing, kPackings);
   try {
-    strategy::find_strategy(config.parallel.strategy);
+    if (config.parallel.attention.strategy != "auto") strategy::find_strategy(config.parallel.attention.strategy);
   } catch (const InvalidArgument& error) {
     throw InvalidArgument(fmt::format("config: parallel.strategy: {}", error.what()));
   }
@@ -138,7 +138,12 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"data.paths", fmt::format("{}", fmt::join(data.paths, ", "))},
           {"data.context", text(data.context)},
           {"data.packing", data.packing},
-          {"parallel.strategy", parallel.strategy},
+          {"parallel.strategy", parallel.attention.strategy},
+          {"parallel.pieces", text(parallel.attention.pieces)},
+          {"parallel.stages", text(parallel.attention.stages)},
+          {"parallel.head_ranks", text(parallel.attention.head_ranks)},
+          {"parallel.placement", parallel.attention.placement},
+          {"parallel.ranks_per_node", text(parallel.attention.ranks_per_node)},
           {"parallel.layout", parallel.layout},
           {"optimizer.learning_rate", text(optimizer.learning_rate)},
           {"optimizer.warmup_steps", text(optimizer.warmup_steps)},

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "parallel/problem.h"
 #include "runtime/dtype.h"
 
 namespace periplus::train {
@@ -30,7 +31,7 @@ struct DataConfig {
 };
 
 struct ParallelConfig {
-  std::string strategy = "ring";
+  AttentionOptions attention;
   std::string layout = "document_zigzag";
 };
 

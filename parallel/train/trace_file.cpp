@@ -15,7 +15,9 @@ using nlohmann::json;
 std::string to_bytes(const Tracer& tracer) {
   json events = json::array();
   for (const TraceEvent& event : tracer.events()) {
-    events.push_back({event.name, event.track, event.begin_us, event.duration_us, event.step, event.bytes});
+    json messages = json::array();
+    for (const TraceMessage& message : event.messages) messages.push_back({message.peer, message.sent});
+    events.push_back({event.name, event.track, event.begin_us, event.duration_us, event.step, event.bytes, std::move(messages)});
   }
   const std::vector<std::uint8_t> packed = json::to_msgpack(events);
   return {packed.begin(), packed.end()};
@@ -24,7 +26,9 @@ std::string to_bytes(const Tracer& tracer) {
 Tracer from_bytes(int rank, const std::string& bytes) {
   Tracer tracer(rank);
   for (const json& event : json::from_msgpack(bytes)) {
-    tracer.record({event.at(0), event.at(1), event.at(2), event.at(3), event.at(4), event.at(5)});
+    TraceEvent restored{event.at(0), event.at(1), event.at(2), event.at(3), event.at(4), event.at(5)};
+    for (const json& message : event.at(6)) restored.messages.push_back({message.at(0), message.at(1)});
+    tracer.record(std::move(restored));
   }
   return tracer;
 }
@@ -32,7 +36,7 @@ Tracer from_bytes(int rank, const std::string& bytes) {
 }  // namespace
 
 TraceSpan::~TraceSpan() {
-  if (tracer_ != nullptr) tracer_->record({name_, "train", begin_us_, tracer_->now_us() - begin_us_, -1, 0});
+  if (tracer_ != nullptr) tracer_->record({name_, "train", begin_us_, tracer_->now_us() - begin_us_});
 }
 
 void write_trace(const std::filesystem::path& path, const Tracer& tracer, const comm::Communicator& communicator, StreamView stream) {

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "kernels/matmul.h"
+#include "parallel/choose.h"
 #include "parallel/train/agree.h"
 #include "parallel/train/batch.h"
 #include "parallel/train/checkpoint.h"
@@ -132,7 +133,7 @@ class Run {
     say("model: {} parameters in {}, on {} {} ({} transport), strategy {}, layout {}; {:.1f} MiB of weights, gradients and optimizer state "
         "here",
         model_.parameters().elements(), to_string(dtype_), communicator_.size(), communicator_.size() == 1 ? "rank" : "ranks",
-        communicator_.transport_name(), config_.parallel.strategy, config_.parallel.layout,
+        communicator_.transport_name(), config_.parallel.attention.strategy, config_.parallel.layout,
         static_cast<double>(result_.state_bytes) / (1 << 20));
   }
 
@@ -190,18 +191,30 @@ class Run {
     say("matrix peak of all ranks together: {:.1f} Gflop/s in {}", peak_flops_ * 1e-9, to_string(dtype_));
   }
 
+  /// The options of this step; with strategy "auto" the choice is told whenever it changes.
+  AttentionOptions strategy_for(const AttentionProblem& problem) {
+    if (config_.parallel.attention.strategy != "auto") return config_.parallel.attention;
+    Choice choice = choose_strategy(problem, config_.parallel.attention);
+    if (choice.options.digest() != chosen_) say("strategy auto: {}", choice.why);
+    chosen_ = choice.options.digest();
+    return std::move(choice.options);
+  }
+
   StepMetrics run_step(std::int64_t step) {
     const Clock::time_point begin = Clock::now();
     Tracer* const tracer = config_.run.trace ? &tracer_ : nullptr;
-    tracer_.clear();
+    if (tracer != nullptr) {
+      communicator_.barrier(stream_);  // the tracks of all ranks begin together
+      tracer_.restart();
+    }
     const double waited = communicator_.traffic().wait_seconds;
     std::optional<Batch> batch;
     all_or_none(communicator_, stream_, [&] {
       const TraceSpan span(tracer, "read row");
       batch.emplace(make_batch(corpus_, packing_.row(order_.row_of_step(step)), layout_, communicator_.size(), communicator_.rank()));
     });
-    DistributedAttention attention(model_.attention_problem(*batch), {.strategy = config_.parallel.strategy}, communicator_, memory_,
-                                   tracer);
+    const AttentionProblem problem = model_.attention_problem(*batch);
+    DistributedAttention attention(problem, strategy_for(problem), communicator_, memory_, tracer);
     const double waited_before_model = communicator_.traffic().wait_seconds;
     model_.zero_gradients();
     std::array<double, 2> sums = {0, 0};
@@ -278,7 +291,8 @@ class Run {
   Tracer tracer_;
   std::optional<MetricsFile> metrics_file_;
   std::deque<double> last_losses_;
-  double peak_flops_ = 0;  // of all ranks together; 0: not measured
+  std::uint64_t chosen_ = 0;  // digest of what strategy auto stands for
+  double peak_flops_ = 0;     // of all ranks together; 0: not measured
   std::int64_t saved_step_ = -1;
   TrainResult result_;
 };

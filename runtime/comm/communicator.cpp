@@ -147,23 +147,20 @@ void Pending::wait() {
 
 void Pending::wait_any(std::span<Pending* const> pending) {
   std::vector<Pending*> open;
+  std::vector<Operation*> operations;
   for (Pending* p : pending) {
     if (!p->operation_) continue;
     if (p->done()) return;
     open.push_back(p);
+    operations.push_back(p->operation_.get());
   }
   if (open.empty()) return;
   // Kept alive here: a Pending may hold the last reference to its operation, and that the last one to the transport.
   const std::shared_ptr<Operation> first = open.front()->operation_;
   Transport& transport = first->transport();
-  const Clock::time_point start = Clock::now(), deadline = start + transport.options().deadline;
-  // Only one operation can be slept on; with several the sleep is short, because any of them may finish first.
-  const Clock::duration slice = open.size() == 1 ? Clock::duration(transport.options().deadline) : std::chrono::microseconds(50);
-  bool finished = false;
-  while (!finished && Clock::now() < deadline) {
-    finished = first->wait_until(std::min(deadline, Clock::now() + slice));
-    for (Pending* p : open) finished |= p->done();
-  }
+  const Clock::time_point start = Clock::now();
+  bool finished = transport.wait_any(operations, start + transport.options().deadline);
+  for (Pending* p : open) finished |= p->done();
   transport.traffic().wait_seconds += seconds_since(start);
   if (finished) return;
   std::string waiting;

@@ -52,7 +52,8 @@ class Pending {
   bool done();
   /// Blocks the host until finished. Throws CommError at the deadline, naming operation, plan step, peers and bytes.
   void wait();
-  /// Blocks until at least one of the unfinished `pending` has finished; the deadline error names them all.
+  /// Blocks until at least one of the unfinished `pending`, all of one communicator, has finished; the deadline error names
+  /// them all.
   static void wait_any(std::span<Pending* const> pending);
 
  private:
@@ -63,7 +64,7 @@ struct Traffic {
   std::size_t bytes_sent = 0;      ///< Payload to other ranks.
   std::size_t bytes_received = 0;  ///< Payload from other ranks.
   std::size_t messages_sent = 0;
-  double wait_seconds = 0;         ///< Host time spent blocked in Pending::wait.
+  double wait_seconds = 0;  ///< Host time spent blocked in Pending::wait.
 };
 
 enum class Reduce { sum, max, min };

@@ -56,6 +56,7 @@ class MpiTransport final : public Transport, public std::enable_shared_from_this
   std::string_view name() const noexcept override { return "mpi"; }
   const TransportOptions& options() const noexcept override { return options_; }
   std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) override;
+  bool wait_any(std::span<Operation* const> operations, Clock::time_point until) override;
   void progress() noexcept override;
   void abort(std::string_view reason) noexcept override {
     if (failure_) return;
@@ -113,16 +114,6 @@ class MpiOperation final : public Operation {
     if (finished()) return true;
     throw_if_failed();
     return poll();
-  }
-
-  bool wait_until(Clock::time_point until) override {
-    const Clock::time_point spin_end = Clock::now() + kSpin;
-    while (!test()) {
-      const Clock::time_point now = Clock::now();
-      if (now >= until) return false;
-      if (now >= spin_end) std::this_thread::yield();
-    }
-    return true;
   }
 
   std::string describe() const override {
@@ -237,6 +228,16 @@ std::shared_ptr<Operation> MpiTransport::post(std::span<const Send> sends, std::
   operation->throw_if_failed();
   operation->post(sends, receives);
   return operation;
+}
+
+bool MpiTransport::wait_any(std::span<Operation* const> operations, Clock::time_point until) {
+  const Clock::time_point spin_end = Clock::now() + kSpin;
+  while (std::ranges::none_of(operations, [](Operation* operation) { return operation->test(); })) {
+    const Clock::time_point now = Clock::now();
+    if (now >= until) return false;
+    if (now >= spin_end) std::this_thread::yield();
+  }
+  return true;
 }
 
 void MpiTransport::progress() noexcept {

@@ -1,5 +1,5 @@
 // Ranks as threads. A message waits in the queue of its (source, destination, lane) until both ends are posted; whoever
-// posts second copies it straight from span to span.
+// posts second copies it straight from span to span. Over paced links both ends learn of it only when it would have arrived.
 #include "runtime/comm/thread_transport.h"
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <exception>
 #include <list>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include <fmt/format.h>
@@ -58,6 +59,21 @@ struct Waiting {
   std::size_t part;
 };
 
+/// What an operation over paced links still waits for after its messages have met their other ends.
+struct Flight {
+  std::atomic<int> moving{0};
+  std::atomic<Clock::rep> arrives{0};
+
+  void arrives_by(Clock::time_point time) noexcept {
+    const Clock::rep ticks = time.time_since_epoch().count();
+    Clock::rep latest = arrives.load(std::memory_order_relaxed);
+    while (ticks > latest && !arrives.compare_exchange_weak(latest, ticks, std::memory_order_relaxed)) {
+    }
+    moving.fetch_sub(1, std::memory_order_release);
+  }
+};
+constexpr double kFar = 1e9;  // seconds
+
 /// The queues of messages to one rank, and the place where that rank sleeps.
 struct Inbox {
   std::mutex mutex;                          // guards `channels`
@@ -69,6 +85,7 @@ struct Inbox {
 struct Group {
   Group(int ranks, const TransportOptions& transport_options) : options(transport_options), inboxes(static_cast<std::size_t>(ranks)) {
     for (Inbox& inbox : inboxes) inbox.channels.resize(static_cast<std::size_t>(ranks) * kLanes);
+    if (options.links) network.emplace(*options.links, ranks);
   }
   int size() const noexcept { return static_cast<int>(inboxes.size()); }
   Inbox& inbox(int rank) noexcept { return inboxes[static_cast<std::size_t>(rank)]; }
@@ -98,7 +115,38 @@ struct Group {
     return reason;
   }
 
+  double now() const { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+  Clock::time_point time_point(double seconds) const {
+    return begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  }
+  /// A message that both ends have posted starts to move.
+  void start(int from, int to, std::size_t bytes, std::array<std::shared_ptr<Flight>, 2> ends) {
+    const std::lock_guard lock(network_mutex);
+    for (const std::shared_ptr<Flight>& end : ends) end->moving.fetch_add(1, std::memory_order_relaxed);
+    network->start(from, to, static_cast<std::int64_t>(bytes), now());
+    flights.push_back(std::move(ends));
+  }
+  /// Tells the ends of messages that have left by now, and says when the next will have.
+  Clock::time_point advance() {
+    const std::lock_guard lock(network_mutex);
+    arrivals.clear();
+    network->advance(now(), arrivals);
+    for (const Network::Arrival& arrival : arrivals) {
+      for (std::shared_ptr<Flight>& end : flights[arrival.message]) {
+        end->arrives_by(time_point(arrival.time));
+        end.reset();
+      }
+    }
+    const double next = network->next_end();
+    return next > kFar ? Clock::time_point::max() : time_point(next);
+  }
+
   TransportOptions options;
+  std::optional<Network> network;                               // over paced links
+  std::mutex network_mutex;                                     // guards it, `flights` and `arrivals`
+  std::vector<std::array<std::shared_ptr<Flight>, 2>> flights;  // by message of the network
+  std::vector<Network::Arrival> arrivals;
+  Clock::time_point begin = Clock::now();
   std::vector<Inbox> inboxes;
   std::atomic<bool> aborted{false};
   std::mutex reason_mutex;
@@ -113,6 +161,7 @@ class ThreadTransport final : public Transport, public std::enable_shared_from_t
   std::string_view name() const noexcept override { return "thread"; }
   const TransportOptions& options() const noexcept override { return group_->options; }
   std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) override;
+  bool wait_any(std::span<Operation* const> operations, Clock::time_point until) override;
   void progress() noexcept override {}  // whoever posts second has moved the bytes
   void abort(std::string_view reason) noexcept override { group_->abort(reason); }
   Group& group() const noexcept { return *group_; }
@@ -129,6 +178,7 @@ class ThreadOperation final : public Operation {
   ThreadOperation(std::shared_ptr<ThreadTransport> transport, std::span<const Send> sends, std::span<const Receive> receives,
                   const Purpose& purpose)
       : transport_(std::move(transport)), purpose_(purpose), parts_(sends.size() + receives.size()), open_(parts_.size()) {
+    if (transport_->group().network) flight_ = std::make_shared<Flight>();
     std::size_t next = 0;
     for (const Receive& receive : receives) {
       Part& part = parts_[next++];
@@ -153,24 +203,27 @@ class ThreadOperation final : public Operation {
   }
 
   bool test() override {
-    if (open_.load(std::memory_order_acquire) == 0 && !cancelled_) return true;
+    const bool met = open_.load(std::memory_order_acquire) == 0 && !cancelled_;
+    if (met && (!flight_ || arrival() <= Clock::now())) return true;
     throw_if_aborted();
     return false;
   }
 
-  bool wait_until(Clock::time_point until) override {
-    const Clock::time_point start = Clock::now();
-    for (Clock::time_point now = start; now < std::min(until, start + kYield); now = Clock::now()) {
-      if (test()) return true;
-      if (now > start + kSpin) std::this_thread::yield();
+  /// When this operation should be looked at again, if nothing wakes its rank before.
+  Clock::time_point wake_time() {
+    if (open_.load(std::memory_order_acquire) != 0) return Clock::time_point::max();
+    return flight_ ? arrival() : Clock::time_point();
+  }
+
+ private:
+  /// Over paced links: when the last message arrives, or the next message of the network if it is still moving.
+  Clock::time_point arrival() {
+    if (open_.load(std::memory_order_acquire) != 0) return Clock::time_point::max();
+    if (flight_->moving.load(std::memory_order_acquire) > 0) {
+      const Clock::time_point next = group().advance();
+      if (flight_->moving.load(std::memory_order_acquire) > 0) return next;
     }
-    Inbox& own = group().inbox(transport_->rank());
-    const auto ready = [&] { return open_.load(std::memory_order_acquire) == 0 || group().aborted; };
-    {
-      std::unique_lock lock(own.sleep_mutex);
-      if (!own.wake.wait_until(lock, until, ready)) return false;
-    }
-    return test();
+    return Clock::time_point(Clock::duration(flight_->arrives.load(std::memory_order_relaxed)));
   }
 
   std::string describe() const override {
@@ -216,7 +269,8 @@ class ThreadOperation final : public Operation {
     }
     // Popped but not finished: the other side's `cancel` waits for this copy.
     const Part& theirs = other.operation->parts_[other.part];
-    const int peer = mine.peer;
+    const int peer = mine.peer, self = transport_->rank();
+    if (flight_) group().start(mine.is_send ? self : peer, mine.is_send ? peer : self, mine.bytes, {flight_, other.operation->flight_});
     std::memcpy(mine.is_send ? theirs.destination : mine.destination, mine.is_send ? mine.source : theirs.source, mine.bytes);
     if (other.operation->finish(other.part)) group().wake(peer);
     finish(index);
@@ -268,7 +322,8 @@ class ThreadOperation final : public Operation {
   std::shared_ptr<ThreadTransport> transport_;
   Purpose purpose_;
   std::vector<Part> parts_;
-  std::atomic<std::size_t> open_;  // messages not yet copied
+  std::atomic<std::size_t> open_;   // messages not yet copied
+  std::shared_ptr<Flight> flight_;  // over paced links
   std::size_t posted_ = 0;
   bool cancelled_ = false;
 };
@@ -278,6 +333,30 @@ std::shared_ptr<Operation> ThreadTransport::post(std::span<const Send> sends, st
   if (group_->aborted) operation->test();  // throws
   operation->post();
   return operation;
+}
+
+bool ThreadTransport::wait_any(std::span<Operation* const> operations, Clock::time_point until) {
+  const auto any_done = [&] { return std::ranges::any_of(operations, [](Operation* operation) { return operation->test(); }); };
+  const Clock::time_point start = Clock::now();
+  for (Clock::time_point now = start; now < std::min(until, start + kYield); now = Clock::now()) {
+    if (any_done()) return true;
+    if (now > start + kSpin) std::this_thread::yield();
+  }
+  Inbox& own = group_->inbox(rank_);
+  while (!any_done()) {
+    if (Clock::now() >= until) return false;
+    std::unique_lock lock(own.sleep_mutex);
+    // A message may have met its end or the group may have failed since; both wake this rank under the mutex from here on.
+    Clock::time_point next = until;
+    bool sleep = !group_->aborted;
+    for (Operation* operation : operations) {
+      auto* const mine = static_cast<ThreadOperation*>(operation);
+      next = std::min(next, mine->wake_time());
+      sleep = sleep && next > Clock::now();
+    }
+    if (sleep) own.wake.wait_until(lock, next);
+  }
+  return true;
 }
 
 /// The exception to report for a group: the first one that is not merely the echo of another rank's failure.

@@ -2,16 +2,20 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "runtime/comm/communicator.h"
+#include "runtime/comm/pacing.h"
 
 namespace periplus::comm {
 
 struct TransportOptions {
   /// Longest time one wait may take before it fails with CommError.
   std::chrono::milliseconds deadline{120'000};
+  /// Thread transport only: messages arrive as late as these links would bring them, and waiting for them takes no CPU.
+  std::optional<Links> links{};
 };
 
 /// One posted exchange. Implementations keep what `describe` needs: peers and bytes that are still open.
@@ -20,8 +24,6 @@ class Operation {
   virtual ~Operation() = default;
   /// Progresses; true once every message has moved; throws CommError if the group failed.
   virtual bool test() = 0;
-  /// Blocks until done or `until`; false on time-out; throws CommError if the group failed.
-  virtual bool wait_until(std::chrono::steady_clock::time_point until) = 0;
   /// "exchange 'ring kv' (plan step 12, lane 0): receive 4096 bytes from rank 3, send 4096 bytes to rank 1".
   virtual std::string describe() const = 0;
   virtual Transport& transport() const noexcept = 0;
@@ -40,6 +42,9 @@ class Transport {
   virtual const TransportOptions& options() const noexcept = 0;
   /// Arguments are already checked; self and zero-byte messages have been handled by the Communicator.
   virtual std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) = 0;
+  /// Blocks until one of `operations`, all of them this transport's, is done, or until `until`; false on time-out; throws
+  /// CommError if the group failed.
+  virtual bool wait_any(std::span<Operation* const> operations, std::chrono::steady_clock::time_point until) = 0;
   /// Never throws: it runs inside kernels. A failure it meets is thrown by the next test, wait or post.
   virtual void progress() noexcept = 0;
   virtual void abort(std::string_view reason) noexcept = 0;

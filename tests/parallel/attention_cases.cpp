@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <random>
+#include <tuple>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "kernels/attention.h"
+#include "parallel/strategy/strategy.h"
 
 namespace periplus::test {
 namespace {
@@ -71,9 +74,9 @@ double worst_difference(const Tensor& local, ConstTensorView global, const Seque
 
 std::string to_string(const AttentionCase& c) {
   return fmt::format(
-      "{} cu={} causal={} window={},{} sink_tokens={} heads={}/{} size={}/{} sink={} lse_gradient={} contiguous={} logits={} seed={}",
-      to_string(c.layout), c.cu_seqlens, c.mask.causal, c.mask.window_left, c.mask.window_right, c.mask.sink_tokens, c.q_heads, c.kv_heads,
-      c.head_size, c.value_size, c.sink, c.lse_gradient, c.contiguous_kv, c.logits, c.seed);
+      "{} {} cu={} causal={} window={},{} sink_tokens={} heads={}/{} size={}/{} sink={} lse_gradient={} contiguous={} logits={} seed={}",
+      name_of(c.options), to_string(c.layout), c.cu_seqlens, c.mask.causal, c.mask.window_left, c.mask.window_right, c.mask.sink_tokens,
+      c.q_heads, c.kv_heads, c.head_size, c.value_size, c.sink, c.lse_gradient, c.contiguous_kv, c.logits, c.seed);
 }
 
 AttentionOracle make_oracle(const AttentionCase& c, const Memory& memory) {
@@ -101,45 +104,123 @@ AttentionOracle make_oracle(const AttentionCase& c, const Memory& memory) {
   return o;
 }
 
+namespace {
+
+/// This rank's part of a case: inputs, and results full of NaN, so that a cell nobody writes is seen.
+struct LocalRun {
+  AttentionProblem problem;
+  LocalRows q, k, v, dout, dlse;
+  Tensor sink, out, lse, dq, dk, dv, dsink;
+
+  LocalRun(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator, const Memory& memory)
+      : problem(problem_of(c, dtype, communicator.size())) {
+    const DType accumulator = accumulator_of(dtype);
+    const auto local = [&](const Tensor& global, DType type, bool gap) {
+      return local_rows(global, problem.layout, communicator.rank(), type, gap, memory);
+    };
+    q = local(o.q, dtype, true), k = local(o.k, dtype, !c.contiguous_kv), v = local(o.v, dtype, !c.contiguous_kv);
+    dout = local(o.dout, dtype, true), dlse = local(o.dlse, accumulator, true);
+    sink = Tensor(o.sink.shape(), accumulator, memory);
+    copy(o.sink, sink);
+    const auto like = [&](ConstTensorView view, DType type) {
+      Tensor tensor(view.shape(), type, memory);
+      const Tensor nan = Tensor::zeros(view.shape(), DType::f64, memory);
+      for (double& x : nan.view().span<double>()) x = NAN;
+      copy(nan, tensor);
+      return tensor;
+    };
+    out = like(dout.view, dtype), lse = like(dlse.view, accumulator), dsink = like(sink, accumulator);
+    dq = like(q.view, dtype), dk = like(k.view, dtype), dv = like(v.view, dtype);
+  }
+
+  void run(DistributedAttention& attention) {
+    const AttentionInputs inputs{q.view, k.view, v.view, problem.sink ? ConstTensorView(sink) : ConstTensorView()};
+    const AttentionOutputs outputs{out, lse};
+    attention.forward(inputs, outputs);
+    attention.backward(inputs, outputs, {dout.view, problem.lse_gradient ? ConstTensorView(dlse.view) : ConstTensorView()},
+                       {dq, dk, dv, problem.sink ? dsink.view() : TensorView()});
+  }
+};
+
+}  // namespace
+
 AttentionErrors run_case(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator) {
   const Memory memory;
-  const int rank = communicator.rank();
-  const AttentionProblem problem = problem_of(c, dtype, communicator.size());
-  const SequenceLayout layout = problem.layout;
-  const DType accumulator = accumulator_of(dtype);
-  const auto local = [&](const Tensor& global, DType type, bool gap) { return local_rows(global, layout, rank, type, gap, memory); };
-  const LocalRows q = local(o.q, dtype, true), k = local(o.k, dtype, !c.contiguous_kv), v = local(o.v, dtype, !c.contiguous_kv);
-  const LocalRows dout = local(o.dout, dtype, true), dlse = local(o.dlse, accumulator, true);
-  Tensor sink(o.sink.shape(), accumulator, memory);
-  copy(o.sink, sink);
-  // NaN in every output, so that a cell nobody writes is seen.
-  const auto like = [&](ConstTensorView view, DType type) {
-    Tensor tensor(view.shape(), type, memory);
-    const Tensor nan = Tensor::zeros(view.shape(), DType::f64, memory);
-    for (double& x : nan.view().span<double>()) x = NAN;
-    copy(nan, tensor);
-    return tensor;
+  LocalRun local(c, o, dtype, communicator, memory);
+  DistributedAttention attention(local.problem, c.options, communicator, memory);
+  local.run(attention);
+  const auto worst = [&](const Tensor& mine, const Tensor& global) {
+    return worst_difference(mine, global, local.problem.layout, communicator.rank(), memory);
   };
-  const Tensor out = like(dout.view, dtype), lse = like(dlse.view, accumulator), dsink = like(sink, accumulator);
-  const Tensor dq = like(q.view, dtype), dk = like(k.view, dtype), dv = like(v.view, dtype);
-
-  DistributedAttention attention(problem, {}, communicator, memory);
-  const AttentionInputs inputs{q.view, k.view, v.view, c.sink ? ConstTensorView(sink) : ConstTensorView()};
-  const AttentionOutputs outputs{out, lse};
-  attention.forward(inputs, outputs);
-  attention.backward(inputs, outputs, {dout.view, c.lse_gradient ? ConstTensorView(dlse.view) : ConstTensorView()},
-                     {dq, dk, dv, c.sink ? dsink.view() : TensorView()});
-
-  const auto worst = [&](const Tensor& mine, const Tensor& global) { return worst_difference(mine, global, layout, rank, memory); };
   AttentionErrors errors;
-  errors.forward = std::max(worst(out, o.out), worst(lse, o.lse));
-  errors.backward = std::max({worst(dq, o.dq), worst(dk, o.dk), worst(dv, o.dv)});
+  errors.forward = std::max(worst(local.out, o.out), worst(local.lse, o.lse));
+  errors.backward = std::max({worst(local.dq, o.dq), worst(local.dk, o.dk), worst(local.dv, o.dv)});
   if (c.sink) {
-    communicator.all_reduce(dsink, comm::Reduce::sum, Stream());
+    communicator.all_reduce(local.dsink, comm::Reduce::sum, Stream());
     const SequenceLayout one = SequenceLayout::make(LayoutKind::contiguous, 1, std::vector<std::int64_t>{0, 1});
-    errors.backward = std::max(errors.backward, worst_difference(dsink, o.dsink, one, 0, memory));
+    errors.backward = std::max(errors.backward, worst_difference(local.dsink, o.dsink, one, 0, memory));
   }
   return errors;
+}
+
+std::vector<char> run_for_bytes(const AttentionCase& c, const AttentionOracle& oracle, DType dtype,
+                                const comm::Communicator& communicator) {
+  const Memory memory;
+  LocalRun local(c, oracle, dtype, communicator, memory);
+  DistributedAttention attention(local.problem, c.options, communicator, memory);
+  local.run(attention);
+  std::vector<char> all;
+  for (const Tensor* t : {&local.out, &local.lse, &local.dq, &local.dk, &local.dv}) {
+    const auto* bytes = reinterpret_cast<const char*>(t->view().bytes());
+    all.insert(all.end(), bytes, bytes + t->view().size_bytes());
+  }
+  return all;
+}
+
+std::string refusal(const AttentionCase& c, int ranks) {
+  if (c.options.strategy == "auto") return {};
+  return strategy::refusal(strategy::find_strategy(c.options.strategy), problem_of(c, DType::f64, ranks), c.options);
+}
+
+std::vector<AttentionOptions> variants() {
+  std::vector<AttentionOptions> all;
+  for (const strategy::Strategy& strategy : strategy::strategies()) all.push_back({.strategy = std::string(strategy.name)});
+  all.push_back({.strategy = "auto"});
+  all.push_back({.strategy = "ring", .pieces = 2});
+  all.push_back({.strategy = "bidirectional_ring", .pieces = 3});
+  all.push_back({.strategy = "double_ring", .pieces = 2, .ranks_per_node = 2});
+  all.push_back({.strategy = "gather_kv", .stages = 1});
+  all.push_back({.strategy = "group_cast", .stages = 1});
+  all.push_back({.strategy = "ulysses", .pieces = 2});
+  all.push_back({.strategy = "usp", .head_ranks = 2});
+  all.push_back({.strategy = "usp", .head_ranks = 2, .placement = "context_first"});
+  all.push_back({.strategy = "usp", .head_ranks = 2, .ranks_per_node = 4});
+  return all;
+}
+
+std::string name_of(const AttentionOptions& options) {
+  std::string name = options.strategy;
+  if (options.pieces != 1) name += fmt::format("_pieces{}", options.pieces);
+  if (options.stages != 0) name += fmt::format("_stages{}", options.stages);
+  if (options.head_ranks != 0) name += fmt::format("_heads{}", options.head_ranks);
+  if (options.ranks_per_node != 0) name += fmt::format("_nodes{}", options.ranks_per_node);
+  return name + (options.placement != "head_first" ? "_" + options.placement : "");
+}
+
+std::vector<AttentionCase> sample(int ranks, const AttentionOptions& options, std::size_t most) {
+  std::mt19937_64 random(1234 + static_cast<std::uint64_t>(ranks));
+  constexpr std::pair<int, int> kHeads[] = {{1, 1}, {2, 1}, {3, 3},  {4, 2},  {5, 1},  {6, 3},
+                                            {8, 2}, {7, 7}, {12, 4}, {16, 2}, {10, 5}, {16, 16}};
+  std::vector<AttentionCase> all = sweep(ranks), cases;
+  std::shuffle(all.begin(), all.end(), random);
+  for (AttentionCase& c : all) {
+    if (cases.size() == most) break;
+    if (c.cu_seqlens.back() > 300) continue;  // the sweep of the ring has them
+    c.options = options;
+    std::tie(c.q_heads, c.kv_heads) = kHeads[random() % std::size(kHeads)];
+    if (refusal(c, ranks).empty()) cases.push_back(c);
+  }
+  return cases;
 }
 
 std::vector<AttentionCase> sweep(int ranks) {

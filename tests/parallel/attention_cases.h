@@ -17,7 +17,10 @@ struct AttentionCase {
   bool sink = false, lse_gradient = false, contiguous_kv = true;
   double logits = 1;  ///< Queries are multiplied by this.
   std::uint64_t seed = 1;
+  AttentionOptions options = {};
 };
+/// Why the strategy of the case refuses it on so many ranks; empty if it does not.
+std::string refusal(const AttentionCase& c, int ranks);
 std::string to_string(const AttentionCase& c);
 
 /// The global problem: random inputs, and results of one rank in fp64.
@@ -35,7 +38,16 @@ struct AttentionErrors {
 /// Runs the case on all ranks of the communicator in `dtype`; collective.
 AttentionErrors run_case(const AttentionCase& c, const AttentionOracle& oracle, DType dtype, const comm::Communicator& communicator);
 
+/// What a rank computed, as bytes: out, lse, dq, dk, dv.
+std::vector<char> run_for_bytes(const AttentionCase& c, const AttentionOracle& oracle, DType dtype, const comm::Communicator& communicator);
+
 /// Every case of the sweep: layouts, lengths, GQA, documents, windows, sinks, lse gradients, extreme logits.
 std::vector<AttentionCase> sweep(int ranks);
+/// A sample of at most so many cases that the options' strategy accepts, with head counts of all kinds.
+std::vector<AttentionCase> sample(int ranks, const AttentionOptions& options, std::size_t most);
+
+/// Every strategy of the table, and its options where they change the plan.
+std::vector<AttentionOptions> variants();
+std::string name_of(const AttentionOptions& options);
 
 }  // namespace periplus::test

@@ -16,7 +16,11 @@ int main(int argc, char** argv) {
   {
     const comm::Communicator communicator = comm::make_mpi_world();
     const Memory memory;
-    for (const test::AttentionCase& c : test::sweep(communicator.size())) {
+    std::vector<test::AttentionCase> cases = test::sweep(communicator.size());
+    for (const AttentionOptions& options : test::variants()) {
+      for (const test::AttentionCase& c : test::sample(communicator.size(), options, 4)) cases.push_back(c);
+    }
+    for (const test::AttentionCase& c : cases) {
       const test::AttentionOracle oracle = test::make_oracle(c, memory);
       const double stretch = std::max(1.0, oracle.largest_score / 16);
       const test::AttentionErrors errors = test::run_case(c, oracle, DType::f64, communicator);

@@ -47,43 +47,94 @@ TEST(RingAttentionNumbers, LogitsOfTenThousandStayFinite) {
   for (const int ranks : {1, 3, 4}) expect_matches_oracle(ranks, c, DType::f64, 1e-12, 1e-11);
 }
 
-TEST(RingAttentionNumbers, TwoRunsAreBitwiseEqual) {
-  AttentionCase c;
-  c.cu_seqlens = {0, 100, 161, 300};
-  c.q_heads = 4, c.kv_heads = 2;
-  const Memory memory;
-  const AttentionOracle oracle = make_oracle(c, memory);
-  std::mutex mutex;
-  std::array<std::vector<std::vector<char>>, 2> runs;
-  for (auto& results : runs) {
-    results.resize(3);
-    comm::run_thread_ranks(3, [&](comm::Communicator communicator) {
-      const int rank = communicator.rank();
-      AttentionProblem p{SequenceLayout::make(c.layout, 3, c.cu_seqlens), Mask(c.mask, c.cu_seqlens)};
-      p.q_heads = 4, p.kv_heads = 2, p.head_size = 4, p.value_size = 3;
-      const std::int64_t n = p.layout.rows_of(rank);
-      const auto rows = p.layout.global_rows(rank);
-      const auto local = [&](const Tensor& global) {
-        Tensor t({n, global.shape()[1], global.shape()[2]}, DType::f32, memory);
-        for (std::int64_t i = 0; i < n; ++i)
-          copy(ConstTensorView(global).slice(0, rows[static_cast<std::size_t>(i)], 1), t.view().slice(0, i, 1));
-        return t;
-      };
-      const Tensor q = local(oracle.q), k = local(oracle.k), v = local(oracle.v), dout = local(oracle.dout);
-      const auto like = [&](const Tensor& t) { return Tensor::zeros(t.shape(), DType::f32, memory); };
-      const Tensor out = like(dout), lse = Tensor::zeros({n, 4, 1}, DType::f32, memory), dq = like(q), dk = like(k), dv = like(v);
-      DistributedAttention attention(p, {}, communicator, memory);
-      attention.forward({q, k, v}, {out, lse});
-      attention.backward({q, k, v}, {out, lse}, {dout}, {dq, dk, dv});
-      const std::lock_guard lock(mutex);
-      for (const Tensor* t : {&out, &lse, &dq, &dk, &dv}) {
-        const auto bytes = reinterpret_cast<const char*>(t->view().bytes());
-        auto& mine = results[static_cast<std::size_t>(rank)];
-        mine.insert(mine.end(), bytes, bytes + t->view().size_bytes());
-      }
-    });
+class EveryStrategy : public testing::TestWithParam<AttentionOptions> {};
+
+TEST_P(EveryStrategy, MatchesReferenceInFp64OnEveryRankAndGradient) {
+  std::size_t cases = 0;
+  for (const int ranks : {1, 2, 3, 4, 5, 6, 8}) {
+    for (const AttentionCase& c : sample(ranks, GetParam(), 12)) {
+      expect_matches_oracle(ranks, c, DType::f64, 1e-12, 1e-11);
+      ++cases;
+    }
   }
-  EXPECT_EQ(runs[0], runs[1]);
+  EXPECT_GE(cases, 12u) << "it refuses nearly everything";
+}
+
+std::vector<std::vector<char>> bytes_of_ranks(int ranks, const AttentionCase& c, const AttentionOracle& oracle,
+                                              const comm::TransportOptions& transport = {}) {
+  std::vector<std::vector<char>> bytes(static_cast<std::size_t>(ranks));
+  comm::run_thread_ranks(
+      ranks,
+      [&](comm::Communicator communicator) {
+        bytes[static_cast<std::size_t>(communicator.rank())] = run_for_bytes(c, oracle, DType::f32, communicator);
+      },
+      transport);
+  return bytes;
+}
+
+TEST_P(EveryStrategy, TimingChangesNoBit) {
+  for (const int ranks : {2, 4}) {
+    for (AttentionCase& c : sample(ranks, GetParam(), 2)) {
+      const Memory memory;
+      const AttentionOracle oracle = make_oracle(c, memory);
+      const auto once = bytes_of_ranks(ranks, c, oracle);
+      EXPECT_EQ(once, bytes_of_ranks(ranks, c, oracle)) << to_string(c);
+      for (const comm::Sharing sharing : {comm::Sharing::pair, comm::Sharing::half_duplex}) {
+        const comm::Links slow{{.bytes_per_second = 30e6, .latency_seconds = 2e-4, .sharing = sharing}, {.bytes_per_second = 10e6}, 2};
+        EXPECT_EQ(once, bytes_of_ranks(ranks, c, oracle, {.links = slow})) << to_string(c);
+      }
+    }
+  }
+}
+
+TEST_P(EveryStrategy, BytesSentEqualThePlanAndTheFormula) {
+  for (const int ranks : {1, 2, 3, 4, 8}) {
+    for (AttentionCase& c : sample(ranks, GetParam(), 2)) {
+      const Memory memory;
+      const AttentionOracle oracle = make_oracle(c, memory);
+      AttentionProblem p{SequenceLayout::make(c.layout, ranks, c.cu_seqlens), Mask(c.mask, c.cu_seqlens)};
+      p.q_heads = c.q_heads, p.kv_heads = c.kv_heads, p.head_size = c.head_size, p.value_size = c.value_size;
+      p.sink = c.sink, p.lse_gradient = c.lse_gradient, p.contiguous_kv = c.contiguous_kv;
+      std::int64_t planned = 0;
+      for (const Pass pass : {Pass::forward, Pass::backward}) {
+        const plan::Plan plan = make_plan(p, c.options, pass);
+        std::int64_t sum = 0;
+        for (const plan::Program& program : plan.programs) sum += program.bytes_sent();
+        EXPECT_TRUE(plan.claim.bytes_sent < 0 || sum == plan.claim.bytes_sent) << to_string(c);
+        planned += sum;
+      }
+      std::atomic<std::int64_t> counted{0};
+      c.sink = false;  // its gradient is summed by a collective of the test
+      if (p.sink) continue;
+      comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
+        comm::require_same_on_all_ranks(communicator, 1, "nothing", Stream());
+        const auto overhead = communicator.traffic().bytes_sent;  // of the comparison that the constructor repeats
+        run_case(c, oracle, DType::f32, communicator);
+        counted += static_cast<std::int64_t>(communicator.traffic().bytes_sent - 2 * overhead);
+      });
+      EXPECT_EQ(counted, planned) << ranks << " ranks " << to_string(c);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Strategies, EveryStrategy, testing::ValuesIn(variants()),
+                         [](const auto& variant) { return name_of(variant.param); });
+
+TEST(DistributedAttention, TwoModelsTakeTurnsOnOneGroup) {
+  AttentionCase wide, narrow;
+  wide.cu_seqlens = {0, 40, 97}, wide.q_heads = 8, wide.kv_heads = 2, wide.options.strategy = "ulysses";
+  narrow.cu_seqlens = {0, 61}, narrow.q_heads = 3, narrow.kv_heads = 3, narrow.options.strategy = "token_ring";
+  const Memory memory;
+  const AttentionOracle of_wide = make_oracle(wide, memory), of_narrow = make_oracle(narrow, memory);
+  comm::run_thread_ranks(3, [&](comm::Communicator communicator) {
+    for (int turn = 0; turn < 3; ++turn) {
+      for (const auto& [c, oracle] : {std::pair(&wide, &of_wide), std::pair(&narrow, &of_narrow)}) {
+        const AttentionErrors errors = run_case(*c, *oracle, DType::f64, communicator);
+        EXPECT_LE(errors.forward, 1e-12);
+        EXPECT_LE(errors.backward, 1e-11);
+      }
+    }
+  });
 }
 
 AttentionProblem small_problem(int ranks) {
@@ -164,33 +215,6 @@ TEST(DistributedAttentionErrors, RanksThatDisagreeAreTold) {
     FAIL() << "different problems were accepted";
   } catch (const InvalidArgument& error) {
     EXPECT_NE(std::string(error.what()).find("attention problem"), std::string::npos) << error.what();
-  }
-}
-
-TEST(DistributedAttentionTraffic, BytesSentEqualThePlanAndTheFormula) {
-  for (const int ranks : {1, 2, 3, 4, 8}) {
-    AttentionCase c;
-    c.cu_seqlens = {0, 33, 96};
-    const Memory memory;
-    const AttentionOracle oracle = make_oracle(c, memory);
-    AttentionProblem p{SequenceLayout::make(c.layout, ranks, c.cu_seqlens), Mask(c.mask, c.cu_seqlens)};
-    p.q_heads = 2, p.kv_heads = 1, p.head_size = 4, p.value_size = 3;
-    std::int64_t planned = 0;
-    for (const Pass pass : {Pass::forward, Pass::backward}) {
-      const plan::Plan plan = make_plan(p, {}, pass);
-      std::int64_t sum = 0;
-      for (const plan::Program& program : plan.programs) sum += program.bytes_sent();
-      EXPECT_EQ(sum, plan.claim.bytes_sent);
-      planned += sum;
-    }
-    std::atomic<std::int64_t> counted{0};
-    comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
-      comm::require_same_on_all_ranks(communicator, 1, "nothing", Stream());
-      const auto overhead = communicator.traffic().bytes_sent;  // of the comparison that the constructor repeats
-      run_case(c, oracle, DType::f32, communicator);
-      counted += static_cast<std::int64_t>(communicator.traffic().bytes_sent - 2 * overhead);
-    });
-    EXPECT_EQ(counted, planned) << ranks << " ranks";
   }
 }
 

@@ -1,5 +1,6 @@
 #include "runtime/trace.h"
 
+#include <map>
 #include <set>
 #include <thread>
 
@@ -57,6 +58,51 @@ TEST(Trace, TracksOfSeveralTracersOfOneRankStayApart) {
   EXPECT_EQ(work[0].at("tid"), work[2].at("tid"));
 }
 
+TEST(Trace, ThreadsOfARankAreInTheOrderOfTheirNames) {
+  Tracer tracer(0);
+  tracer.record({"a", "lane 1"});
+  tracer.record({"b", "compute"});
+  tracer.record({"c", "lane 0"});
+  std::map<int, std::string> threads;
+  for (const Json& event : events_with(Json::parse(to_chrome_trace({&tracer})), "M")) {
+    if (event.at("name") == "thread_name") threads[event.at("tid")] = event.at("args").at("name");
+  }
+  EXPECT_EQ(threads, (std::map<int, std::string>{{0, "compute"}, {1, "lane 0"}, {2, "lane 1"}}));
+}
+
+TEST(Trace, ArrowsPairTheKthSendWithTheKthReceiveOfATrack) {
+  Tracer first(0), second(1);
+  // Two messages on lane 0, one on lane 1 that starts between them, and one whose end lies outside of the trace.
+  first.record({"send a", "lane 0", 1, 4, 1, 8, {{1, true}}});
+  first.record({"send b", "lane 1", 2, 4, 2, 8, {{1, true}}});
+  first.record({"send c, receive", "lane 0", 5, 4, 3, 8, {{1, true}, {1, false}}});
+  second.record({"receive a", "lane 0", 3, 2, 1, 8, {{0, false}}});
+  second.record({"receive c", "lane 0", 6, 3, 3, 8, {{0, false}}});
+  second.record({"receive b", "lane 1", 4, 3, 2, 8, {{0, false}}});
+  const Json trace = Json::parse(to_chrome_trace({&first, &second}));
+  const std::vector<Json> starts = events_with(trace, "s"), ends = events_with(trace, "f");
+  ASSERT_EQ(starts.size(), 3U);
+  ASSERT_EQ(ends.size(), 3U);
+  std::set<std::pair<double, double>> arrows;  // begins of the two events
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(starts[i].at("id"), ends[i].at("id"));
+    EXPECT_EQ(starts[i].at("pid"), 0);
+    EXPECT_EQ(ends[i].at("pid"), 1);
+    const auto begin_of_event_at = [&](const Json& end) {
+      for (const Json& event : events_with(trace, "X")) {
+        const double begin = event.at("ts"), at = end.at("ts");
+        if (event.at("pid") == end.at("pid") && event.at("tid") == end.at("tid") && begin <= at &&
+            at < begin + event.at("dur").get<double>())
+          return begin;
+      }
+      ADD_FAILURE() << "lies in no event: " << end;
+      return -1.0;
+    };
+    arrows.emplace(begin_of_event_at(starts[i]), begin_of_event_at(ends[i]));
+  }
+  EXPECT_EQ(arrows, (std::set<std::pair<double, double>>{{1, 3}, {2, 4}, {5, 6}}));
+}
+
 TEST(Trace, AnyTextIsEscapedIntoValidJson) {
   const std::string name = "quote \" backslash \\ newline \n tab \t bell \a umlaut \xc3\xa4";
   Tracer tracer(0);
@@ -83,8 +129,9 @@ TEST(Trace, TimeCountsFromTheEpoch) {
   EXPECT_LT(before, 60e6);
   EXPECT_GE(tracer.now_us(), before);
   tracer.record({"a", "compute"});
-  tracer.clear();
+  tracer.restart();
   EXPECT_TRUE(tracer.events().empty());
+  EXPECT_LT(tracer.now_us(), 1e6);
 }
 
 }  // namespace

@@ -328,10 +328,10 @@ TEST(VerifyProvenance, DsinkSumsAllRowsOfItsHeads) {
 }
 
 TEST(VerifyProvenance, OperandsOfBackwardInEachOthersPlaceAreTold) {
-  expect_rejected([](Plan& p) { access(p.programs[0], 2, attend_backward_operand::dout).view.slot = p.programs[0].find_slot("out"); },
-                  "rank 0 step 2: 'out' holds out where dout is needed", Pass::backward);
-  expect_rejected([](Plan& p) { access(p.programs[0], 2, attend_backward_operand::lse).view.slot = p.programs[0].find_slot("delta"); },
-                  "rank 0 step 2: 'delta' holds delta where lse is needed", Pass::backward);
+  expect_rejected([](Plan& p) { access(p.programs[0], 3, attend_backward_operand::dout).view.slot = p.programs[0].find_slot("out"); },
+                  "rank 0 step 3: 'out' holds out where dout is needed", Pass::backward);
+  expect_rejected([](Plan& p) { access(p.programs[0], 3, attend_backward_operand::lse).view.slot = p.programs[0].find_slot("delta"); },
+                  "rank 0 step 3: 'delta' holds delta where lse is needed", Pass::backward);
 }
 
 }  // namespace

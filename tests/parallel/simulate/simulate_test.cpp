@@ -26,7 +26,8 @@ Plan ring(int ranks, Pass pass = Pass::forward) {
 /// Attend steps and messages of one length; everything else takes no time.
 Costs even_costs(double attend, double message) {
   return {[=](const Program&, const Step& step) { return step.op == Op::attend ? attend : 0; },
-          [=](plan::Rank, plan::Rank, std::int64_t) { return message; }};
+          {},
+          [=](plan::Rank, plan::Rank, std::int64_t, double ready) { return ready + message; }};
 }
 
 TEST(Simulate, TwoRanksTwoHopsByHand) {
@@ -34,7 +35,8 @@ TEST(Simulate, TwoRanksTwoHopsByHand) {
   const Costs costs{[&](const Program& program, const Step& step) {
                       return step.op == Op::attend ? attend.at({program.rank, step.label.index}) : 0.5;
                     },
-                    [](plan::Rank from, plan::Rank, std::int64_t) { return from == 0 ? 5.0 : 3.0; }};
+                    {},
+                    [](plan::Rank from, plan::Rank, std::int64_t, double ready) { return ready + (from == 0 ? 5.0 : 3.0); }};
   const Timeline t = simulate(ring(2), costs);
   // Both exchanges are 0..5. Rank 0: hop 0 0..2, hop 1 5..8, finish 8.5. Rank 1: hop 0 0..4, hop 1 5..6, finish 6.5.
   EXPECT_DOUBLE_EQ(t.makespan, 8.5);
@@ -69,7 +71,8 @@ TEST(Simulate, AMessageMovesOnceBothExchangesHaveStarted) {
     plan.programs.push_back(builder.build());
   }
   const Timeline t = simulate(plan, {[](const Program&, const Step&) { return 2.0; },
-                                     [](int, int, std::int64_t bytes) { return 0.25 * static_cast<double>(bytes); }});
+                                     {},
+                                     [](int, int, std::int64_t bytes, double ready) { return ready + 0.25 * static_cast<double>(bytes); }});
   const auto& sender = t.traces[0].events();
   const auto& receiver = t.traces[1].events();
   EXPECT_DOUBLE_EQ(sender[1].begin_us, 2e6);
@@ -97,7 +100,8 @@ TEST(Simulate, RingIsBoundByComputeOrByMessages) {
 TEST(Simulate, OneSlowRankHoldsItsNeighbourUp) {
   // With two spare buffers rank 0 can run ahead of rank 1 by at most what has already been sent to it.
   const Costs costs{[](const Program& program, const Step& step) { return step.op == Op::attend ? (program.rank == 1 ? 10.0 : 1.0) : 0.0; },
-                    [](int, int, std::int64_t) { return 1.0; }};
+                    {},
+                    [](int, int, std::int64_t, double ready) { return ready + 1.0; }};
   const Timeline t = simulate(ring(4), costs);
   EXPECT_DOUBLE_EQ(t.ranks[1].finish, 40);
   EXPECT_DOUBLE_EQ(t.makespan, 40);
@@ -109,7 +113,7 @@ TEST(Simulate, OneSlowRankHoldsItsNeighbourUp) {
 TEST(Simulate, OneRankTakesTheSumOfItsSteps) {
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     const Plan plan = ring(1, pass);
-    const Timeline t = simulate(plan, {[](const Program&, const Step& step) { return 1.0 + static_cast<double>(step.op); }, {}});
+    const Timeline t = simulate(plan, {[](const Program&, const Step& step) { return 1.0 + static_cast<double>(step.op); }});
     double sum = 0;
     for (const Step& step : plan.programs[0].steps) sum += 1.0 + static_cast<double>(step.op);
     EXPECT_GE(plan.programs[0].steps.size(), 2u);
@@ -125,8 +129,9 @@ TEST(Simulate, TimesAddUpForRandomCosts) {
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     for (const int ranks : {2, 3, 5, 8}) {
       const Plan plan = make_plan(test::ring_problem(LayoutKind::zigzag, ranks, {0, 30, 97}), {}, pass);
-      const Timeline t = simulate(
-          plan, {[&](const Program&, const Step&) { return seconds(random); }, [&](int, int, std::int64_t) { return seconds(random); }});
+      const Timeline t = simulate(plan, {[&](const Program&, const Step&) { return seconds(random); },
+                                         {},
+                                         [&](int, int, std::int64_t, double ready) { return ready + seconds(random); }});
       double latest = 0;
       for (std::size_t r = 0; r < t.ranks.size(); ++r) {
         const RankTime& rank = t.ranks[r];
@@ -141,7 +146,8 @@ TEST(Simulate, TimesAddUpForRandomCosts) {
 
 TEST(Simulate, TraceHasOneEventPerStepInOrderOfItsQueue) {
   const Plan plan = make_plan(test::ring_problem(LayoutKind::striped, 4, {0, 61}), {}, Pass::backward);
-  const Timeline t = simulate(plan, {[](const Program&, const Step&) { return 1.0; }, [](int, int, std::int64_t) { return 0.5; }});
+  const Timeline t = simulate(
+      plan, {[](const Program&, const Step&) { return 1.0; }, {}, [](int, int, std::int64_t, double ready) { return ready + 0.5; }});
   ASSERT_EQ(t.traces.size(), 4u);
   for (std::size_t r = 0; r < 4; ++r) {
     EXPECT_EQ(t.traces[r].rank(), static_cast<int>(r));
@@ -168,7 +174,7 @@ TEST(Simulate, RefusesAMessageNobodyReceives) {
     simulate(plan, even_costs(1, 1));
     FAIL() << "accepted";
   } catch (const InvalidArgument& error) {
-    EXPECT_NE(std::string(error.what()).find("rank 0 sends to rank 1 in phase 0"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("rank 0 receives from rank 1 in phase 0"), std::string::npos) << error.what();
   }
 }
 

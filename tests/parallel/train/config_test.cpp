@@ -35,7 +35,7 @@ TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
       {"model.rope_theta", [](Config& c) { c.model.rope_theta = 0; }},
       {"data.context", [](Config& c) { c.data.context = 1; }},
       {"best_fit, concat", [](Config& c) { c.data.packing = "tight"; }},
-      {"parallel.strategy", [](Config& c) { c.parallel.strategy = "helix"; }},
+      {"parallel.strategy", [](Config& c) { c.parallel.attention.strategy = "helix"; }},
       {"document_zigzag", [](Config& c) { c.parallel.layout = "diagonal"; }},
       {"parallel.layout", [](Config& c) { c.parallel.layout = "custom"; }},
       {"optimizer.learning_rate", [](Config& c) { c.optimizer.learning_rate = std::numeric_limits<double>::quiet_NaN(); }},
@@ -73,7 +73,7 @@ TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
     EXPECT_TRUE(keys.insert(key).second) << key;
     EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
   }
-  EXPECT_EQ(keys.size(), 27u);
+  EXPECT_EQ(keys.size(), 32u);
 }
 
 }  // namespace

@@ -101,12 +101,16 @@ TEST_F(Trainer, WritesATraceWithEveryRank) {
   config.run.trace = true;
   run_training(config, 2);
   const nlohmann::json trace = nlohmann::json::parse(read_file(folder_ / "run/trace.json", 64 << 20));
-  std::vector<int> events(2);
+  std::vector<int> events(2), sent(2), received(2);
   for (const auto& event : trace["traceEvents"]) {
-    if (event["ph"] == "X") ++events.at(event["pid"].get<std::size_t>());
+    auto& counts = event["ph"] == "s" ? sent : event["ph"] == "f" ? received : events;
+    if (event["ph"] != "M") ++counts.at(event["pid"].get<std::size_t>());
   }
   EXPECT_GT(events[0], 4);
   EXPECT_GT(events[1], 4);
+  const int messages = 6 * static_cast<int>(config.model.layers);  // of k, v forward; of k, v and of their sums backward
+  EXPECT_EQ(sent, (std::vector<int>{messages, messages}));
+  EXPECT_EQ(received, sent);
 }
 
 TEST_F(Trainer, MistakesAreOneSentenceOnEveryRank) {

@@ -30,6 +30,38 @@ TEST_P(ThreadTransportConformance, Holds) {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, ThreadTransportConformance, testing::Values(1, 2, 3, 4, 8), testing::PrintToStringParamName());
 
+TEST_P(ThreadTransportConformance, HoldsOverPacedLinks) {
+  for (const Sharing sharing : {Sharing::pair, Sharing::port, Sharing::half_duplex}) {
+    const Links links{{.bytes_per_second = 4e9, .latency_seconds = 20e-6, .sharing = sharing}, {.bytes_per_second = 2e9}, 2};
+    for (const conformance::Case& item : conformance::all_cases()) {
+      SCOPED_TRACE(item.name);
+      EXPECT_NO_THROW(run_thread_ranks(GetParam(), item.body, {.deadline = item.deadline, .links = links}));
+    }
+  }
+}
+
+TEST(ThreadTransport, PacedMessagesArriveWhenTheirLinksBringThem) {
+  const Links links{{.bytes_per_second = 10e6, .latency_seconds = 0.005, .sharing = Sharing::port}};
+  run_thread_ranks(
+      3,
+      [](const Communicator& communicator) {
+        // Every rank sends 100 kB to both others: 20 ms through its port, and the latency.
+        const int next = (communicator.rank() + 1) % 3, previous = (communicator.rank() + 2) % 3;
+        const Bytes data(100'000);
+        Bytes first(data.size()), second(data.size());
+        communicator.barrier(stream());
+        const auto begin = std::chrono::steady_clock::now();
+        Pending pending = exchange(communicator, {to(next, data), to(previous, data)}, {from(previous, first), from(next, second)});
+        EXPECT_FALSE(pending.done());
+        pending.wait();
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        EXPECT_GE(seconds, 0.025 - 1e-3);
+        EXPECT_LE(seconds, 0.25);
+        communicator.barrier(stream());
+      },
+      {.links = links});
+}
+
 TEST(GroupOfOne, WorksWithoutTransport) {
   for (const auto& cases : {conformance::message_cases(), conformance::collective_cases()}) {
     for (const conformance::Case& item : cases) {

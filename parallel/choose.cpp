@@ -1,0 +1,86 @@
+#include "parallel/choose.h"
+
+#include <algorithm>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "parallel/attention.h"
+#include "parallel/plan/ops.h"
+#include "parallel/simulate/simulate.h"
+#include "parallel/strategy/strategy.h"
+#include "runtime/error.h"
+
+namespace periplus {
+namespace {
+
+/// Every way to run the problem that no strategy refuses, in the order of the table.
+std::vector<AttentionOptions> candidates(const AttentionProblem& problem, const AttentionOptions& options) {
+  constexpr int kMostPieces = 4;
+  std::vector<AttentionOptions> all;
+  for (const strategy::Strategy& strategy : strategy::strategies()) {
+    AttentionOptions candidate{.strategy = std::string(strategy.name)};
+    if ((strategy.knobs & strategy::kRanksPerNode) != 0) candidate.ranks_per_node = options.ranks_per_node;
+    const auto add = [&] {
+      if (strategy::refusal(strategy, problem, candidate).empty()) all.push_back(candidate);
+    };
+    const std::size_t before = all.size();
+    add();
+    if (all.size() == before || (strategy.knobs & strategy::kPieces) == 0) continue;
+    for (candidate.pieces = kMostPieces; candidate.pieces > 1 && all.size() == before + 1; candidate.pieces /= 2) add();
+  }
+  return all;
+}
+
+double simulated_seconds(const AttentionProblem& problem, const AttentionOptions& options, const Machine& machine, int ranks_per_node) {
+  double seconds = 0;
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    const plan::Plan plan = make_plan(problem, options, pass);
+    const auto compute = [&](const plan::Program& program, const plan::Step& step) { return modelled_seconds(machine, program, step); };
+    seconds += simulate::simulate(plan, {compute, links_of(machine, ranks_per_node)}).makespan;
+  }
+  return seconds;
+}
+
+std::string describe(const AttentionOptions& options) {
+  return options.strategy + (options.pieces > 1 ? fmt::format(" in {} pieces", options.pieces) : "");
+}
+
+}  // namespace
+
+double modelled_seconds(const Machine& machine, const plan::Program& program, const plan::Step& step) {
+  return std::max(plan::flops(program, step) / (machine.rank_gflops * 1e9),
+                  static_cast<double>(plan::bytes(program, step)) / (machine.memory_gbytes * 1e9));
+}
+
+comm::Links links_of(const Machine& machine, int ranks_per_node) {
+  const comm::Sharing sharing = comm::sharing_from_string(machine.link_sharing);
+  return {{machine.link_gbytes * 1e9, machine.link_latency_us * 1e-6, sharing},
+          {machine.node_gbytes * 1e9, machine.node_latency_us * 1e-6, sharing},
+          ranks_per_node};
+}
+
+Choice choose_strategy(const AttentionProblem& problem, const AttentionOptions& options) {
+  const AttentionOptions unset;
+  if (options.pieces != unset.pieces || options.stages != unset.stages || options.head_ranks != unset.head_ranks ||
+      options.placement != unset.placement) {
+    throw InvalidArgument("attention: strategy auto chooses pieces, stages, head_ranks and placement itself; leave them out");
+  }
+  std::vector<Choice> choices;
+  for (const AttentionOptions& candidate : candidates(problem, options))
+    choices.push_back({candidate, simulated_seconds(problem, candidate, options.machine, options.ranks_per_node), {}});
+  if (choices.empty()) throw InvalidArgument("auto: no strategy can plan this problem");
+  std::ranges::stable_sort(choices, {}, &Choice::seconds);
+  Choice best = choices.front();
+  const auto time = [](double seconds) { return seconds < 1 ? fmt::format("{:.3g} ms", seconds * 1e3) : fmt::format("{:.3g} s", seconds); };
+  best.why = fmt::format("{}: {} modelled, forward and backward", describe(best.options), time(best.seconds));
+  const auto other = std::ranges::find_if(choices, [&](const Choice& c) { return c.options.strategy != best.options.strategy; });
+  if (other != choices.end()) best.why += fmt::format("; next {} with {}", describe(other->options), time(other->seconds));
+  return best;
+}
+
+AttentionOptions resolved(const AttentionProblem& problem, const AttentionOptions& options) {
+  return options.strategy == "auto" ? choose_strategy(problem, options).options : options;
+}
+
+}  // namespace periplus

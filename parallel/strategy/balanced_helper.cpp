@@ -1,0 +1,281 @@
+#include "parallel/strategy/balanced_helper.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "parallel/strategy/heads.h"
+
+namespace periplus::strategy {
+namespace {
+
+using plan::Message;
+using plan::Mode;
+using plan::ProgramBuilder;
+using plan::Rank;
+using plan::RotatingScratch;
+using plan::View;
+
+constexpr int kBlockLane = 0;
+constexpr int kResultLane = 1;
+
+/// Who works with whom in a step; -1: nobody, or the pair has nothing to compute.
+struct Turn {
+  Rank keys_from = -1, keys_to = -1;        ///< Whose keys the own queries meet; whose queries meet the own keys elsewhere.
+  Rank queries_from = -1, queries_to = -1;  ///< Whom this rank helps; who helps it.
+};
+
+class Schedule {
+ public:
+  Schedule(const AttentionProblem& problem, Rank self) : problem_(problem), self_(self), ranks_(problem.layout.ranks()) {}
+  int last_step() const { return ranks_ / 2; }
+
+  Turn turn(int step) const {
+    Turn turn;
+    const auto if_paired = [&](Rank queries, Rank keys, Rank other) {
+      return query_rows_between(problem_.layout, problem_.mask, queries, keys).rows() > 0 ? other : -1;
+    };
+    // Half way round an even number of ranks both ends of a pair would compute it; the one with the queries does.
+    const bool helping = 2 * step != ranks_;
+    if (self_ >= step) turn.keys_from = if_paired(self_, self_ - step, self_ - step);
+    if (self_ + step < ranks_) turn.keys_to = if_paired(self_ + step, self_, self_ + step);
+    if (self_ < step && helping) turn.queries_from = if_paired(self_ - step + ranks_, self_, self_ - step + ranks_);
+    if (self_ + step >= ranks_ && helping) turn.queries_to = if_paired(self_, self_ + step - ranks_, self_ + step - ranks_);
+    return turn;
+  }
+  std::vector<Band> bands(Rank queries, Rank keys) const {
+    std::vector<Band> bands;
+    append_bands_between(problem_.layout, problem_.mask, queries, keys, bands);
+    return bands;
+  }
+  std::int64_t rows_of(Rank rank) const { return rank < 0 ? 0 : problem_.layout.rows_of(rank); }
+
+ private:
+  const AttentionProblem& problem_;
+  Rank self_;
+  int ranks_;
+};
+
+/// Tensors that travel together: own ones, and scratch for those of others, two of each in turn.
+class Travellers {
+ public:
+  Travellers(ProgramBuilder& program, const AttentionProblem& problem, std::span<const View> like,
+             std::span<const std::string_view> names) {
+    std::int64_t most = 0;
+    for (int rank = 0; rank < problem.layout.ranks(); ++rank) most = std::max(most, problem.layout.rows_of(rank));
+    for (std::size_t i = 0; i < like.size(); ++i)
+      spare_.push_back(program.rotating_scratch(names[i], 2, program.dtype_of(like[i]), most, like[i].heads, program.width_of(like[i])));
+  }
+  std::vector<View> next(std::int64_t rows) {
+    std::vector<View> views;
+    for (RotatingScratch& spare : spare_) views.push_back(spare.next(rows));
+    return views;
+  }
+
+ private:
+  std::vector<RotatingScratch> spare_;
+};
+
+std::vector<View> sendable(ProgramBuilder& program, std::span<const View> views, std::span<const std::string_view> names, bool travels) {
+  std::vector<View> result;
+  for (std::size_t i = 0; i < views.size(); ++i)
+    result.push_back(travels ? program.sendable(views[i], std::string(names[i]) + ".packed") : views[i]);
+  return result;
+}
+
+void append(std::vector<Message>& messages, Rank peer, std::span<const View> views) {
+  for (const View& view : views) {
+    if (peer >= 0) messages.push_back({peer, view});
+  }
+}
+
+/// Blocks of one step on their way: keys to those who attend to them, queries to helpers.
+struct Arriving {
+  std::vector<View> keys, queries;
+};
+Arriving bring_blocks(ProgramBuilder& program, const Schedule& schedule, int step, std::span<const View> keys,
+                      std::span<const View> queries, Travellers& spare_keys, Travellers& spare_queries) {
+  const Turn turn = schedule.turn(step);
+  const Arriving arriving{spare_keys.next(schedule.rows_of(turn.keys_from)), spare_queries.next(schedule.rows_of(turn.queries_from))};
+  std::vector<Message> sends, receives;
+  append(sends, turn.keys_to, keys);
+  append(sends, turn.queries_to, queries);
+  append(receives, turn.keys_from, arriving.keys);
+  append(receives, turn.queries_from, arriving.queries);
+  program.exchange({"blocks of step", step}, kBlockLane, sends, receives);
+  return arriving;
+}
+
+constexpr std::string_view kKeyNames[] = {"k", "v"}, kQueryNames[] = {"q", "dout", "lse", "delta"};
+
+void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const ForwardSlots& on) {
+  const DType accumulator = accumulator_of(problem.dtype);
+  const View state_out = program.scratch("state.out", accumulator, on.out.rows, on.out.heads, program.width_of(on.out));
+  const View state_lse = program.scratch("state.lse", accumulator, on.lse.rows, on.lse.heads, 1);
+  const Schedule schedule(problem, program.rank());
+  const bool travels = schedule.last_step() > 0;
+  const View own_keys[] = {on.k, on.v}, own_queries[] = {on.q}, state[] = {state_out, state_lse};
+  constexpr std::string_view kParts[] = {"out.part", "lse.part"}, kReturns[] = {"out.back", "lse.back"};
+  const std::vector<View> keys = sendable(program, own_keys, kKeyNames, travels),
+                          queries = sendable(program, own_queries, kQueryNames, travels);
+  Travellers spare_keys(program, problem, own_keys, kKeyNames), spare_queries(program, problem, own_queries, kQueryNames);
+  Travellers parts(program, problem, state, kParts), returns(program, problem, state, kReturns);
+  const auto attend = [&](int step, const View& q, const View& k, const View& v, const View& out, const View& lse,
+                          std::span<const Band> bands, Mode mode) {
+    program.attend({"step", step}, {q, k, v, out, lse}, bands, problem.scale_or_default(), problem.softcap, mode);
+  };
+
+  Arriving arriving;
+  std::vector<View> returned;
+  for (int step = 0; step <= schedule.last_step(); ++step) {
+    const Turn turn = schedule.turn(step);
+    const Arriving here = arriving;
+    if (step < schedule.last_step()) arriving = bring_blocks(program, schedule, step + 1, keys, queries, spare_keys, spare_queries);
+    if (step == 0) {
+      attend(step, on.q, on.k, on.v, state_out, state_lse, schedule.bands(program.rank(), program.rank()), Mode::write);
+      continue;
+    }
+    const std::vector<View> part = parts.next(schedule.rows_of(turn.queries_from));
+    if (turn.keys_from >= 0)
+      attend(step, on.q, here.keys[0], here.keys[1], state_out, state_lse, schedule.bands(program.rank(), turn.keys_from), Mode::add);
+    if (turn.queries_from >= 0)
+      attend(step, here.queries[0], on.k, on.v, part[0], part[1], schedule.bands(turn.queries_from, program.rank()), Mode::write);
+    if (step > 1 && schedule.turn(step - 1).queries_to >= 0)
+      program.merge({"result of step", step - 1}, returned[0], returned[1], state_out, state_lse);
+    returned = returns.next(schedule.rows_of(turn.queries_to >= 0 ? program.rank() : -1));
+    std::vector<Message> sends, receives;
+    append(sends, turn.queries_from, part);
+    append(receives, turn.queries_to, returned);
+    program.exchange({"results of step", step}, kResultLane, sends, receives);
+  }
+  if (const int last = schedule.last_step(); last > 0 && schedule.turn(last).queries_to >= 0)
+    program.merge({"result of step", last}, returned[0], returned[1], state_out, state_lse);
+  program.finish({"finish"}, state_out, state_lse, on.sink, on.out, on.lse);
+}
+
+void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const BackwardSlots& on) {
+  const View dq = sum_of(program, on.dq, "dq.sum"), dk = sum_of(program, on.dk, "dk.sum"), dv = sum_of(program, on.dv, "dv.sum");
+  const Schedule schedule(problem, program.rank());
+  const bool travels = schedule.last_step() > 0;
+  const View own_keys[] = {on.k, on.v}, own_queries[] = {on.q, on.dout, on.lse, on.delta}, key_sums[] = {dk, dv}, query_sums[] = {dq};
+  constexpr std::string_view kKeyParts[] = {"dk.part", "dv.part"}, kKeyReturns[] = {"dk.back", "dv.back"}, kQueryParts[] = {"dq.part"},
+                             kQueryReturns[] = {"dq.back"};
+  const std::vector<View> keys = sendable(program, own_keys, kKeyNames, travels),
+                          queries = sendable(program, own_queries, kQueryNames, travels);
+  Travellers spare_keys(program, problem, own_keys, kKeyNames), spare_queries(program, problem, own_queries, kQueryNames);
+  Travellers key_parts(program, problem, key_sums, kKeyParts), key_returns(program, problem, key_sums, kKeyReturns);
+  Travellers query_parts(program, problem, query_sums, kQueryParts), query_returns(program, problem, query_sums, kQueryReturns);
+  const auto attend = [&](int step, std::span<const View> q, const View& k, const View& v, const View& to_q, const View& to_k,
+                          const View& to_v, std::span<const Band> bands, Mode dq_mode) {
+    program.attend_backward({"step", step}, {q[0], k, v, q[1], q[2], q[3], to_q, to_k, to_v}, bands, problem.scale_or_default(),
+                            problem.softcap, dq_mode);
+  };
+  // The own block: half of its KV heads at once, while the first blocks come; the other half, on sums that start at zero,
+  // at the end, while the last gradients come home.
+  const HeadRange all{0, problem.q_heads, problem.q_heads / problem.kv_heads};
+  const int late_head = (problem.kv_heads + 1) / 2, late_heads = problem.kv_heads - late_head;
+  const std::vector<Band> own_bands = schedule.bands(program.rank(), program.rank());
+  const auto attend_own = [&](int first, int count, int gradient_head, const View& to_k, const View& to_v, std::span<const Band> bands,
+                              Mode dq_mode) {
+    for (const HeadPart& part : all.parts(first, count)) {
+      const auto of_queries = [&](const View& view) { return view.heads_at(part.q_head, part.q_heads); };
+      const auto of_keys = [&](const View& view, int from) { return view.heads_at(part.kv_head - from, part.kv_heads); };
+      const View q[] = {of_queries(on.q), of_queries(on.dout), of_queries(on.lse), of_queries(on.delta)};
+      attend(0, q, of_keys(on.k, 0), of_keys(on.v, 0), of_queries(dq), of_keys(to_k, gradient_head), of_keys(to_v, gradient_head), bands,
+             dq_mode);
+    }
+  };
+  std::vector<View> keys_back, queries_back;
+  const auto add_returned = [&](int step) {
+    const Turn turn = schedule.turn(step);
+    if (turn.keys_to >= 0) {
+      program.add({"dk of step", step}, keys_back[0], dk);
+      program.add({"dv of step", step}, keys_back[1], dv);
+    }
+    if (turn.queries_to >= 0) program.add({"dq of step", step}, queries_back[0], dq);
+  };
+
+  Arriving arriving;
+  for (int step = 0; step <= schedule.last_step(); ++step) {
+    const Turn turn = schedule.turn(step);
+    const Arriving here = arriving;
+    if (step < schedule.last_step()) arriving = bring_blocks(program, schedule, step + 1, keys, queries, spare_keys, spare_queries);
+    if (step == 0) {
+      attend_own(0, late_head, 0, dk, dv, own_bands, Mode::write);
+      attend_own(late_head, late_heads, 0, dk, dv, {}, Mode::write);
+      continue;
+    }
+    // A rank either attends to other keys or helps; the gradients of keys go home in the first case, are its own in the second.
+    const std::vector<View> key_part = key_parts.next(turn.queries_from >= 0 ? on.k.rows : schedule.rows_of(turn.keys_from));
+    const std::vector<View> query_part = query_parts.next(schedule.rows_of(turn.queries_from));
+    if (turn.keys_from >= 0) {
+      attend(step, own_queries, here.keys[0], here.keys[1], dq, key_part[0], key_part[1], schedule.bands(program.rank(), turn.keys_from),
+             Mode::add);
+    }
+    if (turn.queries_from >= 0) {
+      attend(step, here.queries, on.k, on.v, query_part[0], key_part[0], key_part[1], schedule.bands(turn.queries_from, program.rank()),
+             Mode::write);
+      program.add({"dk of help", step}, key_part[0], dk);
+      program.add({"dv of help", step}, key_part[1], dv);
+    }
+    if (step > 1) add_returned(step - 1);
+    keys_back = key_returns.next(turn.keys_to >= 0 ? on.k.rows : 0);
+    queries_back = query_returns.next(turn.queries_to >= 0 ? on.q.rows : 0);
+    std::vector<Message> sends, receives;
+    append(sends, turn.keys_from, key_part);
+    append(sends, turn.queries_from, query_part);
+    append(receives, turn.keys_to, keys_back);
+    append(receives, turn.queries_to, queries_back);
+    program.exchange({"results of step", step}, kResultLane, sends, receives);
+  }
+  if (late_heads > 0) {
+    const DType accumulator = accumulator_of(problem.dtype);
+    const View late_k = program.scratch("dk.own", accumulator, on.k.rows, late_heads, program.width_of(on.k));
+    const View late_v = program.scratch("dv.own", accumulator, on.v.rows, late_heads, program.width_of(on.v));
+    attend_own(late_head, late_heads, late_head, late_k, late_v, own_bands, Mode::add);
+    program.add({"dk of the own block"}, late_k, dk.heads_at(late_head, late_heads));
+    program.add({"dv of the own block"}, late_v, dv.heads_at(late_head, late_heads));
+  }
+  if (schedule.last_step() > 0) add_returned(schedule.last_step());
+  settle(program, dq, on.dq);
+  settle(program, dk, on.dk);
+  settle(program, dv, on.dv);
+}
+
+std::string refusal(const AttentionProblem& problem, const AttentionOptions&) {
+  if (problem.layout.kind() == LayoutKind::contiguous && problem.mask.spec().causal) return {};
+  return fmt::format(
+      "it schedules the triangle of a causal mask over contiguous shards, and this is a {} mask over layout {}; use layout "
+      "contiguous with a causal mask, or strategy ring",
+      problem.mask.spec().causal ? "causal" : "full", to_string(problem.layout.kind()));
+}
+
+/// One causal document in shards of one size, where every pair has work.
+std::int64_t bytes_sent(const AttentionProblem& problem, const AttentionOptions&, Pass pass) {
+  const std::int64_t ranks = problem.layout.ranks(), tokens = problem.layout.tokens();
+  if (ranks == 1) return 0;
+  if (problem.mask.spec().window_left >= 0 || problem.layout.cu_seqlens().size() != 2 || tokens == 0 || tokens % ranks != 0) return -1;
+  const auto b = static_cast<std::int64_t>(size_of(problem.dtype)), a = static_cast<std::int64_t>(size_of(accumulator_of(problem.dtype)));
+  const std::int64_t d = problem.head_size, e = problem.value();
+  const std::int64_t keys = problem.kv_heads * (d + e) * (pass == Pass::forward ? b : b + a);
+  const std::int64_t help = problem.q_heads * (pass == Pass::forward ? d * b + (e + 1) * a : (d + e) * b + (d + 2) * a);
+  std::int64_t bytes = 0;
+  for (std::int64_t step = 1; step <= ranks / 2; ++step) bytes += (ranks - step) * keys + (2 * step != ranks ? step * help : 0);
+  return tokens / ranks * bytes;
+}
+
+}  // namespace
+
+Strategy balanced_helper_strategy() {
+  return {"balanced_helper",
+          "contiguous causal shards: ranks without work take over queries of others, P/2 + 1 steps",
+          0,
+          refusal,
+          plan_forward,
+          plan_backward,
+          bytes_sent};
+}
+
+}  // namespace periplus::strategy

@@ -1,0 +1,254 @@
+#include "parallel/strategy/token_ring.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "parallel/strategy/heads.h"
+
+namespace periplus::strategy {
+namespace {
+
+using plan::Message;
+using plan::Mode;
+using plan::ProgramBuilder;
+using plan::Rank;
+using plan::RotatingScratch;
+using plan::View;
+
+constexpr int kPacketLane = 0;
+constexpr int kResultLane = 1;
+
+/// Who needs which rows of whom, as one rank sees it. A step is the distance from the owner of a packet to its visitor.
+class Route {
+ public:
+  Route(const AttentionProblem& problem, Rank self) : problem_(problem), self_(self), ranks_(problem.layout.ranks()) {
+    for (int step = 0; step < ranks_; ++step) {
+      const Rank owner = rank_at(step);
+      used_.push_back(query_rows_between(problem.layout, problem.mask, owner, self));
+      returned_.push_back(query_rows_between(problem.layout, problem.mask, self, rank_at(-step)));
+      RowRange later;
+      const RowRange all{0, problem.layout.rows_of(owner)};
+      for (int visit = step + 1; visit < ranks_ && !(later == all); ++visit) {
+        later = hull(later, query_rows_between(problem.layout, problem.mask, owner, rank_at(step - visit)));
+      }
+      passed_on_.push_back(later);
+    }
+  }
+  int ranks() const { return ranks_; }
+  Rank rank_at(int step) const { return ((self_ + step) % ranks_ + ranks_) % ranks_; }
+  /// Rows of the packet at hand that this rank works on, that it passes on, and (together) that it is sent.
+  RowRange used(int step) const { return used_[static_cast<std::size_t>(step)]; }
+  RowRange passed_on(int step) const { return step + 1 < ranks_ ? passed_on_[static_cast<std::size_t>(step)] : RowRange{}; }
+  RowRange held(int step) const { return step == 0 ? RowRange{0, problem_.layout.rows_of(self_)} : hull(used(step), passed_on(step)); }
+  /// Own rows that come back as a result from the rank `step` places on.
+  RowRange returned(int step) const { return returned_[static_cast<std::size_t>(step)]; }
+  std::int64_t most_rows() const {
+    std::int64_t most = 0;
+    for (int rank = 0; rank < ranks_; ++rank) most = std::max(most, problem_.layout.rows_of(rank));
+    return most;
+  }
+  /// Bands of the rows in use and the own keys.
+  std::vector<Band> bands(int step) const {
+    std::vector<Band> bands;
+    append_bands_between(problem_.layout, problem_.mask, rank_at(step), self_, bands);
+    for (Band& band : bands) band = moved(band, -used(step).begin, 0);
+    return bands;
+  }
+
+ private:
+  const AttentionProblem& problem_;
+  Rank self_;
+  int ranks_;
+  std::vector<RowRange> used_, passed_on_, returned_;  ///< by step
+};
+
+View rows_of(const View& view, const RowRange& held, const RowRange& part) { return view.rows_at(part.begin - held.begin, part.rows()); }
+
+/// Tensors of the queries that travel together, and the scratch they arrive in.
+class Packet {
+ public:
+  Packet(ProgramBuilder& program, const Route& route, std::span<const View> own, std::span<const std::string_view> names)
+      : program_(program), route_(route) {
+    for (std::size_t i = 0; i < own.size(); ++i) {
+      const std::string name(names[i]);
+      views_.push_back(route.ranks() > 1 ? program.sendable(own[i], name + ".packed") : own[i]);
+      spare_.push_back(
+          program.rotating_scratch(name, 2, program.dtype_of(own[i]), route.most_rows(), own[i].heads, program.width_of(own[i])));
+    }
+  }
+  /// Passes the packet of this step on and lets the next one come; call it before working on the packet at hand.
+  void pass_on(int step) {
+    coming_.clear();
+    if (step + 1 >= route_.ranks()) return;
+    std::vector<Message> sends, receives;
+    for (std::size_t i = 0; i < views_.size(); ++i) {
+      sends.push_back({route_.rank_at(-1), rows_of(views_[i], route_.held(step), route_.passed_on(step))});
+      coming_.push_back(spare_[i].next(route_.held(step + 1).rows()));
+      receives.push_back({route_.rank_at(1), coming_.back()});
+    }
+    program_.exchange({"queries to step", step + 1}, kPacketLane, sends, receives);
+  }
+  View used(std::size_t tensor, int step) const { return rows_of(views_[tensor], route_.held(step), route_.used(step)); }
+  void take_next() { views_ = coming_; }
+
+ private:
+  ProgramBuilder& program_;
+  const Route& route_;
+  std::vector<View> views_, coming_;
+  std::vector<RotatingScratch> spare_;
+};
+
+/// Results on their way home: made into one of two slots each, received into one of two others.
+class Results {
+ public:
+  Results(ProgramBuilder& program, const Route& route, std::span<const View> sums, std::span<const std::string_view> names)
+      : program_(program), route_(route) {
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      const auto rotating = [&](std::string name) {
+        return program.rotating_scratch(name, 2, program.dtype_of(sums[i]), route.most_rows(), sums[i].heads, program.width_of(sums[i]));
+      };
+      made_.push_back(rotating(std::string(names[i]) + ".part"));
+      arriving_.push_back(rotating(std::string(names[i]) + ".back"));
+    }
+  }
+  std::vector<View> next(int step) {
+    std::vector<View> views;
+    for (RotatingScratch& made : made_) views.push_back(made.next(route_.used(step).rows()));
+    return views;
+  }
+  /// What was made in this step leaves, what was made for this rank comes.
+  void send_home(int step, std::span<const View> results) {
+    std::vector<Message> sends, receives;
+    arrived_.clear();
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      sends.push_back({route_.rank_at(step), results[i]});
+      arrived_.push_back(arriving_[i].next(route_.returned(step).rows()));
+      receives.push_back({route_.rank_at(-step), arrived_.back()});
+    }
+    program_.exchange({"results of step", step}, kResultLane, sends, receives);
+  }
+  std::span<const View> arrived() const { return arrived_; }
+
+ private:
+  ProgramBuilder& program_;
+  const Route& route_;
+  std::vector<RotatingScratch> made_, arriving_;
+  std::vector<View> arrived_;
+};
+
+void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const ForwardSlots& on) {
+  const DType accumulator = accumulator_of(problem.dtype);
+  const View state_out = program.scratch("state.out", accumulator, on.out.rows, on.out.heads, program.width_of(on.out));
+  const View state_lse = program.scratch("state.lse", accumulator, on.lse.rows, on.lse.heads, 1);
+  const Route route(problem, program.rank());
+  constexpr std::string_view kNames[] = {"q"}, kResults[] = {"out", "lse"};
+  const View own[] = {on.q}, state[] = {state_out, state_lse};
+  Packet packet(program, route, own, kNames);
+  Results results(program, route, state, kResults);
+  const auto merge = [&](int step) {
+    const RowRange rows = route.returned(step);
+    program.merge({"result of step", step}, results.arrived()[0], results.arrived()[1], state_out.rows_at(rows.begin, rows.rows()),
+                  state_lse.rows_at(rows.begin, rows.rows()));
+  };
+  for (int step = 0; step < route.ranks(); ++step) {
+    packet.pass_on(step);
+    std::vector<Band> bands = route.bands(step);
+    if (step == 0) {
+      for (Band& band : bands) band = moved(band, route.used(0).begin, 0);
+      program.attend({"step", step}, {on.q, on.k, on.v, state_out, state_lse}, bands, problem.scale_or_default(), problem.softcap,
+                     Mode::write);
+    } else {
+      const std::vector<View> part = results.next(step);
+      program.attend({"step", step}, {packet.used(0, step), on.k, on.v, part[0], part[1]}, bands, problem.scale_or_default(),
+                     problem.softcap, Mode::write);
+      if (step > 1) merge(step - 1);
+      results.send_home(step, part);
+    }
+    packet.take_next();
+  }
+  if (route.ranks() > 1) merge(route.ranks() - 1);
+  program.finish({"finish"}, state_out, state_lse, on.sink, on.out, on.lse);
+}
+
+void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const BackwardSlots& on) {
+  const View dq = sum_of(program, on.dq, "dq.sum"), dk = sum_of(program, on.dk, "dk.sum"), dv = sum_of(program, on.dv, "dv.sum");
+  const Route route(problem, program.rank());
+  constexpr std::string_view kNames[] = {"q", "dout", "lse", "delta"}, kResults[] = {"dq"};
+  const View own[] = {on.q, on.dout, on.lse, on.delta}, sums[] = {dq};
+  Packet packet(program, route, own, kNames);
+  Results results(program, route, sums, kResults);
+  const DType accumulator = accumulator_of(problem.dtype);
+  const View k_part = program.scratch("dk.part", accumulator, on.k.rows, on.k.heads, program.width_of(on.k));
+  const View v_part = program.scratch("dv.part", accumulator, on.v.rows, on.v.heads, program.width_of(on.v));
+  const auto add = [&](int step) {
+    const RowRange rows = route.returned(step);
+    program.add({"result of step", step}, results.arrived()[0], dq.rows_at(rows.begin, rows.rows()));
+  };
+  for (int step = 0; step < route.ranks(); ++step) {
+    packet.pass_on(step);
+    std::vector<Band> bands = route.bands(step);
+    if (step == 0) {
+      for (Band& band : bands) band = moved(band, route.used(0).begin, 0);
+      program.attend_backward({"step", step}, {on.q, on.k, on.v, on.dout, on.lse, on.delta, dq, dk, dv}, bands, problem.scale_or_default(),
+                              problem.softcap, Mode::write);
+    } else {
+      const std::vector<View> part = results.next(step);
+      if (!bands.empty()) {
+        program.attend_backward(
+            {"step", step},
+            {packet.used(0, step), on.k, on.v, packet.used(1, step), packet.used(2, step), packet.used(3, step), part[0], k_part, v_part},
+            bands, problem.scale_or_default(), problem.softcap, Mode::write);
+        program.add({"dk of step", step}, k_part, dk);
+        program.add({"dv of step", step}, v_part, dv);
+      }
+      if (step > 1) add(step - 1);
+      results.send_home(step, part);
+    }
+    packet.take_next();
+  }
+  if (route.ranks() > 1) add(route.ranks() - 1);
+  settle(program, dq, on.dq);
+  settle(program, dk, on.dk);
+  settle(program, dv, on.dv);
+}
+
+std::string never_refuses(const AttentionProblem&, const AttentionOptions&) { return {}; }
+
+/// Exact where every rank needs all rows of all others, and for one causal document in zigzag chunks of one size (3.2, 3.4).
+std::int64_t bytes_sent(const AttentionProblem& problem, const AttentionOptions&, Pass pass) {
+  const std::int64_t ranks = problem.layout.ranks(), tokens = problem.layout.tokens();
+  const MaskSpec& mask = problem.mask.spec();
+  const bool unlimited = mask.window_left < 0 && mask.window_right < 0, one_document = problem.layout.cu_seqlens().size() == 2;
+  if (ranks == 1) return 0;
+  if (!unlimited || !one_document || tokens < ranks) return -1;
+  const auto b = static_cast<std::int64_t>(size_of(problem.dtype)), a = static_cast<std::int64_t>(size_of(accumulator_of(problem.dtype)));
+  const std::int64_t d = problem.head_size, e = problem.value();
+  const std::int64_t packet = pass == Pass::forward ? d * b : (d + e) * b + 2 * a, result = pass == Pass::forward ? (e + 1) * a : d * a;
+  if (!mask.causal) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      if (problem.layout.rows_of(rank) == 0) return -1;
+    }
+    return (ranks - 1) * tokens * problem.q_heads * (packet + result);
+  }
+  if (problem.layout.kind() != LayoutKind::zigzag || tokens % (2 * ranks) != 0) return -1;
+  std::int64_t packet_halves = 0, result_halves = 0;
+  for (std::int64_t rank = 0; rank < ranks; ++rank) {
+    for (std::int64_t step = 0; step + 1 < ranks; ++step) packet_halves += (rank + ranks - 1) % ranks + step + 1 < ranks ? 2 : 1;
+    for (std::int64_t step = 1; step < ranks; ++step) result_halves += rank + step < ranks ? 2 : 1;
+  }
+  return tokens / (2 * ranks) * problem.q_heads * (packet_halves * packet + result_halves * result);
+}
+
+}  // namespace
+
+Strategy token_ring_strategy() {
+  return {"token_ring",
+          "K,V stay, queries travel round the ring and partial results go straight home",
+          0,
+          never_refuses,
+          plan_forward,
+          plan_backward,
+          bytes_sent};
+}
+
+}  // namespace periplus::strategy
