@@ -177,35 +177,7 @@ std::vector<char> run_for_bytes(const AttentionCase& c, const AttentionOracle& o
   return all;
 }
 
-std::string refusal(const AttentionCase& c, int ranks) {
-  if (c.options.strategy == "auto") return {};
-  return strategy::refusal(strategy::find_strategy(c.options.strategy), problem_of(c, DType::f64, ranks), c.options);
-}
-
-std::vector<AttentionOptions> variants() {
-  std::vector<AttentionOptions> all;
-  for (const strategy::Strategy& strategy : strategy::strategies()) all.push_back({.strategy = std::string(strategy.name)});
-  all.push_back({.strategy = "auto"});
-  all.push_back({.strategy = "ring", .pieces = 2});
-  all.push_back({.strategy = "bidirectional_ring", .pieces = 3});
-  all.push_back({.strategy = "double_ring", .pieces = 2, .ranks_per_node = 2});
-  all.push_back({.strategy = "gather_kv", .stages = 1});
-  all.push_back({.strategy = "group_cast", .stages = 1});
-  all.push_back({.strategy = "ulysses", .pieces = 2});
-  all.push_back({.strategy = "usp", .head_ranks = 2});
-  all.push_back({.strategy = "usp", .head_ranks = 2, .placement = "context_first"});
-  all.push_back({.strategy = "usp", .head_ranks = 2, .ranks_per_node = 4});
-  return all;
-}
-
-std::string name_of(const AttentionOptions& options) {
-  std::string name = options.strategy;
-  if (options.pieces != 1) name += fmt::format("_pieces{}", options.pieces);
-  if (options.stages != 0) name += fmt::format("_stages{}", options.stages);
-  if (options.head_ranks != 0) name += fmt::format("_heads{}", options.head_ranks);
-  if (options.ranks_per_node != 0) name += fmt::format("_nodes{}", options.ranks_per_node);
-  return name + (options.placement != "head_first" ? "_" + options.placement : "");
-}
+std::string refusal(const AttentionCase& c, int ranks) { return refusal(problem_of(c, DType::f64, ranks), c.options); }
 
 std::vector<AttentionCase> sample(int ranks, const AttentionOptions& options, std::size_t most) {
   std::mt19937_64 random(1234 + static_cast<std::uint64_t>(ranks));

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "parallel/attention.h"
+#include "tests/parallel/plan/plan_cases.h"
 
 namespace periplus::test {
 
@@ -46,9 +47,5 @@ std::vector<char> run_for_bytes(const AttentionCase& c, const AttentionOracle& o
 std::vector<AttentionCase> sweep(int ranks);
 /// A sample of at most so many cases that the options' strategy accepts, with head counts of all kinds.
 std::vector<AttentionCase> sample(int ranks, const AttentionOptions& options, std::size_t most);
-
-/// Every strategy of the table, and its options where they change the plan.
-std::vector<AttentionOptions> variants();
-std::string name_of(const AttentionOptions& options);
 
 }  // namespace periplus::test

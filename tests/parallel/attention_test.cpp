@@ -117,8 +117,7 @@ TEST_P(EveryStrategy, BytesSentEqualThePlanAndTheFormula) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Strategies, EveryStrategy, testing::ValuesIn(variants()),
-                         [](const auto& variant) { return name_of(variant.param); });
+INSTANTIATE_TEST_SUITE_P(Strategies, EveryStrategy, testing::ValuesIn(variants()), name_of_param);
 
 TEST(DistributedAttention, TwoModelsTakeTurnsOnOneGroup) {
   AttentionCase wide, narrow;

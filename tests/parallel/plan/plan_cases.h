@@ -1,13 +1,21 @@
 #pragma once
 
 #include <cstdint>
+#include <ostream>
 #include <string>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "parallel/attention.h"
+#include "parallel/strategy/strategy.h"
 
 // Attention problems that several tests of plans share.
-namespace periplus::test {
+namespace periplus {
+
+inline void PrintTo(const AttentionOptions& options, std::ostream* out) { *out << options.strategy; }
+
+namespace test {
 
 using Lengths = std::vector<std::int64_t>;
 
@@ -36,4 +44,39 @@ inline std::string describe(LayoutKind layout, int ranks, const Lengths& cu, con
   return text;
 }
 
-}  // namespace periplus::test
+/// Every strategy of the table, and its options where they change the plan.
+inline std::vector<AttentionOptions> variants() {
+  std::vector<AttentionOptions> all;
+  for (const strategy::Strategy& strategy : strategy::strategies()) all.push_back({.strategy = std::string(strategy.name)});
+  all.push_back({.strategy = "auto"});
+  all.push_back({.strategy = "ring", .pieces = 2});
+  all.push_back({.strategy = "bidirectional_ring", .pieces = 3});
+  all.push_back({.strategy = "double_ring", .pieces = 2, .ranks_per_node = 2});
+  all.push_back({.strategy = "gather_kv", .stages = 1});
+  all.push_back({.strategy = "group_cast", .stages = 1});
+  all.push_back({.strategy = "ulysses", .pieces = 2});
+  all.push_back({.strategy = "usp", .head_ranks = 2});
+  all.push_back({.strategy = "usp", .head_ranks = 2, .placement = "context_first"});
+  all.push_back({.strategy = "usp", .head_ranks = 2, .ranks_per_node = 4});
+  return all;
+}
+
+inline std::string name_of(const AttentionOptions& options) {
+  std::string name = options.strategy;
+  if (options.pieces != 1) name += fmt::format("_pieces{}", options.pieces);
+  if (options.stages != 0) name += fmt::format("_stages{}", options.stages);
+  if (options.head_ranks != 0) name += fmt::format("_heads{}", options.head_ranks);
+  if (options.ranks_per_node != 0) name += fmt::format("_nodes{}", options.ranks_per_node);
+  return name + (options.placement != "head_first" ? "_" + options.placement : "");
+}
+
+/// For test suites with options as their parameter.
+inline constexpr auto name_of_param = [](const auto& test) { return name_of(test.param); };
+
+/// Why the strategy refuses the problem; empty if it does not. "auto" always finds one.
+inline std::string refusal(const AttentionProblem& problem, const AttentionOptions& options) {
+  return options.strategy == "auto" ? "" : strategy::refusal(strategy::find_strategy(options.strategy), problem, options);
+}
+
+}  // namespace test
+}  // namespace periplus
