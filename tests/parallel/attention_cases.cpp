@@ -23,15 +23,6 @@ Tensor random_tensor(const Extents& shape, double factor, std::mt19937_64& rando
   return tensor;
 }
 
-AttentionProblem problem_of(const AttentionCase& c, DType dtype, int ranks) {
-  const Mask mask(c.mask, c.cu_seqlens);
-  AttentionProblem p{make_layout(c.layout, ranks, mask), mask};
-  p.q_heads = c.q_heads, p.kv_heads = c.kv_heads, p.head_size = c.head_size, p.value_size = c.value_size;
-  p.dtype = dtype;
-  p.sink = c.sink, p.lse_gradient = c.lse_gradient, p.contiguous_kv = c.contiguous_kv;
-  return p;
-}
-
 /// This rank's rows of a global tensor, in `dtype`; with `gap` inside a wider buffer, so that rows are not adjacent.
 struct LocalRows {
   Tensor storage;
@@ -73,6 +64,15 @@ double worst_difference(const Tensor& local, ConstTensorView global, const Seque
 }
 
 }  // namespace
+
+AttentionProblem problem_of(const AttentionCase& c, DType dtype, int ranks) {
+  const Mask mask(c.mask, c.cu_seqlens);
+  AttentionProblem p{make_layout(c.layout, ranks, mask), mask};
+  p.q_heads = c.q_heads, p.kv_heads = c.kv_heads, p.head_size = c.head_size, p.value_size = c.value_size;
+  p.dtype = dtype;
+  p.sink = c.sink, p.lse_gradient = c.lse_gradient, p.contiguous_kv = c.contiguous_kv;
+  return p;
+}
 
 std::string to_string(const AttentionCase& c) {
   return fmt::format(

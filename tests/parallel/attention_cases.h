@@ -19,6 +19,7 @@ struct AttentionCase {
   std::uint64_t seed = 1;
   AttentionOptions options = {};
 };
+AttentionProblem problem_of(const AttentionCase& c, DType dtype, int ranks);
 /// Why the strategy of the case refuses it on so many ranks; empty if it does not.
 std::string refusal(const AttentionCase& c, int ranks);
 std::string to_string(const AttentionCase& c);
