@@ -20,7 +20,8 @@ std::vector<std::string> strategy_names() {
 
 std::vector<std::string> layout_names() {
   std::vector<std::string> names;
-  for (const LayoutKind kind : {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped, LayoutKind::document_zigzag}) {
+  for (const LayoutKind kind :
+       {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped, LayoutKind::document_zigzag, LayoutKind::balanced}) {
     names.emplace_back(to_string(kind));
   }
   return names;

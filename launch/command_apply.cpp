@@ -9,6 +9,7 @@
 #include "launch/progress.h"
 #include "launch/ranks.h"
 #include "launch/tensor_file.h"
+#include "parallel/balanced_layout.h"
 #include "runtime/error.h"
 
 namespace periplus::launch {
@@ -54,8 +55,8 @@ void check_files(const ApplyOptions& options) {
 }
 
 AttentionProblem make_problem(const ApplyOptions& options, const OptionTable& table, const AttentionFile& file, int ranks) {
-  AttentionProblem problem{.layout = SequenceLayout::make(layout_kind_from_string(options.layout), ranks, file.cu_seqlens()),
-                           .mask = Mask(mask_spec(options.mask, table), file.cu_seqlens())};
+  const Mask mask(mask_spec(options.mask, table), file.cu_seqlens());
+  AttentionProblem problem{.layout = make_layout(layout_kind_from_string(options.layout), ranks, mask), .mask = mask};
   problem.q_heads = file.q_heads();
   problem.kv_heads = file.kv_heads();
   problem.head_size = file.head_size();

@@ -28,6 +28,7 @@ const std::vector<Suite>& suites() {
       {"memory", "activation memory by the number of ranks", bench::bench_memory},
       {"kernels", "attention kernels against the peaks of this machine and against oneDNN", bench::bench_kernels},
       {"overlap", "how much of the communication strategies hide, with paced links and sleeping kernels", bench::bench_overlap},
+      {"strategies", "all strategies side by side on one problem, with paced links and sleeping kernels", bench::bench_strategies},
   };
   return table;
 }

@@ -10,6 +10,7 @@
 #include "launch/progress.h"
 #include "launch/ranks.h"
 #include "parallel/attention.h"
+#include "parallel/balanced_layout.h"
 #include "parallel/plan/print.h"
 #include "runtime/error.h"
 
@@ -97,8 +98,8 @@ AttentionProblem make_problem(const PlanOptions& options, const OptionTable& tab
   if (options.rank >= options.ranks)
     throw InvalidArgument(fmt::format("--rank {}: the {} ranks are 0 to {}", options.rank, options.ranks, options.ranks - 1));
   const std::vector<std::int64_t> borders = document_borders(options);
-  AttentionProblem problem{.layout = SequenceLayout::make(layout_kind_from_string(options.layout), options.ranks, borders),
-                           .mask = Mask(mask_spec(options.mask, table), borders)};
+  const Mask mask(mask_spec(options.mask, table), borders);
+  AttentionProblem problem{.layout = make_layout(layout_kind_from_string(options.layout), options.ranks, mask), .mask = mask};
   problem.q_heads = options.heads;
   problem.kv_heads = options.kv_heads;
   problem.head_size = options.head_size;

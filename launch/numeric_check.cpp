@@ -10,6 +10,7 @@
 #include "kernels/attention.h"
 #include "launch/attention_options.h"
 #include "launch/attention_run.h"
+#include "parallel/balanced_layout.h"
 #include "runtime/comm/thread_transport.h"
 
 namespace periplus::launch {
@@ -128,7 +129,8 @@ std::vector<std::vector<std::int64_t>> verification_documents(int ranks) {
 
 AttentionProblem verification_problem(LayoutKind layout, const VerificationCase& problem_case, std::span<const std::int64_t> borders,
                                       int ranks) {
-  AttentionProblem problem{.layout = SequenceLayout::make(layout, ranks, borders), .mask = Mask(problem_case.mask, borders)};
+  const Mask mask(problem_case.mask, borders);
+  AttentionProblem problem{.layout = make_layout(layout, ranks, mask), .mask = mask};
   problem.q_heads = problem_case.q_heads;
   problem.kv_heads = problem_case.kv_heads;
   problem.head_size = 8;

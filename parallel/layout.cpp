@@ -17,10 +17,11 @@ struct KindName {
   LayoutKind kind;
   std::string_view name;
 };
-constexpr std::array<KindName, 5> kKinds{{{LayoutKind::contiguous, "contiguous"},
+constexpr std::array<KindName, 6> kKinds{{{LayoutKind::contiguous, "contiguous"},
                                           {LayoutKind::zigzag, "zigzag"},
                                           {LayoutKind::striped, "striped"},
                                           {LayoutKind::document_zigzag, "document_zigzag"},
+                                          {LayoutKind::balanced, "balanced"},
                                           {LayoutKind::custom, "custom"}}};
 
 void check_arguments(int ranks, std::span<const std::int64_t> cu_seqlens) {
@@ -90,6 +91,8 @@ std::vector<Segment> make_segments(LayoutKind kind, int ranks, std::span<const s
           }
         }
         break;
+      case LayoutKind::balanced:
+        throw InvalidArgument("sequence_layout: the balanced layout depends on the mask; use make_layout");
       case LayoutKind::custom:
         throw InvalidArgument("sequence_layout: a custom layout is made from segments; use from_segments");
     }
@@ -136,7 +139,7 @@ LayoutKind layout_kind_from_string(std::string_view name) {
   for (const KindName& entry : kKinds) {
     if (entry.name == name && entry.kind != LayoutKind::custom) return entry.kind;
   }
-  throw InvalidArgument(fmt::format("layout '{}' is not known; use contiguous, zigzag, striped or document_zigzag", name));
+  throw InvalidArgument(fmt::format("layout '{}' is not known; use contiguous, zigzag, striped, document_zigzag or balanced", name));
 }
 
 SequenceLayout SequenceLayout::make(LayoutKind kind, int ranks, std::span<const std::int64_t> cu_seqlens) {
@@ -175,6 +178,12 @@ SequenceLayout SequenceLayout::from_segments(int ranks, std::span<const std::int
   layout.cu_seqlens_.assign(cu_seqlens.begin(), cu_seqlens.end());
   layout.by_local_ = std::move(to.segments);
   layout.finalise();
+  return layout;
+}
+
+SequenceLayout SequenceLayout::balanced(int ranks, std::span<const std::int64_t> cu_seqlens, std::vector<Segment> segments) {
+  SequenceLayout layout = from_segments(ranks, cu_seqlens, std::move(segments));
+  layout.kind_ = LayoutKind::balanced;
   return layout;
 }
 

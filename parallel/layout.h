@@ -13,6 +13,7 @@ enum class LayoutKind {
   zigzag,           ///< 2P chunks of the packed sequence; rank r owns chunks r and 2P-1-r: equal causal work for one document.
   striped,          ///< Rank r owns every P-th token.
   document_zigzag,  ///< Zigzag inside every document: equal causal work for any mix; local order: all early halves, then all late.
+  balanced,         ///< Chunks dealt so that all ranks have equal attention work; needs the mask (balanced_layout.h).
   custom            ///< The caller's own segments.
 };
 std::string_view to_string(LayoutKind kind) noexcept;
@@ -35,13 +36,16 @@ struct Segment {
 /// Independent of the strategy. Row i of document d has global row cu_seqlens[d] + i. Immutable.
 class SequenceLayout {
  public:
-  /// cu_seqlens: document borders, 0 = cu[0] <= cu[1] <= ... <= cu[n] = tokens. `kind` is not custom.
+  /// cu_seqlens: document borders, 0 = cu[0] <= cu[1] <= ... <= cu[n] = tokens. `kind` is neither balanced nor custom.
   static SequenceLayout make(LayoutKind kind, int ranks, std::span<const std::int64_t> cu_seqlens);
   /// The caller's own. Throws InvalidArgument unless the segments hold every global row once and the local rows of each
   /// rank are 0..n-1 without gaps. A segment that crosses a document border is split.
   static SequenceLayout from_segments(int ranks, std::span<const std::int64_t> cu_seqlens, std::vector<Segment> segments);
 
   friend struct GroupedLayout;
+  /// from_segments for the segments that make_layout deals.
+  static SequenceLayout balanced(int ranks, std::span<const std::int64_t> cu_seqlens, std::vector<Segment> segments);
+
   LayoutKind kind() const noexcept { return kind_; }
   int ranks() const noexcept { return ranks_; }
   std::int64_t tokens() const noexcept { return cu_seqlens_.back(); }

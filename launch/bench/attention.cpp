@@ -15,6 +15,7 @@
 #include "launch/bench/statistics.h"
 #include "launch/bench/suites.h"
 #include "launch/ranks.h"
+#include "parallel/balanced_layout.h"
 #include "runtime/error.h"
 
 namespace periplus::launch::bench {
@@ -44,7 +45,7 @@ void add_options(OptionTable& table, Options& options) {
 AttentionProblem make_problem(const Options& options, int ranks) {
   const std::vector<std::int64_t> borders{0, options.tokens};
   const Mask mask({}, borders);
-  AttentionProblem problem{.layout = SequenceLayout::make(layout_kind_from_string(options.layout), ranks, borders), .mask = mask};
+  AttentionProblem problem{.layout = make_layout(layout_kind_from_string(options.layout), ranks, mask), .mask = mask};
   problem.q_heads = options.heads, problem.kv_heads = options.kv_heads, problem.head_size = options.head_size;
   problem.dtype = dtype_from_string(options.dtype);
   return problem;

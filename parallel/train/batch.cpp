@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/transformer.h"
+#include "parallel/balanced_layout.h"
 
 namespace periplus::train {
 namespace {
@@ -20,7 +21,7 @@ std::vector<std::int32_t> shifted_labels(std::span<const std::uint8_t> row, std:
 }  // namespace
 
 Batch shard_row(std::span<const std::uint8_t> row, std::span<const std::int64_t> cu_seqlens, LayoutKind kind, int ranks, int rank) {
-  Batch batch{SequenceLayout::make(kind, ranks, cu_seqlens), {}, {}, {}, 0};
+  Batch batch{make_layout(kind, ranks, Mask({}, cu_seqlens)), {}, {}, {}, 0};
   const std::vector<std::int32_t> labels = shifted_labels(row, cu_seqlens);
   batch.valid_labels = std::count_if(labels.begin(), labels.end(), [](std::int32_t label) { return label != kernels::kIgnoreLabel; });
   for (const std::int64_t global : batch.layout.global_rows(rank)) {

@@ -10,6 +10,7 @@
 #include <fmt/ranges.h>
 
 #include "kernels/attention.h"
+#include "parallel/balanced_layout.h"
 #include "parallel/strategy/strategy.h"
 
 namespace periplus::test {
@@ -65,7 +66,8 @@ double worst_difference(const Tensor& local, ConstTensorView global, const Seque
 }  // namespace
 
 AttentionProblem problem_of(const AttentionCase& c, DType dtype, int ranks) {
-  AttentionProblem p{SequenceLayout::make(c.layout, ranks, c.cu_seqlens), Mask(c.mask, c.cu_seqlens)};
+  const Mask mask(c.mask, c.cu_seqlens);
+  AttentionProblem p{make_layout(c.layout, ranks, mask), mask};
   p.q_heads = c.q_heads, p.kv_heads = c.kv_heads, p.head_size = c.head_size, p.value_size = c.value_size;
   p.dtype = dtype;
   p.sink = c.sink, p.lse_gradient = c.lse_gradient, p.contiguous_kv = c.contiguous_kv;
@@ -207,7 +209,8 @@ std::vector<AttentionCase> sweep(int ranks) {
   const std::vector<MaskSpec> masks{{true, -1, -1, 0}, {false, -1, -1, 0}, {true, 9, -1, 0}, {true, 5, -1, 3}, {false, 4, 6, 2}};
   const std::vector<std::pair<int, int>> heads{{2, 2}, {2, 1}, {4, 1}, {4, 2}};
   std::vector<AttentionCase> cases;
-  for (const LayoutKind layout : {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped, LayoutKind::document_zigzag}) {
+  for (const LayoutKind layout :
+       {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped, LayoutKind::document_zigzag, LayoutKind::balanced}) {
     for (std::size_t i = 0; i < packings.size(); ++i) {
       AttentionCase c;
       c.layout = layout;

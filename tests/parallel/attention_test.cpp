@@ -92,9 +92,7 @@ TEST_P(EveryStrategy, BytesSentEqualThePlanAndTheFormula) {
     for (AttentionCase& c : sample(ranks, GetParam(), 2)) {
       const Memory memory;
       const AttentionOracle oracle = make_oracle(c, memory);
-      AttentionProblem p{SequenceLayout::make(c.layout, ranks, c.cu_seqlens), Mask(c.mask, c.cu_seqlens)};
-      p.q_heads = c.q_heads, p.kv_heads = c.kv_heads, p.head_size = c.head_size, p.value_size = c.value_size;
-      p.sink = c.sink, p.lse_gradient = c.lse_gradient, p.contiguous_kv = c.contiguous_kv;
+      const AttentionProblem p = problem_of(c, DType::f32, ranks);
       std::int64_t planned = 0;
       for (const Pass pass : {Pass::forward, Pass::backward}) {
         const plan::Plan plan = make_plan(p, c.options, pass);
