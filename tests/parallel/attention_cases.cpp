@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <numeric>
 #include <random>
 #include <tuple>
 
@@ -23,34 +24,23 @@ Tensor random_tensor(const Extents& shape, double factor, std::mt19937_64& rando
   return tensor;
 }
 
-/// This rank's rows of a global tensor, in `dtype`; with `gap` inside a wider buffer, so that rows are not adjacent.
-struct LocalRows {
-  Tensor storage;
-  TensorView view;
-};
-LocalRows local_rows(ConstTensorView global, const SequenceLayout& layout, int rank, DType dtype, bool gap, const Memory& memory) {
-  const auto rows = layout.global_rows(rank);
-  const std::int64_t n = layout.rows_of(rank), heads = global.size(1), width = global.size(2);
-  LocalRows local{Tensor({n, heads + (gap ? 1 : 0), width}, dtype, memory), {}};
-  local.view = local.storage.view().slice(1, 0, heads);
-  for (std::int64_t t = 0; t < n; ++t) copy(global.slice(0, rows[static_cast<std::size_t>(t)], 1), local.view.slice(0, t, 1));
-  return local;
-}
-
 double largest(ConstTensorView tensor) {
   double most = 0;
   for (const double x : tensor.span<double>()) most = std::max(most, std::isfinite(x) ? std::abs(x) : 0.0);
   return most;
 }
 
-/// NaN counts as infinitely wrong; equal infinities as right.
-double worst_difference(const Tensor& local, ConstTensorView global, const SequenceLayout& layout, int rank, const Memory& memory) {
-  Tensor wide(local.shape(), DType::f64, memory);
-  copy(local, wide);
-  const auto rows = layout.global_rows(rank);
-  const auto row_elements = static_cast<std::size_t>(global.size(1) * global.size(2));
-  const auto got = wide.view().span<double>();
-  const auto want = global.span<double>();
+Tensor widened(ConstTensorView tensor, const Memory& memory) {
+  Tensor wide(tensor.shape(), DType::f64, memory);
+  copy(tensor, wide);
+  return wide;
+}
+
+/// Of row t from row rows[t] of `all`. NaN counts as infinitely wrong; equal infinities as right.
+double worst_difference(const Tensor& some, ConstTensorView all, std::span<const std::int64_t> rows) {
+  const auto row_elements = static_cast<std::size_t>(all.size(1) * all.size(2));
+  const auto got = some.view().span<double>();
+  const auto want = all.span<double>();
   double worst = 0;
   for (std::size_t t = 0; t < rows.size(); ++t) {
     for (std::size_t i = 0; i < row_elements; ++i) {
@@ -60,7 +50,13 @@ double worst_difference(const Tensor& local, ConstTensorView global, const Seque
       worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
     }
   }
-  return worst / std::max(1.0, largest(global));
+  return worst / std::max(1.0, largest(all));
+}
+
+std::vector<std::int64_t> all_rows(const Tensor& tensor) {
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(tensor.shape()[0]));
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
 }
 
 }  // namespace
@@ -71,14 +67,16 @@ AttentionProblem problem_of(const AttentionCase& c, DType dtype, int ranks) {
   p.q_heads = c.q_heads, p.kv_heads = c.kv_heads, p.head_size = c.head_size, p.value_size = c.value_size;
   p.dtype = dtype;
   p.sink = c.sink, p.lse_gradient = c.lse_gradient, p.contiguous_kv = c.contiguous_kv;
+  p.softcap = c.softcap;
   return p;
 }
 
 std::string to_string(const AttentionCase& c) {
   return fmt::format(
-      "{} {} cu={} causal={} window={},{} sink_tokens={} heads={}/{} size={}/{} sink={} lse_gradient={} contiguous={} logits={} seed={}",
+      "{} {} cu={} causal={} window={},{} sink_tokens={} heads={}/{} size={}/{} sink={} lse_gradient={} contiguous={} logits={} softcap={} "
+      "seed={}",
       name_of(c.options), to_string(c.layout), c.cu_seqlens, c.mask.causal, c.mask.window_left, c.mask.window_right, c.mask.sink_tokens,
-      c.q_heads, c.kv_heads, c.head_size, c.value_size, c.sink, c.lse_gradient, c.contiguous_kv, c.logits, c.seed);
+      c.q_heads, c.kv_heads, c.head_size, c.value_size, c.sink, c.lse_gradient, c.contiguous_kv, c.logits, c.softcap, c.seed);
 }
 
 AttentionOracle make_oracle(const AttentionCase& c, const Memory& memory) {
@@ -95,7 +93,7 @@ AttentionOracle make_oracle(const AttentionCase& c, const Memory& memory) {
 
   const Stream stream;
   const Mask mask(c.mask, c.cu_seqlens);
-  const kernels::AttentionBlock block{o.q, o.k, o.v, mask.bands(), 1 / std::sqrt(static_cast<double>(c.head_size)), 0};
+  const kernels::AttentionBlock block{o.q, o.k, o.v, mask.bands(), 1 / std::sqrt(static_cast<double>(c.head_size)), c.softcap};
   const Tensor state_out = zeros(o.out), state_lse = zeros(o.lse), delta = zeros(o.lse);
   kernels::attend(block, {state_out, state_lse}, kernels::Update::overwrite, stream);
   const ConstTensorView sink = c.sink ? ConstTensorView(o.sink) : ConstTensorView();
@@ -106,77 +104,101 @@ AttentionOracle make_oracle(const AttentionCase& c, const Memory& memory) {
   return o;
 }
 
-namespace {
+AttentionErrors differences(const AttentionResults& got, const AttentionResults& want) {
+  const auto worst = [](const Tensor& a, const Tensor& b) { return worst_difference(a, b, all_rows(b)); };
+  return {std::max(worst(got.out, want.out), worst(got.lse, want.lse)),
+          std::max({worst(got.dq, want.dq), worst(got.dk, want.dk), worst(got.dv, want.dv), worst(got.dsink, want.dsink)})};
+}
 
-/// This rank's part of a case: inputs, and results full of NaN, so that a cell nobody writes is seen.
-struct LocalRun {
-  AttentionProblem problem;
-  LocalRows q, k, v, dout, dlse;
-  Tensor sink, out, lse, dq, dk, dv, dsink;
+RankAttention::RankAttention(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator)
+    : oracle_(o),
+      communicator_(communicator),
+      problem_(problem_of(c, dtype, communicator.size())),
+      attention_(problem_, c.options, communicator, memory_) {
+  const DType accumulator = accumulator_of(dtype);
+  q_ = local_rows(o.q, dtype, true), k_ = local_rows(o.k, dtype, !c.contiguous_kv), v_ = local_rows(o.v, dtype, !c.contiguous_kv);
+  dout_ = local_rows(o.dout, dtype, true), dlse_ = local_rows(o.dlse, accumulator, true);
+  sink_ = Tensor(o.sink.shape(), accumulator, memory_);
+  copy(o.sink, sink_);
+  out_ = unwritten(dout_.view, dtype), lse_ = unwritten(dlse_.view, accumulator), dsink_ = unwritten(sink_, accumulator);
+  dq_ = unwritten(q_.view, dtype), dk_ = unwritten(k_.view, dtype), dv_ = unwritten(v_.view, dtype);
+}
 
-  LocalRun(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator, const Memory& memory)
-      : problem(problem_of(c, dtype, communicator.size())) {
-    const DType accumulator = accumulator_of(dtype);
-    const auto local = [&](const Tensor& global, DType type, bool gap) {
-      return local_rows(global, problem.layout, communicator.rank(), type, gap, memory);
-    };
-    q = local(o.q, dtype, true), k = local(o.k, dtype, !c.contiguous_kv), v = local(o.v, dtype, !c.contiguous_kv);
-    dout = local(o.dout, dtype, true), dlse = local(o.dlse, accumulator, true);
-    sink = Tensor(o.sink.shape(), accumulator, memory);
-    copy(o.sink, sink);
-    const auto like = [&](ConstTensorView view, DType type) {
-      Tensor tensor(view.shape(), type, memory);
-      const Tensor nan = Tensor::zeros(view.shape(), DType::f64, memory);
-      for (double& x : nan.view().span<double>()) x = NAN;
-      copy(nan, tensor);
-      return tensor;
-    };
-    out = like(dout.view, dtype), lse = like(dlse.view, accumulator), dsink = like(sink, accumulator);
-    dq = like(q.view, dtype), dk = like(k.view, dtype), dv = like(v.view, dtype);
-  }
+/// This rank's rows of a global tensor; with `gap` inside a wider buffer, so that rows are not adjacent.
+RankAttention::LocalRows RankAttention::local_rows(ConstTensorView global, DType dtype, bool gap) const {
+  const auto rows = problem_.layout.global_rows(communicator_.rank());
+  const std::int64_t heads = global.size(1), width = global.size(2);
+  LocalRows local{Tensor({std::ssize(rows), heads + (gap ? 1 : 0), width}, dtype, memory_), {}};
+  local.view = local.storage.view().slice(1, 0, heads);
+  for (std::size_t t = 0; t < rows.size(); ++t) copy(global.slice(0, rows[t], 1), local.view.slice(0, static_cast<std::int64_t>(t), 1));
+  return local;
+}
 
-  void run(DistributedAttention& attention) {
-    const AttentionInputs inputs{q.view, k.view, v.view, problem.sink ? ConstTensorView(sink) : ConstTensorView()};
-    const AttentionOutputs outputs{out, lse};
-    attention.forward(inputs, outputs);
-    attention.backward(inputs, outputs, {dout.view, problem.lse_gradient ? ConstTensorView(dlse.view) : ConstTensorView()},
-                       {dq, dk, dv, problem.sink ? dsink.view() : TensorView()});
-  }
-};
+Tensor RankAttention::unwritten(ConstTensorView like, DType dtype) const {
+  Tensor tensor(like.shape(), dtype, memory_);
+  const Tensor nan = Tensor::zeros(like.shape(), DType::f64, memory_);
+  for (double& x : nan.view().span<double>()) x = NAN;
+  copy(nan, tensor);
+  return tensor;
+}
 
-}  // namespace
+AttentionInputs RankAttention::inputs() const {
+  return {q_.view, k_.view, v_.view, problem_.sink ? ConstTensorView(sink_) : ConstTensorView()};
+}
 
-AttentionErrors run_case(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator) {
-  const Memory memory;
-  LocalRun local(c, o, dtype, communicator, memory);
-  DistributedAttention attention(local.problem, c.options, communicator, memory);
-  local.run(attention);
-  const auto worst = [&](const Tensor& mine, const Tensor& global) {
-    return worst_difference(mine, global, local.problem.layout, communicator.rank(), memory);
-  };
+void RankAttention::forward() { attention_.forward(inputs(), {out_, lse_}); }
+
+void RankAttention::backward() {
+  attention_.backward(inputs(), {out_, lse_}, {dout_.view, problem_.lse_gradient ? ConstTensorView(dlse_.view) : ConstTensorView()},
+                      {dq_, dk_, dv_, problem_.sink ? dsink_.view() : TensorView()});
+}
+
+double RankAttention::worst(const Tensor& mine, ConstTensorView global) const {
+  return worst_difference(widened(mine, memory_), global, problem_.layout.global_rows(communicator_.rank()));
+}
+
+AttentionErrors RankAttention::errors() {
   AttentionErrors errors;
-  errors.forward = std::max(worst(local.out, o.out), worst(local.lse, o.lse));
-  errors.backward = std::max({worst(local.dq, o.dq), worst(local.dk, o.dk), worst(local.dv, o.dv)});
-  if (c.sink) {
-    communicator.all_reduce(local.dsink, comm::Reduce::sum, Stream());
-    const SequenceLayout one = SequenceLayout::make(LayoutKind::contiguous, 1, std::vector<std::int64_t>{0, 1});
-    errors.backward = std::max(errors.backward, worst_difference(local.dsink, o.dsink, one, 0, memory));
+  errors.forward = std::max(worst(out_, oracle_.out), worst(lse_, oracle_.lse));
+  errors.backward = std::max({worst(dq_, oracle_.dq), worst(dk_, oracle_.dk), worst(dv_, oracle_.dv)});
+  if (problem_.sink) {
+    communicator_.all_reduce(dsink_, comm::Reduce::sum, Stream());
+    errors.backward = std::max(errors.backward, worst_difference(widened(dsink_, memory_), oracle_.dsink, all_rows(oracle_.dsink)));
   }
   return errors;
 }
 
-std::vector<char> run_for_bytes(const AttentionCase& c, const AttentionOracle& oracle, DType dtype,
-                                const comm::Communicator& communicator) {
-  const Memory memory;
-  LocalRun local(c, oracle, dtype, communicator, memory);
-  DistributedAttention attention(local.problem, c.options, communicator, memory);
-  local.run(attention);
+std::vector<char> RankAttention::bytes() const {
   std::vector<char> all;
-  for (const Tensor* t : {&local.out, &local.lse, &local.dq, &local.dk, &local.dv}) {
+  for (const Tensor* t : {&out_, &lse_, &dq_, &dk_, &dv_}) {
     const auto* bytes = reinterpret_cast<const char*>(t->view().bytes());
     all.insert(all.end(), bytes, bytes + t->view().size_bytes());
   }
   return all;
+}
+
+void RankAttention::store(AttentionResults& global) const {
+  const auto rows = problem_.layout.global_rows(communicator_.rank());
+  for (const auto& [mine, all] : {std::pair(&out_, &global.out), std::pair(&lse_, &global.lse), std::pair(&dq_, &global.dq),
+                                  std::pair(&dk_, &global.dk), std::pair(&dv_, &global.dv)}) {
+    for (std::size_t t = 0; t < rows.size(); ++t)
+      copy(mine->view().slice(0, static_cast<std::int64_t>(t), 1), all->view().slice(0, rows[t], 1));
+  }
+  if (problem_.sink && communicator_.rank() == 0) copy(dsink_, global.dsink);
+}
+
+AttentionErrors run_case(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator) {
+  RankAttention attention(c, o, dtype, communicator);
+  attention.forward();
+  attention.backward();
+  return attention.errors();
+}
+
+std::vector<char> run_for_bytes(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator) {
+  RankAttention attention(c, o, dtype, communicator);
+  attention.forward();
+  attention.backward();
+  return attention.bytes();
 }
 
 std::string refusal(const AttentionCase& c, int ranks) { return refusal(problem_of(c, DType::f64, ranks), c.options); }
@@ -221,6 +243,7 @@ std::vector<AttentionCase> sweep(int ranks) {
       c.lse_gradient = below(2) == 0;
       c.contiguous_kv = below(3) != 0;
       c.logits = below(6) == 0 ? 3000 : 1;
+      c.softcap = below(4) == 0 ? 5 : 0;
       c.seed = random();
       cases.push_back(c);
     }

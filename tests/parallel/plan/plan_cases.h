@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "parallel/attention.h"
+#include "parallel/balanced_layout.h"
 #include "parallel/strategy/strategy.h"
 
 // Attention problems that several tests of plans share.
@@ -20,7 +21,7 @@ namespace test {
 using Lengths = std::vector<std::int64_t>;
 
 inline const std::vector<LayoutKind> kLayoutKinds{LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped,
-                                                  LayoutKind::document_zigzag};
+                                                  LayoutKind::document_zigzag, LayoutKind::balanced};
 
 inline Lengths borders(const Lengths& lengths) {
   Lengths cu{0};
@@ -31,7 +32,7 @@ inline Lengths borders(const Lengths& lengths) {
 /// Small heads; head and value size are equal so that a plan that confuses k with v is still well formed.
 inline AttentionProblem ring_problem(LayoutKind layout, int ranks, const Lengths& cu, const MaskSpec& mask = {}, int q_heads = 4,
                                      int kv_heads = 2) {
-  AttentionProblem problem{SequenceLayout::make(layout, ranks, cu), Mask(mask, cu)};
+  AttentionProblem problem{make_layout(layout, ranks, Mask(mask, cu)), Mask(mask, cu)};
   problem.q_heads = q_heads, problem.kv_heads = kv_heads, problem.head_size = problem.value_size = 8;
   return problem;
 }
