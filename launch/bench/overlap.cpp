@@ -96,7 +96,9 @@ Figure measure(const Options& options, const AttentionProblem& problem, const At
   // Rates that make the busiest rank and the busiest port take what the ratio says.
   comm::Links links{{.bytes_per_second = 1, .sharing = comm::Sharing::port}};
   double flops_per_second = 1;
-  const StepTime pace = [&](const plan::Program& program, const plan::Step& step) { return plan::flops(program, step) / flops_per_second; };
+  const execute::Pace pace = [&](const plan::Program& program, const plan::Step& step) {
+    return plan::flops(program, step) / flops_per_second;
+  };
   const Bounds units = bounds_of(plan, links, pace);
   flops_per_second = units.compute / (longer * std::min(1.0, ratio));
   links.inside.bytes_per_second = std::max(1.0, units.link) / (longer * std::min(1.0, 1 / ratio));
@@ -108,10 +110,10 @@ Figure measure(const Options& options, const AttentionProblem& problem, const At
   for (const plan::Program& program : plan.programs) bytes += program.bytes_sent();
   std::vector<double> measured, executor;
   for (int sample = 0; sample < options.samples; ++sample) {
-    const PacedRun run = run_paced(plan, links, pace);
+    const execute::Rehearsal run = execute::rehearse(plan, links, pace);
     measured.push_back(run.seconds);
-    executor.push_back(run.seconds / simulated_seconds(plan, links, measured_times(run)));
-    figure.bytes_agree = figure.bytes_agree && run.bytes_sent == bytes;
+    executor.push_back(run.seconds / simulated_seconds(plan, links, run.measured(plan)));
+    figure.bytes_agree = figure.bytes_agree && run.total_bytes_sent() == bytes;
   }
   figure.measured = median(measured), figure.executor = median(executor);
   return figure;

@@ -81,7 +81,7 @@ struct Row {
 Row measure(const Options& options, const AttentionProblem& problem, const AttentionOptions& how, Pass pass) {
   const plan::Plan plan = make_plan(problem, how, pass);
   const comm::Links links = links_of(options.machine, options.ranks_per_node);
-  const StepTime pace = [&](const plan::Program& program, const plan::Step& step) {
+  const execute::Pace pace = [&](const plan::Program& program, const plan::Step& step) {
     return modelled_seconds(options.machine, program, step);
   };
   Row row;
@@ -93,7 +93,7 @@ Row measure(const Options& options, const AttentionProblem& problem, const Atten
   row.bounds = bounds_of(plan, links, pace);
   row.simulated = simulated_seconds(plan, links, pace);
   std::vector<double> seconds;
-  for (int sample = 0; sample < options.samples; ++sample) seconds.push_back(run_paced(plan, links, pace).seconds);
+  for (int sample = 0; sample < options.samples; ++sample) seconds.push_back(execute::rehearse(plan, links, pace).seconds);
   row.measured = median(seconds);
   return row;
 }
