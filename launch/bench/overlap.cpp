@@ -23,7 +23,7 @@ struct Options {
   std::string strategy = "all";
   int ranks = 8, heads = 64, kv_heads = 64, pieces = 8, samples = 5;
   std::int64_t tokens = 512;
-  double milliseconds = 150;
+  double milliseconds = 250;
   std::vector<double> ratios = {0.5, 1, 2, 4};
 };
 
