@@ -158,12 +158,17 @@ class Executor {
     lane.active = true;
   }
 
-  void wait_for_message() {
-    const Clock::time_point begin = Clock::now();
+  std::vector<comm::Pending*> exchanges_under_way() {
     std::vector<comm::Pending*> open;
     for (Lane& lane : lanes_) {
       if (lane.active) open.push_back(&lane.pending);
     }
+    return open;
+  }
+
+  void wait_for_message() {
+    const Clock::time_point begin = Clock::now();
+    const std::vector<comm::Pending*> open = exchanges_under_way();
     if (open.empty())
       throw InternalError(fmt::format("execute: rank {} has steps left but nothing can start; verify the plan", program_.rank));
     comm::Pending::wait_any(open);
@@ -198,15 +203,17 @@ class Executor {
 
   /// Messages move meanwhile, as from inside a kernel.
   void sleep_until(Clock::time_point end) {
-    constexpr auto kSlice = std::chrono::microseconds(200), kWakeUp = std::chrono::microseconds(80);  // a sleep ends so much late
-    for (Clock::time_point now = Clock::now(); now < end; now = Clock::now()) {
+    constexpr auto kWakeUp = std::chrono::microseconds(80);  // a sleep ends so much late
+    while (Clock::now() < end - kWakeUp) {
       advance_lanes();
-      if (end - now > kWakeUp) {
-        std::this_thread::sleep_for(std::min<Clock::duration>(kSlice, end - now - kWakeUp));
+      const std::vector<comm::Pending*> open = exchanges_under_way();
+      if (open.empty()) {
+        std::this_thread::sleep_until(end - kWakeUp);
       } else {
-        std::this_thread::yield();
+        comm::Pending::wait_any_until(open, end - kWakeUp);
       }
     }
+    while (Clock::now() < end) std::this_thread::yield();
   }
 
   TensorView resolve(const View& view) const {
