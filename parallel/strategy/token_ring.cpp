@@ -158,6 +158,7 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
     packet.pass_on(step);
     route.bands(step, bands);
     if (step == 0) {
+      program.expect_bands(bands.size() * static_cast<std::size_t>(route.ranks()));
       program.attend({"step", step}, {on.q, on.k, on.v, state_out, state_lse}, bands, problem.scale_or_default(), problem.softcap,
                      Mode::write);
     } else {
@@ -192,6 +193,7 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
     packet.pass_on(step);
     route.bands(step, bands);
     if (step == 0) {
+      program.expect_bands(bands.size() * static_cast<std::size_t>(route.ranks()));
       program.attend_backward({"step", step}, {on.q, on.k, on.v, on.dout, on.lse, on.delta, dq, dk, dv}, bands, problem.scale_or_default(),
                               problem.softcap, Mode::write);
     } else {
