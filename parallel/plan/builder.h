@@ -53,6 +53,8 @@ class ProgramBuilder {
   }
   /// `view` itself if messages can be sent from it, else a contiguous scratch copy called `name`, made by a copy step.
   View sendable(View view, std::string name);
+  /// Room for so many bands of all attend steps together. Optional; spares the memory that growing would touch.
+  void expect_bands(std::size_t count) { program_.bands.reserve(count); }
   DType dtype_of(const View& view) const { return program_.slot_of(view).dtype; }
   std::int64_t width_of(const View& view) const { return program_.slot_of(view).width; }
 

@@ -221,7 +221,7 @@ TEST(SequenceLayoutErrors, ArgumentsAreChecked) {
   for (const LayoutKind kind : kKinds) EXPECT_EQ(layout_kind_from_string(to_string(kind)), kind);
   for (const char* name : {"spiral", "custom"}) {
     const std::string message = error_of([&] { layout_kind_from_string(name); });
-    EXPECT_NE(message.find("use contiguous, zigzag, striped or document_zigzag"), std::string::npos) << message;
+    EXPECT_NE(message.find("use contiguous, zigzag, striped, document_zigzag or balanced"), std::string::npos) << message;
   }
 }
 
