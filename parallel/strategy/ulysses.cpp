@@ -119,6 +119,10 @@ class HeadTrade {
     parts_.resize(ranks_.size());
     for (const GroupedLayout::Part& part : groups.parts[static_cast<std::size_t>(context)])
       parts_[static_cast<std::size_t>(part.member)].push_back(part);
+    std::vector<RowMove> moves = groups.moves[static_cast<std::size_t>(context)];
+    into_sequence_ = program.new_order(moves);
+    for (RowMove& move : moves) std::swap(move.from, move.to);
+    out_of_sequence_ = program.new_order(moves);
   }
 
   HeadRange heads(int member, int piece) const { return piece_of(heads_of(problem_, grid_, member), piece, pieces_); }
@@ -162,6 +166,14 @@ class HeadTrade {
     }
     return results;
   }
+  /// What arrived, with its rows in the order of the layout. Apart from `there`: it waits for the exchange, so that compute
+  /// on the piece before has to come first.
+  std::vector<View> in_sequence(int piece, std::span<const Outgoing> tensors, std::span<const View> arrived) {
+    std::vector<View> results;
+    for (std::size_t i = 0; i < tensors.size(); ++i)
+      results.push_back(in_order(tensors[i].name + suffix(piece) + ".sequence", arrived[i], into_sequence_));
+    return results;
+  }
 
   /// The way back of results: every rank's rows go home. Call `arrive` when the next piece is under way.
   struct Returning {
@@ -174,6 +186,7 @@ class HeadTrade {
     std::vector<MemberScratch> arriving;
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       tensors[i].arrived.assign(ranks_.size(), {});
+      tensors[i].slot = in_order(fmt::format("{}{}{}.leaving", name, i, suffix(piece)), tensors[i].slot, out_of_sequence_);
       arriving.push_back(member_scratch(fmt::format("{}{}{}", name, i, suffix(piece)), tensors[i].home, tensors[i].kv, piece,
                                         program_.dtype_of(tensors[i].slot)));
     }
@@ -208,6 +221,13 @@ class HeadTrade {
   }
 
  private:
+  /// The rows of the group in the order of the layout, or in that of their arrival; itself where the two agree.
+  View in_order(std::string name, const View& slot, plan::Range order) {
+    if (order.count == 0) return slot;
+    const View ordered = program_.scratch(std::move(name), program_.dtype_of(slot), slot.rows, slot.heads, program_.width_of(slot));
+    program_.copy({"order rows"}, slot, ordered, order);
+    return ordered;
+  }
   void bring_home(const Returning& t, const HeadRange& range, const View& from, const View& home, std::vector<bool>& seen) {
     if (!t.kv) return program_.copy({"home"}, from, view_of(home, false, range));
     for (int head = 0; head < range.kv_count(); ++head) {
@@ -247,6 +267,7 @@ class HeadTrade {
   std::vector<Rank> ranks_;
   std::int64_t rows_ = 0;
   std::vector<std::vector<GroupedLayout::Part>> parts_;  ///< by member
+  plan::Range into_sequence_, out_of_sequence_;          ///< moves between the order of arrival and that of the layout
 };
 
 /// The ring of the ranks with the own heads, over the rows of head groups.
@@ -283,8 +304,9 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
   std::vector<HeadTrade::Returning> last;
   std::vector<View> arriving = trade.there(0, tensors);
   for (int piece = 0; piece < options.pieces; ++piece) {
-    const std::vector<View> here = arriving;
+    const std::vector<View> arrived = arriving;
     if (piece + 1 < options.pieces) arriving = trade.there(piece + 1, tensors);
+    const std::vector<View> here = trade.in_sequence(piece, tensors, arrived);
     const HeadRange heads = trade.own_heads(piece);
     const auto slot = [&](std::string_view name, DType dtype, std::int64_t width) {
       return program.scratch(fmt::format("{}.{}", name, piece), dtype, trade.rows(), heads.count, width);
@@ -320,8 +342,9 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
   std::vector<HeadTrade::Returning> last;
   std::vector<View> arriving = trade.there(0, tensors);
   for (int piece = 0; piece < options.pieces; ++piece) {
-    const std::vector<View> here = arriving;
+    const std::vector<View> arrived = arriving;
     if (piece + 1 < options.pieces) arriving = trade.there(piece + 1, tensors);
+    const std::vector<View> here = trade.in_sequence(piece, tensors, arrived);
     const HeadRange heads = trade.own_heads(piece);
     const auto result = [&](std::string_view name, int number, std::int64_t width, DType dtype) {
       return program.scratch(fmt::format("{}.{}", name, piece), dtype, trade.rows(), number, width);
