@@ -1,7 +1,6 @@
 #include "parallel/strategy/ulysses.h"
 
 #include <algorithm>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -146,14 +145,19 @@ class HeadTrade {
                             : program_.scratch(t.name + suffix(piece), program_.dtype_of(own), rows(), own.heads, program_.width_of(own)));
     }
     std::vector<MemberScratch> packed;
-    for (const Outgoing& t : tensors) packed.push_back(member_scratch(t.name + ".packed" + suffix(piece), t.home, t.kv, piece));
+    std::vector<View> filled;
+    for (const Outgoing& t : tensors) {
+      const auto packs = [&](int member) { return first_alike(t.kv, member, piece) == member; };
+      packed.push_back(member_scratch(t.name + ".packed" + suffix(piece), t.home, t.kv, piece, program_.dtype_of(t.home), packs));
+    }
     for (int apart = 1; apart < grid_.heads; ++apart) {
       const int to = member(apart), from = member(-apart);
       for (std::size_t i = 0; i < tensors.size(); ++i) {
         View leaving = range(tensors[i], to);
         if (!program_.is_sendable(leaving)) {
-          program_.copy({"pack"}, leaving, packed[i].of(to));
-          leaving = packed[i].of(to);
+          const View& block = packed[i].of(first_alike(tensors[i].kv, to, piece));
+          if (std::ranges::find(filled, block) == filled.end()) program_.copy({"pack"}, leaving, filled.emplace_back(block));
+          leaving = block;
         }
         append(sends, self_, rank(to), leaving, false);
         append(receives, from, rank(from), results[i], true);
@@ -188,7 +192,7 @@ class HeadTrade {
       tensors[i].arrived.assign(ranks_.size(), {});
       tensors[i].slot = in_order(fmt::format("{}{}{}.leaving", name, i, suffix(piece)), tensors[i].slot, out_of_sequence_);
       arriving.push_back(member_scratch(fmt::format("{}{}{}", name, i, suffix(piece)), tensors[i].home, tensors[i].kv, piece,
-                                        program_.dtype_of(tensors[i].slot)));
+                                        program_.dtype_of(tensors[i].slot), [&](int member) { return member != self_; }));
     }
     for (int apart = 1; apart < grid_.heads; ++apart) {
       const int to = member(apart), from = member(-apart);
@@ -230,22 +234,36 @@ class HeadTrade {
   }
   void bring_home(const Returning& t, const HeadRange& range, const View& from, const View& home, std::vector<bool>& seen) {
     if (!t.kv) return program_.copy({"home"}, from, view_of(home, false, range));
-    for (int head = 0; head < range.kv_count(); ++head) {
-      const int kv_head = range.kv_first() + head;
-      std::vector<bool>::reference held = seen[static_cast<std::size_t>(kv_head)];
-      const View part = from.heads_at(head, 1), to = home.heads_at(kv_head, 1);
+    // One step for all neighbours that are alike: only a head at an end may hold something already.
+    const auto first = seen.begin() + range.kv_first(), last = first + range.kv_count();
+    for (auto head = first; head != last;) {
+      const bool held = *head;
+      const auto end = std::find(head, last, !held);
+      const auto count = end - head;
+      const View part = from.heads_at(head - first, count), to = home.heads_at(head - seen.begin(), count);
       held ? program_.add({"home"}, part, to) : program_.copy({"home"}, part, to);
-      held = true;
+      std::fill(head, end, true);
+      head = end;
     }
   }
-  /// For the own rows of a tensor and each member's heads of a piece.
-  MemberScratch member_scratch(const std::string& name, const View& home, bool kv, int piece, std::optional<DType> dtype = {}) {
+  /// For the own rows of a tensor and the heads of a piece of each member that takes part.
+  template <class TakesPart>
+  MemberScratch member_scratch(const std::string& name, const View& home, bool kv, int piece, DType dtype, const TakesPart& takes_part) {
     std::vector<int> counts;
     for (int member = 0; member < grid_.heads; ++member) {
       const HeadRange range = heads(member, piece);
-      counts.push_back(kv ? range.kv_count() : range.count);
+      counts.push_back(!takes_part(member) ? 0 : kv ? range.kv_count() : range.count);
     }
-    return {program_, name, dtype.value_or(program_.dtype_of(home)), home.rows, program_.width_of(home), counts};
+    return {program_, name, dtype, home.rows, program_.width_of(home), counts};
+  }
+  /// The first member that uses the same heads: they are packed once for all of them.
+  int first_alike(bool kv, int member, int piece) const {
+    const auto same = [&](int other) {
+      const HeadRange a = heads(member, piece), b = heads(other, piece);
+      return a.kv_first() == b.kv_first() && a.kv_count() == b.kv_count();
+    };
+    while (kv && member > 0 && same(member - 1)) --member;
+    return member;
   }
   const std::vector<GroupedLayout::Part>& own_parts() const { return parts_[static_cast<std::size_t>(self_)]; }
   static View view_of(const View& view, bool kv, const HeadRange& heads) {
