@@ -251,6 +251,8 @@ class Executor {
         return kernels::delta(t[dout], t[out], t[lse], t[dlse], t[sink], t[delta], t[dsink], stream_);
       }
       case Op::copy:
+        if (s.moves.count > 0)
+          return move_rows(t[plan::transfer_operand::source], t[plan::transfer_operand::destination], program_.moves_of(s));
         return by_rows(copy, t[plan::transfer_operand::source], t[plan::transfer_operand::destination]);
       case Op::add:
         return by_rows(add, t[plan::transfer_operand::source], t[plan::transfer_operand::destination]);
@@ -261,13 +263,28 @@ class Executor {
   }
 
   /// Whole-shard copies and sums are long: in pieces of some 32 Ki elements, so that messages move in between.
+  static std::int64_t rows_between_messages(const TensorView& tensor) {
+    return std::max<std::int64_t>(1, 32 * 1024 / std::max<std::int64_t>(1, tensor.size(1) * tensor.size(2)));
+  }
   void by_rows(void (*operation)(ConstTensorView, TensorView), const TensorView& source, const TensorView& destination) {
-    const std::int64_t rows = source.size(0), per_row = std::max<std::int64_t>(1, source.size(1) * source.size(2));
-    const std::int64_t piece = std::max<std::int64_t>(1, 32 * 1024 / per_row);
+    const std::int64_t rows = source.size(0), piece = rows_between_messages(source);
     for (std::int64_t row = 0; row < rows; row += piece) {
       const std::int64_t count = std::min(piece, rows - row);
       operation(source.slice(0, row, count), destination.slice(0, row, count));
       stream_.progress();
+    }
+  }
+
+  void move_rows(const TensorView& source, const TensorView& destination, std::span<const RowMove> moves) {
+    const std::int64_t piece = rows_between_messages(source);
+    std::int64_t since = 0;
+    for (const RowMove& move : moves) {
+      const TensorView from = source.slice(0, move.from, move.rows), to = destination.slice(0, move.to, move.rows);
+      move.rows < piece ? copy(from, to) : by_rows(copy, from, to);
+      since += move.rows;
+      if (since < piece) continue;
+      stream_.progress();
+      since = 0;
     }
   }
 

@@ -81,6 +81,9 @@ class ProgramBuilder {
   };
   void delta(Label label, const DeltaOperands& on);
   void copy(Label label, View source, View destination);
+  /// A new order of rows, for any number of copies to share: the moves hold each row of source and destination once.
+  Range new_order(std::span<const RowMove> moves);
+  void copy(Label label, View source, View destination, Range order);
   void add(Label label, View source, View destination);
   /// Messages to and from the rank itself and of zero rows are dropped.
   void exchange(Label label, int lane, std::span<const Message> sends, std::span<const Message> receives);

@@ -279,6 +279,36 @@ TEST(VerifyProvenance, AKvHeadOfAnotherGroupIsTold) {
   expect_failure(s.done(), "rank 0 step 0: query head 0 meets KV head 1 instead of 0");
 }
 
+/// Ulysses puts the rows of eight documents into sequence order, and back.
+Plan plan_with_moves() {
+  return make_plan(test::ring_problem(LayoutKind::document_zigzag, 3, test::borders(Lengths(8, 12))), {.strategy = "ulysses"},
+                   Pass::forward);
+}
+
+void expect_moves_rejected(const std::function<void(std::vector<RowMove>&)>& damage, std::string_view part) {
+  Plan plan = plan_with_moves();
+  ASSERT_TRUE(verify(plan).ok());
+  ASSERT_GT(plan.programs[1].moves.size(), 16u);
+  damage(plan.programs[1].moves);
+  expect_failure(plan, part);
+}
+
+TEST(VerifyMoves, EveryRowMovesOnceToItsPlace) {
+  expect_moves_rejected([](std::vector<RowMove>& moves) { moves[1].to = moves[0].to; }, "moves 2 rows at");
+  expect_moves_rejected([](std::vector<RowMove>& moves) { moves[1].rows -= 1; }, "moves");
+  expect_moves_rejected([](std::vector<RowMove>& moves) { moves[1].rows = 0; }, "moves 0 rows");
+  expect_moves_rejected([](std::vector<RowMove>& moves) { std::swap(moves[0].to, moves[1].to); },
+                        "does not hold each (head, query, key) of the mask exactly once");
+}
+
+TEST(VerifyMoves, OnlyCopiesMoveRows) {
+  Plan plan = plan_with_moves();
+  for (Step& step : plan.programs[0].steps) {
+    if (step.op == Op::finish) step.moves = {0, 1};
+  }
+  expect_failure(plan, "finish moves rows");
+}
+
 TEST(VerifyProvenance, OutputRowsInAnotherPlaceAreTold) {
   for (const bool heads : {false, true}) {
     HandMade s;
