@@ -52,14 +52,14 @@ std::vector<int> deal(std::span<const std::int64_t> areas, int ranks) {
 }  // namespace
 
 SequenceLayout make_layout(LayoutKind kind, int ranks, const Mask& mask) {
-  if (kind != LayoutKind::balanced) return SequenceLayout::make(kind, ranks, mask.cu_seqlens());
+  if (kind != LayoutKind::balanced || ranks < 1) return SequenceLayout::make(kind, ranks, mask.cu_seqlens());
   const std::int64_t tokens = mask.cu_seqlens().back();
-  const std::int64_t chunk = std::max<std::int64_t>(1, tokens / (kChunksPerRank * std::max(1, ranks)));
+  const std::int64_t chunk = std::max<std::int64_t>(1, tokens / (kChunksPerRank * ranks));
   const std::int64_t chunks = (tokens + chunk - 1) / chunk;
   const std::vector<std::int64_t> areas = areas_of_chunks(mask, chunk, chunks);
   std::vector<Segment> segments;
-  std::vector<std::int64_t> next_row(static_cast<std::size_t>(std::max(1, ranks)), 0);
-  const std::vector<int> rank_of = chunks > 0 && ranks > 0 ? deal(areas, ranks) : std::vector<int>();
+  std::vector<std::int64_t> next_row(static_cast<std::size_t>(ranks), 0);
+  const std::vector<int> rank_of = chunks > 0 ? deal(areas, ranks) : std::vector<int>();
   for (std::int64_t c = 0; c < chunks; ++c) {
     const int rank = rank_of[static_cast<std::size_t>(c)];
     const std::int64_t length = std::min(chunk, tokens - c * chunk);

@@ -235,44 +235,82 @@ std::vector<std::int64_t> SequenceLayout::positions(int rank) const {
   return positions;
 }
 
-GroupedLayout::GroupedLayout(const SequenceLayout& from, std::span<const std::vector<int>> groups) : parts(groups.size()) {
-  constexpr std::size_t kFewSegments = 4;  // each is a message to every other member
-  bool in_order = std::ranges::any_of(groups, [](const std::vector<int>& group) { return group.size() > 1; });
-  for (int rank = 0; rank < from.ranks(); ++rank) in_order = in_order && from.segments_of(rank).size() <= kFewSegments;
+namespace {
 
+/// Appends rows, or lengthens the last ones if these go on from there.
+void append_or_join(std::vector<Segment>& all, const Segment& next) {
+  Segment* const last = all.empty() ? nullptr : &all.back();
+  const bool joins = last != nullptr && last->rank == next.rank && last->document == next.document && last->stride == 1 &&
+                     next.stride == 1 && last->global0 + last->length == next.global0;
+  joins ? void(last->length += next.length) : all.push_back(next);
+}
+void append_or_join(std::vector<GroupedLayout::Part>& all, const GroupedLayout::Part& next) {
+  GroupedLayout::Part* const last = all.empty() ? nullptr : &all.back();
+  const bool joins =
+      last != nullptr && last->member == next.member && last->from + last->rows == next.from && last->to + last->rows == next.to;
+  joins ? void(last->rows += next.rows) : all.push_back(next);
+}
+void append_or_join(std::vector<RowMove>& all, const RowMove& next) {
+  RowMove* const last = all.empty() ? nullptr : &all.back();
+  const bool joins = last != nullptr && last->from + last->rows == next.from && last->to + last->rows == next.to;
+  joins ? void(last->rows += next.rows) : all.push_back(next);
+}
+
+}  // namespace
+
+GroupedLayout::GroupedLayout(const SequenceLayout& from, std::span<const std::vector<int>> groups) {
+  constexpr std::size_t kFewSegments = 4;  // each is a message to every other member
+  const bool trades = std::ranges::any_of(groups, [](const std::vector<int>& group) { return group.size() > 1; });
+  bool in_place = trades;
+  for (int rank = 0; rank < from.ranks(); ++rank) in_place = in_place && from.segments_of(rank).size() <= kFewSegments;
   layout.kind_ = LayoutKind::custom;
   layout.ranks_ = static_cast<int>(groups.size());
   layout.cu_seqlens_ = from.cu_seqlens_;
+  lay_out(from, groups, trades, in_place);
+  // Segments that hardly join, such as those of striped, which lie between each other's rows, are not worth the moves.
+  if (trades && !in_place && layout.by_local_.size() * 2 > from.by_local_.size()) lay_out(from, groups, false, false);
+  layout.finalise();
+}
+
+void GroupedLayout::lay_out(const SequenceLayout& from, std::span<const std::vector<int>> groups, bool in_sequence, bool in_place) {
+  struct Place {
+    std::int64_t global0;
+    const Segment* segment;
+  };
+  parts.assign(groups.size(), {});
+  moves.assign(groups.size(), {});
+  layout.by_local_.clear();
+  std::vector<std::int64_t> rows(from.by_local_.size());  // of each segment in its group
+  const auto row_of = [&](const Segment& segment) -> std::int64_t& {
+    return rows[static_cast<std::size_t>(&segment - from.by_local_.data())];
+  };
+  std::vector<Place> places;
   for (std::size_t group = 0; group < groups.size(); ++group) {
-    std::vector<Segment> segments;  // `rank` is the member's index
-    for (std::size_t member = 0; member < groups[group].size(); ++member) {
-      for (Segment segment : from.segments_of(groups[group][member])) {
-        segment.rank = static_cast<int>(member);
-        segments.push_back(segment);
-      }
+    places.clear();
+    for (const int rank : groups[group]) {
+      for (const Segment& segment : from.segments_of(rank)) places.push_back({segment.global0, &segment});
     }
-    if (in_order) std::ranges::stable_sort(segments, {}, &Segment::global0);
+    if (in_sequence) std::ranges::sort(places, {}, &Place::global0);
     std::int64_t row = 0;
-    for (const Segment& segment : segments) {
-      std::vector<Part>& members = parts[group];
-      if (!members.empty() && members.back().member == segment.rank && members.back().from + members.back().rows == segment.local0) {
-        members.back().rows += segment.length;
-      } else {
-        members.push_back({segment.rank, segment.local0, row, segment.length});
-      }
-      Segment* const last = layout.by_local_.empty() ? nullptr : &layout.by_local_.back();
-      const bool continues = last != nullptr && last->rank == static_cast<int>(group) && last->document == segment.document &&
-                             last->stride == 1 && segment.stride == 1 && last->global0 + last->length == segment.global0;
-      if (continues) {
-        last->length += segment.length;
-      } else {
-        layout.by_local_.push_back({static_cast<int>(group), row, segment.global0, segment.length, segment.stride, segment.document});
-      }
+    for (const Place& place : places) {
+      Segment segment = *place.segment;
+      segment.rank = static_cast<int>(group), segment.local0 = row;
+      append_or_join(layout.by_local_, segment);
+      row_of(*place.segment) = row;
       row += segment.length;
     }
-    std::ranges::stable_sort(parts[group], {}, [](const Part& part) { return std::pair(part.member, part.from); });
+    std::int64_t arrived = 0;
+    if (in_sequence && !in_place) moves[group].reserve(places.size());
+    for (std::size_t member = 0; member < groups[group].size(); ++member) {
+      for (const Segment& segment : from.segments_of(groups[group][member])) {
+        const std::int64_t to = row_of(segment);
+        append_or_join(parts[group], Part{static_cast<int>(member), segment.local0, in_place ? to : arrived, segment.length});
+        if (in_sequence && !in_place) append_or_join(moves[group], RowMove{arrived, to, segment.length});
+        arrived += segment.length;
+      }
+    }
+    if (moves[group].size() == 1) moves[group].clear();  // one move of all rows, to where they are
   }
-  layout.finalise();
 }
 
 }  // namespace periplus

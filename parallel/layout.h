@@ -76,20 +76,30 @@ class SequenceLayout {
   std::uint64_t digest_ = 0;
 };
 
-/// A layout in which each group of ranks owns the rows of all its members. Where every member has few segments, a group's
-/// rows are in the order of the sequence, so that the chunks of a zigzag join again; else, and where groups have one member each, member
-/// follows member.
+/// Rows [from, from + rows) become rows [to, to + rows).
+struct RowMove {
+  std::int64_t from = 0, to = 0, rows = 0;
+};
+
+/// A layout in which each group of ranks owns the rows of all its members, in the order of the sequence where chunks of
+/// members join again then (zigzag), else member after member. No work per token.
 struct GroupedLayout {
-  /// Rows of a member that lie together in its group.
+  /// Rows of a member that travel together.
   struct Part {
     int member = 0;                           ///< Index in the group.
-    std::int64_t from = 0, to = 0, rows = 0;  ///< Local row of the member; local row of the group.
+    std::int64_t from = 0, to = 0, rows = 0;  ///< Local row of the member; row of the group as it arrives.
   };
   /// Every rank of `layout` is in one group.
   GroupedLayout(const SequenceLayout& layout, std::span<const std::vector<int>> groups);
 
   SequenceLayout layout;
   std::vector<std::vector<Part>> parts;  ///< By group, by member, by rising row.
+  /// By group, from where rows arrive to where the layout has them; empty where they arrive in their place. They do if
+  /// members have few segments: each is a part of its own then.
+  std::vector<std::vector<RowMove>> moves;
+
+ private:
+  void lay_out(const SequenceLayout& from, std::span<const std::vector<int>> groups, bool in_sequence, bool in_place);
 };
 
 }  // namespace periplus

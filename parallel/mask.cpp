@@ -34,28 +34,16 @@ bool to_local(const Band& global, const Segment& q, const Segment& k, Band& loca
   const std::int64_t stride = q.length > 1 ? q.stride : k.stride;
   const std::int64_t shift = k.global0 - q.global0;  // global k - q of the two first rows
   Band t;                                            // in rows of the segments
+  t.lo = global.lo <= -kUnbounded ? -kUnbounded : ceil_divide(global.lo - shift, stride);
+  t.hi = global.hi >= kUnbounded ? kUnbounded : floor_divide(global.hi - shift, stride);
+  if (t.lo > t.hi) return false;  // a window narrower than the stride; cheap to see before the divisions below
   t.q0 = std::max<std::int64_t>(0, ceil_divide(global.q0 - q.global0, stride));
   t.q1 = std::min(q.length, ceil_divide(global.q1 - q.global0, stride));
   t.k0 = std::max<std::int64_t>(0, ceil_divide(global.k0 - k.global0, stride));
   t.k1 = std::min(k.length, ceil_divide(global.k1 - k.global0, stride));
-  t.lo = global.lo <= -kUnbounded ? -kUnbounded : ceil_divide(global.lo - shift, stride);
-  t.hi = global.hi >= kUnbounded ? kUnbounded : floor_divide(global.hi - shift, stride);
   if (t.q0 >= t.q1 || t.k0 >= t.k1 || !tighten(t)) return false;
   local = moved(t, q.local0, k.local0);
   return true;
-}
-
-void append_pair(const Band& global, const Segment& q, const Segment& k, std::vector<Band>& bands) {
-  Band local;
-  if (q.stride == k.stride || q.length == 1 || k.length == 1) {
-    if (to_local(global, q, k, local)) bands.push_back(local);
-    return;
-  }
-  // Rows of unlike spacing do not meet in one band: a band per query row.
-  for (std::int64_t t = 0; t < q.length; ++t) {
-    const Segment row{q.rank, q.local0 + t, q.global0 + t * q.stride, 1, k.stride, q.document};
-    if (to_local(global, row, k, local)) bands.push_back(local);
-  }
 }
 
 }  // namespace
@@ -93,6 +81,19 @@ std::int64_t Mask::area() const noexcept {
   return sum;
 }
 
+void append_bands_between(const Band& global, const Segment& q, const Segment& k, std::vector<Band>& bands) {
+  Band local;
+  if (q.stride == k.stride || q.length == 1 || k.length == 1) {
+    if (to_local(global, q, k, local)) bands.push_back(local);
+    return;
+  }
+  // Rows of unlike spacing do not meet in one band: a band per query row.
+  for (std::int64_t t = 0; t < q.length; ++t) {
+    const Segment row{q.rank, q.local0 + t, q.global0 + t * q.stride, 1, k.stride, q.document};
+    if (to_local(global, row, k, local)) bands.push_back(local);
+  }
+}
+
 void append_bands_between(const SequenceLayout& layout, const Mask& mask, int q_rank, int k_rank, std::vector<Band>& bands) {
   const std::span<const Segment> queries = layout.segments_by_global(q_rank), keys = layout.segments_by_global(k_rank);
   const std::span<const Band> global = mask.bands();
@@ -104,7 +105,7 @@ void append_bands_between(const SequenceLayout& layout, const Mask& mask, int q_
     for (std::size_t b = first_band; b < global.size() && global[b].q0 < q.global_end(); ++b) {
       if (global[b].q1 <= q.global0) continue;
       for (std::size_t k = first_key; k < keys.size() && keys[k].document == q.document; ++k) {
-        if (keys[k].global0 < global[b].k1 && keys[k].global_end() > global[b].k0) append_pair(global[b], q, keys[k], bands);
+        if (keys[k].global0 < global[b].k1 && keys[k].global_end() > global[b].k0) append_bands_between(global[b], q, keys[k], bands);
       }
     }
   }
@@ -113,32 +114,6 @@ void append_bands_between(const SequenceLayout& layout, const Mask& mask, int q_
 RowRange hull(const RowRange& a, const RowRange& b) noexcept {
   if (a.rows() == 0 || b.rows() == 0) return a.rows() == 0 ? b : a;
   return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
-}
-
-RowRange query_rows_between(const SequenceLayout& layout, const Mask& mask, int q_rank, int k_rank) {
-  const std::span<const Segment> queries = layout.segments_of(q_rank), keys = layout.segments_by_global(k_rank);
-  std::vector<Band> bands;
-  const auto rows_of = [&](const Segment& q) {
-    bands.clear();
-    const std::int64_t document_start = layout.cu_seqlens()[static_cast<std::size_t>(q.document)];
-    const auto first = std::ranges::lower_bound(mask.bands(), document_start, {}, &Band::q0);
-    const auto key = std::ranges::lower_bound(keys, q.document, {}, &Segment::document);
-    for (auto b = first; b != mask.bands().end() && b->q0 < q.global_end(); ++b) {
-      if (b->q1 <= q.global0) continue;
-      for (auto k = key; k != keys.end() && k->document == q.document; ++k) {
-        if (k->global0 < b->k1 && k->global_end() > b->k0) append_pair(*b, q, *k, bands);
-      }
-    }
-    RowRange rows;
-    for (const Band& b : bands) rows = hull(rows, {b.q0, b.q1});
-    return rows;
-  };
-  RowRange rows;
-  for (auto q = queries.begin(); q != queries.end() && rows.rows() == 0; ++q) rows = rows_of(*q);
-  if (rows.rows() == 0) return rows;
-  RowRange last;
-  for (auto q = queries.rbegin(); q != queries.rend() && last.rows() == 0; ++q) last = rows_of(*q);
-  return hull(rows, last);
 }
 
 std::int64_t area_of_rank(const SequenceLayout& layout, const Mask& mask, int rank) {

@@ -39,6 +39,8 @@ class Mask {
 /// The bands of the pair (queries of q_rank, keys of k_rank) in local rows of both, disjoint, appended to `bands`.
 /// This one routine serves every layout and mask. Cost: O(bands found + segments touched).
 void append_bands_between(const SequenceLayout& layout, const Mask& mask, int q_rank, int k_rank, std::vector<Band>& bands);
+/// The same for one band of the mask and one segment of each side.
+void append_bands_between(const Band& global, const Segment& q, const Segment& k, std::vector<Band>& bands);
 
 /// Local rows [begin, end) of a rank.
 struct RowRange {
@@ -48,9 +50,6 @@ struct RowRange {
 };
 /// The smallest range that holds both; an empty one adds nothing.
 RowRange hull(const RowRange& a, const RowRange& b) noexcept;
-/// From the first to the last query row of q_rank that may see a key of k_rank. Cost: O(log) for each segment from both ends
-/// until one is found.
-RowRange query_rows_between(const SequenceLayout& layout, const Mask& mask, int q_rank, int k_rank);
 
 /// Allowed pairs of all queries of a rank: its share of the attention work.
 std::int64_t area_of_rank(const SequenceLayout& layout, const Mask& mask, int rank);

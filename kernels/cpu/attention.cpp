@@ -36,6 +36,15 @@ TileKernels tile_kernels() {
   }
 }
 
+/// Query rows of a forward tile: fewer where threads would find too few tiles, though then keys are packed more often. Depends
+/// on the shape alone, so that the bits do not depend on the number of threads.
+std::int64_t forward_tile_rows(const AttentionShape& shape) {
+  constexpr std::int64_t kFewest = 256, kEnoughItems = 8;
+  std::int64_t rows = kForwardRows;
+  while (rows > kFewest && (shape.query_rows + rows - 1) / rows * shape.heads < kEnoughItems) rows /= 2;
+  return rows;
+}
+
 void run(const TileKernels& kernels, const ForwardProblem<float, float>& problem, const ForwardItem& item) {
   kernels.forward_f32(problem, item);
 }
@@ -75,7 +84,8 @@ void attend(const ForwardProblem<S, float>& problem, std::span<const Band> bands
     if (const auto matrix = matrix_kernels(shape, problem.scale)) return amx::attend(*matrix, problem, bands, stream);
   }
   const TileKernels kernels = tile_kernels();
-  const BandTiles tiles(bands, BandTiles::Axis::query, shape.query_rows, kForwardRows);
+  const std::int64_t rows = forward_tile_rows(shape);
+  const BandTiles tiles(bands, BandTiles::Axis::query, shape.query_rows, rows);
   const std::int64_t items = tiles.tiles() * shape.heads;
   const double flop = 2.0 * static_cast<double>((shape.width_qk + shape.width_v) * shape.heads) * static_cast<double>(tiles.area());
   const int team = team_size(items, flop);
@@ -85,10 +95,10 @@ void attend(const ForwardProblem<S, float>& problem, std::span<const Band> bands
     // Last tiles first: under a causal mask they are the longest.
     const std::int64_t tile = tiles.tiles() - 1 - item / shape.heads;
     const std::span<const Band> own = tiles.of(tile);
-    const std::int64_t first = tile * kForwardRows;
+    const std::int64_t first = tile * rows;
     run(kernels, problem,
-        ForwardItem{own.data(), static_cast<std::int64_t>(own.size()), item % shape.heads, first,
-                    std::min(kForwardRows, shape.query_rows - first), reinterpret_cast<float*>(scratch + thread * bytes), progress});
+        ForwardItem{own.data(), static_cast<std::int64_t>(own.size()), item % shape.heads, first, std::min(rows, shape.query_rows - first),
+                    reinterpret_cast<float*>(scratch + thread * bytes), progress});
   });
 }
 

@@ -2,8 +2,9 @@
 //
 // One block is kMaxRows rows by kMaxVectors vectors of sums held in registers: with AVX-512 24 of the 32 registers. Each
 // step of the depth loads 4 vectors and broadcasts 6 numbers for 24 multiply-adds, so the two multiply-add ports are busy
-// every cycle and the two load ports 10 times in 12 cycles. Operands in the second-level cache cost nothing as long as the
-// blocks of one call share one of them: a cycle asks for at most a third of a cache line.
+// every cycle and the two load ports 10 times in 12 cycles. With 2 vectors, as forward has them, it is 8 loads for 12
+// multiply-adds, and still enough sums to hide their latency. Operands in the second-level cache cost little as long as the
+// blocks of one call share one that stays in the first: a cycle asks for at most a third of a cache line.
 #pragma once
 
 #include "kernels/cpu/lanes.h"

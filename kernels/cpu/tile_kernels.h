@@ -9,7 +9,7 @@
 /// data crosses it: an inline function shared by both sides could be linked in its AVX-512 form and run everywhere.
 namespace periplus::kernels::cpu {
 
-inline constexpr std::int64_t kForwardRows = 512;   ///< Query rows of a forward tile.
+inline constexpr std::int64_t kForwardRows = 512;   ///< Most query rows of a forward tile.
 inline constexpr std::int64_t kBackwardKeys = 128;  ///< Keys of a backward tile.
 inline constexpr std::int64_t kBackwardRows = 64;   ///< Query rows of a backward tile.
 

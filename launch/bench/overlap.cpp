@@ -23,7 +23,7 @@ struct Options {
   std::string strategy = "all";
   int ranks = 8, heads = 64, kv_heads = 64, pieces = 8, samples = 5;
   std::int64_t tokens = 512;
-  double milliseconds = 150;
+  double milliseconds = 250;
   std::vector<double> ratios = {0.5, 1, 2, 4};
 };
 
@@ -90,13 +90,29 @@ struct Figure {
   }
 };
 
+/// Fills in what runs show; without `pace` kernels compute.
+void run_samples(const plan::Plan& plan, const comm::Links& links, const execute::Pace& pace, int samples, Figure& figure) {
+  std::int64_t bytes = 0;
+  for (const plan::Program& program : plan.programs) bytes += program.bytes_sent();
+  std::vector<double> measured, executor;
+  for (int sample = 0; sample < samples; ++sample) {
+    const execute::Rehearsal run = execute::rehearse(plan, links, pace);
+    measured.push_back(run.seconds);
+    executor.push_back(run.seconds / simulated_seconds(plan, links, run.measured(plan)));
+    figure.bytes_agree = figure.bytes_agree && run.total_bytes_sent() == bytes;
+  }
+  figure.measured = median(measured), figure.executor = median(executor);
+}
+
 Figure measure(const Options& options, const AttentionProblem& problem, const AttentionOptions& how, Pass pass, double ratio) {
   const plan::Plan plan = make_plan(problem, how, pass);
   const double longer = options.milliseconds * 1e-3;
   // Rates that make the busiest rank and the busiest port take what the ratio says.
   comm::Links links{{.bytes_per_second = 1, .sharing = comm::Sharing::port}};
   double flops_per_second = 1;
-  const StepTime pace = [&](const plan::Program& program, const plan::Step& step) { return plan::flops(program, step) / flops_per_second; };
+  const execute::Pace pace = [&](const plan::Program& program, const plan::Step& step) {
+    return plan::flops(program, step) / flops_per_second;
+  };
   const Bounds units = bounds_of(plan, links, pace);
   flops_per_second = units.compute / (longer * std::min(1.0, ratio));
   links.inside.bytes_per_second = std::max(1.0, units.link) / (longer * std::min(1.0, 1 / ratio));
@@ -104,16 +120,26 @@ Figure measure(const Options& options, const AttentionProblem& problem, const At
   Figure figure{how.strategy, how.pieces, pass, ratio, bounds_of(plan, links, pace)};
   figure.simulated = simulated_seconds(plan, links, pace);
   figure.schedule = figure.simulated / std::max(figure.bounds.compute, figure.bounds.link);
-  std::int64_t bytes = 0;
-  for (const plan::Program& program : plan.programs) bytes += program.bytes_sent();
-  std::vector<double> measured, executor;
-  for (int sample = 0; sample < options.samples; ++sample) {
-    const PacedRun run = run_paced(plan, links, pace);
-    measured.push_back(run.seconds);
-    executor.push_back(run.seconds / simulated_seconds(plan, links, measured_times(run)));
-    figure.bytes_agree = figure.bytes_agree && run.bytes_sent == bytes;
-  }
-  figure.measured = median(measured), figure.executor = median(executor);
+  run_samples(plan, links, pace, options.samples, figure);
+  return figure;
+}
+
+/// The ring on two ranks with kernels that compute, over a link that takes as long as they do alone.
+Figure measure_real_kernels(const Options& options, Pass pass) {
+  const std::vector<std::int64_t> borders{0, 4096};
+  AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::zigzag, 2, borders), .mask = Mask({}, borders)};
+  problem.q_heads = problem.kv_heads = 8, problem.head_size = 64, problem.dtype = DType::bf16;
+  const AttentionOptions how = make_options(options, strategy::find_strategy("ring"), problem);
+  const plan::Plan plan = make_plan(problem, how, pass);
+  execute::rehearse(plan, {}, {});  // warms up
+  const execute::Rehearsal alone = execute::rehearse(plan, {}, {});
+  comm::Links links{{.bytes_per_second = 1, .sharing = comm::Sharing::port}};
+  const Bounds units = bounds_of(plan, links, alone.measured(plan));
+  links.inside.bytes_per_second = units.link / units.compute;
+  Figure figure{"ring, real kernels", how.pieces, pass, 1, bounds_of(plan, links, alone.measured(plan))};
+  figure.simulated = simulated_seconds(plan, links, alone.measured(plan));
+  figure.schedule = figure.simulated / std::max(figure.bounds.compute, figure.bounds.link);
+  run_samples(plan, links, {}, options.samples, figure);
   return figure;
 }
 
@@ -169,6 +195,12 @@ int bench_overlap(Arguments arguments) {
         all_pass = all_pass && figure.passes();
       }
     }
+  }
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    if (options.strategy != "all" && options.strategy != "ring") break;
+    const Figure figure = measure_real_kernels(options, pass);
+    show(table, figure);
+    all_pass = all_pass && figure.passes();
   }
   say(table,
       "times in ms; executor: measured / simulated with the measured times of steps, goal 1.05; schedule: simulated / larger of "

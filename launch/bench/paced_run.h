@@ -1,32 +1,19 @@
 #pragma once
 
-#include <functional>
-#include <vector>
-
+#include "parallel/execute/rehearse.h"
 #include "parallel/plan/plan.h"
 #include "runtime/comm/pacing.h"
 
-/// Plans run on ranks that are threads, over paced links, with compute steps that sleep: what the executor and a schedule
-/// cost, measured with more ranks than cores and nearly without noise.
+/// What a plan can and does take over links of a given speed, by arithmetic and in the simulator; execute::rehearse measures it.
 namespace periplus::launch::bench {
-
-using StepTime = std::function<double(const plan::Program&, const plan::Step&)>;
-
-struct PacedRun {
-  double seconds = 0;                             ///< From the common start to the end of the last rank.
-  std::int64_t bytes_sent = 0;                    ///< As the transport counts, all ranks.
-  std::vector<std::vector<double>> step_seconds;  ///< Measured, by rank and step.
-};
-PacedRun run_paced(const plan::Plan& plan, const comm::Links& links, const StepTime& pace);
 
 /// What bounds a plan: the busiest rank's compute, and the busiest port's messages.
 struct Bounds {
   double compute = 0, link = 0;
 };
-Bounds bounds_of(const plan::Plan& plan, const comm::Links& links, const StepTime& pace);
+Bounds bounds_of(const plan::Plan& plan, const comm::Links& links, const execute::Pace& pace);
 
-/// Makespan in the simulator; with `measured` the step times of a run take the place of the modelled ones.
-double simulated_seconds(const plan::Plan& plan, const comm::Links& links, const StepTime& pace);
-StepTime measured_times(const PacedRun& run);
+/// Makespan in the simulator.
+double simulated_seconds(const plan::Plan& plan, const comm::Links& links, const execute::Pace& pace);
 
 }  // namespace periplus::launch::bench

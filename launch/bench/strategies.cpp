@@ -1,6 +1,7 @@
 // periplus bench strategies: all strategies side by side on one problem, over paced links and with kernels that sleep for
 // the time that a machine's numbers give them.
 #include <algorithm>
+#include <filesystem>
 #include <vector>
 
 #include <fmt/format.h>
@@ -16,8 +17,10 @@
 #include "parallel/attention.h"
 #include "parallel/balanced_layout.h"
 #include "parallel/choose.h"
+#include "parallel/simulate/simulate.h"
 #include "parallel/strategy/strategy.h"
 #include "runtime/error.h"
+#include "runtime/file.h"
 
 namespace periplus::launch::bench {
 namespace {
@@ -27,6 +30,7 @@ struct Options {
   std::int64_t tokens = 16384;
   std::vector<std::int64_t> documents;
   std::string layout = "zigzag";
+  std::string trace;
   int ranks_per_node = 0;
   MaskOptions mask;
   Machine machine{.rank_gflops = 100, .memory_gbytes = 10, .link_gbytes = 0.25, .link_latency_us = 50};
@@ -47,6 +51,10 @@ void add_options(OptionTable& table, Options& options) {
   add_mask_options(table, options.mask);
   add_machine_options(table, options.machine, "");
   table.add({.flag = "samples", .target = &options.samples, .value = "N", .help = "Runs of each; the median counts.", .least = 1});
+  table.add({.flag = "trace",
+             .target = &options.trace,
+             .value = "FOLDER",
+             .help = "Writes STRATEGY.PASS.measured.json and .simulated.json there, for ui.perfetto.dev."});
 }
 
 AttentionProblem make_problem(const Options& options, const OptionTable& table) {
@@ -78,10 +86,18 @@ struct Row {
   double measured = 0, simulated = 0;
 };
 
+void write_trace(const Options& options, const AttentionOptions& how, Pass pass, std::string_view kind, const std::vector<Tracer>& traces) {
+  std::vector<const Tracer*> pointers;
+  for (const Tracer& trace : traces) pointers.push_back(&trace);
+  const char* const name = pass == Pass::forward ? "forward" : "backward";
+  write_file_atomically(std::filesystem::path(options.trace) / fmt::format("{}.{}.{}.json", how.strategy, name, kind),
+                        to_chrome_trace(pointers));
+}
+
 Row measure(const Options& options, const AttentionProblem& problem, const AttentionOptions& how, Pass pass) {
   const plan::Plan plan = make_plan(problem, how, pass);
   const comm::Links links = links_of(options.machine, options.ranks_per_node);
-  const StepTime pace = [&](const plan::Program& program, const plan::Step& step) {
+  const execute::Pace pace = [&](const plan::Program& program, const plan::Step& step) {
     return modelled_seconds(options.machine, program, step);
   };
   Row row;
@@ -93,7 +109,16 @@ Row measure(const Options& options, const AttentionProblem& problem, const Atten
   row.bounds = bounds_of(plan, links, pace);
   row.simulated = simulated_seconds(plan, links, pace);
   std::vector<double> seconds;
-  for (int sample = 0; sample < options.samples; ++sample) seconds.push_back(run_paced(plan, links, pace).seconds);
+  std::vector<Tracer> last;
+  for (int sample = 0; sample < options.samples; ++sample) {
+    execute::Rehearsal run = execute::rehearse(plan, links, pace);
+    seconds.push_back(run.seconds);
+    last = std::move(run.traces);
+  }
+  if (!options.trace.empty()) {
+    write_trace(options, how, pass, "measured", last);
+    write_trace(options, how, pass, "simulated", simulate::simulate(plan, {pace, links}).traces);
+  }
   row.measured = median(seconds);
   return row;
 }
@@ -128,6 +153,7 @@ int bench_strategies(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
   const AttentionProblem problem = make_problem(options, table);
+  if (!options.trace.empty()) std::filesystem::create_directories(options.trace);
   say(table,
       fmt::format("{} ranks, {} layout, {} tokens in {} documents, {}/{} heads of {}, {} mask; bf16; {} Gflop/s a rank, links of {} GB/s",
                   options.ranks, options.layout, problem.layout.tokens(), problem.layout.cu_seqlens().size() - 1, options.heads,

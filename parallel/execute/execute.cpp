@@ -158,12 +158,17 @@ class Executor {
     lane.active = true;
   }
 
-  void wait_for_message() {
-    const Clock::time_point begin = Clock::now();
+  std::vector<comm::Pending*> exchanges_under_way() {
     std::vector<comm::Pending*> open;
     for (Lane& lane : lanes_) {
       if (lane.active) open.push_back(&lane.pending);
     }
+    return open;
+  }
+
+  void wait_for_message() {
+    const Clock::time_point begin = Clock::now();
+    const std::vector<comm::Pending*> open = exchanges_under_way();
     if (open.empty())
       throw InternalError(fmt::format("execute: rank {} has steps left but nothing can start; verify the plan", program_.rank));
     comm::Pending::wait_any(open);
@@ -198,15 +203,17 @@ class Executor {
 
   /// Messages move meanwhile, as from inside a kernel.
   void sleep_until(Clock::time_point end) {
-    constexpr auto kSlice = std::chrono::microseconds(200), kWakeUp = std::chrono::microseconds(80);  // a sleep ends so much late
-    for (Clock::time_point now = Clock::now(); now < end; now = Clock::now()) {
+    constexpr auto kWakeUp = std::chrono::microseconds(80);  // a sleep ends so much late
+    while (Clock::now() < end - kWakeUp) {
       advance_lanes();
-      if (end - now > kWakeUp) {
-        std::this_thread::sleep_for(std::min<Clock::duration>(kSlice, end - now - kWakeUp));
+      const std::vector<comm::Pending*> open = exchanges_under_way();
+      if (open.empty()) {
+        std::this_thread::sleep_until(end - kWakeUp);
       } else {
-        std::this_thread::yield();
+        comm::Pending::wait_any_until(open, end - kWakeUp);
       }
     }
+    while (Clock::now() < end) std::this_thread::yield();
   }
 
   TensorView resolve(const View& view) const {
@@ -244,6 +251,8 @@ class Executor {
         return kernels::delta(t[dout], t[out], t[lse], t[dlse], t[sink], t[delta], t[dsink], stream_);
       }
       case Op::copy:
+        if (s.moves.count > 0)
+          return move_rows(t[plan::transfer_operand::source], t[plan::transfer_operand::destination], program_.moves_of(s));
         return by_rows(copy, t[plan::transfer_operand::source], t[plan::transfer_operand::destination]);
       case Op::add:
         return by_rows(add, t[plan::transfer_operand::source], t[plan::transfer_operand::destination]);
@@ -254,13 +263,28 @@ class Executor {
   }
 
   /// Whole-shard copies and sums are long: in pieces of some 32 Ki elements, so that messages move in between.
+  static std::int64_t rows_between_messages(const TensorView& tensor) {
+    return std::max<std::int64_t>(1, 32 * 1024 / std::max<std::int64_t>(1, tensor.size(1) * tensor.size(2)));
+  }
   void by_rows(void (*operation)(ConstTensorView, TensorView), const TensorView& source, const TensorView& destination) {
-    const std::int64_t rows = source.size(0), per_row = std::max<std::int64_t>(1, source.size(1) * source.size(2));
-    const std::int64_t piece = std::max<std::int64_t>(1, 32 * 1024 / per_row);
+    const std::int64_t rows = source.size(0), piece = rows_between_messages(source);
     for (std::int64_t row = 0; row < rows; row += piece) {
       const std::int64_t count = std::min(piece, rows - row);
       operation(source.slice(0, row, count), destination.slice(0, row, count));
       stream_.progress();
+    }
+  }
+
+  void move_rows(const TensorView& source, const TensorView& destination, std::span<const RowMove> moves) {
+    const std::int64_t piece = rows_between_messages(source);
+    std::int64_t since = 0;
+    for (const RowMove& move : moves) {
+      const TensorView from = source.slice(0, move.from, move.rows), to = destination.slice(0, move.to, move.rows);
+      move.rows < piece ? copy(from, to) : by_rows(copy, from, to);
+      since += move.rows;
+      if (since < piece) continue;
+      stream_.progress();
+      since = 0;
     }
   }
 

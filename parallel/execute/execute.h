@@ -38,6 +38,9 @@ struct Statistics {
   std::int64_t bytes_sent = 0;
 };
 
+/// Seconds that a compute step takes.
+using Pace = std::function<double(const plan::Program&, const plan::Step&)>;
+
 /// Where a program runs.
 struct Context {
   comm::Communicator communicator;
@@ -46,7 +49,7 @@ struct Context {
   Tracer* tracer = nullptr;               ///< Gets one event per step.
   /// If set, compute steps touch no data and take as many seconds as it says, asleep: for measuring plans and this executor
   /// with more ranks than cores.
-  std::function<double(const plan::Program&, const plan::Step&)> pace = {};
+  Pace pace = {};
   std::vector<double>* step_seconds = nullptr;  ///< Gets the time of each compute step, by step id; 0 for exchanges.
 };
 

@@ -94,6 +94,14 @@ void ProgramBuilder::copy(Label label, View source, View destination) {
   emit(Op::copy, label, accesses);
 }
 
+Range ProgramBuilder::new_order(std::span<const RowMove> moves) { return append(program_.moves, moves); }
+
+void ProgramBuilder::copy(Label label, View source, View destination, Range order) {
+  if (destination.empty()) return;
+  copy(label, source, destination);
+  program_.steps.back().moves = order;
+}
+
 void ProgramBuilder::add(Label label, View source, View destination) {
   if (destination.empty()) return;
   const Access accesses[] = {{source, Mode::read}, {destination, Mode::add}};

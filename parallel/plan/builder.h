@@ -53,6 +53,8 @@ class ProgramBuilder {
   }
   /// `view` itself if messages can be sent from it, else a contiguous scratch copy called `name`, made by a copy step.
   View sendable(View view, std::string name);
+  /// Room for so many bands of all attend steps together. Optional; spares the memory that growing would touch.
+  void expect_bands(std::size_t count) { program_.bands.reserve(count); }
   DType dtype_of(const View& view) const { return program_.slot_of(view).dtype; }
   std::int64_t width_of(const View& view) const { return program_.slot_of(view).width; }
 
@@ -79,6 +81,9 @@ class ProgramBuilder {
   };
   void delta(Label label, const DeltaOperands& on);
   void copy(Label label, View source, View destination);
+  /// A new order of rows, for any number of copies to share: the moves hold each row of source and destination once.
+  Range new_order(std::span<const RowMove> moves);
+  void copy(Label label, View source, View destination, Range order);
   void add(Label label, View source, View destination);
   /// Messages to and from the rank itself and of zero rows are dropped.
   void exchange(Label label, int lane, std::span<const Message> sends, std::span<const Message> receives);

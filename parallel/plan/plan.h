@@ -84,6 +84,7 @@ struct Step {
   std::int8_t lane = 0;     ///< exchange only. By convention: blocks 0, results and sums 1, between nodes 2
   std::int32_t phase = -1;  ///< exchange only
   Range accesses, bands, sends, receives, after;
+  Range moves;  ///< copy only: none, or where the rows of the source go
   double scale = 1, softcap = 0;
   Label label;
 };
@@ -97,6 +98,7 @@ struct Program {
   std::vector<Band> bands;
   std::vector<Message> sends, receives;
   std::vector<StepId> after;
+  std::vector<RowMove> moves;
   std::int64_t workspace_bytes = 0;
 
   template <class T>
@@ -107,6 +109,7 @@ struct Program {
   std::span<const Band> bands_of(const Step& step) const { return of(bands, step.bands); }
   std::span<const Message> sends_of(const Step& step) const { return of(sends, step.sends); }
   std::span<const Message> receives_of(const Step& step) const { return of(receives, step.receives); }
+  std::span<const RowMove> moves_of(const Step& step) const { return of(moves, step.moves); }
   std::span<const StepId> after_of(const Step& step) const { return of(after, step.after); }
 
   const Slot& slot_of(const View& view) const { return slots[static_cast<std::size_t>(view.slot)]; }

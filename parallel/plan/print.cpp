@@ -58,6 +58,7 @@ std::string step_text(const Program& program, std::size_t id) {
   for (const Message& m : program.receives_of(step))
     line += fmt::format(" recv {} <- {} ({} B)", view_text(program, m.view), m.peer, program.bytes_of(m.view));
   if (step.op == Op::exchange) line += fmt::format(" phase {}", step.phase);
+  if (step.moves.count > 0) line += fmt::format(" in {} moves", step.moves.count);
   if (step.bands.count > 0) {
     std::int64_t pairs = 0;
     for (const Band& band : program.bands_of(step)) pairs += area(band);
@@ -101,6 +102,7 @@ Json step_json(const Program& program, std::size_t id) {
       json["bands"].push_back({{"q", {b.q0, b.q1}}, {"k", {b.k0, b.k1}}, {"lo", bound_text(b.lo)}, {"hi", bound_text(b.hi)}});
     }
   }
+  for (const RowMove& move : program.moves_of(step)) json["moves"].push_back({{"from", move.from}, {"to", move.to}, {"rows", move.rows}});
   json["after"] = program.after_of(step);
   return json;
 }

@@ -11,6 +11,15 @@ constexpr std::array<std::string_view, 15> kCellNames{"q",     "k",           "v
                                                       "delta", "partial out", "partial lse", "dq",   "dk",  "dv",  "dsink"};
 constexpr std::size_t kInputs = 8;
 
+/// Whether `next` is the same history some rows further on.
+bool continues(const Piece& piece, const Piece& next) {
+  const bool rows = next.row0 == piece.row0 + piece.rows && next.origin_row == piece.origin_row + piece.rows;
+  const bool heads = next.head0 == piece.head0 && next.heads == piece.heads && next.origin_head == piece.origin_head;
+  const bool terms = next.terms == piece.terms && next.term_head == piece.term_head &&
+                     (next.terms == nullptr || next.term_row == piece.term_row + piece.rows);
+  return rows && heads && terms && next.cell == piece.cell && next.origin == piece.origin;
+}
+
 }  // namespace
 
 std::string_view name_of(Cell cell) { return kCellNames[static_cast<std::size_t>(cell)]; }
@@ -62,6 +71,30 @@ Piece added(const Piece& held, const Piece& more, TermStore& store) {
     sum.term_row = sum.term_head = 0;
   });
   return sum;
+}
+
+Pieces moved(Pieces pieces, std::span<const RowMove> moves) {
+  if (moves.empty()) return pieces;
+  std::ranges::stable_sort(pieces, {}, &Piece::row0);
+  std::int64_t longest = 0;
+  for (const Piece& piece : pieces) longest = std::max(longest, piece.rows);
+  constexpr std::int64_t kAllHeads = std::int64_t{1} << 40;
+  Pieces result;
+  for (const RowMove& move : moves) {
+    // Pieces that reach into the rows start no earlier than the longest is long; they may overlap where heads differ.
+    auto piece = std::ranges::upper_bound(pieces, move.from - longest, {}, &Piece::row0);
+    for (; piece != pieces.end() && piece->row0 < move.from + move.rows; ++piece) {
+      std::optional<Piece> part = cut(*piece, move.from, move.rows, 0, kAllHeads);
+      if (!part) continue;
+      part->row0 += move.to - move.from;
+      if (!result.empty() && continues(result.back(), *part)) {
+        result.back().rows += part->rows;
+      } else {
+        result.push_back(*part);
+      }
+    }
+  }
+  return result;
 }
 
 void require_same_origin(const Piece& x, const Piece& y) {

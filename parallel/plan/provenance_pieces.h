@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -99,6 +100,8 @@ void keep_outside(const Piece& piece, const View& hole, Pieces& kept);
 Pieces sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store);
 /// The sum of two pieces on the same rectangle.
 Piece added(const Piece& held, const Piece& more, TermStore& store);
+/// The pieces after the moves, if there are any; neighbours of one history join.
+Pieces moved(Pieces pieces, std::span<const RowMove> moves);
 /// Throws ProvenanceFailure unless both are the same rows and heads of the same rank.
 void require_same_origin(const Piece& x, const Piece& y);
 

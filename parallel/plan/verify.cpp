@@ -73,9 +73,10 @@ class FormCheck {
   bool check_ranges(const Step& step) {
     const auto fits = [](Range range, const auto& pool) { return range.begin <= pool.size() && range.count <= pool.size() - range.begin; };
     const bool fit = fits(step.accesses, program_.accesses) && fits(step.bands, program_.bands) && fits(step.sends, program_.sends) &&
-                     fits(step.receives, program_.receives) && fits(step.after, program_.after);
+                     fits(step.receives, program_.receives) && fits(step.after, program_.after) && fits(step.moves, program_.moves);
     require(fit, "ranges leave the pools of the program");
     if (!fit) return false;
+    require(step.op == Op::copy || step.moves.count == 0, "{} moves rows", info(step.op).name);
     require(step.op == Op::exchange || step.sends.count + step.receives.count == 0, "{} has messages", info(step.op).name);
     return true;
   }
@@ -164,6 +165,28 @@ class FormCheck {
             "{} rows and {} heads of sinks for {} query heads", sink.view.rows, sink.view.heads, queries.view.heads);
   }
 
+  /// Every row of both sides once. Copies share moves, which are looked at once.
+  void check_moves(const Step& step, std::int64_t rows) {
+    const auto moves = program_.moves_of(step);
+    const bool known = std::ranges::any_of(checked_moves_, [&](const CheckedMoves& checked) {
+      return checked.range.begin == step.moves.begin && checked.range.count == step.moves.count && checked.rows == rows;
+    });
+    if (moves.empty() || known) return;
+    std::vector<RowMove> sorted(moves.begin(), moves.end());
+    for (auto side : {&RowMove::from, &RowMove::to}) {
+      std::ranges::sort(sorted, {}, side);
+      std::int64_t next = 0;
+      for (const RowMove& move : sorted) {
+        require(move.*side == next && move.rows > 0, "moves {} rows at {} where {} is next", move.rows, move.*side, next);
+        if (move.*side != next || move.rows <= 0) return;
+        next += move.rows;
+      }
+      require(next == rows, "moves {} of {} rows", next, rows);
+      if (next != rows) return;
+    }
+    checked_moves_.push_back({step.moves, rows});
+  }
+
   void check_shapes(const Step& step, std::span<const Access> a) {
     switch (step.op) {
       case Op::attend:
@@ -210,6 +233,8 @@ class FormCheck {
         check_sink(a[delta_operand::dsink], a[delta_operand::dout]);
         break;
       case Op::copy:
+        check_moves(step, a[transfer_operand::destination].view.rows);
+        [[fallthrough]];
       case Op::add:
         like(a[transfer_operand::source], a[transfer_operand::destination], true, "source and destination");
         break;
@@ -221,6 +246,11 @@ class FormCheck {
   const Program& program_;
   int ranks_;
   std::vector<std::string>& failures_;
+  struct CheckedMoves {
+    Range range;
+    std::int64_t rows;
+  };
+  std::vector<CheckedMoves> checked_moves_;
   StepId id_ = -1;
   std::int32_t last_phase_ = -1;
 };

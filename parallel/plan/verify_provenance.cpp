@@ -180,7 +180,7 @@ class Player {
       case Op::delta:
         return run_delta(a);
       case Op::copy:
-        return write(a[transfer_operand::destination].view, read(a[transfer_operand::source].view));
+        return write(a[transfer_operand::destination].view, moved(read(a[transfer_operand::source].view), program().moves_of(step)));
       case Op::add:
         return add(a[transfer_operand::source].view, a[transfer_operand::destination].view, std::nullopt);
       case Op::exchange:

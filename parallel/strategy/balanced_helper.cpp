@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "parallel/key_set.h"
 #include "parallel/strategy/heads.h"
 
 namespace periplus::strategy {
@@ -29,22 +30,29 @@ struct Turn {
 
 class Schedule {
  public:
-  Schedule(const AttentionProblem& problem, Rank self) : problem_(problem), self_(self), ranks_(problem.layout.ranks()) {}
-  int last_step() const { return ranks_ / 2; }
-
-  Turn turn(int step) const {
-    Turn turn;
-    const auto if_paired = [&](Rank queries, Rank keys, Rank other) {
-      return query_rows_between(problem_.layout, problem_.mask, queries, keys).rows() > 0 ? other : -1;
+  Schedule(const AttentionProblem& problem, Rank self) : problem_(problem), ranks_(problem.layout.ranks()) {
+    KeySet own(problem.layout, problem.mask), others = own;
+    own.add(self);
+    const auto sees = [](const KeySet& keys, Rank queries) { return keys.rows_that_see(queries).rows() > 0; };
+    const auto sees_keys_of = [&](Rank other) {
+      others.clear();
+      others.add(other);
+      return sees(others, self);
     };
-    // Half way round an even number of ranks both ends of a pair would compute it; the one with the queries does.
-    const bool helping = 2 * step != ranks_;
-    if (self_ >= step) turn.keys_from = if_paired(self_, self_ - step, self_ - step);
-    if (self_ + step < ranks_) turn.keys_to = if_paired(self_ + step, self_, self_ + step);
-    if (self_ < step && helping) turn.queries_from = if_paired(self_ - step + ranks_, self_, self_ - step + ranks_);
-    if (self_ + step >= ranks_ && helping) turn.queries_to = if_paired(self_, self_ + step - ranks_, self_ + step - ranks_);
-    return turn;
+    for (int step = 0; step <= last_step(); ++step) {
+      Turn turn;
+      // Half way round an even number of ranks both ends of a pair would compute it; the one with the queries does.
+      const bool helping = 2 * step != ranks_;
+      const Rank before = (self - step + ranks_) % ranks_, after = (self + step) % ranks_;
+      if (self >= step && sees_keys_of(before)) turn.keys_from = before;
+      if (self < step && helping && sees(own, before)) turn.queries_from = before;
+      if (self + step < ranks_ && sees(own, after)) turn.keys_to = after;
+      if (self + step >= ranks_ && helping && sees_keys_of(after)) turn.queries_to = after;
+      turns_.push_back(turn);
+    }
   }
+  int last_step() const { return ranks_ / 2; }
+  const Turn& turn(int step) const { return turns_[static_cast<std::size_t>(step)]; }
   std::vector<Band> bands(Rank queries, Rank keys) const {
     std::vector<Band> bands;
     append_bands_between(problem_.layout, problem_.mask, queries, keys, bands);
@@ -54,8 +62,8 @@ class Schedule {
 
  private:
   const AttentionProblem& problem_;
-  Rank self_;
   int ranks_;
+  std::vector<Turn> turns_;  ///< by step
 };
 
 /// Tensors that travel together: own ones, and scratch for those of others, two of each in turn.

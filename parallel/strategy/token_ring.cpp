@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "parallel/strategy/heads.h"
+#include "parallel/key_set.h"
 
 namespace periplus::strategy {
 namespace {
@@ -22,23 +22,26 @@ constexpr int kResultLane = 1;
 class Route {
  public:
   Route(const AttentionProblem& problem, Rank self) : problem_(problem), self_(self), ranks_(problem.layout.ranks()) {
-    for (int step = 0; step < ranks_; ++step) {
-      const Rank owner = rank_at(step);
-      used_.push_back(query_rows_between(problem.layout, problem.mask, owner, self));
-      returned_.push_back(query_rows_between(problem.layout, problem.mask, self, rank_at(-step)));
-      RowRange later;
-      const RowRange all{0, problem.layout.rows_of(owner)};
-      for (int visit = step + 1; visit < ranks_ && !(later == all); ++visit) {
-        later = hull(later, query_rows_between(problem.layout, problem.mask, owner, rank_at(step - visit)));
-      }
-      passed_on_.push_back(later);
+    const auto steps = static_cast<std::size_t>(ranks_);
+    used_.resize(steps), passed_on_.resize(steps), returned_.resize(steps);
+    KeySet own(problem.layout, problem.mask), visitor = own, later = own;
+    own.add(self);
+    // The packet at hand in a step goes on to the ranks between this one and its owner: those of the later steps.
+    for (int step = ranks_ - 1; step >= 0; --step) {
+      const auto at = static_cast<std::size_t>(step);
+      visitor.clear();
+      visitor.add(rank_at(-step));
+      used_[at] = own.rows_that_see(rank_at(step));
+      returned_[at] = visitor.rows_that_see(self);
+      passed_on_[at] = later.rows_that_see(rank_at(step));
+      later.add(rank_at(step));
     }
   }
   int ranks() const { return ranks_; }
   Rank rank_at(int step) const { return ((self_ + step) % ranks_ + ranks_) % ranks_; }
   /// Rows of the packet at hand that this rank works on, that it passes on, and (together) that it is sent.
   RowRange used(int step) const { return used_[static_cast<std::size_t>(step)]; }
-  RowRange passed_on(int step) const { return step + 1 < ranks_ ? passed_on_[static_cast<std::size_t>(step)] : RowRange{}; }
+  RowRange passed_on(int step) const { return passed_on_[static_cast<std::size_t>(step)]; }
   RowRange held(int step) const { return step == 0 ? RowRange{0, problem_.layout.rows_of(self_)} : hull(used(step), passed_on(step)); }
   /// Own rows that come back as a result from the rank `step` places on.
   RowRange returned(int step) const { return returned_[static_cast<std::size_t>(step)]; }
@@ -47,12 +50,12 @@ class Route {
     for (int rank = 0; rank < ranks_; ++rank) most = std::max(most, problem_.layout.rows_of(rank));
     return most;
   }
-  /// Bands of the rows in use and the own keys.
-  std::vector<Band> bands(int step) const {
-    std::vector<Band> bands;
+  /// Bands of the rows in use and the own keys, in place of what `bands` held.
+  void bands(int step, std::vector<Band>& bands) const {
+    bands.clear();
     append_bands_between(problem_.layout, problem_.mask, rank_at(step), self_, bands);
-    for (Band& band : bands) band = moved(band, -used(step).begin, 0);
-    return bands;
+    const std::int64_t first = step == 0 ? 0 : used(step).begin;
+    for (Band& band : bands) band = moved(band, -first, 0);
   }
 
  private:
@@ -150,11 +153,12 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
     program.merge({"result of step", step}, results.arrived()[0], results.arrived()[1], state_out.rows_at(rows.begin, rows.rows()),
                   state_lse.rows_at(rows.begin, rows.rows()));
   };
+  std::vector<Band> bands;
   for (int step = 0; step < route.ranks(); ++step) {
     packet.pass_on(step);
-    std::vector<Band> bands = route.bands(step);
+    route.bands(step, bands);
     if (step == 0) {
-      for (Band& band : bands) band = moved(band, route.used(0).begin, 0);
+      program.expect_bands(bands.size() * static_cast<std::size_t>(route.ranks()));
       program.attend({"step", step}, {on.q, on.k, on.v, state_out, state_lse}, bands, problem.scale_or_default(), problem.softcap,
                      Mode::write);
     } else {
@@ -184,11 +188,12 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
     const RowRange rows = route.returned(step);
     program.add({"result of step", step}, results.arrived()[0], dq.rows_at(rows.begin, rows.rows()));
   };
+  std::vector<Band> bands;
   for (int step = 0; step < route.ranks(); ++step) {
     packet.pass_on(step);
-    std::vector<Band> bands = route.bands(step);
+    route.bands(step, bands);
     if (step == 0) {
-      for (Band& band : bands) band = moved(band, route.used(0).begin, 0);
+      program.expect_bands(bands.size() * static_cast<std::size_t>(route.ranks()));
       program.attend_backward({"step", step}, {on.q, on.k, on.v, on.dout, on.lse, on.delta, dq, dk, dv}, bands, problem.scale_or_default(),
                               problem.softcap, Mode::write);
     } else {

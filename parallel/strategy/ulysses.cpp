@@ -1,7 +1,6 @@
 #include "parallel/strategy/ulysses.h"
 
 #include <algorithm>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -119,6 +118,10 @@ class HeadTrade {
     parts_.resize(ranks_.size());
     for (const GroupedLayout::Part& part : groups.parts[static_cast<std::size_t>(context)])
       parts_[static_cast<std::size_t>(part.member)].push_back(part);
+    std::vector<RowMove> moves = groups.moves[static_cast<std::size_t>(context)];
+    into_sequence_ = program.new_order(moves);
+    for (RowMove& move : moves) std::swap(move.from, move.to);
+    out_of_sequence_ = program.new_order(moves);
   }
 
   HeadRange heads(int member, int piece) const { return piece_of(heads_of(problem_, grid_, member), piece, pieces_); }
@@ -142,14 +145,19 @@ class HeadTrade {
                             : program_.scratch(t.name + suffix(piece), program_.dtype_of(own), rows(), own.heads, program_.width_of(own)));
     }
     std::vector<MemberScratch> packed;
-    for (const Outgoing& t : tensors) packed.push_back(member_scratch(t.name + ".packed" + suffix(piece), t.home, t.kv, piece));
+    std::vector<View> filled;
+    for (const Outgoing& t : tensors) {
+      const auto packs = [&](int member) { return first_alike(t.kv, member, piece) == member; };
+      packed.push_back(member_scratch(t.name + ".packed" + suffix(piece), t.home, t.kv, piece, program_.dtype_of(t.home), packs));
+    }
     for (int apart = 1; apart < grid_.heads; ++apart) {
       const int to = member(apart), from = member(-apart);
       for (std::size_t i = 0; i < tensors.size(); ++i) {
         View leaving = range(tensors[i], to);
         if (!program_.is_sendable(leaving)) {
-          program_.copy({"pack"}, leaving, packed[i].of(to));
-          leaving = packed[i].of(to);
+          const View& block = packed[i].of(first_alike(tensors[i].kv, to, piece));
+          if (std::ranges::find(filled, block) == filled.end()) program_.copy({"pack"}, leaving, filled.emplace_back(block));
+          leaving = block;
         }
         append(sends, self_, rank(to), leaving, false);
         append(receives, from, rank(from), results[i], true);
@@ -160,6 +168,14 @@ class HeadTrade {
       for (const GroupedLayout::Part& part : own_parts())
         program_.copy({"own part"}, range(tensors[i], self_).rows_at(part.from, part.rows), results[i].rows_at(part.to, part.rows));
     }
+    return results;
+  }
+  /// What arrived, with its rows in the order of the layout. Apart from `there`: it waits for the exchange, so that compute
+  /// on the piece before has to come first.
+  std::vector<View> in_sequence(int piece, std::span<const Outgoing> tensors, std::span<const View> arrived) {
+    std::vector<View> results;
+    for (std::size_t i = 0; i < tensors.size(); ++i)
+      results.push_back(in_order(tensors[i].name + suffix(piece) + ".sequence", arrived[i], into_sequence_));
     return results;
   }
 
@@ -174,8 +190,9 @@ class HeadTrade {
     std::vector<MemberScratch> arriving;
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       tensors[i].arrived.assign(ranks_.size(), {});
+      tensors[i].slot = in_order(fmt::format("{}{}{}.leaving", name, i, suffix(piece)), tensors[i].slot, out_of_sequence_);
       arriving.push_back(member_scratch(fmt::format("{}{}{}", name, i, suffix(piece)), tensors[i].home, tensors[i].kv, piece,
-                                        program_.dtype_of(tensors[i].slot)));
+                                        program_.dtype_of(tensors[i].slot), [&](int member) { return member != self_; }));
     }
     for (int apart = 1; apart < grid_.heads; ++apart) {
       const int to = member(apart), from = member(-apart);
@@ -208,24 +225,45 @@ class HeadTrade {
   }
 
  private:
+  /// The rows of the group in the order of the layout, or in that of their arrival; itself where the two agree.
+  View in_order(std::string name, const View& slot, plan::Range order) {
+    if (order.count == 0) return slot;
+    const View ordered = program_.scratch(std::move(name), program_.dtype_of(slot), slot.rows, slot.heads, program_.width_of(slot));
+    program_.copy({"order rows"}, slot, ordered, order);
+    return ordered;
+  }
   void bring_home(const Returning& t, const HeadRange& range, const View& from, const View& home, std::vector<bool>& seen) {
     if (!t.kv) return program_.copy({"home"}, from, view_of(home, false, range));
-    for (int head = 0; head < range.kv_count(); ++head) {
-      const int kv_head = range.kv_first() + head;
-      std::vector<bool>::reference held = seen[static_cast<std::size_t>(kv_head)];
-      const View part = from.heads_at(head, 1), to = home.heads_at(kv_head, 1);
+    // One step for all neighbours that are alike: only a head at an end may hold something already.
+    const auto first = seen.begin() + range.kv_first(), last = first + range.kv_count();
+    for (auto head = first; head != last;) {
+      const bool held = *head;
+      const auto end = std::find(head, last, !held);
+      const auto count = end - head;
+      const View part = from.heads_at(head - first, count), to = home.heads_at(head - seen.begin(), count);
       held ? program_.add({"home"}, part, to) : program_.copy({"home"}, part, to);
-      held = true;
+      std::fill(head, end, true);
+      head = end;
     }
   }
-  /// For the own rows of a tensor and each member's heads of a piece.
-  MemberScratch member_scratch(const std::string& name, const View& home, bool kv, int piece, std::optional<DType> dtype = {}) {
+  /// For the own rows of a tensor and the heads of a piece of each member that takes part.
+  template <class TakesPart>
+  MemberScratch member_scratch(const std::string& name, const View& home, bool kv, int piece, DType dtype, const TakesPart& takes_part) {
     std::vector<int> counts;
     for (int member = 0; member < grid_.heads; ++member) {
       const HeadRange range = heads(member, piece);
-      counts.push_back(kv ? range.kv_count() : range.count);
+      counts.push_back(!takes_part(member) ? 0 : kv ? range.kv_count() : range.count);
     }
-    return {program_, name, dtype.value_or(program_.dtype_of(home)), home.rows, program_.width_of(home), counts};
+    return {program_, name, dtype, home.rows, program_.width_of(home), counts};
+  }
+  /// The first member that uses the same heads: they are packed once for all of them.
+  int first_alike(bool kv, int member, int piece) const {
+    const auto same = [&](int other) {
+      const HeadRange a = heads(member, piece), b = heads(other, piece);
+      return a.kv_first() == b.kv_first() && a.kv_count() == b.kv_count();
+    };
+    while (kv && member > 0 && same(member - 1)) --member;
+    return member;
   }
   const std::vector<GroupedLayout::Part>& own_parts() const { return parts_[static_cast<std::size_t>(self_)]; }
   static View view_of(const View& view, bool kv, const HeadRange& heads) {
@@ -247,6 +285,7 @@ class HeadTrade {
   std::vector<Rank> ranks_;
   std::int64_t rows_ = 0;
   std::vector<std::vector<GroupedLayout::Part>> parts_;  ///< by member
+  plan::Range into_sequence_, out_of_sequence_;          ///< moves between the order of arrival and that of the layout
 };
 
 /// The ring of the ranks with the own heads, over the rows of head groups.
@@ -283,8 +322,9 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
   std::vector<HeadTrade::Returning> last;
   std::vector<View> arriving = trade.there(0, tensors);
   for (int piece = 0; piece < options.pieces; ++piece) {
-    const std::vector<View> here = arriving;
+    const std::vector<View> arrived = arriving;
     if (piece + 1 < options.pieces) arriving = trade.there(piece + 1, tensors);
+    const std::vector<View> here = trade.in_sequence(piece, tensors, arrived);
     const HeadRange heads = trade.own_heads(piece);
     const auto slot = [&](std::string_view name, DType dtype, std::int64_t width) {
       return program.scratch(fmt::format("{}.{}", name, piece), dtype, trade.rows(), heads.count, width);
@@ -320,8 +360,9 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
   std::vector<HeadTrade::Returning> last;
   std::vector<View> arriving = trade.there(0, tensors);
   for (int piece = 0; piece < options.pieces; ++piece) {
-    const std::vector<View> here = arriving;
+    const std::vector<View> arrived = arriving;
     if (piece + 1 < options.pieces) arriving = trade.there(piece + 1, tensors);
+    const std::vector<View> here = trade.in_sequence(piece, tensors, arrived);
     const HeadRange heads = trade.own_heads(piece);
     const auto result = [&](std::string_view name, int number, std::int64_t width, DType dtype) {
       return program.scratch(fmt::format("{}.{}", name, piece), dtype, trade.rows(), number, width);

@@ -145,26 +145,35 @@ void Pending::wait() {
   wait_any({&self, 1});
 }
 
-void Pending::wait_any(std::span<Pending* const> pending) {
-  std::vector<Pending*> open;
+bool Pending::wait_any_until(std::span<Pending* const> pending, Clock::time_point until) {
   std::vector<Operation*> operations;
+  std::shared_ptr<Operation> first;  // kept alive: a Pending may hold the last reference to it, and that the last one to the transport
   for (Pending* p : pending) {
     if (!p->operation_) continue;
-    if (p->done()) return;
-    open.push_back(p);
+    if (p->done()) return true;
+    if (!first) first = p->operation_;
     operations.push_back(p->operation_.get());
   }
-  if (open.empty()) return;
-  // Kept alive here: a Pending may hold the last reference to its operation, and that the last one to the transport.
-  const std::shared_ptr<Operation> first = open.front()->operation_;
+  if (operations.empty()) return true;
   Transport& transport = first->transport();
   const Clock::time_point start = Clock::now();
-  bool finished = transport.wait_any(operations, start + transport.options().deadline);
-  for (Pending* p : open) finished |= p->done();
+  bool finished = transport.wait_any(operations, until);
+  for (Pending* p : pending) finished |= p->operation_ && p->done();
   transport.traffic().wait_seconds += seconds_since(start);
-  if (finished) return;
+  return finished;
+}
+
+void Pending::wait_any(std::span<Pending* const> pending) {
+  const auto open = std::ranges::find_if(pending, [](const Pending* p) { return p->operation_ != nullptr; });
+  if (open == pending.end()) return;
+  const std::shared_ptr<Operation> first = (*open)->operation_;  // keeps the transport alive
+  Transport& transport = first->transport();
+  const Clock::time_point start = Clock::now();
+  if (wait_any_until(pending, start + transport.options().deadline)) return;
   std::string waiting;
-  for (Pending* p : open) waiting += (waiting.empty() ? "" : " and ") + std::exchange(p->operation_, nullptr)->describe();
+  for (Pending* p : pending) {
+    if (p->operation_) waiting += (waiting.empty() ? "" : " and ") + std::exchange(p->operation_, nullptr)->describe();
+  }
   const std::string message = fmt::format(
       "rank {} of {}: not finished after {:.1f} s: {}; check that every rank is alive and executes the same program, or raise the deadline "
       "(--deadline or run.deadline_seconds)",

@@ -55,6 +55,8 @@ class Pending {
   /// Blocks until at least one of the unfinished `pending`, all of one communicator, has finished; the deadline error names
   /// them all.
   static void wait_any(std::span<Pending* const> pending);
+  /// The same, but gives up at `until`, without an error; false if none has finished.
+  static bool wait_any_until(std::span<Pending* const> pending, std::chrono::steady_clock::time_point until);
 
  private:
   std::shared_ptr<Operation> operation_;

@@ -221,7 +221,7 @@ TEST(SequenceLayoutErrors, ArgumentsAreChecked) {
   for (const LayoutKind kind : kKinds) EXPECT_EQ(layout_kind_from_string(to_string(kind)), kind);
   for (const char* name : {"spiral", "custom"}) {
     const std::string message = error_of([&] { layout_kind_from_string(name); });
-    EXPECT_NE(message.find("use contiguous, zigzag, striped or document_zigzag"), std::string::npos) << message;
+    EXPECT_NE(message.find("use contiguous, zigzag, striped, document_zigzag or balanced"), std::string::npos) << message;
   }
 }
 
@@ -241,6 +241,56 @@ TEST(SequenceLayout, DigestsTellLayoutsApart) {
     }
   }
   EXPECT_EQ(digests.size(), made);
+}
+
+/// Ranks dealt to groups round by round, so that no group is a range of ranks.
+std::vector<std::vector<int>> groups_of(int ranks, int groups) {
+  std::vector<std::vector<int>> all(static_cast<std::size_t>(groups));
+  for (int rank = 0; rank < ranks; ++rank) all[static_cast<std::size_t>(rank % groups)].push_back(rank);
+  return all;
+}
+
+/// Global rows of a group as parts and moves place them.
+std::vector<std::int64_t> rows_as_placed(const SequenceLayout& layout, const std::vector<int>& members, const GroupedLayout& grouped,
+                                         std::size_t group) {
+  std::vector<std::int64_t> arrived(static_cast<std::size_t>(grouped.layout.rows_of(static_cast<int>(group))), -1), placed;
+  for (const GroupedLayout::Part& part : grouped.parts[group]) {
+    const auto rows = layout.global_rows(members[static_cast<std::size_t>(part.member)]);
+    for (std::int64_t t = 0; t < part.rows; ++t)
+      arrived.at(static_cast<std::size_t>(part.to + t)) = rows.at(static_cast<std::size_t>(part.from + t));
+  }
+  if (grouped.moves[group].empty()) return arrived;
+  placed.assign(arrived.size(), -1);
+  for (const RowMove& move : grouped.moves[group]) {
+    for (std::int64_t t = 0; t < move.rows; ++t)
+      placed.at(static_cast<std::size_t>(move.to + t)) = arrived.at(static_cast<std::size_t>(move.from + t));
+  }
+  return placed;
+}
+
+TEST(GroupedLayout, PartsAndMovesPutEveryRowWhereTheLayoutHasIt) {
+  for_all_layouts([](const SequenceLayout& layout) {
+    for (const int count : {1, 2, layout.ranks()}) {
+      if (layout.ranks() % count != 0) continue;
+      const std::vector<std::vector<int>> groups = groups_of(layout.ranks(), count);
+      const GroupedLayout grouped(layout, groups);
+      std::int64_t rows = 0;
+      for (std::size_t group = 0; group < groups.size(); ++group) {
+        ASSERT_EQ(rows_as_placed(layout, groups[group], grouped, group), grouped.layout.global_rows(static_cast<int>(group)));
+        rows += grouped.layout.rows_of(static_cast<int>(group));
+      }
+      ASSERT_EQ(rows, layout.tokens());
+    }
+  });
+}
+
+TEST(GroupedLayout, AllRanksTogetherHaveOneSegmentADocument) {
+  const Lengths cu = borders(Lengths(20, 50));
+  for (const LayoutKind kind : {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::document_zigzag}) {
+    const GroupedLayout grouped(SequenceLayout::make(kind, 8, cu), groups_of(8, 1));
+    EXPECT_EQ(grouped.layout.segments_of(0).size(), 20u) << to_string(kind);
+    EXPECT_EQ(grouped.moves[0].empty(), kind != LayoutKind::document_zigzag) << to_string(kind);
+  }
 }
 
 }  // namespace

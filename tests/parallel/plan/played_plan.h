@@ -156,7 +156,7 @@ class PlayedPlan {
       case Op::attend_backward:
         return play_attend(r, s);
       case Op::copy:
-        return write(r, accesses[transfer_operand::destination].view, read(r, accesses[transfer_operand::source].view));
+        return play_copy(r, s);
       case Op::add:
         return play_sum(r, accesses[transfer_operand::source].view, accesses[transfer_operand::destination].view);
       case Op::merge:
@@ -170,6 +170,13 @@ class PlayedPlan {
           });
         }
     }
+  }
+  void play_copy(std::size_t r, const Step& s) {
+    const auto accesses = plan_.programs[r].accesses_of(s);
+    const View &source = accesses[transfer_operand::source].view, &destination = accesses[transfer_operand::destination].view;
+    if (s.moves.count == 0) return write(r, destination, read(r, source));
+    for (const RowMove& move : plan_.programs[r].moves_of(s))
+      write(r, destination.rows_at(move.to, move.rows), read(r, source.rows_at(move.from, move.rows)));
   }
   void play_sum(std::size_t r, const View& part, const View& sum) {
     const std::vector<Cell> parts = read(r, part);
