@@ -144,10 +144,17 @@ void ProgramBuilder::emit(Op op, Label label, std::span<const Access> accesses, 
   const StepId id = begin_step(op, label);
   Step& step = program_.steps.back();
   step.accesses = append(program_.accesses, accesses);
-  step.bands = append(program_.bands, bands);
+  step.bands = keep(bands);
   step.scale = scale;
   step.softcap = softcap;
   order(id, accesses);
+}
+
+Range ProgramBuilder::keep(std::span<const Band> bands) {
+  if (bands.empty()) return {};
+  // Steps that differ in heads only have equal bands, and follow each other.
+  if (!std::ranges::equal(bands, program_.of(program_.bands, last_bands_))) last_bands_ = append(program_.bands, bands);
+  return last_bands_;
 }
 
 void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
@@ -189,17 +196,15 @@ void ProgramBuilder::remember(StepId step, std::span<const Access> accesses) {
   for (const Access& access : accesses) {
     if (!access.view.present()) continue;
     SlotHistory& history = history_[static_cast<std::size_t>(access.view.slot)];
-    const Slot& slot = program_.slot_of(access.view);
     history.lifetime.use(queue, step);
     if (access.mode == Mode::read) {
       history.reads.push_back({step, access.view});
       continue;
     }
-    if (access.view.rows == slot.rows && access.view.heads == slot.heads) {
-      // Whatever comes later conflicts with this write and so follows everything that preceded it.
-      history.reads.clear();
-      history.writes.clear();
-    }
+    // Whatever conflicts with an earlier use of these cells conflicts with this write too, which follows that use.
+    const auto covered = [&](const Use& use) { return contains(access.view, use.view); };
+    std::erase_if(history.reads, covered);
+    std::erase_if(history.writes, covered);
     history.writes.push_back({step, access.view});
   }
 }

@@ -103,6 +103,7 @@ class ProgramBuilder {
 
   StepId begin_step(Op op, Label label);
   void emit(Op op, Label label, std::span<const Access> accesses, std::span<const Band> bands = {}, double scale = 1, double softcap = 0);
+  Range keep(std::span<const Band> bands);
   void order(StepId step, std::span<const Access> accesses);
   std::array<StepId, kQueues> latest_conflicts(int queue, std::span<const Access> accesses) const;
   void remember(StepId step, std::span<const Access> accesses);
@@ -111,6 +112,7 @@ class ProgramBuilder {
   Program program_;
   std::int32_t phase_ = 0;
   std::vector<SlotHistory> history_;  ///< by slot
+  Range last_bands_;                  ///< In the pool.
   std::vector<Access> touched_;       ///< of the exchange at hand
   StepOrders orders_;
 };

@@ -63,4 +63,10 @@ inline bool overlap(const View& a, const View& b) noexcept {
          b.head0 < a.head0 + a.heads;
 }
 
+/// Whether every cell of `inner` is one of `outer`.
+inline bool contains(const View& outer, const View& inner) noexcept {
+  return outer.slot == inner.slot && outer.row0 <= inner.row0 && inner.row0 + inner.rows <= outer.row0 + outer.rows &&
+         outer.head0 <= inner.head0 && inner.head0 + inner.heads <= outer.head0 + outer.heads;
+}
+
 }  // namespace periplus::plan
