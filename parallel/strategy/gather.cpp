@@ -21,36 +21,37 @@ using plan::View;
 constexpr int kFetchLane = 0;
 constexpr int kReturnLane = 1;
 
-struct Run {
-  std::int64_t row0, rows;
-};
-using Runs = std::vector<Run>;
+/// Rows of one rank: rising, apart from each other.
+using Runs = std::vector<RowRange>;
 
 std::int64_t rows_of(const Runs& runs) {
-  return std::accumulate(runs.begin(), runs.end(), std::int64_t{0}, [](std::int64_t sum, const Run& run) { return sum + run.rows; });
+  return std::accumulate(runs.begin(), runs.end(), std::int64_t{0}, [](std::int64_t sum, const RowRange& run) { return sum + run.rows(); });
 }
 
-/// The key rows of the bands, rising. Few runs: each is a message, and a short gap costs less than one more.
+/// Takes in rows; runs that are at most `gap` rows from each other become one.
+void join(Runs& runs, RowRange rows, std::int64_t gap) {
+  const auto first = std::ranges::lower_bound(runs, rows.begin - gap, {}, &RowRange::end);
+  auto last = first;
+  for (; last != runs.end() && last->begin <= rows.end + gap; ++last) rows = hull(rows, *last);
+  if (first == last) {
+    runs.insert(first, rows);
+  } else {
+    *first = rows;
+    runs.erase(first + 1, last);
+  }
+}
+
+/// The key rows of the bands. Few runs: each is a message, and a short gap costs less than one more.
 Runs rows_needed(std::span<const Band> bands) {
   constexpr std::size_t kMostRuns = 8;
   constexpr std::int64_t kShortGap = 16;
-  Runs sorted;
-  for (const Band& band : bands) sorted.push_back({band.k0, band.k1 - band.k0});
-  std::ranges::sort(sorted, {}, &Run::row0);
-  const auto merged = [&](std::int64_t gap) {
-    Runs runs;
-    for (const Run& run : sorted) {
-      if (runs.empty() || run.row0 > runs.back().row0 + runs.back().rows + gap) {
-        runs.push_back(run);
-      } else {
-        runs.back().rows = std::max(runs.back().rows, run.row0 + run.rows - runs.back().row0);
-      }
-    }
-    return runs;
-  };
-  std::int64_t gap = kShortGap;
-  Runs runs = merged(gap);
-  for (; runs.size() > kMostRuns; runs = merged(gap)) gap *= 2;
+  Runs runs;
+  for (const Band& band : bands) join(runs, {band.k0, band.k1}, kShortGap);
+  for (std::int64_t gap = 2 * kShortGap; runs.size() > kMostRuns; gap *= 2) {
+    Runs fewer;
+    for (const RowRange& run : runs) join(fewer, run, gap);
+    runs = std::move(fewer);
+  }
   return runs;
 }
 
@@ -58,11 +59,11 @@ Runs rows_needed(std::span<const Band> bands) {
 void append_compacted(std::span<const Band> bands, const Runs& runs, std::int64_t first, std::vector<Band>& to) {
   for (const Band& band : bands) {
     std::int64_t at = first;
-    for (const Run& run : runs) {
+    for (const RowRange& run : runs) {
       Band part = band;
-      part.k0 = std::max(band.k0, run.row0), part.k1 = std::min(band.k1, run.row0 + run.rows);
-      if (part.k0 < part.k1) to.push_back(moved(part, 0, at - run.row0));
-      at += run.rows;
+      part.k0 = std::max(band.k0, run.begin), part.k1 = std::min(band.k1, run.end);
+      if (part.k0 < part.k1) to.push_back(moved(part, 0, at - run.begin));
+      at += run.rows();
     }
   }
 }
@@ -70,8 +71,7 @@ void append_compacted(std::span<const Band> bands, const Runs& runs, std::int64_
 /// Ranks that many places apart: each fetches from the one before and lends to the one behind.
 struct Distance {
   Rank from, to;
-  Runs fetched, lent;       ///< Rows of `from`; own rows.
-  std::vector<Band> bands;  ///< Of the own queries and the rows of `from`.
+  Runs fetched, lent;  ///< Rows of `from`; own rows.
 };
 
 struct KvGroup {
@@ -82,6 +82,7 @@ struct KvGroup {
 struct Stage {
   std::size_t first_group, groups;  ///< KV heads that travel, as groups.
   std::size_t first_distance, distances;
+  std::size_t bands;  ///< Stages that differ in heads only share them.
   std::int64_t fetched_rows = 0, lent_rows = 0;
 };
 
@@ -113,7 +114,7 @@ class Gather {
       : program_(program), problem_(problem), preset_(preset), ranks_(problem.layout.ranks()), self_(program.rank()) {
     k_width_ = program.width_of(k), v_width_ = program.width_of(v);
     append_bands_between(problem.layout, problem.mask, self_, self_, own_bands_);
-    for (int apart = 1; apart < ranks_; ++apart) add_distance((self_ - apart + ranks_) % ranks_, (self_ + apart) % ranks_);
+    for (int r = 0; r < preset.rank_stages; ++r) add_distances(r);
     make_stages();
     for (const Stage& stage : stages_) most_fetched_ = std::max(most_fetched_, stage.fetched_rows);
     for (const Stage& stage : stages_) most_lent_ = std::max(most_lent_, stage.lent_rows);
@@ -130,15 +131,7 @@ class Gather {
   std::int64_t most_fetched() const { return most_fetched_; }
 
   /// Bands of the own queries and the rows of a stage's buffer.
-  std::vector<Band> bands_of(const Stage& stage) const {
-    std::vector<Band> bands;
-    std::int64_t at = 0;
-    for (const Distance& distance : distances_of(stage)) {
-      append_compacted(distance.bands, distance.fetched, at, bands);
-      at += rows_of(distance.fetched);
-    }
-    return bands;
-  }
+  std::span<const Band> bands_of(const Stage& stage) const { return bands_[stage.bands]; }
 
   RotatingPair spare_blocks() { return pair("k", "v", problem_.dtype, most_fetched_); }
   RotatingPair spare_parts(DType dtype) { return pair("dk.part", "dv.part", dtype, most_fetched_); }
@@ -151,10 +144,10 @@ class Gather {
     std::vector<Message> sends, receives;
     std::int64_t at = 0;
     for (const Distance& distance : distances_of(stage)) {
-      for (const Run& run : distance.lent) append(sends, distance.to, own_of(stage).rows_at(run.row0, run.rows));
-      for (const Run& run : distance.fetched) {
-        append(receives, distance.from, arriving.rows_at(at, run.rows));
-        at += run.rows;
+      for (const RowRange& run : distance.lent) append(sends, distance.to, own_of(stage).rows_at(run.begin, run.rows()));
+      for (const RowRange& run : distance.fetched) {
+        append(receives, distance.from, arriving.rows_at(at, run.rows()));
+        at += run.rows();
       }
     }
     program_.exchange({"kv of stage", index}, kFetchLane, sends, receives);
@@ -183,11 +176,11 @@ class Gather {
     const int heads = last.kv_head + last.kv_heads - first.kv_head;
     std::int64_t at = 0;
     for (const Distance& distance : distances_of(stage)) {
-      for (const Run& run : distance.lent) {
-        const Pair part = returned.rows_at(at, run.rows);
-        program_.add({"dk of stage", index}, part.k, dk.rows_at(run.row0, run.rows).heads_at(first.kv_head, heads));
-        program_.add({"dv of stage", index}, part.v, dv.rows_at(run.row0, run.rows).heads_at(first.kv_head, heads));
-        at += run.rows;
+      for (const RowRange& run : distance.lent) {
+        const Pair part = returned.rows_at(at, run.rows());
+        program_.add({"dk of stage", index}, part.k, dk.rows_at(run.begin, run.rows()).heads_at(first.kv_head, heads));
+        program_.add({"dv of stage", index}, part.v, dv.rows_at(run.begin, run.rows()).heads_at(first.kv_head, heads));
+        at += run.rows();
       }
     }
   }
@@ -196,19 +189,38 @@ class Gather {
   int first_head(const Stage& stage) const { return groups_[stage.first_group].kv_head; }
 
  private:
-  void add_distance(Rank from, Rank to) {
-    Distance distance{from, to, {}, {}, {}};
-    append_bands_between(problem_.layout, problem_.mask, self_, from, distance.bands);
-    if (preset_.all_rows) {
-      distance.fetched = {{0, problem_.layout.rows_of(from)}};
-      distance.lent = {{0, problem_.layout.rows_of(self_)}};
-    } else {
-      std::vector<Band> of_borrower;
-      append_bands_between(problem_.layout, problem_.mask, to, self_, of_borrower);
-      distance.fetched = rows_needed(distance.bands);
-      distance.lent = rows_needed(of_borrower);
+  static std::size_t share(std::size_t count, int index, int parts) {
+    return count * static_cast<std::size_t>(index) / static_cast<std::size_t>(parts);
+  }
+
+  /// Of one stage by ranks, with its bands.
+  void add_distances(int rank_stage) {
+    const auto others = static_cast<std::size_t>(ranks_ - 1);
+    const std::size_t end = share(others, rank_stage + 1, preset_.rank_stages);
+    std::vector<Band>& bands = bands_.emplace_back();
+    std::vector<Band> found;
+    std::int64_t at = 0;
+    for (std::size_t i = share(others, rank_stage, preset_.rank_stages); i < end; ++i) {
+      const int apart = static_cast<int>(i) + 1;
+      Distance distance{(self_ - apart + ranks_) % ranks_, (self_ + apart) % ranks_, {}, {}};
+      if (preset_.all_rows) {
+        distance.lent = {{0, problem_.layout.rows_of(self_)}};
+        distance.fetched = {{0, problem_.layout.rows_of(distance.from)}};
+        bands_between(self_, distance.from, found);
+      } else {
+        distance.lent = rows_needed(bands_between(distance.to, self_, found));
+        distance.fetched = rows_needed(bands_between(self_, distance.from, found));
+      }
+      append_compacted(found, distance.fetched, at, bands);
+      at += rows_of(distance.fetched);
+      distances_.push_back(std::move(distance));
     }
-    distances_.push_back(std::move(distance));
+  }
+
+  const std::vector<Band>& bands_between(Rank queries, Rank keys, std::vector<Band>& found) const {
+    found.clear();
+    append_bands_between(problem_.layout, problem_.mask, queries, keys, found);
+    return found;
   }
 
   void make_stages() {
@@ -219,12 +231,10 @@ class Gather {
       const HeadRange kv = HeadRange::share(problem_.kv_heads, 1, i, groups);
       groups_.push_back({kv.first, kv.count, heads.parts(kv.first, kv.count)});
     }
-    const auto share = [](std::size_t count, int index, int parts) {
-      return count * static_cast<std::size_t>(index) / static_cast<std::size_t>(parts);
-    };
     for (int h = 0; h < preset_.head_stages; ++h) {
       for (int r = 0; r < preset_.rank_stages; ++r) {
-        Stage stage{share(groups_.size(), h, preset_.head_stages), 0, share(distances_.size(), r, preset_.rank_stages), 0};
+        Stage stage{share(groups_.size(), h, preset_.head_stages), 0, share(distances_.size(), r, preset_.rank_stages), 0,
+                    static_cast<std::size_t>(r)};
         stage.groups = share(groups_.size(), h + 1, preset_.head_stages) - stage.first_group;
         stage.distances = share(distances_.size(), r + 1, preset_.rank_stages) - stage.first_distance;
         for (const Distance& distance : distances_of(stage)) {
@@ -257,7 +267,8 @@ class Gather {
   std::vector<Distance> distances_;
   std::vector<KvGroup> groups_;
   std::vector<Stage> stages_;
-  std::vector<Pair> own_;  ///< The own rows as they are sent, by head stage.
+  std::vector<std::vector<Band>> bands_;  ///< Of stages.
+  std::vector<Pair> own_;                 ///< The own rows as they are sent, by head stage.
 };
 
 template <class PresetOf>
@@ -284,7 +295,7 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
     const Stage& stage = gather.stages()[static_cast<std::size_t>(s)];
     const Pair block = arriving;
     if (s + 1 < stages) arriving = gather.fetch(s + 1, spare);
-    const std::vector<Band> bands = gather.bands_of(stage);
+    const std::span<const Band> bands = gather.bands_of(stage);
     for (std::size_t g = 0; g < stage.groups; ++g) {
       attend({"stage", s}, gather.groups()[stage.first_group + g], block, gather.first_head(stage), bands, Mode::add);
     }
@@ -331,7 +342,7 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
     const Stage& stage = gather.stages()[static_cast<std::size_t>(s)];
     const Pair block = arriving;
     if (s + 1 < stages) arriving = gather.fetch(s + 1, spare);
-    const std::vector<Band> bands = gather.bands_of(stage);
+    const std::span<const Band> bands = gather.bands_of(stage);
     const Pair gradient = parts.next(stage.fetched_rows);
     for (std::size_t g = stage.first_group; g < stage.first_group + stage.groups; ++g) {
       attend({"stage", s}, g, block, gather.first_head(stage), gradient, gather.first_head(stage), bands);
@@ -351,8 +362,6 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
   settle(program, dk, on.dk);
   settle(program, dv, on.dv);
 }
-
-std::string never_refuses(const AttentionProblem&, const AttentionOptions&) { return {}; }
 
 /// The largest divisor of the KV heads up to 8: more stages start work earlier, and each costs a message to every rank.
 struct GatherKv {
@@ -381,7 +390,13 @@ struct GroupCast {
   static constexpr int kUsualStages = 4;
   Preset operator()(const AttentionProblem& problem, const AttentionOptions& options) const {
     const int stages = options.stages > 0 ? options.stages : kUsualStages;
-    return {false, 1, std::clamp(stages, 1, std::max(1, problem.layout.ranks() - 1))};
+    return {false, 1, std::min(stages, most_stages(problem))};
+  }
+  static int most_stages(const AttentionProblem& problem) { return std::max(1, problem.layout.ranks() - 1); }
+  static std::string refusal(const AttentionProblem& problem, const AttentionOptions& options) {
+    if (options.stages <= most_stages(problem)) return {};
+    return fmt::format("{} stages on {} ranks; a stage is a group of other ranks, use at most {}", options.stages, problem.layout.ranks(),
+                       most_stages(problem));
   }
 };
 
@@ -409,7 +424,7 @@ Strategy group_cast_strategy() {
   return {"group_cast",
           "the K,V rows that the mask needs come from their owners, nearest ranks first",
           kStages,
-          never_refuses,
+          GroupCast::refusal,
           plan_forward<GroupCast>,
           plan_backward<GroupCast>,
           no_formula};
