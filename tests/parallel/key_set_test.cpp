@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "parallel/balanced_layout.h"
 #include "tests/parallel/plan/plan_cases.h"
 
 namespace periplus {
@@ -47,7 +48,7 @@ TEST(KeySet, FindsTheRowsThatTheBandsHave) {
       for (const Lengths& cu : std::vector<Lengths>{{0, 7}, {0, 203}, {0, 40, 41, 42, 42, 47, 150}, {0}, {0, 0, 5, 5, 90}}) {
         for (const MaskSpec& mask : kMasks) {
           SCOPED_TRACE(test::describe(kind, ranks, cu, mask, Pass::forward));
-          expect_exact(SequenceLayout::make(kind, ranks, cu), Mask(mask, cu));
+          expect_exact(make_layout(kind, ranks, Mask(mask, cu)), Mask(mask, cu));
         }
       }
     }

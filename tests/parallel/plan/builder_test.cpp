@@ -132,6 +132,36 @@ TEST(ProgramBuilder, AWaitForAPartialWriteIsNotHiddenByALaterDisjointOne) {
   EXPECT_EQ(after(program, 3), (Steps{1}));
 }
 
+TEST(ProgramBuilder, AWaitForAHiddenUseGoesThroughTheOneThatHidesIt) {
+  Sketch s;
+  s.send(rows(s.a, 2, 2));                   // step 0
+  s.copy(s.b, s.a);                          // step 1: covers what is being sent
+  s.receive(rows(s.a, 0, 4), 1);             // step 2
+  s.send(rows(s.b, 0, 4), 1);                // step 3: nothing but reads
+  s.copy(rows(s.c, 0, 4), rows(s.a, 0, 4));  // step 4
+  const Program program = s.builder.build();
+  EXPECT_EQ(after(program, 1), (Steps{0}));
+  EXPECT_EQ(after(program, 2), (Steps{1}));
+  EXPECT_EQ(after(program, 3), Steps{});
+  EXPECT_EQ(after(program, 4), (Steps{2}));
+}
+
+TEST(ProgramBuilder, StepsWithEqualBandsShareThem) {
+  ProgramBuilder builder(0);
+  const View q = builder.scratch("q", DType::f32, 8, 2, 4), k = builder.scratch("k", DType::f32, 8, 2, 4),
+             lse = builder.scratch("lse", DType::f32, 8, 2, 1);
+  const std::vector<Band> causal{{0, 8, 0, 8, -kUnbounded, 0}}, full{{0, 8, 0, 8}};
+  for (const std::vector<Band>& bands : {causal, causal, full, causal}) {
+    builder.attend({}, {q, k, k, q, lse}, bands, 1, 0, Mode::write);
+    builder.copy({}, k, q);
+  }
+  const Program program = builder.build();
+  EXPECT_EQ(program.bands.size(), 3u);
+  for (const std::size_t step : {0, 2, 6}) EXPECT_EQ(program.bands_of(program.steps[step])[0], causal[0]);
+  EXPECT_EQ(program.bands_of(program.steps[4])[0], full[0]);
+  EXPECT_EQ(program.steps[1].bands.count, 0u);
+}
+
 TEST(ProgramBuilder, EmptyExchangesAreDroppedButCounted) {
   ProgramBuilder builder(0);
   const View a = builder.scratch("a", DType::f32, 8, 1, 4);

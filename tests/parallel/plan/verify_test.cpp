@@ -131,7 +131,7 @@ TEST(VerifyProvenance, WrongContentsAreTold) {
   expect_rejected([](Plan& p) { p.programs[0].steps[3].bands = p.programs[0].steps[1].bands; },
                   "rank 0 step 5: partial out of rank 0 rows 0+16 does not hold each (head, query, key) of the mask exactly once");
   expect_rejected([](Plan& p) { p.claim.bytes_sent += 4; }, "the plan sends 12288 bytes, its formula says 12292");
-  expect_rejected([](Plan& p) { p.programs[2].slots[0].name = "Q"; }, "rank 2: input 'Q' is not one the claim knows");
+  expect_rejected([](Plan& p) { p.programs[2].slots[0].name = std::string("Q"); }, "rank 2: input 'Q' is not one the claim knows");
   expect_rejected([](Plan& p) { p.programs[2].slots[static_cast<std::size_t>(p.programs[2].find_slot("lse"))].name = "LSE"; },
                   "no slot is called 'lse'");
 }

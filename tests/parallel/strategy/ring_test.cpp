@@ -6,31 +6,16 @@
 #include "parallel/plan/verify.h"
 #include "runtime/error.h"
 #include "tests/parallel/plan/plan_cases.h"
+#include "tests/parallel/strategy/routes.h"
 
 namespace periplus::strategy {
 namespace {
 
 using test::Lengths;
+using test::routes;
 
 AttentionProblem problem_of(int ranks, int q_heads = 4, int kv_heads = 2) {
   return test::ring_problem(LayoutKind::zigzag, ranks, {0, 16 * ranks}, {}, q_heads, kv_heads);
-}
-
-/// "lane: first peers that are sent to", one entry an exchange.
-std::vector<std::string> routes(const AttentionProblem& problem, const AttentionOptions& options, Pass pass, int rank) {
-  const plan::Program program = make_program(problem, options, pass, rank);
-  std::vector<std::string> all;
-  for (const plan::Step& step : program.steps) {
-    if (step.op != plan::Op::exchange) continue;
-    std::string text = fmt::format("{}:", step.lane);
-    int last = -1;
-    for (const plan::Message& m : program.sends_of(step)) {
-      if (m.peer != last) text += fmt::format(" {}", m.peer);
-      last = m.peer;
-    }
-    all.push_back(text);
-  }
-  return all;
 }
 
 using Routes = std::vector<std::string>;
