@@ -1,7 +1,8 @@
 # Warnings are errors for our own targets only, and never reach a consumer.
 add_library(periplus_warnings INTERFACE)
 target_compile_options(periplus_warnings INTERFACE
-  -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Wold-style-cast -Woverloaded-virtual -Werror)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-Wno-sign-conversion;-Wnon-virtual-dtor;-Wold-style-cast;-Woverloaded-virtual;-Werror>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Werror;-Werror=all-warnings;-Xptxas=-warn-spills>)
 
 # periplus_library(<name> SOURCES ... [PUBLIC targets...] [PRIVATE targets...])
 # Makes static library periplus_<name>, alias periplus::<name>, include root = the repository, installed and exported.

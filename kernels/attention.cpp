@@ -5,7 +5,7 @@
 #include "kernels/attention_problem.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_state.h"
-#include "kernels/no_cuda/attention.h"
+#include "kernels/cuda/attention.h"
 #include "kernels/reference/attention.h"
 #include "runtime/error.h"
 
@@ -72,9 +72,7 @@ Strided<const T> strided_or_null(const ConstTensorView& view) {
   return given(view) ? strided<T>(view) : Strided<const T>{nullptr, 0, 0};
 }
 
-void refuse_cuda(std::string_view op, StreamView stream) {
-  if (stream.device().kind == DeviceKind::cuda) no_cuda::refuse(op);
-}
+bool on_cuda(StreamView stream) { return stream.device().kind == DeviceKind::cuda; }
 
 template <class S>
 using Accumulator = std::conditional_t<std::is_same_v<S, double>, double, float>;
@@ -89,7 +87,7 @@ void attend(const AttentionBlock& block, const AttentionState& state, Update upd
   const DType accumulator = accumulator_of(block.q.dtype());
   check_operand(op, "state.out", state.out, {shape.query_rows, shape.heads, shape.width_v}, accumulator);
   check_operand(op, "state.lse", state.lse, {shape.query_rows, shape.heads, 1}, accumulator);
-  refuse_cuda(op, stream);
+  if (on_cuda(stream)) return cuda::attend(shape, block, state, update, stream);
   visit_dtype<double, float, bfloat16, float16>(block.q.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     const ForwardProblem<S, A> problem{shape,
@@ -120,7 +118,7 @@ void attend_backward(const AttentionBlock& block, ConstTensorView dout, ConstTen
   check_operand(op, "dq", gradients.dq, block.q.shape(), accumulator);
   check_operand(op, "dk", gradients.dk, block.k.shape(), accumulator);
   check_operand(op, "dv", gradients.dv, block.v.shape(), accumulator);
-  refuse_cuda(op, stream);
+  if (on_cuda(stream)) return cuda::attend_backward(shape, block, dout, lse, delta, gradients, stream);
   visit_dtype<double, float, bfloat16, float16>(block.q.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     const BackwardProblem<S, A> problem{shape,
@@ -155,7 +153,7 @@ void merge(ConstTensorView part_out, ConstTensorView part_lse, const AttentionSt
   check_operand(op, "state.lse", state.lse, lse_shape, dtype);
   check_operand(op, "part_out", part_out, shape, dtype);
   check_operand(op, "part_lse", part_lse, lse_shape, dtype);
-  refuse_cuda(op, stream);
+  if (on_cuda(stream)) return cuda::merge(part_out, part_lse, state, stream);
   visit_dtype<double, float>(dtype, op, [&]<class A>() {
     cpu::merge<A>(row_shape(state.out), strided<A>(part_out), strided<A>(part_lse), strided<A>(state.out), strided<A>(state.lse), stream);
   });
@@ -174,7 +172,7 @@ void finish(ConstTensorView state_out, ConstTensorView state_lse, ConstTensorVie
   check_operand(op, "lse", lse, lse_shape, dtype);
   require(accumulator_of(out.dtype()) == dtype, "{}: out is {}, which does not go with a state of {}", op, to_string(out.dtype()),
           to_string(dtype));
-  refuse_cuda(op, stream);
+  if (on_cuda(stream)) return cuda::finish(state_out, state_lse, sink, out, lse, stream);
   visit_dtype<double, float, bfloat16, float16>(out.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     cpu::finish<A, S>(row_shape(out), strided<A>(state_out), strided<A>(state_lse), strided_or_null<A>(sink), strided<S>(out),
@@ -201,7 +199,7 @@ void delta(ConstTensorView dout, ConstTensorView out, ConstTensorView lse, Const
     check_operand(op, "dsink", dsink, head_scalar, dtype);
   }
   require(accumulator_of(out.dtype()) == dtype, "{}: out is {} but dout is {}", op, to_string(out.dtype()), to_string(dout.dtype()));
-  refuse_cuda(op, stream);
+  if (on_cuda(stream)) return cuda::delta(dout, out, lse, dlse, sink, delta, dsink, stream);
   visit_dtype<double, float, bfloat16, float16>(dout.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto run = [&]<class O>() {

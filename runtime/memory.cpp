@@ -5,12 +5,19 @@
 
 #include <fmt/format.h>
 
+#include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
 namespace periplus {
 namespace {
 
 constexpr std::size_t kAlignment = 256;
+
+std::byte* allocate_host(std::size_t bytes) {
+  // aligned_alloc wants a multiple of the alignment; a size that cannot be rounded up cannot be had either.
+  if (bytes > std::numeric_limits<std::size_t>::max() / 2) return nullptr;
+  return static_cast<std::byte*>(std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
+}
 
 }  // namespace
 
@@ -22,27 +29,23 @@ void MemoryAccount::add(std::size_t bytes) noexcept {
 }
 
 Buffer::Buffer(std::size_t bytes, const Memory& memory) {
-  if (memory.device().kind != DeviceKind::cpu) {
-    throw BackendUnavailable(fmt::format("memory: this build has no memory on {}; use the cpu", to_string(memory.device())));
-  }
+  const Device device = memory.device();
   if (bytes == 0) return;
-  // aligned_alloc wants a multiple of the alignment; a size that cannot be rounded up cannot be had either.
-  const bool roundable = bytes <= std::numeric_limits<std::size_t>::max() / 2;
-  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* const data = roundable ? std::aligned_alloc(kAlignment, rounded) : nullptr;
+  std::byte* const data = device.kind == DeviceKind::cuda ? cuda::allocate(device.index, bytes) : allocate_host(bytes);
   if (data == nullptr) {
     throw DeviceError(fmt::format("memory: cannot allocate {} bytes on {}; {} bytes are in use by this rank (peak {})", bytes,
-                                  to_string(memory.device()), memory.account().current_bytes(), memory.account().peak_bytes()));
+                                  to_string(device), memory.account().current_bytes(), memory.account().peak_bytes()));
   }
-  data_ = static_cast<std::byte*>(data);
+  data_ = data;
   bytes_ = bytes;
+  device_ = device;
   account_ = memory.shared_account();
   account_->add(bytes);
 }
 
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
-  std::free(data_);
+  device_.kind == DeviceKind::cuda ? cuda::release(device_.index, data_) : std::free(data_);
   account_->subtract(bytes_);
 }
 

@@ -41,7 +41,8 @@ class Memory {
 class Buffer {
  public:
   Buffer() = default;
-  /// Throws DeviceError when the memory cannot be had; the message says how much was asked for and what is in use.
+  /// Throws DeviceError when the memory cannot be had; the message says how much was asked for and what is in use;
+  /// BackendUnavailable for a device that this build or machine lacks.
   Buffer(std::size_t bytes, const Memory& memory);
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
@@ -58,10 +59,12 @@ class Buffer {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
     std::swap(account_, other.account_);
+    std::swap(device_, other.device_);
   }
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
   std::shared_ptr<MemoryAccount> account_;
+  Device device_;
 };
 
 }  // namespace periplus

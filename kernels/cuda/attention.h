@@ -1,0 +1,37 @@
+#pragma once
+
+#include <string_view>
+
+#include "kernels/attention.h"
+#include "kernels/attention_problem.h"
+
+/// Attention on CUDA devices. Arguments are already checked by kernels/attention.cpp, which see for the contract.
+/// A build without CUDA has the same functions in kernels/no_cuda; there they throw BackendUnavailable.
+///
+/// Rungs    plain: one thread a result element, every type (f64 too) and head size; for tests and for what the others lack.
+///          portable: mma.sync and cp.async, capability 8.0 and up, bf16 and f16, heads up to 256.
+///          hopper: wgmma and TMA, capability 9.0, bf16 and f16, heads up to 128.
+///          A call runs on the best rung that device, type, head size, strides and softcap allow.
+/// Repeats  Bit for bit: nothing is added in an order that timing decides.
+namespace periplus::kernels::cuda {
+
+enum class Rung { plain, portable, hopper };
+inline constexpr Rung kRungs[] = {Rung::plain, Rung::portable, Rung::hopper};
+std::string_view to_string(Rung rung) noexcept;
+/// Nothing above this rung is used; PERIPLUS_CUDA_RUNG=plain|portable|hopper in the environment sets it at start.
+Rung highest_rung() noexcept;
+void set_highest_rung(Rung rung) noexcept;
+
+/// Multiprocessors that attention leaves to others (exchanges by kernels, as NCCL's) while this is set; per thread.
+void set_reserved_multiprocessors(int count) noexcept;
+int reserved_multiprocessors() noexcept;
+
+void attend(const AttentionShape& shape, const AttentionBlock& block, const AttentionState& state, Update update, StreamView stream);
+void attend_backward(const AttentionShape& shape, const AttentionBlock& block, ConstTensorView dout, ConstTensorView lse,
+                     ConstTensorView delta, const AttentionGradients& gradients, StreamView stream);
+void merge(ConstTensorView part_out, ConstTensorView part_lse, const AttentionState& state, StreamView stream);
+void finish(ConstTensorView state_out, ConstTensorView state_lse, ConstTensorView sink, TensorView out, TensorView lse, StreamView stream);
+void delta(ConstTensorView dout, ConstTensorView out, ConstTensorView lse, ConstTensorView dlse, ConstTensorView sink, TensorView delta,
+           TensorView dsink, StreamView stream);
+
+}  // namespace periplus::kernels::cuda

@@ -1,0 +1,142 @@
+#include "kernels/cuda/schedule.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/band_tiles.h"
+
+namespace periplus::kernels::cuda {
+namespace {
+
+struct Interval {
+  std::int64_t begin, end;
+};
+
+Interval columns_of(const Band& band, RowAxis axis) {
+  return axis == RowAxis::query ? Interval{band.k0, band.k1} : Interval{band.q0, band.q1};
+}
+
+/// The columns that some band reaches, as disjoint ascending intervals.
+std::vector<Interval> reached(std::span<const Band> bands, RowAxis axis) {
+  std::vector<Interval> all;
+  for (const Band& band : bands) all.push_back(columns_of(band, axis));
+  std::ranges::sort(all, {}, &Interval::begin);
+  std::vector<Interval> joined;
+  for (const Interval& next : all) {
+    if (!joined.empty() && next.begin <= joined.back().end) {
+      joined.back().end = std::max(joined.back().end, next.end);
+    } else {
+      joined.push_back(next);
+    }
+  }
+  return joined;
+}
+
+MaskBand narrowed(const Band& band) {
+  // Bands are tightened: all six are bounded by the extents of the views.
+  const auto narrow = [](std::int64_t x) { return static_cast<std::int32_t>(x); };
+  return {narrow(band.q0), narrow(band.q1), narrow(band.k0), narrow(band.k1), narrow(band.lo), narrow(band.hi)};
+}
+
+class Scheduler {
+ public:
+  Scheduler(std::span<const Band> bands, RowAxis axis, std::int64_t query_rows, std::int64_t key_rows, const ScheduleTiles& tiles)
+      : axis_(axis),
+        tiles_(tiles),
+        row_extent_(axis == RowAxis::query ? query_rows : key_rows),
+        column_extent_(axis == RowAxis::query ? key_rows : query_rows),
+        by_row_(bands, axis == RowAxis::query ? BandTiles::Axis::query : BandTiles::Axis::key, row_extent_, tiles.rows) {}
+
+  Schedule make() {
+    for (std::int64_t tile = 0; tile < by_row_.tiles(); ++tile) add_row_tile(tile);
+    if (tiles_.fixed_columns) {
+      std::ranges::reverse(result_.rows);
+      number_turns();
+    } else {
+      std::ranges::stable_sort(result_.rows, std::greater<>{}, &RowTile::columns);
+    }
+    return std::move(result_);
+  }
+
+ private:
+  void add_row_tile(std::int64_t tile) {
+    const std::span<const Band> bands = by_row_.of(tile);
+    rows_ = {tile * tiles_.rows, std::min(row_extent_, (tile + 1) * tiles_.rows)};
+    const auto first = static_cast<std::int32_t>(result_.columns.size());
+    std::int64_t done = 0;  // fixed cuts: columns before here have their entry
+    for (const Interval& run : reached(bands, axis_)) {
+      for (std::int64_t begin = std::max(run.begin, done); begin < run.end;) {
+        const std::int64_t start = tiles_.fixed_columns ? begin / tiles_.columns * tiles_.columns : begin;
+        const std::int64_t end = tiles_.fixed_columns ? start + tiles_.columns : std::min(run.end, begin + tiles_.columns);
+        add_column_tile(bands, {start, end});
+        begin = done = end;
+      }
+    }
+    const auto count = static_cast<std::int32_t>(result_.columns.size()) - first;
+    result_.rows.push_back({static_cast<std::int32_t>(rows_.begin), static_cast<std::int32_t>(rows_.end - rows_.begin), first, count});
+  }
+
+  void add_column_tile(std::span<const Band> bands, Interval columns) {
+    ColumnTile tile{static_cast<std::int32_t>(columns.begin),
+                    static_cast<std::int32_t>(columns.end - columns.begin),
+                    static_cast<std::int32_t>(result_.masks.size()),
+                    0,
+                    -1,
+                    0};
+    bool full = false;
+    for (const Band& band : bands) {
+      const Interval reach = columns_of(band, axis_);
+      if (reach.end <= columns.begin || reach.begin >= columns.end) continue;
+      full = full || covers(band, columns);
+      result_.masks.push_back(narrowed(band));
+      ++tile.masks;
+    }
+    if (full) {
+      result_.masks.resize(static_cast<std::size_t>(tile.first_mask));
+      tile.masks = 0;
+    }
+    result_.columns.push_back(tile);
+  }
+
+  /// Whole tiles only: what lies outside the views would otherwise count as allowed.
+  bool covers(const Band& band, Interval columns) const {
+    const bool by_query = axis_ == RowAxis::query;
+    const Interval q = by_query ? rows_ : columns, k = by_query ? columns : rows_;
+    if (columns.end - columns.begin != tiles_.columns || rows_.end - rows_.begin != tiles_.rows) return false;
+    return band.q0 <= q.begin && band.q1 >= q.end && band.k0 <= k.begin && band.k1 >= k.end && band.lo <= k.begin - (q.end - 1) &&
+           band.hi >= k.end - 1 - q.begin;
+  }
+
+  void number_turns() {
+    std::vector<std::int32_t> turns(static_cast<std::size_t>((column_extent_ + tiles_.columns - 1) / tiles_.columns), 0);
+    const auto turns_of = [&](const ColumnTile& tile) -> std::int32_t& {
+      return turns[static_cast<std::size_t>(tile.begin / tiles_.columns)];
+    };
+    for (const RowTile& row : result_.rows) {
+      for (std::int32_t i = row.first; i < row.first + row.columns; ++i) {
+        ColumnTile& tile = result_.columns[static_cast<std::size_t>(i)];
+        tile.turn = turns_of(tile)++;
+      }
+    }
+    for (ColumnTile& tile : result_.columns) tile.turns = turns_of(tile);
+    for (std::size_t tile = 0; tile < turns.size(); ++tile) {
+      if (turns[tile] == 0) result_.unreached.push_back(static_cast<std::int32_t>(tile));
+    }
+  }
+
+  RowAxis axis_;
+  ScheduleTiles tiles_;
+  std::int64_t row_extent_, column_extent_;
+  BandTiles by_row_;
+  Interval rows_{};
+  Schedule result_;
+};
+
+}  // namespace
+
+Schedule make_schedule(std::span<const Band> bands, RowAxis axis, std::int64_t query_rows, std::int64_t key_rows,
+                       const ScheduleTiles& tiles) {
+  return Scheduler(bands, axis, query_rows, key_rows, tiles).make();
+}
+
+}  // namespace periplus::kernels::cuda

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/band.h"
+
+/// What a persistent attention kernel does for a list of bands, worked out on the host as plain data: the tiles along one
+/// axis ("rows": queries forward, keys backward), longest first, and for each the tiles along the other axis ("columns")
+/// that some band reaches. Knows nothing of CUDA; tests read it on the CPU.
+namespace periplus::kernels::cuda {
+
+enum class RowAxis { query, key };
+
+/// Columns [begin, begin + count) of the other axis. Every pair with the row tile is allowed if `masks` is 0; else a pair is
+/// allowed if one of the bands masks[first_mask .. first_mask + masks) allows it.
+struct ColumnTile {
+  std::int32_t begin, count;
+  std::int32_t first_mask, masks;
+  /// Rank of this entry among those that reach the same fixed tile of the column axis, in the order in which row tiles are
+  /// handed out: results added per column tile in this order repeat bit for bit, and waiting for one's turn cannot deadlock,
+  /// since earlier turns belong to row tiles handed out earlier. -1 if columns are not cut at fixed places.
+  std::int32_t turn;
+  std::int32_t turns = 0;  ///< How many entries reach that column tile.
+};
+
+/// Rows [begin, begin + count); columns[first .. first + columns).
+struct RowTile {
+  std::int32_t begin, count;
+  std::int32_t first, columns;
+};
+
+struct MaskBand {
+  std::int32_t q0, q1, k0, k1, lo, hi;
+};
+
+struct Schedule {
+  std::vector<RowTile> rows;  ///< All of them, also those that no band reaches, in the order to hand them out.
+  std::vector<ColumnTile> columns;
+  std::vector<MaskBand> masks;
+  std::vector<std::int32_t> unreached;  ///< Fixed column tiles (by number) that no band reaches.
+  std::int64_t tile_pairs() const noexcept { return static_cast<std::int64_t>(columns.size()); }
+};
+
+struct ScheduleTiles {
+  std::int64_t rows = 128, columns = 128;  ///< Largest extents.
+  /// Cut columns at multiples of `columns` and number the turns; else they start where a run of allowed columns does, which
+  /// gives fewer tiles when documents are short. Rows are then handed out from the last to the first instead of longest
+  /// first: with a causal mask all row tiles of a head then reach different column tiles at a time.
+  bool fixed_columns = false;
+};
+
+/// Time and space are linear in the result. Source of the order: longest processing time first (Graham 1969); turns as in the
+/// "descending" schedule for causal masks, where the row tile t steps above the diagonal comes t-th.
+Schedule make_schedule(std::span<const Band> bands, RowAxis axis, std::int64_t query_rows, std::int64_t key_rows,
+                       const ScheduleTiles& tiles);
+
+}  // namespace periplus::kernels::cuda
