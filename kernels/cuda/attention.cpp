@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "kernels/cuda/rungs.h"
+#include "runtime/cuda/check.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
@@ -29,17 +30,10 @@ std::atomic<Rung>& highest() {
 
 /// What the device can run.
 Rung best_of_device(int index) {
-  static const auto best = [] {
-    std::vector<Rung> rungs;
-    for (int device = 0; device < periplus::cuda::device_count(); ++device) {
-      const auto properties = periplus::cuda::properties(device);
-      // wgmma is code for 9.0 alone; newer devices run the portable rung.
-      const bool hopper = properties.major == 9 && properties.minor == 0;
-      rungs.push_back(hopper ? Rung::hopper : properties.major >= 8 ? Rung::portable : Rung::plain);
-    }
-    return rungs;
-  }();
-  return best.at(static_cast<std::size_t>(index));
+  const periplus::cuda::DeviceProperties& properties = periplus::cuda::known_properties(index);
+  // wgmma is code for 9.0 alone; newer devices run the portable rung.
+  if (properties.major == 9 && properties.minor == 0) return Rung::hopper;
+  return properties.major >= 8 ? Rung::portable : Rung::plain;
 }
 
 template <class Call>
@@ -73,6 +67,7 @@ int reserved_multiprocessors() noexcept { return reserved; }
 
 void attend(const AttentionShape& shape, const AttentionBlock& block, const AttentionState& state, Update update, StreamView stream) {
   const ForwardCall call{shape, block, state, update};
+  const periplus::cuda::CurrentDevice current(stream.device().index);
   switch (rung_of(call, stream)) {
     case Rung::plain:
       return plain::attend(call, stream);
@@ -86,6 +81,7 @@ void attend(const AttentionShape& shape, const AttentionBlock& block, const Atte
 void attend_backward(const AttentionShape& shape, const AttentionBlock& block, ConstTensorView dout, ConstTensorView lse,
                      ConstTensorView delta, const AttentionGradients& gradients, StreamView stream) {
   const BackwardCall call{shape, block, dout, lse, delta, gradients};
+  const periplus::cuda::CurrentDevice current(stream.device().index);
   switch (rung_of(call, stream)) {
     case Rung::plain:
       return plain::attend_backward(call, stream);

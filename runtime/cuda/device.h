@@ -25,6 +25,8 @@ struct DeviceProperties {
 };
 /// Errors: InvalidArgument for an index that does not exist, BackendUnavailable without devices.
 DeviceProperties properties(int index);
+/// The same, asked once: `free_bytes` is that of then.
+const DeviceProperties& known_properties(int index);
 /// As 13000 for 13.0; 0 where there is none.
 int driver_version() noexcept;
 int toolkit_version() noexcept;

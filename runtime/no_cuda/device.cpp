@@ -15,6 +15,7 @@ constexpr const char* kReason = "this build has no CUDA; configure with -DPERIPL
 std::string unavailable_reason() noexcept { return kReason; }
 int device_count() noexcept { return 0; }
 DeviceProperties properties(int) { refuse(); }
+const DeviceProperties& known_properties(int) { refuse(); }
 int driver_version() noexcept { return 0; }
 int toolkit_version() noexcept { return 0; }
 std::byte* allocate(int, std::size_t) { refuse(); }

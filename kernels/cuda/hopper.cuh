@@ -1,0 +1,222 @@
+// What capability 9.0 has and CUDA C++ does not say: mbarriers, the bulk tensor copy engine (TMA), matrix products of a
+// warpgroup (wgmma), named barriers and register reallocation, each as one function over one PTX instruction.
+//
+// Shared-memory tiles of 16-bit elements are cut into panels 64 elements (128 bytes) wide, [rows][64], written by TMA with
+// the 128-byte swizzle and 1,024-byte aligned. A panel is read by wgmma in two ways:
+//   rows are M or N, columns are K ("K-major"): the next 16 columns lie 32 bytes on; groups of 8 rows 1,024 bytes apart;
+//   rows are K, columns are M or N ("MN-major", the transposed flag): the next 16 rows lie 2,048 bytes on; groups of 8 rows
+//   1,024 bytes apart, panels of 64 columns `panel` bytes apart.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace periplus::kernels::cuda::hopper {
+
+inline constexpr int kWarpgroup = 128;
+
+__device__ inline std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// --- mbarriers ---
+
+__device__ inline void barrier_init(std::uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+/// Makes initialised barriers visible to the copy engine.
+__device__ inline void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ inline void barrier_arrive(std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ inline void barrier_arrive_expecting(std::uint64_t* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+/// Returns when the phase with this parity has completed.
+__device__ inline void barrier_wait(std::uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// --- the bulk tensor copy engine ---
+
+/// A box of a [heads][rows][width] tensor map to shared memory; the barrier counts its bytes. Outside the tensor: zeros.
+__device__ inline void load_box(void* destination, const CUtensorMap* map, std::uint64_t* barrier, int column, int row, int head) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
+                   shared_address(destination)),
+               "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "r"(head)
+               : "memory");
+}
+/// A box from shared memory, stored or added (f32). Elements outside the tensor are dropped.
+__device__ inline void store_box(const CUtensorMap* map, const void* source, int column, int row, int head) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map), "r"(shared_address(source)),
+               "r"(column), "r"(row), "r"(head)
+               : "memory");
+}
+__device__ inline void add_box(const CUtensorMap* map, const void* source, int column, int row, int head) {
+  asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+               "r"(shared_address(source)), "r"(column), "r"(row), "r"(head)
+               : "memory");
+}
+__device__ inline void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// The sources of all boxes but the last `N` groups may be overwritten.
+template <int N>
+__device__ inline void store_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+/// All but the last `N` groups are written.
+template <int N>
+__device__ inline void store_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
+}
+__device__ inline void prefetch_map(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+/// Ordinary stores to shared memory before it are seen by wgmma and the copy engine after it.
+__device__ inline void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// Four 8 x 8 matrices of 16-bit elements from registers; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ inline void store_matrices(std::uint32_t address, std::uint32_t a, std::uint32_t b, std::uint32_t c, std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+/// Byte offset of column chunk `chunk` (16 bytes) of `row` in a panel, as the 128-byte swizzle places it.
+__device__ inline int swizzled(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
+
+// --- warpgroups ---
+
+template <int Registers>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+template <int Registers>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+__device__ inline void named_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+__device__ inline void named_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// --- wgmma ---
+
+/// 128-byte swizzle. `leading` is the distance of panels of an MN-major operand, unused for K-major ones.
+__device__ inline std::uint64_t describe(std::uint32_t address, int leading) {
+  const auto encode = [](std::uint32_t bytes) { return static_cast<std::uint64_t>((bytes & 0x3FFFF) >> 4); };
+  return encode(address) | encode(static_cast<std::uint32_t>(leading)) << 16 | encode(1024) << 32 | std::uint64_t{1} << 62;
+}
+/// The descriptor `bytes` further on.
+__device__ inline std::uint64_t advanced(std::uint64_t descriptor, int bytes) {
+  return descriptor + static_cast<std::uint64_t>(bytes >> 4);
+}
+
+__device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N>
+__device__ inline void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+/// Keeps the compiler from moving uses of accumulators and operands across begin and wait.
+template <int N>
+__device__ inline void hold(float (&values)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+template <int N>
+__device__ inline void hold(std::uint32_t (&values)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(values[i])::"memory");
+}
+
+// One instruction each. Its text: TYPE is bf16 or f16; NAMES are the accumulators, then come A, B, the predicate that says
+// whether the old accumulators count, and the transposition flags.
+#define PERIPLUS_F8(d, o) \
+  "+f"(d[o]), "+f"(d[o + 1]), "+f"(d[o + 2]), "+f"(d[o + 3]), "+f"(d[o + 4]), "+f"(d[o + 5]), "+f"(d[o + 6]), "+f"(d[o + 7])
+#define PERIPLUS_F32(d, o) PERIPLUS_F8(d, o), PERIPLUS_F8(d, o + 8), PERIPLUS_F8(d, o + 16), PERIPLUS_F8(d, o + 24)
+#define PERIPLUS_NAMES_32                                                                                              \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
+  "%31"
+#define PERIPLUS_NAMES_64                                                                                                     \
+  PERIPLUS_NAMES_32                                                                                                           \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61," \
+  "%62,%63"
+#define PERIPLUS_TEXT(TYPE, SHAPE, NAMES, A, B, P, FLAGS)                                                                           \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\nwgmma.mma_async.sync.aligned." SHAPE ".f32." TYPE "." TYPE " {" NAMES "}, " A ", " B \
+  ", p, 1, 1, " FLAGS ";\n}\n"
+#define PERIPLUS_SHARED(TYPE, SHAPE, NAMES, A, B, P, FLAGS, ...) \
+  asm volatile(PERIPLUS_TEXT(TYPE, SHAPE, NAMES, A, B, P, FLAGS) \
+               : __VA_ARGS__                                     \
+               : "l"(a), "l"(b), "r"(accumulate), "n"(TransposeA), "n"(TransposeB))
+#define PERIPLUS_REGISTERS(TYPE, SHAPE, NAMES, A, B, P, FLAGS, ...) \
+  asm volatile(PERIPLUS_TEXT(TYPE, SHAPE, NAMES, A, B, P, FLAGS)    \
+               : __VA_ARGS__                                        \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TransposeB))
+
+template <class T>
+inline constexpr bool kIsBfloat16 = std::is_same_v<T, __nv_bfloat16>;
+
+/// d [64][2 N] (+)= A [64][16] B [16][2 N] with N accumulators a thread; the old d counts unless `accumulate` is 0.
+/// Accumulator 4 j + 2 i + c of lane l in warp w is row 16 w + l / 4 + 8 i, column 8 j + 2 (l % 4) + c.
+template <class T, int TransposeA, int TransposeB, int N>
+__device__ inline void product(float (&d)[N], std::uint64_t a, std::uint64_t b, int accumulate) {
+  static_assert(N == 32 || N == 64);
+  if constexpr (N == 32 && kIsBfloat16<T>) {
+    PERIPLUS_SHARED("bf16", "m64n64k16", PERIPLUS_NAMES_32, "%32", "%33", "%34", "%35, %36", PERIPLUS_F32(d, 0));
+  } else if constexpr (N == 32) {
+    PERIPLUS_SHARED("f16", "m64n64k16", PERIPLUS_NAMES_32, "%32", "%33", "%34", "%35, %36", PERIPLUS_F32(d, 0));
+  } else if constexpr (kIsBfloat16<T>) {
+    PERIPLUS_SHARED("bf16", "m64n128k16", PERIPLUS_NAMES_64, "%64", "%65", "%66", "%67, %68", PERIPLUS_F32(d, 0), PERIPLUS_F32(d, 32));
+  } else {
+    PERIPLUS_SHARED("f16", "m64n128k16", PERIPLUS_NAMES_64, "%64", "%65", "%66", "%67, %68", PERIPLUS_F32(d, 0), PERIPLUS_F32(d, 32));
+  }
+}
+
+/// The same with A from registers: what packed() makes of the accumulators of columns 16 k .. 16 k + 15.
+template <class T, int TransposeB, int N>
+__device__ inline void product(float (&d)[N], const std::uint32_t* a, std::uint64_t b, int accumulate) {
+  static_assert(N == 32 || N == 64);
+  if constexpr (N == 32 && kIsBfloat16<T>) {
+    PERIPLUS_REGISTERS("bf16", "m64n64k16", PERIPLUS_NAMES_32, "{%32,%33,%34,%35}", "%36", "%37", "%38", PERIPLUS_F32(d, 0));
+  } else if constexpr (N == 32) {
+    PERIPLUS_REGISTERS("f16", "m64n64k16", PERIPLUS_NAMES_32, "{%32,%33,%34,%35}", "%36", "%37", "%38", PERIPLUS_F32(d, 0));
+  } else if constexpr (kIsBfloat16<T>) {
+    PERIPLUS_REGISTERS("bf16", "m64n128k16", PERIPLUS_NAMES_64, "{%64,%65,%66,%67}", "%68", "%69", "%70", PERIPLUS_F32(d, 0),
+                       PERIPLUS_F32(d, 32));
+  } else {
+    PERIPLUS_REGISTERS("f16", "m64n128k16", PERIPLUS_NAMES_64, "{%64,%65,%66,%67}", "%68", "%69", "%70", PERIPLUS_F32(d, 0),
+                       PERIPLUS_F32(d, 32));
+  }
+}
+#undef PERIPLUS_F8
+#undef PERIPLUS_F32
+#undef PERIPLUS_NAMES_32
+#undef PERIPLUS_NAMES_64
+#undef PERIPLUS_TEXT
+#undef PERIPLUS_SHARED
+#undef PERIPLUS_REGISTERS
+
+template <class T>
+__device__ inline std::uint32_t pack(float low, float high) {
+  if constexpr (kIsBfloat16<T>) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const std::uint32_t&>(both);
+  } else {
+    const __half2 both = __floats2half2_rn(low, high);
+    return reinterpret_cast<const std::uint32_t&>(both);
+  }
+}
+
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace periplus::kernels::cuda::hopper

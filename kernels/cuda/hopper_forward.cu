@@ -1,0 +1,440 @@
+// Forward attention for capability 9.0.
+//
+// One persistent block per multiprocessor. A producer warpgroup gives its registers away; one of its threads takes work items
+// and copies boxes of q, k, v to shared memory with TMA. Each consumer warpgroup owns 64 query rows of the tile and keeps
+// their out accumulators in registers. Per column tile it issues the next q k^T and the current p v, and while the tensor
+// cores work on both it turns the scores that are ready into weights (FlashAttention-3, Shah et al. 2024, sections 3.1, 3.2).
+// The warpgroups take turns in issuing products, so that one's exponentials hide behind the other's products.
+// The running state meets the block's result once, in the epilogue: one load and one store of f32 (out, lse) per call.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/hopper_schedule.cuh"
+#include "kernels/cuda/rungs.h"
+#include "kernels/cuda/tensor_map.h"
+#include "runtime/cuda/check.h"
+#include "runtime/cuda/device.h"
+
+namespace periplus::kernels::cuda::hopper {
+namespace {
+
+/// Head sizes are padded to Width. Wide heads: 2 consumers of 64 rows; narrow ones have registers for 3.
+template <class Type, int PaddedWidth>
+struct Tiles {
+  using T = Type;
+  static constexpr int kWidth = PaddedWidth;
+  static constexpr int kConsumers = kWidth == 128 ? 2 : 3;
+  static constexpr int kRows = 64 * kConsumers, kKeys = 128, kStages = 2;
+  static constexpr int kPanels = kWidth / 64;
+  static constexpr int kQueryPanel = kRows * 128, kKeyPanel = kKeys * 128;  // bytes
+  static constexpr int kQueryBytes = kPanels * kQueryPanel, kKeyBytes = kPanels * kKeyPanel;
+  static constexpr int kThreads = kWarpgroup * (1 + kConsumers);
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32, kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+  static constexpr int kScores = kKeys / 2, kOuts = kWidth / 2;  // accumulators of a thread
+};
+
+struct Arguments {
+  CUtensorMap q, k, v;
+  ResidentSchedule schedule;
+  WorkOrder order;
+  Strided<float> out, lse;
+  float scale;
+  int width_v, group;  ///< query heads per key/value head
+  bool overwrite;
+};
+
+template <class Tiles>
+struct Shared {
+  alignas(1024) std::byte q[Tiles::kQueryBytes];
+  std::byte k[Tiles::kStages][Tiles::kKeyBytes];
+  std::byte v[Tiles::kStages][Tiles::kKeyBytes];
+  std::uint64_t q_full, q_free;
+  std::uint64_t k_full[Tiles::kStages], k_free[Tiles::kStages], v_full[Tiles::kStages], v_free[Tiles::kStages];
+  int item;
+};
+
+template <class Tiles>
+__device__ void load_tile(std::byte* destination, const CUtensorMap* map, std::uint64_t* full, int row, int head) {
+  barrier_arrive_expecting(full, Tiles::kKeyBytes);
+  for (int panel = 0; panel < Tiles::kPanels; ++panel) load_box(destination + panel * Tiles::kKeyPanel, map, full, panel * 64, row, head);
+}
+
+template <class Tiles>
+__device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
+  Stage<Tiles::kStages> k, v;
+  for (int parity = 1;; parity ^= 1) {
+    const int index = next_item(arguments.schedule.counters, arguments.order);
+    barrier_wait(&shared.q_free, parity);
+    shared.item = index;
+    if (index < 0) {
+      barrier_arrive(&shared.q_full);
+      return end_of_items(arguments.schedule.counters);
+    }
+    const WorkOrder::Item item = arguments.order.item(index);
+    const RowTile rows = arguments.schedule.rows[item.row_tile];
+    if (rows.columns == 0) {
+      barrier_arrive(&shared.q_full);
+      continue;
+    }
+    barrier_arrive_expecting(&shared.q_full, Tiles::kQueryBytes);
+    for (int panel = 0; panel < Tiles::kPanels; ++panel) {
+      load_box(shared.q + panel * Tiles::kQueryPanel, &arguments.q, &shared.q_full, panel * 64, rows.begin, item.head);
+    }
+    const int head = item.head / arguments.group;
+    const ColumnTile* const columns = arguments.schedule.columns + rows.first;
+    // v follows one tile behind k, as it is used. Not unrolled: this thread has few registers.
+#pragma unroll 1
+    for (int i = 0; i <= rows.columns; ++i) {
+      if (i < rows.columns) {
+        barrier_wait(&shared.k_free[k.index], k.parity ^ 1);
+        load_tile<Tiles>(shared.k[k.index], &arguments.k, &shared.k_full[k.index], columns[i].begin, head);
+        k.next();
+      }
+      if (i > 0) {
+        barrier_wait(&shared.v_free[v.index], v.parity ^ 1);
+        load_tile<Tiles>(shared.v[v.index], &arguments.v, &shared.v_full[v.index], columns[i - 1].begin, head);
+        v.next();
+      }
+    }
+  }
+}
+
+/// The old state of the rows of an item comes to the second-level cache while the item is computed.
+template <class Tiles>
+__device__ void fetch_states(Shared<Tiles>& shared, const Arguments& arguments, int lane) {
+  for (int parity = 0;; parity ^= 1) {
+    barrier_wait(&shared.q_full, parity);
+    const int index = shared.item;
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&shared.q_free);
+    if (index < 0) return;
+    if (arguments.overwrite) continue;
+    const WorkOrder::Item item = arguments.order.item(index);
+    const RowTile rows = arguments.schedule.rows[item.row_tile];
+    for (int row = lane; row < rows.count; row += 32) {
+      const float* const out = arguments.out.data + (rows.begin + row) * arguments.out.row + item.head * arguments.out.head;
+      for (int i = 0; i < arguments.width_v; i += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(out + i));
+    }
+  }
+}
+
+/// Scores, maximum and sum of the two rows that a thread shares with the three others of its quad.
+template <int N>
+struct Softmax {
+  float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+
+  /// Turns scores into weights 2^(factor (score - largest)) and says by what the weights so far shrink.
+  __device__ __forceinline__ void absorb(float (&scores)[N], float factor, float (&shrink)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float top = scores[2 * i];
+#pragma unroll
+      for (int j = 0; j < N / 4; ++j) top = fmaxf(top, fmaxf(scores[4 * j + 2 * i], scores[4 * j + 2 * i + 1]));
+      top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, 2));
+      const float before = largest[i];
+      largest[i] = fmaxf(before, top);
+      // A row without an allowed key so far: any finite reference keeps -inf - (-inf) from becoming NaN.
+      const float reference = largest[i] == -INFINITY ? 0 : largest[i] * factor;
+      shrink[i] = exp2_fast(before * factor - reference);
+      float added = 0;
+#pragma unroll
+      for (int j = 0; j < N / 4; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float& score = scores[4 * j + 2 * i + c];
+          score = exp2_fast(fmaf(score, factor, -reference));
+          added += score;
+        }
+      }
+      sum[i] = sum[i] * shrink[i] + added;
+    }
+  }
+};
+
+template <int N>
+__device__ __forceinline__ void mask_scores(float (&scores)[N], const MaskBand* masks, int count, int query, int key) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const std::uint32_t allowed = allowed_keys(masks, count, query + 8 * i, key);
+#pragma unroll
+    for (int j = 0; j < N / 4; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        if ((allowed >> (2 * j + c) & 1) == 0) scores[4 * j + 2 * i + c] = -INFINITY;
+      }
+    }
+  }
+}
+
+/// The warpgroup's 64 rows of one work item.
+template <class Tiles>
+class Consumer {
+ public:
+  using T = typename Tiles::T;
+  __device__ __forceinline__ Consumer(Shared<Tiles>& shared, const Arguments& arguments, int warpgroup)
+      : shared_(shared),
+        arguments_(arguments),
+        warpgroup_(warpgroup),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        row_(64 * warpgroup + static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16 + lane_ / 4),
+        q_(describe(shared_address(shared.q) + 64 * 128 * warpgroup, 0)) {}
+
+  __device__ __forceinline__ void run() {
+    if (warpgroup_ == Tiles::kConsumers - 1) give_turn();  // to warpgroup 0
+    for (int parity = 0;; parity ^= 1) {
+      barrier_wait(&shared_.q_full, parity);
+      const int index = shared_.item;
+      if (index < 0) return;
+      const WorkOrder::Item item = arguments_.order.item(index);
+      const RowTile rows = arguments_.schedule.rows[item.row_tile];
+      if (rows.columns > 0) {
+        attend(rows);
+      } else {
+        release(&shared_.q_free);
+      }
+      store(rows, item.head);
+    }
+  }
+
+ private:
+  static constexpr int kScores = Tiles::kScores, kOuts = Tiles::kOuts;
+
+  __device__ __forceinline__ void attend(const RowTile& rows) {
+    const ColumnTile* const columns = arguments_.schedule.columns + rows.first;
+    const float factor = arguments_.scale * kLog2e;
+    softmax_ = {};
+    float shrink[2];
+    ColumnTile tile = columns[0];
+    {
+      float scores[kScores];
+      barrier_wait(&shared_.k_full[k_.index], k_.parity);
+      start_scores(scores);
+      products_wait<0>();
+      hold(scores);
+      release_stage(shared_.k_free, k_);
+      apply_mask(scores, tile, rows.begin);
+      softmax_.absorb(scores, factor, shrink);
+      pack_weights(scores);
+    }
+    for (int i = 1; i < rows.columns; ++i) {
+      float scores[kScores];
+      tile = columns[i];
+      barrier_wait(&shared_.k_full[k_.index], k_.parity);
+      take_turn();
+      start_scores(scores);
+      barrier_wait(&shared_.v_full[v_.index], v_.parity);
+      start_out(i > 1);
+      give_turn();
+      products_wait<1>();
+      hold(scores);
+      release_stage(shared_.k_free, k_);
+      apply_mask(scores, tile, rows.begin);
+      softmax_.absorb(scores, factor, shrink);
+      products_wait<0>();
+      hold(out_);
+      release_stage(shared_.v_free, v_);
+#pragma unroll
+      for (int j = 0; j < kOuts; ++j) out_[j] *= shrink[j / 2 % 2];
+      pack_weights(scores);
+    }
+    release(&shared_.q_free);
+    barrier_wait(&shared_.v_full[v_.index], v_.parity);
+    start_out(rows.columns > 1);
+    products_wait<0>();
+    hold(out_);
+    release_stage(shared_.v_free, v_);
+  }
+
+  __device__ __forceinline__ void start_scores(float (&scores)[kScores]) {
+    const std::uint64_t k = describe(shared_address(shared_.k[k_.index]), 0);
+    hold(scores);
+    products_begin();
+#pragma unroll
+    for (int step = 0; step < Tiles::kWidth / 16; ++step) {
+      const int inside = step % 4 * 32;
+      product<T, 0, 0>(scores, advanced(q_, step / 4 * Tiles::kQueryPanel + inside), advanced(k, step / 4 * Tiles::kKeyPanel + inside),
+                       step > 0);
+    }
+    products_commit();
+  }
+
+  __device__ __forceinline__ void start_out(bool accumulate) {
+    const std::uint64_t v = describe(shared_address(shared_.v[v_.index]), Tiles::kKeyPanel);
+    hold(out_);
+    hold(weights_);
+    products_begin();
+#pragma unroll
+    for (int step = 0; step < Tiles::kKeys / 16; ++step) {
+      product<T, 1>(out_, weights_ + 4 * step, advanced(v, step * 2048), accumulate || step > 0);
+    }
+    products_commit();
+  }
+
+  /// Scores of 16 columns become the operand registers of one product.
+  __device__ __forceinline__ void pack_weights(const float (&scores)[kScores]) {
+#pragma unroll
+    for (int i = 0; i < kScores / 2; ++i) weights_[i] = pack<T>(scores[2 * i], scores[2 * i + 1]);
+  }
+
+  __device__ __forceinline__ void apply_mask(float (&scores)[kScores], const ColumnTile& tile, int first_row) const {
+    if (tile.masks == 0) return;
+    mask_scores(scores, arguments_.schedule.masks + tile.first_mask, tile.masks, first_row + row_, tile.begin + lane_ % 4 * 2);
+  }
+
+  /// Normalises, folds into the running state, and stores.
+  __device__ __forceinline__ void store(const RowTile& rows, int head) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float sum = softmax_.sum[i];
+      sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
+      sum += __shfl_xor_sync(0xFFFFFFFF, sum, 2);
+      const int row = row_ + 8 * i;
+      float* const lse = arguments_.lse.data + (rows.begin + row) * arguments_.lse.row + head * arguments_.lse.head;
+      const float old = row < rows.count && !arguments_.overwrite ? *lse : -INFINITY;
+      __syncwarp();  // all of a quad have read lse
+      const bool empty = rows.columns == 0 || sum == 0;
+      if (row >= rows.count || (empty && !arguments_.overwrite)) continue;
+      float* const out = arguments_.out.data + (rows.begin + row) * arguments_.out.row + head * arguments_.out.head + lane_ % 4 * 2;
+      float value = empty ? -INFINITY : softmax_.largest[i] * arguments_.scale + __logf(sum);
+      float weight = empty ? 0 : 1 / sum, old_weight = 0;
+      if (!arguments_.overwrite) {
+        const float top = fmaxf(old, value);
+        const float total = top + log1pf(__expf(fminf(old, value) - top));
+        old_weight = __expf(old - total);
+        weight *= __expf(value - total);
+        value = total;
+      }
+      if (lane_ % 4 == 0) *lse = value;
+      store_row(out, i, weight, old_weight, empty);
+    }
+  }
+
+  __device__ __forceinline__ void store_row(float* out, int i, float weight, float old_weight, bool empty) const {
+    const int width = arguments_.width_v - lane_ % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < kOuts / 4; ++j) {
+      if (8 * j >= width) break;
+      float2* const target = reinterpret_cast<float2*>(out + 8 * j);
+      float2 result = empty ? float2{0, 0} : float2{out_[4 * j + 2 * i] * weight, out_[4 * j + 2 * i + 1] * weight};
+      if (!arguments_.overwrite) {
+        const float2 old = *target;
+        result.x = fmaf(old.x, old_weight, result.x);
+        result.y = fmaf(old.y, old_weight, result.y);
+      }
+      *target = result;
+    }
+  }
+
+  // Each warp's products read their own rows, so each warp releases.
+  __device__ __forceinline__ void release(std::uint64_t* barrier) const {
+    __syncwarp();
+    if (lane_ == 0) barrier_arrive(barrier);
+  }
+  __device__ __forceinline__ void release_stage(std::uint64_t* free, Stage<Tiles::kStages>& stage) {
+    release(&free[stage.index]);
+    stage.next();
+  }
+  __device__ __forceinline__ void take_turn() const { named_sync(1 + warpgroup_, 2 * kWarpgroup); }
+  __device__ __forceinline__ void give_turn() const { named_arrive(1 + (warpgroup_ + 1) % Tiles::kConsumers, 2 * kWarpgroup); }
+
+  Shared<Tiles>& shared_;
+  const Arguments& arguments_;
+  const int warpgroup_, lane_, row_;
+  const std::uint64_t q_;
+  Stage<Tiles::kStages> k_, v_;
+  Softmax<kScores> softmax_;
+  float out_[kOuts];
+  std::uint32_t weights_[kScores / 2];
+};
+
+template <class Tiles>
+__device__ void init_barriers(Shared<Tiles>& shared) {
+  constexpr int kConsumerWarps = 4 * Tiles::kConsumers;
+  barrier_init(&shared.q_full, 1);
+  barrier_init(&shared.q_free, kConsumerWarps + 1);  // and the warp that fetches states
+  for (int i = 0; i < Tiles::kStages; ++i) {
+    for (std::uint64_t* full : {&shared.k_full[i], &shared.v_full[i]}) barrier_init(full, 1);
+    for (std::uint64_t* free : {&shared.k_free[i], &shared.v_free[i]}) barrier_init(free, kConsumerWarps);
+  }
+  barrier_init_fence();
+}
+
+template <class Tiles>
+__global__ void __launch_bounds__(Tiles::kThreads, 1) hopper_forward(const __grid_constant__ Arguments arguments) {
+  extern __shared__ std::byte memory[];
+  Shared<Tiles>& shared =
+      *reinterpret_cast<Shared<Tiles>*>(reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024));
+  if (threadIdx.x == 0) {
+    for (const CUtensorMap* map : {&arguments.q, &arguments.k, &arguments.v}) prefetch_map(map);
+    init_barriers(shared);
+  }
+  __syncthreads();
+  if (threadIdx.x < kWarpgroup) {
+    give_registers<Tiles::kProducerRegisters>();
+    if (threadIdx.x == 0) {
+      produce(shared, arguments);
+    } else if (threadIdx.x / 32 == 1) {
+      fetch_states(shared, arguments, static_cast<int>(threadIdx.x) % 32);
+    }
+  } else {
+    take_registers<Tiles::kConsumerRegisters>();
+    Consumer<Tiles>(shared, arguments, static_cast<int>(threadIdx.x) / kWarpgroup - 1).run();
+  }
+}
+
+template <class Tiles>
+void launch(const ForwardCall& call, StreamView stream) {
+  const AttentionShape& shape = call.shape;
+  const auto& device = periplus::cuda::known_properties(stream.device().index);
+  const ScheduleTiles tiles{Tiles::kRows, Tiles::kKeys, false};
+  const auto f32 = [](const TensorView& view) { return Strided<float>{view.data<float>(), view.stride(0), view.stride(1)}; };
+  Arguments arguments{};
+  arguments.q = encode(plan_boxes(call.block.q, Tiles::kRows));
+  arguments.k = encode(plan_boxes(call.block.k, Tiles::kKeys));
+  arguments.v = encode(plan_boxes(call.block.v, Tiles::kKeys));
+  arguments.schedule = resident_schedule(call.block.bands, RowAxis::query, shape.query_rows, shape.key_rows, tiles, 0, stream);
+  arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
+  arguments.order = {
+      static_cast<int>(shape.heads),
+      heads_per_group(shape.kv_heads, shape.key_rows * (shape.width_qk + shape.width_v) * 2, device.l2_bytes) * arguments.group,
+      arguments.schedule.row_tiles};
+  arguments.out = f32(call.state.out);
+  arguments.lse = f32(call.state.lse);
+  arguments.scale = static_cast<float>(call.block.scale);
+  arguments.width_v = static_cast<int>(shape.width_v);
+  arguments.overwrite = call.update == Update::overwrite;
+  constexpr int kShared = sizeof(Shared<Tiles>) + 1024;
+  static_assert(kShared <= 227 * 1024);
+  periplus::cuda::check(cudaFuncSetAttribute(hopper_forward<Tiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+                        "cudaFuncSetAttribute for hopper_forward");
+  const int blocks = std::clamp(device.multiprocessors - reserved_multiprocessors(), 1, arguments.order.items());
+  hopper_forward<Tiles><<<blocks, Tiles::kThreads, kShared, static_cast<cudaStream_t>(stream.native())>>>(arguments);
+  periplus::cuda::check(cudaGetLastError(), "launch of hopper_forward");
+}
+
+template <class T>
+void launch_width(const ForwardCall& call, StreamView stream) {
+  if (std::max(call.shape.width_qk, call.shape.width_v) <= 64) return launch<Tiles<T, 64>>(call, stream);
+  launch<Tiles<T, 128>>(call, stream);
+}
+
+}  // namespace
+
+bool supports(const ForwardCall& call) {
+  const AttentionShape& shape = call.shape;
+  const DType dtype = call.block.q.dtype();
+  if (dtype != DType::bf16 && dtype != DType::f16) return false;
+  if (shape.width_qk > 128 || shape.width_v > 128 || shape.width_v % 2 != 0) return false;
+  if (call.block.softcap != 0 || !(call.block.scale > 0)) return false;
+  for (const ConstTensorView& view : {call.block.q, call.block.k, call.block.v}) {
+    if (!box_refusal(view).empty()) return false;
+  }
+  return pairs_aligned(call.state.out);
+}
+
+void attend(const ForwardCall& call, StreamView stream) {
+  call.block.q.dtype() == DType::bf16 ? launch_width<__nv_bfloat16>(call, stream) : launch_width<__half>(call, stream);
+}
+
+}  // namespace periplus::kernels::cuda::hopper

@@ -1,0 +1,88 @@
+// How the persistent kernels of capability 9.0 find their work, and the masks of tiles.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/tables.h"
+
+namespace periplus::kernels::cuda::hopper {
+
+inline constexpr float kLog2e = 1.4426950408889634f;
+
+/// Position in a ring of stages, with the parity of the current round.
+template <int Stages>
+struct Stage {
+  int index = 0, parity = 0;
+  __device__ void next() {
+    if (++index == Stages) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// Heads whose operands, `bytes` each, fill half of the second-level cache; at least one.
+inline int heads_per_group(std::int64_t heads, std::int64_t bytes, std::size_t l2_bytes) {
+  return static_cast<int>(std::clamp<std::int64_t>(static_cast<std::int64_t>(l2_bytes / 2) / std::max<std::int64_t>(bytes, 1), 1, heads));
+}
+
+/// Work items are (row tile, head): heads in groups that find their keys and values in the second-level cache, within a group
+/// the row tiles in the order of the schedule, for each of them the heads of the group.
+struct WorkOrder {
+  int heads, heads_per_group, row_tiles;
+
+  __host__ __device__ int items() const { return heads * row_tiles; }
+  struct Item {
+    int row_tile, head;
+  };
+  __device__ Item item(int index) const {
+    const int per_group = heads_per_group * row_tiles;
+    const int group = index / per_group, rest = index - group * per_group;
+    const int first = group * heads_per_group, here = min(heads_per_group, heads - first);
+    return {rest / here, first + rest % here};
+  }
+};
+
+/// Takes the next item; -1 when there is none left.
+__device__ inline int next_item(std::int32_t* counters, const WorkOrder& order) {
+  const int index = atomicAdd(&counters[0], 1);
+  return index < order.items() ? index : -1;
+}
+/// Called once by every block when it has got -1: the last one leaves the counters at zero for the next launch.
+__device__ inline void end_of_items(std::int32_t* counters) {
+  if (atomicAdd(&counters[1], 1) != static_cast<int>(gridDim.x) - 1) return;
+  counters[0] = 0;
+  counters[1] = 0;
+  __threadfence();
+}
+
+/// Bit 2 j + c stands for column 8 j + c of a thread's 8 N' columns: those of [begin, end), counted from its first.
+__device__ inline std::uint32_t column_bits(int begin, int end) {
+  const auto below = [](int column) { return column <= 0 ? 0 : min(2 * (column >> 3) + min(column & 7, 2), 32); };
+  const auto ones = [](int count) { return count >= 32 ? 0xFFFFFFFFu : (1u << count) - 1; };
+  return ones(below(end)) & ~ones(below(begin));
+}
+
+/// Allowed keys of one query row among the thread's columns, which begin at key `first`.
+__device__ inline std::uint32_t allowed_keys(const MaskBand* masks, int count, int query, int first) {
+  std::uint32_t allowed = 0;
+  for (int i = 0; i < count; ++i) {
+    const MaskBand band = masks[i];
+    if (query < band.q0 || query >= band.q1) continue;
+    allowed |= column_bits(max(band.k0, query + band.lo) - first, min(band.k1, query + band.hi + 1) - first);
+  }
+  return allowed;
+}
+/// Allowed queries of one key among the thread's columns, which begin at query `first`.
+__device__ inline std::uint32_t allowed_queries(const MaskBand* masks, int count, int key, int first) {
+  std::uint32_t allowed = 0;
+  for (int i = 0; i < count; ++i) {
+    const MaskBand band = masks[i];
+    if (key < band.k0 || key >= band.k1) continue;
+    allowed |= column_bits(max(band.q0, key - band.hi) - first, min(band.q1, key - band.lo + 1) - first);
+  }
+  return allowed;
+}
+
+}  // namespace periplus::kernels::cuda::hopper
