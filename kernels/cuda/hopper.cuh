@@ -8,6 +8,7 @@
 //   1,024 bytes apart, panels of 64 columns `panel` bytes apart.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -21,6 +22,15 @@ inline constexpr int kWarpgroup = 128;
 
 __device__ inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// The block's dynamic shared memory as one struct. It starts at a multiple of 1,024, as swizzled panels need, as long as a
+/// kernel has no other shared memory; knowing that lets addresses be constants.
+template <class Shared>
+__device__ inline Shared& shared_memory() {
+  extern __shared__ __align__(1024) std::byte memory[];
+  if ((shared_address(memory) & 1023) != 0) __trap();
+  return *reinterpret_cast<Shared*>(memory);
 }
 
 // --- mbarriers ---

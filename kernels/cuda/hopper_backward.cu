@@ -37,7 +37,7 @@ struct Tiles {
 struct Arguments {
   CUtensorMap q, k, v, dout, dq;
   ResidentSchedule schedule;
-  WorkOrder order;  ///< of key/value heads
+  WorkOrder order;
   Strided<const float> lse, delta;
   Strided<float> dq_rows, dk, dv;
   float scale;
@@ -57,25 +57,23 @@ struct Shared {
   float delta[Tiles::kStages][Tiles::kQueries];
   std::uint64_t item_full, item_free, kv_full, kv_free, sums_full, sums_free;
   std::uint64_t q_full[Tiles::kStages], q_free[Tiles::kStages], dout_full[Tiles::kStages], dout_free[Tiles::kStages];
+  ColumnTile tile[Tiles::kStages];  // which queries these are, and their masks
   int item;
 };
 
-/// What one work item asks for: its query tiles, once for each query head that shares the keys.
+/// What one work item asks for: the query tiles of one head that some of its keys reach.
 struct Work {
   RowTile keys;
   const ColumnTile* columns;
-  int kv_head, first_head, steps;
+  int head, kv_head;
 
   __device__ Work(const Arguments& arguments, int index) {
     const WorkOrder::Item item = arguments.order.item(index);
     keys = arguments.schedule.rows[item.row_tile];
     columns = arguments.schedule.columns + keys.first;
-    kv_head = item.head;
-    first_head = item.head * arguments.group;
-    steps = keys.columns * arguments.group;
+    head = item.head;
+    kv_head = item.head / arguments.group;
   }
-  __device__ const ColumnTile& column(int step) const { return columns[step % keys.columns]; }
-  __device__ int head(int step) const { return first_head + step / keys.columns; }
 };
 
 /// Number of the block's next item, -1 at the end. `tells` holds for the lanes that say when it is read.
@@ -106,27 +104,27 @@ __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
     barrier_arrive(&shared.item_full);
     if (index < 0) return end_of_items(arguments.schedule.counters);
     const Work work(arguments, index);
-    if (work.steps == 0) continue;
+    if (work.keys.columns == 0) continue;
     barrier_wait(&shared.kv_free, kv_parity);
     kv_parity ^= 1;
     barrier_arrive_expecting(&shared.kv_full, 2 * Tiles::kKeyBytes);
     load_panels<Tiles>(shared.k, &arguments.k, &shared.kv_full, Tiles::kKeyPanel, work.keys.begin, work.kv_head);
     load_panels<Tiles>(shared.v, &arguments.v, &shared.kv_full, Tiles::kKeyPanel, work.keys.begin, work.kv_head);
 #pragma unroll 1
-    for (int step = 0; step < work.steps; ++step) {
-      const int row = work.column(step).begin, head = work.head(step);
+    for (int step = 0; step < work.keys.columns; ++step) {
+      const int row = work.columns[step].begin;
       barrier_wait(&shared.q_free[stage.index], stage.parity ^ 1);
       barrier_arrive_expecting(&shared.q_full[stage.index], Tiles::kQueryBytes);
-      load_panels<Tiles>(shared.q[stage.index], &arguments.q, &shared.q_full[stage.index], Tiles::kQueryPanel, row, head);
+      load_panels<Tiles>(shared.q[stage.index], &arguments.q, &shared.q_full[stage.index], Tiles::kQueryPanel, row, work.head);
       barrier_wait(&shared.dout_free[stage.index], stage.parity ^ 1);
       barrier_arrive_expecting(&shared.dout_full[stage.index], Tiles::kQueryBytes);
-      load_panels<Tiles>(shared.dout[stage.index], &arguments.dout, &shared.dout_full[stage.index], Tiles::kQueryPanel, row, head);
+      load_panels<Tiles>(shared.dout[stage.index], &arguments.dout, &shared.dout_full[stage.index], Tiles::kQueryPanel, row, work.head);
       stage.next();
     }
   }
 }
 
-/// One warp: lse and delta, whose rows lie apart. They arrive with q.
+/// One warp: lse and delta, whose rows lie apart, and which tile it is. They arrive with q.
 template <class Tiles>
 __device__ void load_rows(Shared<Tiles>& shared, const Arguments& arguments, int lane) {
   Stage<Tiles::kStages> stage;
@@ -134,15 +132,15 @@ __device__ void load_rows(Shared<Tiles>& shared, const Arguments& arguments, int
   for (int index = 0; (index = receive_item(shared, parity, lane == 0)) >= 0;) {
     const Work work(arguments, index);
 #pragma unroll 1
-    for (int step = 0; step < work.steps; ++step) {
-      const int begin = work.column(step).begin, head = work.head(step);
+    for (int step = 0; step < work.keys.columns; ++step) {
+      const ColumnTile tile = work.columns[step];
       float lse[Tiles::kQueries / 32], delta[Tiles::kQueries / 32];
 #pragma unroll
       for (int i = 0; i < Tiles::kQueries / 32; ++i) {
-        const int row = begin + 32 * i + lane;
+        const int row = tile.begin + 32 * i + lane;
         const bool exists = row < arguments.query_rows;
-        lse[i] = exists ? arguments.lse.data[row * arguments.lse.row + head * arguments.lse.head] : -INFINITY;
-        delta[i] = exists ? arguments.delta.data[row * arguments.delta.row + head * arguments.delta.head] : 0;
+        lse[i] = exists ? arguments.lse.data[row * arguments.lse.row + work.head * arguments.lse.head] : -INFINITY;
+        delta[i] = exists ? arguments.delta.data[row * arguments.delta.row + work.head * arguments.delta.head] : 0;
       }
       barrier_wait(&shared.q_free[stage.index], stage.parity ^ 1);
 #pragma unroll
@@ -150,6 +148,7 @@ __device__ void load_rows(Shared<Tiles>& shared, const Arguments& arguments, int
         shared.lse[stage.index][32 * i + lane] = lse[i] == -INFINITY ? INFINITY : lse[i] * kLog2e;
         shared.delta[stage.index][32 * i + lane] = delta[i];
       }
+      if (lane == 0) shared.tile[stage.index] = tile;
       barrier_arrive(&shared.q_full[stage.index]);
       stage.next();
     }
@@ -172,10 +171,9 @@ __device__ void add_sums(Shared<Tiles>& shared, const Arguments& arguments) {
   for (int index = 0; (index = receive_item(shared, item_parity, true)) >= 0;) {
     const Work work(arguments, index);
 #pragma unroll 1
-    for (int step = 0; step < work.steps; ++step) {
-      const ColumnTile tile = work.column(step);
-      const int head = work.head(step);
-      std::int32_t* const turn = &arguments.schedule.turns[head * arguments.schedule.column_tiles + tile.begin / Tiles::kQueries];
+    for (int step = 0; step < work.keys.columns; ++step) {
+      const ColumnTile tile = work.columns[step];
+      std::int32_t* const turn = &arguments.schedule.turns[work.head * arguments.schedule.column_tiles + tile.begin / Tiles::kQueries];
       barrier_wait(&shared.sums_full, parity);
       parity ^= 1;
       while (load_acquire(turn) != tile.turn) {
@@ -184,9 +182,9 @@ __device__ void add_sums(Shared<Tiles>& shared, const Arguments& arguments) {
       for (int panel = 0; panel < Tiles::kSumPanels; ++panel) {
         const std::byte* const source = shared.sums + panel * Tiles::kSumPanel;
         if (store) {
-          store_box(&arguments.dq, source, panel * Tiles::kSumColumns, tile.begin, head);
+          store_box(&arguments.dq, source, panel * Tiles::kSumColumns, tile.begin, work.head);
         } else {
-          add_box(&arguments.dq, source, panel * Tiles::kSumColumns, tile.begin, head);
+          add_box(&arguments.dq, source, panel * Tiles::kSumColumns, tile.begin, work.head);
         }
       }
       store_commit();
@@ -202,7 +200,7 @@ __device__ void add_sums(Shared<Tiles>& shared, const Arguments& arguments) {
 /// One warp of every block: dq of the query tiles that no key reaches.
 template <class Tiles>
 __device__ void clear_unreached(const Arguments& arguments, int lane) {
-  const int heads = arguments.order.heads * arguments.group;
+  const int heads = arguments.order.heads;
   const int items = arguments.schedule.unreached_tiles * heads;
   for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
     const int begin = arguments.schedule.unreached[item / heads] * Tiles::kQueries, head = item % heads;
@@ -229,7 +227,7 @@ class Consumer {
     int kv_parity = 0, parity = 0;
     for (int index = 0; (index = receive_item(shared_, parity, lane_ == 0)) >= 0;) {
       const Work work(arguments_, index);
-      if (work.steps > 0) {
+      if (work.keys.columns > 0) {
         barrier_wait(&shared_.kv_full, kv_parity);
         kv_parity ^= 1;
         barrier_wait(&shared_.q_full[stage_.index], stage_.parity);
@@ -237,12 +235,10 @@ class Consumer {
         products_wait<0>();
         hold(scores_);
 #pragma unroll 1
-        for (int step = 0; step < work.steps - 1; ++step) take_step<true>(work, step);
-        take_step<false>(work, work.steps - 1);
+        for (int step = 0; step < work.keys.columns; ++step) take_step(work, step);
         release(&shared_.kv_free);
       }
-      store(work, arguments_.dk, dk_, arguments_.scale, arguments_.width_qk);
-      store(work, arguments_.dv, dv_, 1, arguments_.width_v);
+      store(work);
     }
   }
 
@@ -251,14 +247,12 @@ class Consumer {
 
   /// S^T of this step is there when it starts, and that of the next when it ends. (Products that are under way across the
   /// end of a loop body make the compiler serialise all of them.)
-  template <bool kMore>
   __device__ __forceinline__ void take_step(const Work& work, int step) {
-    const ColumnTile tile = work.column(step);
     const Stage<Tiles::kStages> now = stage_;
     float slopes[kScores];
     barrier_wait(&shared_.dout_full[now.index], now.parity);
     start_rows(slopes, shared_.v, shared_.dout[now.index]);
-    weigh(work, tile, now.index);
+    weigh(work, shared_.tile[now.index], now.index);
     pack_into(weights_, scores_);
     start_sum(dv_, weights_, shared_.dout[now.index], step > 0);
     products_wait<1>();
@@ -275,19 +269,16 @@ class Consumer {
     products_wait<1>();  // before the next product: its operands' registers are needed
     hold(dk_);
     hold(dv_);
-    if constexpr (kMore) {
-      barrier_wait(&shared_.q_full[stage_.index], stage_.parity);
-      start_rows(scores_, shared_.k, shared_.q[stage_.index]);
-    }
-    products_wait<kMore ? 1 : 0>();
+    // After the last step too, of whatever lies there: a branch round products makes the compiler serialise all of them.
+    if (step + 1 < work.keys.columns) barrier_wait(&shared_.q_full[stage_.index], stage_.parity);
+    start_rows(scores_, shared_.k, shared_.q[stage_.index]);
+    products_wait<1>();
     hold(dq);
     release(&shared_.q_free[now.index]);
     release(&shared_.dout_free[now.index]);
     write_sums(dq);
-    if constexpr (kMore) {
-      products_wait<0>();
-      hold(scores_);
-    }
+    products_wait<0>();
+    hold(scores_);
   }
 
   /// [64 keys][queries] = rows (k or v) times columns (q or dout), over the width.
@@ -406,24 +397,46 @@ class Consumer {
     release(&shared_.sums_full);
   }
 
-  __device__ __forceinline__ void store(const Work& work, const Strided<float>& to, const float (&sum)[kSums], float factor, int width) {
-    if (work.steps == 0 && !arguments_.overwrite_dkdv) return;
-    const int column = lane_ % 4 * 2;
+  /// dk and dv, added up over the query heads that share the keys in the order of the heads.
+  __device__ __forceinline__ void store(const Work& work) {
+    const int member = work.head % arguments_.group;
+    const bool first = member == 0, reached = work.keys.columns > 0;
+    if (!reached && !(first && arguments_.overwrite_dkdv)) return;
+    std::int32_t* const turn =
+        &arguments_.schedule
+             .row_turns[(work.kv_head * arguments_.order.row_tiles + work.keys.begin / Tiles::kKeys) * Tiles::kConsumers + warpgroup_];
+    const bool shared_keys = reached && arguments_.group > 1;
+    if (shared_keys && !first) {
+      while (load_acquire(turn) != member) {
+      }
+    }
+    const bool overwrite = first && arguments_.overwrite_dkdv;
+    store_rows(work, arguments_.dk, dk_, arguments_.scale, arguments_.width_qk, overwrite);
+    store_rows(work, arguments_.dv, dv_, 1, arguments_.width_v, overwrite);
+    if (!shared_keys) return;
+    __threadfence();
+    named_sync(2 + warpgroup_, kWarpgroup);
+    if (threadIdx.x % kWarpgroup == 0) store_release(turn, member + 1 == arguments_.group ? 0 : member + 1);
+  }
+
+  __device__ __forceinline__ void store_rows(const Work& work, const Strided<float>& to, const float (&sum)[kSums], float factor, int width,
+                                             bool overwrite) const {
+    const int columns = width - lane_ % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = 64 * warpgroup_ + row_ + 8 * i;
       if (row >= work.keys.count) continue;
-      float* const target = to.data + (work.keys.begin + row) * to.row + work.kv_head * to.head + column;
+      float* const target = to.data + (work.keys.begin + row) * to.row + work.kv_head * to.head + lane_ % 4 * 2;
+      float2 old[kSums / 4];  // all loads before the first store: the compiler cannot know that they do not meet
 #pragma unroll
       for (int j = 0; j < kSums / 4; ++j) {
-        if (8 * j + column >= width) break;
-        float2* const pair = reinterpret_cast<float2*>(target + 8 * j);
-        float2 result = work.steps == 0 ? float2{0, 0} : float2{sum[4 * j + 2 * i] * factor, sum[4 * j + 2 * i + 1] * factor};
-        if (!arguments_.overwrite_dkdv) {
-          result.x += pair->x;
-          result.y += pair->y;
-        }
-        *pair = result;
+        // Another block may have written it: past the first-level cache.
+        old[j] = !overwrite && 8 * j < columns ? __ldcg(reinterpret_cast<const float2*>(target + 8 * j)) : float2{0, 0};
+      }
+#pragma unroll
+      for (int j = 0; j < kSums / 4; ++j) {
+        const float2 result = work.keys.columns == 0 ? float2{0, 0} : float2{sum[4 * j + 2 * i] * factor, sum[4 * j + 2 * i + 1] * factor};
+        if (8 * j < columns) *reinterpret_cast<float2*>(target + 8 * j) = {old[j].x + result.x, old[j].y + result.y};
       }
     }
   }
@@ -462,9 +475,7 @@ __device__ void init_barriers(Shared<Tiles>& shared) {
 
 template <class Tiles>
 __global__ void __launch_bounds__(Tiles::kThreads, 1) hopper_backward(const __grid_constant__ Arguments arguments) {
-  extern __shared__ std::byte memory[];
-  Shared<Tiles>& shared =
-      *reinterpret_cast<Shared<Tiles>*>(reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024));
+  Shared<Tiles>& shared = shared_memory<Shared<Tiles>>();
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
@@ -498,12 +509,11 @@ void launch(const BackwardCall& call, StreamView stream) {
   arguments.dout = encode(plan_boxes(call.dout, Tiles::kQueries));
   arguments.dq = encode(plan_boxes(gradients.dq, Tiles::kQueries));
   arguments.schedule = resident_schedule(call.block.bands, RowAxis::key, shape.query_rows, shape.key_rows,
-                                         {Tiles::kKeys, Tiles::kQueries, true}, shape.heads, stream);
+                                         {Tiles::kKeys, Tiles::kQueries, true}, shape.heads, shape.kv_heads * Tiles::kConsumers, stream);
   arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
-  // What passes by a key tile: q and dout, and the sums of dq in f32.
-  const std::int64_t bytes = shape.query_rows * arguments.group * (2 * (shape.width_qk + shape.width_v) + 4 * shape.width_qk);
-  arguments.order = {static_cast<int>(shape.kv_heads), heads_per_group(shape.kv_heads, bytes, device.l2_bytes),
-                     arguments.schedule.row_tiles};
+  // What passes by the key tiles of a head: q and dout, and the sums of dq in f32.
+  const std::int64_t bytes = shape.query_rows * (2 * (shape.width_qk + shape.width_v) + 4 * shape.width_qk);
+  arguments.order = {static_cast<int>(shape.heads), heads_per_group(shape.heads, bytes, device.l2_bytes), arguments.schedule.row_tiles};
   arguments.lse = f32(call.lse);
   arguments.delta = f32(call.delta);
   arguments.dq_rows = f32(gradients.dq);
@@ -515,7 +525,7 @@ void launch(const BackwardCall& call, StreamView stream) {
   arguments.width_v = static_cast<int>(shape.width_v);
   arguments.overwrite_dq = gradients.update_dq == Update::overwrite;
   arguments.overwrite_dkdv = gradients.update_dkdv == Update::overwrite;
-  constexpr int kShared = sizeof(Shared<Tiles>) + 1024;
+  constexpr int kShared = sizeof(Shared<Tiles>);
   static_assert(kShared <= 227 * 1024);
   periplus::cuda::check(cudaFuncSetAttribute(hopper_backward<Tiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                         "cudaFuncSetAttribute for hopper_backward");

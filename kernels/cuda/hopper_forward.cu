@@ -312,17 +312,18 @@ class Consumer {
 
   __device__ __forceinline__ void store_row(float* out, int i, float weight, float old_weight, bool empty) const {
     const int width = arguments_.width_v - lane_ % 4 * 2;
+    float2 old[kOuts / 4];
+    // All loads before the first store: the compiler cannot know that they do not meet.
 #pragma unroll
     for (int j = 0; j < kOuts / 4; ++j) {
-      if (8 * j >= width) break;
-      float2* const target = reinterpret_cast<float2*>(out + 8 * j);
-      float2 result = empty ? float2{0, 0} : float2{out_[4 * j + 2 * i] * weight, out_[4 * j + 2 * i + 1] * weight};
-      if (!arguments_.overwrite) {
-        const float2 old = *target;
-        result.x = fmaf(old.x, old_weight, result.x);
-        result.y = fmaf(old.y, old_weight, result.y);
+      old[j] = !arguments_.overwrite && 8 * j < width ? *reinterpret_cast<const float2*>(out + 8 * j) : float2{0, 0};
+    }
+#pragma unroll
+    for (int j = 0; j < kOuts / 4; ++j) {
+      const float2 result = empty ? float2{0, 0} : float2{out_[4 * j + 2 * i] * weight, out_[4 * j + 2 * i + 1] * weight};
+      if (8 * j < width) {
+        *reinterpret_cast<float2*>(out + 8 * j) = {fmaf(old[j].x, old_weight, result.x), fmaf(old[j].y, old_weight, result.y)};
       }
-      *target = result;
     }
   }
 
@@ -362,9 +363,7 @@ __device__ void init_barriers(Shared<Tiles>& shared) {
 
 template <class Tiles>
 __global__ void __launch_bounds__(Tiles::kThreads, 1) hopper_forward(const __grid_constant__ Arguments arguments) {
-  extern __shared__ std::byte memory[];
-  Shared<Tiles>& shared =
-      *reinterpret_cast<Shared<Tiles>*>(reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024));
+  Shared<Tiles>& shared = shared_memory<Shared<Tiles>>();
   if (threadIdx.x == 0) {
     for (const CUtensorMap* map : {&arguments.q, &arguments.k, &arguments.v}) prefetch_map(map);
     init_barriers(shared);
@@ -393,7 +392,7 @@ void launch(const ForwardCall& call, StreamView stream) {
   arguments.q = encode(plan_boxes(call.block.q, Tiles::kRows));
   arguments.k = encode(plan_boxes(call.block.k, Tiles::kKeys));
   arguments.v = encode(plan_boxes(call.block.v, Tiles::kKeys));
-  arguments.schedule = resident_schedule(call.block.bands, RowAxis::query, shape.query_rows, shape.key_rows, tiles, 0, stream);
+  arguments.schedule = resident_schedule(call.block.bands, RowAxis::query, shape.query_rows, shape.key_rows, tiles, 0, 0, stream);
   arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
   arguments.order = {
       static_cast<int>(shape.heads),
@@ -404,7 +403,7 @@ void launch(const ForwardCall& call, StreamView stream) {
   arguments.scale = static_cast<float>(call.block.scale);
   arguments.width_v = static_cast<int>(shape.width_v);
   arguments.overwrite = call.update == Update::overwrite;
-  constexpr int kShared = sizeof(Shared<Tiles>) + 1024;
+  constexpr int kShared = sizeof(Shared<Tiles>);
   static_assert(kShared <= 227 * 1024);
   periplus::cuda::check(cudaFuncSetAttribute(hopper_forward<Tiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                         "cudaFuncSetAttribute for hopper_forward");

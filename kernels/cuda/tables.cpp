@@ -20,7 +20,7 @@ using periplus::cuda::check;
 struct Key {
   std::vector<Band> bands;
   RowAxis axis;
-  std::int64_t query_rows, key_rows, tile_rows, tile_columns, heads;
+  std::int64_t query_rows, key_rows, tile_rows, tile_columns, heads, row_heads;
   bool fixed_columns;
   int device;
   void* stream;
@@ -41,7 +41,8 @@ std::uint64_t hash_of(const Key& key) {
   for (const Band& band : key.bands) {
     for (const std::int64_t value : {band.q0, band.q1, band.k0, band.k1, band.lo, band.hi}) mix(static_cast<std::uint64_t>(value));
   }
-  for (const std::int64_t value : {key.query_rows, key.key_rows, key.tile_rows, key.heads}) mix(static_cast<std::uint64_t>(value));
+  for (const std::int64_t value : {key.query_rows, key.key_rows, key.tile_rows, key.heads, key.row_heads})
+    mix(static_cast<std::uint64_t>(value));
   mix(reinterpret_cast<std::uintptr_t>(key.stream));
   return hash;
 }
@@ -73,7 +74,8 @@ Entry make_entry(const Key& key) {
   const std::size_t rows = parts.add(bytes_of(schedule.rows)), columns = parts.add(bytes_of(schedule.columns)),
                     masks = parts.add(bytes_of(schedule.masks)), unreached = parts.add(bytes_of(schedule.unreached)),
                     counters = parts.add(2 * sizeof(std::int32_t)),
-                    turns = parts.add(static_cast<std::size_t>(column_tiles * key.heads) * sizeof(std::int32_t));
+                    turns = parts.add(static_cast<std::size_t>(column_tiles * key.heads) * sizeof(std::int32_t)),
+                    row_turns = parts.add(schedule.rows.size() * static_cast<std::size_t>(key.row_heads) * sizeof(std::int32_t));
   std::vector<std::byte> image(parts.total(), std::byte{0});
   const auto put = [&](std::size_t at, const auto& vector) {
     if (!vector.empty()) std::memcpy(image.data() + at, vector.data(), bytes_of(vector));
@@ -94,7 +96,7 @@ Entry make_entry(const Key& key) {
       at(masks, static_cast<const MaskBand*>(nullptr)), at(unreached, static_cast<const std::int32_t*>(nullptr)),
       static_cast<std::int32_t>(schedule.rows.size()),  static_cast<std::int32_t>(schedule.unreached.size()),
       static_cast<std::int32_t>(column_tiles),          at(counters, static_cast<std::int32_t*>(nullptr)),
-      at(turns, static_cast<std::int32_t*>(nullptr))};
+      at(turns, static_cast<std::int32_t*>(nullptr)),   at(row_turns, static_cast<std::int32_t*>(nullptr))};
   return {hash_of(key), key, memory, image.size(), resident};
 }
 
@@ -129,7 +131,7 @@ class Tables {
 }  // namespace
 
 ResidentSchedule resident_schedule(std::span<const Band> bands, RowAxis axis, std::int64_t query_rows, std::int64_t key_rows,
-                                   const ScheduleTiles& tiles, std::int64_t heads, StreamView stream) {
+                                   const ScheduleTiles& tiles, std::int64_t heads, std::int64_t row_heads, StreamView stream) {
   // Never destroyed: at exit the driver may be gone before it.
   static Tables& tables = *new Tables;
   return tables.find({{bands.begin(), bands.end()},
@@ -139,6 +141,7 @@ ResidentSchedule resident_schedule(std::span<const Band> bands, RowAxis axis, st
                       tiles.rows,
                       tiles.columns,
                       heads,
+                      row_heads,
                       tiles.fixed_columns,
                       stream.device().index,
                       stream.native()});

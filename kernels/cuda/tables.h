@@ -19,12 +19,13 @@ struct ResidentSchedule {
   /// `turns[head * column_tiles + tile]`.
   std::int32_t* counters;
   std::int32_t* turns;
+  std::int32_t* row_turns;  ///< [row_heads * row_tiles], for sums over the heads that share a row tile.
 };
 
 /// Makes the schedule on first use and keeps it, for later calls with equal arguments: training repeats the same few masks in
 /// every layer. Each stream has its own, since the counters are in use while a kernel runs. The first use waits for a copy.
-/// `heads` is how many rows of turns are wanted.
+/// `heads` rows of turns, `row_heads` of row turns.
 ResidentSchedule resident_schedule(std::span<const Band> bands, RowAxis axis, std::int64_t query_rows, std::int64_t key_rows,
-                                   const ScheduleTiles& tiles, std::int64_t heads, StreamView stream);
+                                   const ScheduleTiles& tiles, std::int64_t heads, std::int64_t row_heads, StreamView stream);
 
 }  // namespace periplus::kernels::cuda
