@@ -19,6 +19,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 
 #include "kernels/cpu/parallel.h"
+#include "kernels/cuda/matmul.h"
 #include "kernels/matmul_f64.h"
 #include "runtime/error.h"
 
@@ -341,6 +342,7 @@ void multiply_with_library(Product p, StreamView stream) {
 void matmul(ConstTensorView a, ConstTensorView b, TensorView c, const MatmulOptions& options, StreamView stream) {
   const Product p = checked(a, b, c, options);
   if (p.m == 0 || p.n == 0) return;
+  if (stream.device().kind == DeviceKind::cuda) return cuda::matmul({p.m, p.n, p.k}, a, b, c, options, stream);
   if (p.k == 0) {
     if (!p.accumulate) fill_zero(c);
     return;

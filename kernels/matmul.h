@@ -17,7 +17,8 @@ struct MatmulOptions {
 /// Types    (a, b -> c): bf16,bf16 -> bf16 or f32; f32,f32 -> f32; f64,f64 -> f64. Sums run in f32 (f64 for f64).
 ///          Accumulating into bf16 is refused: it would lose what accumulation is for.
 /// Shapes   2-d, last dimension contiguous, any row stride. M, N or K may be 0 (K = 0 with overwrite writes zeros).
-/// Effects  oneDNN on the calling thread's OpenMP team (AMX for bf16 where the CPU has it); f64 is a plain loop.
+/// Effects  On a CUDA stream cuBLASLt, found at run time (BackendUnavailable without it). Else oneDNN on the calling thread's OpenMP team
+/// (AMX for bf16 where the CPU has it); f64 is a plain loop.
 ///          Bitwise repeatable for equal shapes and thread counts. Calls the progress hook between row blocks.
 void matmul(ConstTensorView a, ConstTensorView b, TensorView c, const MatmulOptions& options, StreamView stream);
 
