@@ -29,6 +29,7 @@ const std::vector<Suite>& suites() {
       {"kernels", "attention kernels against the peaks of this machine and against oneDNN", bench::bench_kernels},
       {"overlap", "how much of the communication strategies hide, with paced links and sleeping kernels", bench::bench_overlap},
       {"strategies", "all strategies side by side on one problem, with paced links and sleeping kernels", bench::bench_strategies},
+      {"gpu", "attention on a CUDA device against cuBLAS, in blocks, and beside other work", bench::bench_gpu},
   };
   return table;
 }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "kernels/attention.h"
+#include "launch/bench/figure_lines.h"
 #include "launch/bench/kernel_figures.h"
 #include "launch/bench/suites.h"
 #include "launch/ranks.h"
@@ -22,20 +23,6 @@ namespace periplus::launch::bench {
 namespace {
 
 using kernels::CpuLevel;
-
-/// One line on standard error that replaces itself; nothing where nobody looks.
-void show_progress(const std::string& text) {
-  static const bool terminal = isatty(STDERR_FILENO) == 1;
-  if (!terminal) return;
-  std::fputs(("\r\x1b[K" + text).c_str(), stderr);
-  std::fflush(stderr);
-}
-
-void print_line(const std::string& text) {
-  show_progress("");
-  std::fputs((text + "\n").c_str(), stdout);
-  std::fflush(stdout);
-}
 
 std::string cpu_model() {
   std::ifstream lines("/proc/cpuinfo");
@@ -76,37 +63,6 @@ void print_machine(bool json, BestPeaks& peaks) {
   print_line("Ratios are medians over the calm samples; a sample is calm if the peaks beside it are within 7 % of the best.");
 }
 
-std::vector<std::string> split_at_commas(const std::string& text) {
-  std::vector<std::string> parts(1);
-  for (const char c : text) {
-    if (c == ',') {
-      parts.emplace_back();
-    } else {
-      parts.back() += c;
-    }
-  }
-  return parts;
-}
-
-/// The figures whose ids are listed in `only`; all if it is empty.
-std::vector<Figure> chosen_figures(const std::string& only) {
-  std::vector<Figure> figures = kernel_figures();
-  if (only.empty()) return figures;
-  std::vector<std::string> known;
-  for (const Figure& figure : figures) {
-    if (std::ranges::find(known, figure.id) == known.end()) known.push_back(figure.id);
-  }
-  const std::vector<std::string> wanted = split_at_commas(only);
-  for (const std::string& id : wanted) {
-    if (std::ranges::find(known, id) == known.end()) {
-      throw InvalidArgument(
-          fmt::format("kernels: --only: there is no figure '{}'{}; there are {}", id, did_you_mean(id, known), fmt::join(known, ", ")));
-    }
-  }
-  std::erase_if(figures, [&](const Figure& figure) { return std::ranges::find(wanted, figure.id) == wanted.end(); });
-  return figures;
-}
-
 }  // namespace
 
 int bench_kernels(Arguments arguments) {
@@ -130,7 +86,8 @@ int bench_kernels(Arguments arguments) {
              .most = 3600});
   table.parse(arguments);
   if (answered(table)) return kOk;
-  const std::vector<Figure> figures = chosen_figures(only);
+  std::vector<Figure> figures = kernel_figures();
+  keep_chosen(figures, only, "kernels");
   if (kernels::cpu_level() == CpuLevel::emulated_amx) {
     throw InvalidArgument("kernels: level emulated_amx is slow on purpose and only for tests; choose another PERIPLUS_CPU_LEVEL");
   }

@@ -11,5 +11,6 @@ int bench_memory(Arguments arguments);
 int bench_kernels(Arguments arguments);
 int bench_overlap(Arguments arguments);
 int bench_strategies(Arguments arguments);
+int bench_gpu(Arguments arguments);
 
 }  // namespace periplus::launch::bench

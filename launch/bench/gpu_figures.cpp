@@ -1,0 +1,385 @@
+// The figures of `periplus bench gpu`: attention against cuBLAS, against itself cut into blocks, and beside other work.
+#include "launch/bench/gpu_figures.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/occupy.h"
+#include "kernels/matmul.h"
+#include "kernels/transfer.h"
+#include "launch/bench/documents.h"
+#include "launch/bench/gpu_problem.h"
+#include "launch/bench/statistics.h"
+#include "parallel/layout.h"
+#include "parallel/mask.h"
+
+namespace periplus::launch::bench {
+namespace {
+
+using kernels::Update;
+using kernels::cuda::Rung;
+
+/// Something timed, and how much of it a run does.
+struct Side {
+  std::function<void(StreamView)> work;
+  double amount = 0;
+};
+
+struct Samples {
+  std::vector<double> ours, yardstick;  ///< seconds
+};
+
+/// Both sides in turn, after one run of each that does not count.
+Samples alternate(const Side& ours, const Side& yardstick, const GpuSampling& sampling) {
+  Samples samples;
+  for (int i = -1; i < sampling.samples; ++i) {
+    const double a = gpu_seconds(ours.work, sampling.stream), b = gpu_seconds(yardstick.work, sampling.stream);
+    if (i < 0) continue;
+    samples.ours.push_back(a);
+    samples.yardstick.push_back(b);
+  }
+  return samples;
+}
+
+void fill_ratios(Line& line, std::vector<double> ratios) {
+  line.ratio = median(ratios);
+  line.ratio_min = std::ranges::min(ratios);
+  line.ratio_max = std::ranges::max(ratios);
+  line.kept = line.taken = ratios.size();
+}
+
+/// Rates, ours over the yardstick's.
+Line rate_line(const std::string& name, const Side& ours, const Side& yardstick, const std::string& unit, double per_unit,
+               std::optional<Goal> goal, const GpuSampling& sampling) {
+  const Samples samples = alternate(ours, yardstick, sampling);
+  Line line{.id = "", .name = name, .unit = unit};
+  line.value = ours.amount / median(samples.ours) / per_unit;
+  line.yardstick = yardstick.amount / median(samples.yardstick) / per_unit;
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < samples.ours.size(); ++i) {
+    ratios.push_back(ours.amount / samples.ours[i] / (yardstick.amount / samples.yardstick[i]));
+  }
+  fill_ratios(line, ratios);
+  line.goal = goal;
+  return line;
+}
+
+/// Times in ms, ours over the yardstick's.
+Line time_line(const std::string& name, const Side& ours, const Side& yardstick, Goal goal, const GpuSampling& sampling) {
+  const Samples samples = alternate(ours, yardstick, sampling);
+  Line line{.id = "", .name = name, .unit = "ms"};
+  line.value = median(samples.ours) * 1e3;
+  line.yardstick = median(samples.yardstick) * 1e3;
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < samples.ours.size(); ++i) ratios.push_back(samples.ours[i] / samples.yardstick[i]);
+  fill_ratios(line, ratios);
+  line.goal = goal;
+  return line;
+}
+
+std::vector<Line> wrong_or(const std::string& wrong, const std::string& name, const std::function<std::vector<Line>()>& measure) {
+  if (wrong.empty()) return measure();
+  Line line{.id = "", .name = name};
+  line.wrong = wrong;
+  return {line};
+}
+
+Side forward_side(const GpuProblem& problem, Update update = Update::overwrite) {
+  return {[&problem, update](StreamView stream) { problem.forward(update, stream); }, problem.forward_flop()};
+}
+Side backward_side(const GpuProblem& problem, Update update = Update::overwrite) {
+  return {[&problem, update](StreamView stream) { problem.backward(update, stream); }, problem.backward_flop()};
+}
+
+constexpr std::int64_t kProductSize = 8192;
+
+/// The yardstick of all rates: c = a b of bf16, 8192 x 8192 x 8192.
+struct ProductYardstick {
+  explicit ProductYardstick(int device)
+      : a(gpu_random({kProductSize, kProductSize}, DType::bf16, 11, device)),
+        b(gpu_random({kProductSize, kProductSize}, DType::bf16, 12, device)),
+        c({kProductSize, kProductSize}, DType::bf16, Memory({DeviceKind::cuda, device})) {}
+  Side side() const {
+    return {[this](StreamView stream) { kernels::matmul(a, b, c, {}, stream); }, 2 * std::pow(static_cast<double>(kProductSize), 3)};
+  }
+  Tensor a, b, c;
+};
+
+/// Nothing above this rung while it lives.
+class AtMost {
+ public:
+  explicit AtMost(Rung rung) : before_(kernels::cuda::highest_rung()) { kernels::cuda::set_highest_rung(std::min(rung, before_)); }
+  AtMost(const AtMost&) = delete;
+  AtMost& operator=(const AtMost&) = delete;
+  ~AtMost() { kernels::cuda::set_highest_rung(before_); }
+
+ private:
+  Rung before_;
+};
+
+struct RateFigure {
+  std::string name;
+  GpuCase problem;
+  Rung rung = Rung::hopper;
+  bool backward = false;
+  std::optional<Goal> goal;
+};
+
+std::vector<Line> measure_rate(const RateFigure& figure, const GpuSampling& sampling) {
+  const AtMost rung(figure.rung);
+  const GpuProblem problem(figure.problem, sampling.device);
+  return wrong_or(problem.check(figure.backward, sampling.stream), figure.name, [&] {
+    std::string why;
+    if (!kernels::cuda::matmul_available(&why)) {
+      const Side side = figure.backward ? backward_side(problem) : forward_side(problem);
+      Line line = rate_line(figure.name, side, side, "TFLOP/s", 1e12, {}, sampling);
+      line.note = "no yardstick: " + why;
+      return std::vector{line};
+    }
+    const ProductYardstick product(sampling.device);
+    return std::vector{rate_line(figure.name, figure.backward ? backward_side(problem) : forward_side(problem), product.side(), "TFLOP/s",
+                                 1e12, figure.goal, sampling)};
+  });
+}
+
+/// A sequence of `ranks` shards in zigzag, block by block on one device: what virtual ranks compute, without their copies.
+class Shards {
+ public:
+  Shards(int ranks, std::int64_t rows_each, std::int64_t heads, int device) {
+    const std::vector<std::int64_t> cu_seqlens = {0, ranks * rows_each};
+    const SequenceLayout layout = SequenceLayout::make(LayoutKind::zigzag, ranks, cu_seqlens);
+    const Mask mask({}, cu_seqlens);
+    for (int rank = 0; rank < ranks; ++rank) {
+      shards_.push_back(std::make_unique<GpuProblem>(gpu_causal_case(rows_each, heads, 128), device));
+      for (int other = 0; other < ranks; ++other) append_bands_between(layout, mask, rank, other, bands_.emplace_back());
+    }
+  }
+  void forward(StreamView stream) const {
+    for_each_block([&](const GpuProblem& queries, const kernels::AttentionBlock& block, const GpuProblem&, bool first, bool) {
+      kernels::attend(block, {queries.out, queries.lse}, first ? Update::overwrite : Update::accumulate, stream);
+    });
+  }
+  void backward(StreamView stream) const {
+    for (const auto& shard : shards_) kernels::delta(shard->dout, shard->out, shard->lse, {}, {}, shard->delta, {}, stream);
+    for_each_block(
+        [&](const GpuProblem& queries, const kernels::AttentionBlock& block, const GpuProblem& keys, bool first, bool first_keys) {
+          kernels::attend_backward(block, queries.dout, queries.lse, queries.delta,
+                                   {queries.dq, keys.dk, keys.dv, first ? Update::overwrite : Update::accumulate,
+                                    first_keys ? Update::overwrite : Update::accumulate},
+                                   stream);
+        });
+  }
+
+ private:
+  /// Each rank starts with its own block, as a ring does.
+  template <class Body>
+  void for_each_block(const Body& body) const {
+    const std::size_t ranks = shards_.size();
+    for (std::size_t rank = 0; rank < ranks; ++rank) {
+      for (std::size_t hop = 0; hop < ranks; ++hop) {
+        const std::size_t other = (rank + ranks - hop) % ranks;
+        const GpuProblem &queries = *shards_[rank], &keys = *shards_[other];
+        const kernels::AttentionBlock block{queries.q, keys.k, keys.v, bands_[rank * ranks + other], 1 / std::sqrt(128.0), 0};
+        body(queries, block, keys, hop == 0, rank == 0);
+      }
+    }
+  }
+  std::vector<std::unique_ptr<GpuProblem>> shards_;
+  std::vector<std::vector<Band>> bands_;
+};
+
+std::vector<Line> measure_blocks(const GpuSampling& sampling) {
+  constexpr int kRanks = 8;
+  constexpr std::int64_t kRows = 8192, kHeads = 8;
+  const GpuProblem whole(gpu_causal_case(kRanks * kRows, kHeads, 128), sampling.device);
+  const Shards shards(kRanks, kRows, kHeads, sampling.device);
+  return wrong_or(whole.check(false, sampling.stream), "8 shards of 8K in zigzag, block by block / 64K at once", [&] {
+    const Side forward{[&](StreamView stream) { shards.forward(stream); }}, both{[&](StreamView stream) {
+      shards.forward(stream);
+      shards.backward(stream);
+    }};
+    const Side whole_both{[&](StreamView stream) {
+      whole.forward(Update::overwrite, stream);
+      kernels::delta(whole.dout, whole.out, whole.lse, {}, {}, whole.delta, {}, stream);
+      whole.backward(Update::overwrite, stream);
+    }};
+    return std::vector{
+        time_line("8 shards of 8K, zigzag, by blocks / 64K, forward", forward, forward_side(whole), {1.04, {}, true}, sampling),
+        time_line("8 shards of 8K, zigzag, by blocks / 64K, both", both, whole_both, {1.03, {}, true}, sampling)};
+  });
+}
+
+/// Copies within device memory at a given pace while it lives.
+class PacedCopies {
+ public:
+  PacedCopies(int device, double bytes_per_second)
+      : source_(gpu_random({kBytes / 2}, DType::bf16, 21, device)),
+        target_({kBytes / 2}, DType::bf16, Memory({DeviceKind::cuda, device})),
+        stream_(cuda::make_stream(device, cuda::Priority::high)),
+        thread_([this, bytes_per_second](const std::stop_token& stop) { run(stop, bytes_per_second); }) {}
+  double rate() const {
+    return static_cast<double>(copied_.load()) / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+  }
+
+ private:
+  static constexpr std::int64_t kBytes = std::int64_t{4} << 20;
+  void run(const std::stop_token& stop, double bytes_per_second) {
+    const std::chrono::duration<double> pause(static_cast<double>(kBytes) / bytes_per_second);
+    auto next = std::chrono::steady_clock::now();
+    while (!stop.stop_requested()) {
+      cuda::copy_bytes(target_.view().bytes(), source_.view().bytes(), static_cast<std::size_t>(kBytes), stream_);
+      copied_ += kBytes;
+      next += std::chrono::duration_cast<std::chrono::steady_clock::duration>(pause);
+      while (std::chrono::steady_clock::now() < next) {
+      }
+    }
+    cuda::synchronize(stream_);
+  }
+  Tensor source_, target_;
+  Stream stream_;
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+  std::atomic<std::int64_t> copied_{0};
+  std::jthread thread_;  // last: it uses the others
+};
+
+std::vector<Line> measure_beside_copies(const GpuSampling& sampling) {
+  constexpr double kPace = 370e9;
+  const GpuProblem problem(gpu_causal_case(16384, 16, 128), sampling.device);
+  const std::string name = "causal forward 16K beside copies at 370 GB/s / alone";
+  return wrong_or(problem.check(false, sampling.stream), name, [&] {
+    std::vector<double> alone, beside, rates;
+    const Side side = forward_side(problem);
+    gpu_seconds(side.work, sampling.stream);
+    for (int i = 0; i < sampling.samples; ++i) {
+      alone.push_back(gpu_seconds(side.work, sampling.stream, 4));
+      const PacedCopies copies(sampling.device, kPace);
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      beside.push_back(gpu_seconds(side.work, sampling.stream, 4));
+      rates.push_back(copies.rate());
+    }
+    Line line{.id = "", .name = name, .unit = "ms"};
+    line.value = median(beside) * 1e3;
+    line.yardstick = median(alone) * 1e3;
+    std::vector<double> ratios;
+    for (std::size_t i = 0; i < alone.size(); ++i) ratios.push_back(beside[i] / alone[i]);
+    fill_ratios(line, ratios);
+    line.goal = Goal{1.03, {}, true};
+    line.more = {{"copied_gb_per_second", median(rates) * 1e-9}};
+    return std::vector{line};
+  });
+}
+
+std::vector<Line> measure_documents(const GpuSampling& sampling) {
+  constexpr std::int64_t kRows = 32768;
+  GpuCase c = gpu_causal_case(kRows, 16, 128);
+  const GpuProblem dense(c, sampling.device);
+  c.bands = document_bands(wikipedia_row(1, kRows));
+  const GpuProblem documents(c, sampling.device);
+  const auto name = [](const char* pass) { return fmt::format("documents of Wikipedia lengths in 32K / dense causal, {}", pass); };
+  std::string wrong = dense.check(true, sampling.stream);
+  if (wrong.empty()) wrong = documents.check(true, sampling.stream);
+  return wrong_or(wrong, name("forward"), [&] {
+    return std::vector{
+        rate_line(name("forward"), forward_side(documents), forward_side(dense), "TFLOP/s", 1e12, Goal{0.85, 0.90}, sampling),
+        rate_line(name("backward"), backward_side(documents), backward_side(dense), "TFLOP/s", 1e12, {}, sampling)};
+  });
+}
+
+std::vector<Line> measure_beside_kernels(const GpuSampling& sampling) {
+  constexpr int kHeld = 8;
+  const GpuProblem problem(gpu_causal_case(16384, 16, 128), sampling.device);
+  const int all = cuda::known_properties(sampling.device).multiprocessors;
+  const std::string name = fmt::format("causal forward 16K, {} of {} multiprocessors held / alone on the rest", kHeld, all);
+  return wrong_or(problem.check(false, sampling.stream), name, [&] {
+    kernels::cuda::set_reserved_multiprocessors(kHeld);
+    std::vector<double> alone, beside, ratios;
+    const Side side = forward_side(problem);
+    gpu_seconds(side.work, sampling.stream);
+    for (int i = 0; i < sampling.samples; ++i) {
+      alone.push_back(gpu_seconds(side.work, sampling.stream, 2));
+      const kernels::cuda::Occupation held(sampling.device, kHeld);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      beside.push_back(gpu_seconds(side.work, sampling.stream, 2));
+      ratios.push_back(beside.back() / alone.back());
+    }
+    kernels::cuda::set_reserved_multiprocessors(0);
+    Line line{.id = "", .name = name, .unit = "ms"};
+    line.value = median(beside) * 1e3;
+    line.yardstick = median(alone) * 1e3;
+    fill_ratios(line, ratios);
+    line.goal = Goal{1.03, {}, true};
+    return std::vector{line};
+  });
+}
+
+/// What Ulysses does to its shards: heads of other ranks side by side, rows of zigzag chunks in their order.
+std::vector<Line> measure_permutations(const GpuSampling& sampling) {
+  constexpr std::int64_t kRows = 65536, kHeads = 32, kWidth = 128;
+  const Memory memory({DeviceKind::cuda, sampling.device});
+  const Tensor source = gpu_random({kRows, kHeads, kWidth}, DType::bf16, 31, sampling.device);
+  const Tensor target({kRows, kHeads, kWidth}, DType::bf16, memory);
+  const auto bytes = 2 * static_cast<double>(source.view().size_bytes());
+  const Side copy{
+      [&](StreamView stream) { cuda::copy_bytes(target.view().bytes(), source.view().bytes(), source.view().size_bytes(), stream); },
+      bytes};
+  const Side heads{[&](StreamView stream) {
+                     for (int part = 0; part < 8; ++part) {
+                       const TensorView packed(target.view().bytes() + part * static_cast<std::int64_t>(target.view().size_bytes()) / 8,
+                                               DType::bf16, {kRows, kHeads / 8, kWidth});
+                       kernels::copy(source.view().slice(1, part * kHeads / 8, kHeads / 8), packed, stream);
+                     }
+                   },
+                   bytes};
+  std::vector<RowMove> moves;
+  constexpr std::int64_t kChunk = kRows / 16;
+  for (std::int64_t chunk = 0; chunk < 16; ++chunk) moves.push_back({chunk * kChunk, (chunk * 5 % 16) * kChunk, kChunk});
+  const Side rows{[&](StreamView stream) { kernels::move_rows(source, target, moves, stream); }, bytes};
+  return {rate_line("heads of 8 ranks packed, bf16, 0.5 GB / copy", heads, copy, "GB/s", 1e9, Goal{0.85}, sampling),
+          rate_line("16 chunks of rows moved, bf16, 0.5 GB / copy", rows, copy, "GB/s", 1e9, Goal{0.85}, sampling)};
+}
+
+GpuFigure rate_figure(const std::string& id, const RateFigure& figure) {
+  return {id, figure.name, [figure](const GpuSampling& sampling) { return measure_rate(figure, sampling); }};
+}
+
+}  // namespace
+
+std::vector<GpuFigure> gpu_figures() {
+  const GpuCase d128 = gpu_causal_case(16384, 16, 128), d64 = gpu_causal_case(16384, 32, 64), short128 = gpu_causal_case(4096, 16, 128);
+  GpuCase grouped = gpu_causal_case(16384, 32, 128);
+  grouped.kv_heads = 4;
+  return {
+      rate_figure("G1", {"causal forward, d 128, 16K / cuBLAS", d128, Rung::hopper, false, Goal{0.75, 0.85}}),
+      rate_figure("G1", {"causal forward, d 128, 4K / cuBLAS", short128, Rung::hopper, false, {}}),
+      rate_figure("G1", {"causal forward, d 128, 32/4 heads, 16K / cuBLAS", grouped, Rung::hopper, false, {}}),
+      rate_figure("G2", {"causal backward, d 128, 16K / cuBLAS", d128, Rung::hopper, true, Goal{0.63, 0.72}}),
+      rate_figure("G2", {"causal backward, d 128, 4K / cuBLAS", short128, Rung::hopper, true, {}}),
+      rate_figure("G2", {"causal backward, d 128, 32/4 heads, 16K / cuBLAS", grouped, Rung::hopper, true, {}}),
+      rate_figure("G3", {"causal forward, d 64, 16K / cuBLAS", d64, Rung::hopper, false, Goal{0.54}}),
+      rate_figure("G3", {"causal backward, d 64, 16K / cuBLAS", d64, Rung::hopper, true, {}}),
+      rate_figure("portable", {"causal forward, d 128, 16K, portable / cuBLAS", d128, Rung::portable, false, Goal{0.38}}),
+      rate_figure("portable", {"causal backward, d 128, 16K, portable / cuBLAS", d128, Rung::portable, true, {}}),
+      {"G4", "blocks in sequence", measure_blocks},
+      {"G5", "beside copies", measure_beside_copies},
+      {"G6", "documents", measure_documents},
+      {"G12", "beside kernels", measure_beside_kernels},
+      {"G9", "permutations", measure_permutations},
+  };
+}
+
+double gpu_product_rate(const GpuSampling& sampling) {
+  const ProductYardstick product(sampling.device);
+  const Side side = product.side();
+  std::vector<double> rates;
+  gpu_seconds(side.work, sampling.stream);
+  for (int i = 0; i < sampling.samples; ++i) rates.push_back(side.amount / gpu_seconds(side.work, sampling.stream) * 1e-12);
+  return median(rates);
+}
+
+}  // namespace periplus::launch::bench
