@@ -1,6 +1,5 @@
 #include "parallel/execute/execute.h"
 
-#include <algorithm>
 #include <array>
 #include <chrono>
 #include <deque>
@@ -11,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "kernels/attention.h"
+#include "kernels/transfer.h"
 #include "parallel/plan/ops.h"
 #include "parallel/plan/trace_event.h"
 #include "runtime/error.h"
@@ -23,6 +23,7 @@ using plan::Program;
 using plan::Step;
 using plan::StepId;
 using plan::View;
+namespace transfer_operand = plan::transfer_operand;
 using Clock = std::chrono::steady_clock;
 
 double seconds_between(Clock::time_point begin, Clock::time_point end) { return std::chrono::duration<double>(end - begin).count(); }
@@ -252,40 +253,14 @@ class Executor {
       }
       case Op::copy:
         if (s.moves.count > 0)
-          return move_rows(t[plan::transfer_operand::source], t[plan::transfer_operand::destination], program_.moves_of(s));
-        return by_rows(copy, t[plan::transfer_operand::source], t[plan::transfer_operand::destination]);
+          return kernels::move_rows(t[transfer_operand::source], t[transfer_operand::destination], program_.moves_of(s), stream_);
+        return kernels::copy(t[transfer_operand::source], t[transfer_operand::destination], stream_);
       case Op::add:
-        return by_rows(add, t[plan::transfer_operand::source], t[plan::transfer_operand::destination]);
+        return kernels::add(t[transfer_operand::source], t[transfer_operand::destination], stream_);
       case Op::exchange:
         break;
     }
     throw InternalError("execute: an exchange stands in the compute queue");
-  }
-
-  /// Whole-shard copies and sums are long: in pieces of some 32 Ki elements, so that messages move in between.
-  static std::int64_t rows_between_messages(const TensorView& tensor) {
-    return std::max<std::int64_t>(1, 32 * 1024 / std::max<std::int64_t>(1, tensor.size(1) * tensor.size(2)));
-  }
-  void by_rows(void (*operation)(ConstTensorView, TensorView), const TensorView& source, const TensorView& destination) {
-    const std::int64_t rows = source.size(0), piece = rows_between_messages(source);
-    for (std::int64_t row = 0; row < rows; row += piece) {
-      const std::int64_t count = std::min(piece, rows - row);
-      operation(source.slice(0, row, count), destination.slice(0, row, count));
-      stream_.progress();
-    }
-  }
-
-  void move_rows(const TensorView& source, const TensorView& destination, std::span<const RowMove> moves) {
-    const std::int64_t piece = rows_between_messages(source);
-    std::int64_t since = 0;
-    for (const RowMove& move : moves) {
-      const TensorView from = source.slice(0, move.from, move.rows), to = destination.slice(0, move.to, move.rows);
-      move.rows < piece ? copy(from, to) : by_rows(copy, from, to);
-      since += move.rows;
-      if (since < piece) continue;
-      stream_.progress();
-      since = 0;
-    }
   }
 
   double now_us() const { return context_.tracer ? context_.tracer->now_us() : 0; }
