@@ -14,21 +14,6 @@ namespace {
 cudaStream_t native(StreamView stream) { return static_cast<cudaStream_t>(stream.native()); }
 cudaEvent_t native(void* event) { return static_cast<cudaEvent_t>(event); }
 
-/// Makes a device current for this thread while it lives.
-class Current {
- public:
-  explicit Current(int index) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (before_ != index) check(cudaSetDevice(index), "cudaSetDevice");
-  }
-  Current(const Current&) = delete;
-  Current& operator=(const Current&) = delete;
-  ~Current() { cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
-
 struct Found {
   int devices = 0;
   std::string reason;
@@ -63,6 +48,12 @@ void check(cudaError_t status, std::string_view call, std::source_location place
                                 place.file_name(), place.line()));
 }
 
+CurrentDevice::CurrentDevice(int index) {
+  check(cudaGetDevice(&before_), "cudaGetDevice");
+  if (before_ != index) check(cudaSetDevice(index), "cudaSetDevice");
+}
+CurrentDevice::~CurrentDevice() { cudaSetDevice(before_); }
+
 std::string unavailable_reason() noexcept { return found().reason; }
 int device_count() noexcept { return found().devices; }
 
@@ -81,7 +72,7 @@ DeviceProperties properties(int index) {
   result.multiprocessors = given.multiProcessorCount;
   result.shared_bytes_per_block = static_cast<int>(given.sharedMemPerBlockOptin);
   result.l2_bytes = static_cast<std::size_t>(given.l2CacheSize);
-  const Current current(index);
+  const CurrentDevice current(index);
   check(cudaMemGetInfo(&result.free_bytes, &result.memory_bytes), "cudaMemGetInfo");
   return result;
 }
@@ -94,7 +85,7 @@ int toolkit_version() noexcept { return CUDART_VERSION; }
 
 std::byte* allocate(int index, std::size_t bytes) {
   if (device_count() == 0) throw BackendUnavailable("cuda: " + unavailable_reason());
-  const Current current(index);
+  const CurrentDevice current(index);
   void* data = nullptr;
   const cudaError_t status = cudaMalloc(&data, bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -120,7 +111,7 @@ void release_pinned(std::byte* data) noexcept { cudaFreeHost(data); }
 
 Stream make_stream(int index, Priority priority) {
   if (device_count() == 0) throw BackendUnavailable("cuda: " + unavailable_reason());
-  const Current current(index);
+  const CurrentDevice current(index);
   int lowest = 0, highest = 0;
   check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange");
   cudaStream_t stream = nullptr;
@@ -143,7 +134,7 @@ void fill_bytes(void* destination, unsigned char value, std::size_t bytes, Strea
 }
 
 Event::Event(int index, bool with_time) {
-  const Current current(index);
+  const CurrentDevice current(index);
   cudaEvent_t event = nullptr;
   check(cudaEventCreateWithFlags(&event, with_time ? cudaEventDefault : cudaEventDisableTiming), "cudaEventCreate");
   native_ = event;
