@@ -142,6 +142,7 @@ struct DistributedAttention::State {
   comm::Communicator communicator;
   Memory memory;
   Tracer* tracer;
+  Stream stream;
   std::array<plan::Program, 2> programs;  // forward, backward
   Tensor workspace;
   AttentionStatistics statistics;
@@ -149,7 +150,7 @@ struct DistributedAttention::State {
   plan::Program& program(Pass pass) { return programs[pass == Pass::forward ? 0 : 1]; }
 
   void run(Pass pass, const execute::Bindings& bindings) {
-    const execute::Context context{communicator, {}, workspace, tracer};
+    const execute::Context context{.communicator = communicator, .workspace = workspace, .tracer = tracer, .stream = stream};
     const execute::Statistics cost = execute::execute(program(pass), bindings, context);
     statistics.seconds += cost.seconds;
     statistics.exposed_seconds += cost.exposed_seconds;
@@ -158,17 +159,21 @@ struct DistributedAttention::State {
 };
 
 DistributedAttention::DistributedAttention(AttentionProblem problem, AttentionOptions options, comm::Communicator communicator,
-                                           Memory memory, Tracer* tracer) {
+                                           Memory memory, Tracer* tracer, Stream stream) {
+  if (memory.device() != stream.device()) {
+    throw InvalidArgument(fmt::format("attention: the memory is on {}, but the stream on {}; use a stream of the memory's device",
+                                      to_string(memory.device()), to_string(stream.device())));
+  }
   if (problem.layout.ranks() != communicator.size()) {
     throw InvalidArgument(
         fmt::format("attention: the layout is for {} ranks, the communicator has {}", problem.layout.ranks(), communicator.size()));
   }
   const std::array<std::uint64_t, 2> digests{problem.digest(), options.digest()};
-  const Stream stream;
   comm::require_same_on_all_ranks(communicator, hash64({reinterpret_cast<const char*>(digests.data()), sizeof(digests)}),
-                                  "attention problem and options", stream);
+                                  "attention problem and options", Stream());
   const int rank = communicator.rank();
-  state_ = std::make_unique<State>(State{std::move(problem), std::move(communicator), std::move(memory), tracer, {}, {}, {}});
+  state_ =
+      std::make_unique<State>(State{std::move(problem), std::move(communicator), std::move(memory), tracer, std::move(stream), {}, {}, {}});
   options = resolved(state_->problem, options);
   for (const Pass pass : {Pass::forward, Pass::backward}) state_->program(pass) = make_program(state_->problem, options, pass, rank);
   const std::int64_t bytes = std::max(state_->programs[0].workspace_bytes, state_->programs[1].workspace_bytes);

@@ -18,8 +18,8 @@ plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& op
 
 /// What a running plan costs this rank, summed over calls.
 struct AttentionStatistics {
-  double seconds = 0;          ///< In forward() and backward().
-  double exposed_seconds = 0;  ///< Of these, waiting for messages with no kernel running.
+  double seconds = 0;          ///< In forward() and backward(); on a device that is enqueuing only.
+  double exposed_seconds = 0;  ///< Of these, waiting for messages with no kernel running; 0 on a device.
   double flops = 0;            ///< Counted from the bands: 2(D+E)H forward, (6D+4E)H backward, per allowed pair.
 };
 
@@ -45,17 +45,21 @@ struct AttentionInputGradients {
 
 /// Softmax attention over the ranks of a communicator: plans once, then runs forward and backward as often as wanted.
 /// Collective: every rank of the communicator makes the same one and calls the same methods in the same order.
+/// On a CUDA stream tensors are in memory of its device, calls return when all is enqueued, and results are there once the
+/// stream has passed; until then tensors and this object must live.
 class DistributedAttention {
  public:
   /// problem.layout.ranks() == communicator.size(). Compares the problem's digest with all ranks unless told not to.
+  /// `memory` is of the stream's device; the workspace comes from it.
   DistributedAttention(AttentionProblem problem, AttentionOptions options, comm::Communicator communicator, Memory memory,
-                       Tracer* tracer = nullptr);
+                       Tracer* tracer = nullptr, Stream stream = {});
   ~DistributedAttention();
   DistributedAttention(DistributedAttention&&) noexcept;
   DistributedAttention& operator=(DistributedAttention&&) noexcept;
 
   const AttentionProblem& problem() const noexcept;
-  /// The progress of messages is driven from inside the kernels. Returns when outputs are complete and inputs may change.
+  /// The progress of messages is driven from inside the kernels. On the CPU returns when outputs are complete and inputs may
+  /// change.
   void forward(const AttentionInputs& inputs, const AttentionOutputs& outputs);
   /// Needs what forward was given and returned; nothing of forward is run again.
   void backward(const AttentionInputs& inputs, const AttentionOutputs& outputs, const AttentionOutputGradients& gradients,

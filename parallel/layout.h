@@ -5,6 +5,8 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/row_move.h"
+
 namespace periplus {
 
 /// Which rank owns which tokens of a packed sequence. None of them pads, and any length works, also one below the rank count.
@@ -74,11 +76,6 @@ class SequenceLayout {
   std::vector<Segment> by_global_;  // the same, each group by global0
   std::vector<std::size_t> first_;  // group borders, ranks + 1
   std::uint64_t digest_ = 0;
-};
-
-/// Rows [from, from + rows) become rows [to, to + rows).
-struct RowMove {
-  std::int64_t from = 0, to = 0, rows = 0;
 };
 
 /// A layout in which each group of ranks owns the rows of all its members, in the order of the sequence where chunks of

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
 namespace periplus {
@@ -260,7 +261,13 @@ Tensor::Tensor(const Extents& shape, DType dtype, const Memory& memory)
 
 Tensor Tensor::zeros(const Extents& shape, DType dtype, const Memory& memory) {
   Tensor tensor(shape, dtype, memory);
-  fill_zero(tensor);
+  if (memory.device().kind == DeviceKind::cuda) {
+    const Stream stream = cuda::make_stream(memory.device().index);
+    cuda::fill_bytes(tensor.view().bytes(), 0, tensor.view().size_bytes(), stream);
+    cuda::synchronize(stream);
+  } else {
+    fill_zero(tensor);
+  }
   return tensor;
 }
 
@@ -305,6 +312,37 @@ void fill_zero(TensorView tensor) {
     --strides.dims;
     fill_zero(TensorView(part.bytes(), part.dtype(), shape, strides));
   }
+}
+
+Tensor to_device(ConstTensorView host, const Memory& memory, StreamView stream) {
+  if (memory.device() != stream.device()) {
+    throw InvalidArgument(fmt::format("to_device: the memory is on {}, but the stream on {}; use a stream of the memory's device",
+                                      to_string(memory.device()), to_string(stream.device())));
+  }
+  if (memory.device().kind == DeviceKind::cuda && !host.contiguous()) return to_device(to_host(host, Stream()), memory, stream);
+  Tensor tensor(host.shape(), host.dtype(), memory);
+  if (memory.device().kind == DeviceKind::cpu) {
+    copy(host, tensor);
+    return tensor;
+  }
+  cuda::copy_bytes(tensor.view().bytes(), host.bytes(), host.size_bytes(), stream);
+  cuda::synchronize(stream);
+  return tensor;
+}
+
+Tensor to_host(ConstTensorView device, StreamView stream) {
+  Tensor tensor(device.shape(), device.dtype(), Memory());
+  if (stream.device().kind == DeviceKind::cpu) {
+    copy(device, tensor);
+    return tensor;
+  }
+  if (!device.contiguous()) {
+    throw InvalidArgument(fmt::format("to_host: shape {} with strides {} is not contiguous; copy it on the device first",
+                                      to_string(device.shape()), to_string(device.strides())));
+  }
+  cuda::copy_bytes(tensor.view().bytes(), device.bytes(), device.size_bytes(), stream);
+  cuda::synchronize(stream);
+  return tensor;
 }
 
 }  // namespace periplus

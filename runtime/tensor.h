@@ -42,8 +42,7 @@ class BasicTensorView {
       : data_(data), dtype_(dtype), shape_(shape), strides_(strides) {}
   /// A writable view is also a read-only one.
   template <class Other>
-    requires(std::is_const_v<Byte> && !std::is_const_v<Other>)
-  BasicTensorView(const BasicTensorView<Other>& other)  // implicit on purpose
+  requires(std::is_const_v<Byte> && !std::is_const_v<Other>) BasicTensorView(const BasicTensorView<Other>& other)  // implicit on purpose
       : BasicTensorView(other.bytes(), other.dtype(), other.shape(), other.strides()) {}
 
   Byte* bytes() const noexcept { return data_; }
@@ -90,6 +89,7 @@ class Tensor {
  public:
   Tensor() = default;
   Tensor(const Extents& shape, DType dtype, const Memory& memory);
+  /// On a device the host waits until they are there.
   static Tensor zeros(const Extents& shape, DType dtype, const Memory& memory);
 
   TensorView view() const { return TensorView(buffer_.data(), dtype_, shape_); }
@@ -105,10 +105,16 @@ class Tensor {
   Extents shape_;
 };
 
-/// Element-wise copy with dtype conversion (f64, f32, bf16, f16) between tensors of equal shape and any strides.
+/// Element-wise copy in host memory with dtype conversion (f64, f32, bf16, f16) between tensors of equal shape and any strides.
 void copy(ConstTensorView source, TensorView destination);
 /// destination += source, same rules.
 void add(ConstTensorView source, TensorView destination);
 void fill_zero(TensorView tensor);
+
+/// Dense copies across the bus, for setting up and for results: the host waits until `stream` has passed. `memory` may also be
+/// the host's, and the view given to to_host on a CPU stream too: both only copy then.
+/// Errors: InvalidArgument if stream and memory are on different devices, or if `device` is not contiguous.
+Tensor to_device(ConstTensorView host, const Memory& memory, StreamView stream);
+Tensor to_host(ConstTensorView device, StreamView stream);
 
 }  // namespace periplus

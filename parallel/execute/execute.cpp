@@ -11,8 +11,12 @@
 #include <fmt/format.h>
 
 #include "kernels/attention.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/transfer.h"
+#include "parallel/execute/device_queues.h"
 #include "parallel/plan/ops.h"
 #include "parallel/plan/trace_event.h"
+#include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
 namespace periplus::execute {
@@ -23,6 +27,7 @@ using plan::Program;
 using plan::Step;
 using plan::StepId;
 using plan::View;
+namespace transfer_operand = plan::transfer_operand;
 using Clock = std::chrono::steady_clock;
 
 double seconds_between(Clock::time_point begin, Clock::time_point end) { return std::chrono::duration<double>(end - begin).count(); }
@@ -59,6 +64,44 @@ std::vector<TensorView> resolve_slots(const Program& program, const Bindings& bi
   return slots;
 }
 
+bool on_cuda(const Context& context) { return context.stream.device().kind == DeviceKind::cuda; }
+
+/// What was asked for is done or refused.
+void check_context(const Context& context) {
+  const auto refuse = [](std::string_view what) { throw InvalidArgument(fmt::format("execute: {}", what)); };
+  if (!on_cuda(context)) {
+    if (context.reserved_multiprocessors != 0) {
+      refuse(fmt::format("{} multiprocessors are reserved, but a cpu stream has none; use 0", context.reserved_multiprocessors));
+    }
+    return;
+  }
+  const std::string device = to_string(context.stream.device());
+  if (context.pace) refuse(fmt::format("a pace lets a CPU thread sleep and cannot slow the stream on {}; use a cpu stream", device));
+  if (context.tracer != nullptr || context.step_seconds != nullptr) {
+    refuse(fmt::format("the host does not know when steps on {} run; leave tracer and step_seconds empty there", device));
+  }
+  if (context.reserved_multiprocessors < 0) {
+    refuse(fmt::format("{} multiprocessors cannot be reserved; use 0 or more", context.reserved_multiprocessors));
+  }
+  if (const std::string why = context.communicator.refusal(context.stream.device()); !why.empty()) {
+    refuse(fmt::format("the stream is on {}, but {}", device, why));
+  }
+}
+
+/// While a program with exchanges is enqueued on a device.
+class ReservedMultiprocessors {
+ public:
+  explicit ReservedMultiprocessors(int count) : before_(kernels::cuda::reserved_multiprocessors()) {
+    kernels::cuda::set_reserved_multiprocessors(count);
+  }
+  ReservedMultiprocessors(const ReservedMultiprocessors&) = delete;
+  ReservedMultiprocessors& operator=(const ReservedMultiprocessors&) = delete;
+  ~ReservedMultiprocessors() { kernels::cuda::set_reserved_multiprocessors(before_); }
+
+ private:
+  int before_;
+};
+
 class Executor {
  public:
   Executor(const Program& program, const Bindings& bindings, const Context& context)
@@ -66,10 +109,11 @@ class Executor {
         context_(context),
         slots_(resolve_slots(program, bindings, context.workspace)),
         finished_(program.steps.size(), false),
-        stream_([this] { progress_from_kernel(); }) {
+        stream_(on_cuda(context) ? context.stream : Stream([this] { progress_from_kernel(); })) {
     for (std::size_t id = 0; id < program.steps.size(); ++id) {
       queues_[static_cast<std::size_t>(plan::queue_of(program.steps[id]))].push_back(static_cast<StepId>(id));
     }
+    if (on_cuda(context)) device_.emplace(program, stream_);
   }
 
   Statistics run() {
@@ -80,15 +124,19 @@ class Executor {
       if (!queues_[0].empty() && ready(queues_[0].front())) {
         const StepId id = queues_[0].front();
         compute(id);
-        queues_[0].pop_front();
-        finished_[static_cast<std::size_t>(id)] = true;
+        finish(id);
       } else if (!queues_[0].empty() || lanes_busy()) {
         wait_for_message();
       }
     }
+    if (device_) device_->join();
     statistics_.seconds = seconds_between(start, Clock::now());
     statistics_.bytes_sent = program_.bytes_sent();
     return statistics_;
+  }
+
+  void drain() noexcept {
+    if (device_) device_->drain();
   }
 
  private:
@@ -103,6 +151,12 @@ class Executor {
       if (!finished_[static_cast<std::size_t>(other)]) return false;
     }
     return true;
+  }
+  /// The step at the head of its queue is over; on a device, enqueued.
+  void finish(StepId id) {
+    queues_[static_cast<std::size_t>(plan::queue_of(step(id)))].pop_front();
+    finished_[static_cast<std::size_t>(id)] = true;
+    if (device_) device_->end(id);
   }
   const Step& step(StepId id) const { return program_.steps[static_cast<std::size_t>(id)]; }
 
@@ -134,8 +188,7 @@ class Executor {
     if (!lane.pending.done()) return false;
     record(id, lane.begin_us);
     lane.active = false;
-    queue.pop_front();
-    finished_[static_cast<std::size_t>(id)] = true;
+    finish(id);
     return true;
   }
 
@@ -154,7 +207,9 @@ class Executor {
       receives.push_back({peer(m.peer), tensor.bytes(), tensor.size_bytes()});
     }
     lane.begin_us = now_us();
-    lane.pending = context_.communicator.exchange(sends, receives, {step(id).label.text, static_cast<int>(id), step(id).lane}, stream_);
+    if (device_) device_->begin(id);
+    const StreamView stream = device_ ? device_->stream(plan::queue_of(step(id))) : stream_;
+    lane.pending = context_.communicator.exchange(sends, receives, {step(id).label.text, static_cast<int>(id), step(id).lane}, stream);
     lane.active = true;
   }
 
@@ -172,7 +227,7 @@ class Executor {
     if (open.empty())
       throw InternalError(fmt::format("execute: rank {} has steps left but nothing can start; verify the plan", program_.rank));
     comm::Pending::wait_any(open);
-    statistics_.exposed_seconds += seconds_between(begin, Clock::now());
+    if (!device_) statistics_.exposed_seconds += seconds_between(begin, Clock::now());
   }
 
   /// The hook runs inside parallel regions, where an exception would end the process: it is kept for later.
@@ -187,6 +242,10 @@ class Executor {
   }
 
   void compute(StepId id) {
+    if (device_) {
+      device_->begin(id);
+      return run_kernel(step(id));
+    }
     const Clock::time_point begin = Clock::now();
     const double begin_us = now_us();
     if (context_.pace) {
@@ -252,40 +311,14 @@ class Executor {
       }
       case Op::copy:
         if (s.moves.count > 0)
-          return move_rows(t[plan::transfer_operand::source], t[plan::transfer_operand::destination], program_.moves_of(s));
-        return by_rows(copy, t[plan::transfer_operand::source], t[plan::transfer_operand::destination]);
+          return kernels::move_rows(t[transfer_operand::source], t[transfer_operand::destination], program_.moves_of(s), stream_);
+        return kernels::copy(t[transfer_operand::source], t[transfer_operand::destination], stream_);
       case Op::add:
-        return by_rows(add, t[plan::transfer_operand::source], t[plan::transfer_operand::destination]);
+        return kernels::add(t[transfer_operand::source], t[transfer_operand::destination], stream_);
       case Op::exchange:
         break;
     }
     throw InternalError("execute: an exchange stands in the compute queue");
-  }
-
-  /// Whole-shard copies and sums are long: in pieces of some 32 Ki elements, so that messages move in between.
-  static std::int64_t rows_between_messages(const TensorView& tensor) {
-    return std::max<std::int64_t>(1, 32 * 1024 / std::max<std::int64_t>(1, tensor.size(1) * tensor.size(2)));
-  }
-  void by_rows(void (*operation)(ConstTensorView, TensorView), const TensorView& source, const TensorView& destination) {
-    const std::int64_t rows = source.size(0), piece = rows_between_messages(source);
-    for (std::int64_t row = 0; row < rows; row += piece) {
-      const std::int64_t count = std::min(piece, rows - row);
-      operation(source.slice(0, row, count), destination.slice(0, row, count));
-      stream_.progress();
-    }
-  }
-
-  void move_rows(const TensorView& source, const TensorView& destination, std::span<const RowMove> moves) {
-    const std::int64_t piece = rows_between_messages(source);
-    std::int64_t since = 0;
-    for (const RowMove& move : moves) {
-      const TensorView from = source.slice(0, move.from, move.rows), to = destination.slice(0, move.to, move.rows);
-      move.rows < piece ? copy(from, to) : by_rows(copy, from, to);
-      since += move.rows;
-      if (since < piece) continue;
-      stream_.progress();
-      since = 0;
-    }
   }
 
   double now_us() const { return context_.tracer ? context_.tracer->now_us() : 0; }
@@ -300,7 +333,8 @@ class Executor {
   std::vector<bool> finished_;
   std::array<std::deque<StepId>, plan::kQueues> queues_;
   std::array<Lane, plan::kPlanLanes> lanes_;
-  Stream stream_;
+  Stream stream_;  // the compute queue
+  std::optional<DeviceQueues> device_;
   std::exception_ptr failure_;
   Statistics statistics_;
 };
@@ -308,6 +342,14 @@ class Executor {
 }  // namespace
 
 Statistics execute(const Program& program, const Bindings& bindings, const Context& context) {
+  check_context(context);
+  const bool exchanges = std::ranges::any_of(program.steps, [](const Step& step) { return step.op == Op::exchange; });
+  std::optional<cuda::CurrentDevice> current;
+  std::optional<ReservedMultiprocessors> reserved;
+  if (on_cuda(context)) {
+    current.emplace(context.stream.device().index);
+    reserved.emplace(exchanges ? context.reserved_multiprocessors : 0);
+  }
   Executor executor(program, bindings, context);  // wrong bindings are the caller's mistake and leave the group usable
   try {
     return executor.run();
@@ -315,6 +357,7 @@ Statistics execute(const Program& program, const Bindings& bindings, const Conte
     // The peers are inside the same plan: without this they would wait for messages that never come, and a later plan
     // could receive this one's.
     context.communicator.abort(fmt::format("rank {}: {}", program.rank, error.what()));
+    executor.drain();
     throw;
   }
 }

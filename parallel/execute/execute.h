@@ -8,13 +8,14 @@
 
 #include "parallel/plan/plan.h"
 #include "runtime/comm/communicator.h"
+#include "runtime/device.h"
 #include "runtime/tensor.h"
 #include "runtime/trace.h"
 
 namespace periplus::execute {
 
 /// The caller's tensors for the input, saved and output slots of a program, by slot name. Views must stay valid and
-/// inputs unchanged until execute() returns.
+/// inputs unchanged until execute() returns, on a device until the stream has passed.
 class Bindings {
  public:
   Bindings& input(std::string name, ConstTensorView tensor) {
@@ -31,6 +32,7 @@ class Bindings {
   std::vector<std::pair<std::string, TensorView>> tensors_;
 };
 
+/// On a device only what the host knows: `seconds` is the time it took to enqueue the program, the other times are 0.
 struct Statistics {
   double seconds = 0;
   double compute_seconds = 0;
@@ -51,12 +53,22 @@ struct Context {
   /// with more ranks than cores.
   Pace pace = {};
   std::vector<double>* step_seconds = nullptr;  ///< Gets the time of each compute step, by step id; 0 for exchanges.
+  /// The compute queue, on the device that holds bindings and workspace: a stream of a CUDA device, or the CPU, where the
+  /// executor has a stream of its own, whose hook moves messages.
+  Stream stream = {};
+  /// CUDA: multiprocessors that attention leaves free in programs with exchanges, for transports whose messages are moved by
+  /// kernels. The thread transport's are copies and need none.
+  int reserved_multiprocessors = 0;
 };
 
-/// Runs one rank's program on the CPU and returns when it has finished, sends included. Exchanges are posted as soon as
-/// their lane and dependencies allow and progress from inside the kernels. Allocates nothing that grows with the tensors.
-/// Collective over the ranks of the plan.
-/// Errors: InvalidArgument naming slot, expected and given shape for a wrong binding; CommError.
+/// Runs one rank's program. Exchanges are posted as soon as their lane and dependencies allow. Allocates nothing that grows with
+/// the tensors. Collective over the ranks of the plan.
+/// CPU      Returns when the program has finished, sends included. Messages move from inside the kernels.
+/// CUDA     Returns when everything is enqueued; the host has waited for hosts of peers only. Compute steps go to the given
+///          stream, each lane has a stream of its own with high priority, and at the end the given stream waits for the lanes:
+///          results are there, and workspace, tensors and stream may go, when it has passed.
+/// Errors   InvalidArgument naming slot, expected and given shape for a wrong binding, or for what the stream's device or the
+///          communicator cannot do; CommError. After an error nothing of the program runs any more.
 Statistics execute(const plan::Program& program, const Bindings& bindings, const Context& context);
 
 }  // namespace periplus::execute

@@ -44,6 +44,12 @@ class Shares {
 
 std::size_t bytes_of(std::int64_t elements, std::size_t element_bytes) { return static_cast<std::size_t>(elements) * element_bytes; }
 
+void check_stream(StreamView stream, std::string_view operation) {
+  if (stream.device().kind == DeviceKind::cpu) return;
+  throw InvalidArgument(fmt::format("{}: this verb works on host memory, but the stream is on {}; copy to the host and give a cpu stream",
+                                    operation, to_string(stream.device())));
+}
+
 template <class Byte>
 void check_tensor(const BasicTensorView<Byte>& tensor, std::string_view operation) {
   if (!tensor.contiguous()) throw InvalidArgument(fmt::format("{}: the tensor {} is not contiguous", operation, to_string(tensor.shape())));
@@ -175,6 +181,7 @@ void all_reduce_by_gathering(const Communicator& communicator, TensorView tensor
 }  // namespace
 
 void Communicator::all_reduce(TensorView tensor, Reduce reduce, StreamView stream) const {
+  check_stream(stream, "all_reduce");
   check_tensor(tensor, "all_reduce");
   visit_dtype<double, float, std::int64_t, std::int32_t>(tensor.dtype(), "all_reduce", []<class T>() {});
   if (size() == 1 || tensor.elements() == 0) return;
@@ -186,6 +193,7 @@ void Communicator::all_reduce(TensorView tensor, Reduce reduce, StreamView strea
 }
 
 void Communicator::all_gather(ConstTensorView mine, TensorView gathered, std::span<const std::int64_t> counts, StreamView stream) const {
+  check_stream(stream, "all_gather");
   const Shares shares = check_counts(*this, counts, mine, gathered, "all_gather");
   std::byte* place = gathered.bytes() + bytes_of(shares.begin(rank()), size_of(gathered.dtype()));
   if (place != mine.bytes() && mine.elements() > 0) std::memcpy(place, mine.bytes(), mine.size_bytes());
@@ -193,12 +201,14 @@ void Communicator::all_gather(ConstTensorView mine, TensorView gathered, std::sp
 }
 
 void Communicator::reduce_scatter(ConstTensorView parts, TensorView mine, std::span<const std::int64_t> counts, StreamView stream) const {
+  check_stream(stream, "reduce_scatter");
   const Shares shares = check_counts(*this, counts, mine, parts, "reduce_scatter");
   visit_dtype<double, float, std::int64_t, std::int32_t>(mine.dtype(), "reduce_scatter", []<class T>() {});
   exchange_and_reduce(*this, parts.bytes(), mine.bytes(), mine.dtype(), Reduce::sum, shares, "reduce_scatter", stream);
 }
 
 void Communicator::broadcast(TensorView tensor, int root, StreamView stream) const {
+  check_stream(stream, "broadcast");
   check_tensor(tensor, "broadcast");
   if (root < 0 || root >= size()) throw InvalidArgument(fmt::format("broadcast: root {} is not a rank of 0..{}", root, size() - 1));
   const std::size_t bytes = tensor.size_bytes();
@@ -217,6 +227,7 @@ void Communicator::broadcast(TensorView tensor, int root, StreamView stream) con
 }
 
 void Communicator::barrier(StreamView stream) const {
+  check_stream(stream, "barrier");
   // Dissemination: after round k a rank has heard, directly or not, from the 2^(k+1)-1 ranks before it.
   for (int distance = 1; distance < size(); distance *= 2) {
     const std::byte token{1};
@@ -228,6 +239,7 @@ void Communicator::barrier(StreamView stream) const {
 }
 
 std::vector<std::string> Communicator::all_gather_bytes(std::string_view mine, StreamView stream) const {
+  check_stream(stream, "all_gather_bytes");
   const auto ranks = static_cast<std::size_t>(size());
   const auto self = static_cast<std::size_t>(rank());
   std::vector<std::uint64_t> lengths(ranks);
@@ -247,6 +259,7 @@ std::vector<std::string> Communicator::all_gather_bytes(std::string_view mine, S
 }
 
 void require_same_on_all_ranks(const Communicator& communicator, std::uint64_t digest, std::string_view what, StreamView stream) {
+  check_stream(stream, "require_same_on_all_ranks");
   std::vector<std::uint64_t> digests(static_cast<std::size_t>(communicator.size()));
   digests[static_cast<std::size_t>(communicator.rank())] = digest;
   exchange_shares(communicator, reinterpret_cast<std::byte*>(digests.data()), sizeof(std::uint64_t),

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "runtime/comm/transport.h"
+#include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
 namespace periplus::comm {
@@ -51,20 +52,17 @@ void check_message(const Message& message, int size, const Purpose& purpose, std
   }
 }
 
-void check_arguments(std::span<const Send> sends, std::span<const Receive> receives, int size, const Purpose& purpose, StreamView stream) {
+void check_arguments(std::span<const Send> sends, std::span<const Receive> receives, int size, const Purpose& purpose) {
   if (purpose.lane < 0 || purpose.lane >= kLanes) {
     throw InvalidArgument(fmt::format("{}: lane {} does not exist; lanes are 0..{}", purpose.operation, purpose.lane, kLanes - 1));
-  }
-  if (stream.device().kind != DeviceKind::cpu) {
-    throw InvalidArgument(fmt::format("{}: this transport moves host memory, but the stream is on {}; copy to the host first",
-                                      purpose.operation, to_string(stream.device())));
   }
   for (const Send& send : sends) check_message(send, size, purpose, "a send");
   for (const Receive& receive : receives) check_message(receive, size, purpose, "a receive");
 }
 
 /// The k-th send to the own rank meets the k-th receive from it.
-void copy_self_messages(std::span<const Send> sends, std::span<const Receive> receives, int self, const Purpose& purpose) {
+void copy_self_messages(std::span<const Send> sends, std::span<const Receive> receives, int self, const Purpose& purpose,
+                        StreamView stream) {
   auto receive = receives.begin();
   const auto next_receive = [&] { return std::find_if(receive, receives.end(), [&](const Receive& r) { return r.peer == self; }); };
   for (const Send& send : sends) {
@@ -78,7 +76,11 @@ void copy_self_messages(std::span<const Send> sends, std::span<const Receive> re
       throw CommError(
           fmt::format("{}: rank {} sends {} bytes to itself but receives {}", purpose.operation, self, send.bytes, receive->bytes));
     }
-    if (send.bytes > 0) std::memcpy(receive->data, send.data, send.bytes);
+    if (stream.device().kind == DeviceKind::cuda) {
+      cuda::copy_bytes(receive->data, send.data, send.bytes, stream);
+    } else if (send.bytes > 0) {
+      std::memcpy(receive->data, send.data, send.bytes);
+    }
     ++receive;
   }
   receive = next_receive();
@@ -119,6 +121,11 @@ std::string describe_exchange(const Purpose& purpose, std::span<const Send> send
   for (const Send& send : sends) list("send", send.bytes, "to", send.peer);
   if (listed > kListed) text += fmt::format(" and {} more messages", listed - kListed);
   return text;
+}
+
+std::string Transport::refusal(Device device) const {
+  if (device.kind == DeviceKind::cpu) return "";
+  return fmt::format("the {} transport moves host memory only; copy to the host first", name());
 }
 
 Pending& Pending::operator=(Pending&& other) {
@@ -186,14 +193,19 @@ int Communicator::rank() const noexcept { return transport_ ? transport_->rank()
 int Communicator::size() const noexcept { return transport_ ? transport_->size() : 1; }
 std::string_view Communicator::transport_name() const noexcept { return transport_ ? transport_->name() : "none"; }
 
+std::string Communicator::refusal(Device device) const { return transport_ ? transport_->refusal(device) : ""; }
+
 Pending Communicator::exchange(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose,
                                StreamView stream) const {
-  check_arguments(sends, receives, size(), purpose, stream);
-  copy_self_messages(sends, receives, rank(), purpose);
+  check_arguments(sends, receives, size(), purpose);
+  if (const std::string why = refusal(stream.device()); !why.empty()) {
+    throw InvalidArgument(fmt::format("{}: the stream is on {}, but {}", purpose.operation, to_string(stream.device()), why));
+  }
+  copy_self_messages(sends, receives, rank(), purpose, stream);
   const std::vector<Send> outgoing = to_transport(sends, rank());
   const std::vector<Receive> incoming = to_transport(receives, rank());
   if (outgoing.empty() && incoming.empty()) return Pending();
-  Pending pending(transport_->post(outgoing, incoming, purpose));
+  Pending pending(transport_->post(outgoing, incoming, purpose, stream));
   Traffic& traffic = transport_->traffic();
   traffic.bytes_sent += total_bytes(outgoing);
   traffic.bytes_received += total_bytes(incoming);

@@ -83,11 +83,18 @@ class Communicator {
   int size() const noexcept;
   std::string_view transport_name() const noexcept;  ///< "none", "thread", "mpi".
 
+  /// Why exchange() does not move messages in memory of `device`, as a clause; empty if it does.
+  std::string refusal(Device device) const;
+
   /// Posts all sends and receives together. Messages of an ordered pair and lane match in posted order and must agree in
   /// size. Spans must not overlap, and must stay alive and unchanged until the operation is done.
-  /// Errors: InvalidArgument for a bad peer, lane or device memory; CommError for a size mismatch or a failed peer.
+  /// Messages are in memory of the stream's device. On a device the exchange is part of the stream: it sends what earlier work
+  /// there wrote, later work sees what arrived; the operation is done once both ends of every message are *enqueued*, the
+  /// stream must live until then, and the spans until the stream has passed.
+  /// Errors: InvalidArgument for a bad peer, lane or device; CommError for a size mismatch or a failed peer.
   Pending exchange(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose, StreamView stream) const;
 
+  /// The verbs from here on work on host memory and refuse streams of devices.
   /// tensor (f64, f32, i64, i32; contiguous) := reduction over ranks, in rank order, equal bits on every rank.
   /// Cost 2 (P-1)/P of its bytes per rank.
   void all_reduce(TensorView tensor, Reduce reduce, StreamView stream) const;

@@ -55,7 +55,13 @@ class MpiTransport final : public Transport, public std::enable_shared_from_this
   int size() const noexcept override { return size_; }
   std::string_view name() const noexcept override { return "mpi"; }
   const TransportOptions& options() const noexcept override { return options_; }
-  std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) override;
+  std::string refusal(Device device) const override {
+    if (device.kind == DeviceKind::cpu) return "";
+    return "the mpi transport moves host memory only (MPI is often built without CUDA, as Debian's Open MPI is); copy to the host first or "
+           "use another transport";
+  }
+  std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose,
+                                  StreamView stream) override;
   bool wait_any(std::span<Operation* const> operations, Clock::time_point until) override;
   void progress() noexcept override;
   void abort(std::string_view reason) noexcept override {
@@ -223,7 +229,8 @@ class MpiOperation final : public Operation {
   std::size_t first_open_ = 0;
 };
 
-std::shared_ptr<Operation> MpiTransport::post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) {
+std::shared_ptr<Operation> MpiTransport::post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose,
+                                              StreamView) {
   auto operation = std::make_shared<MpiOperation>(shared_from_this(), purpose);
   operation->throw_if_failed();
   operation->post(sends, receives);

@@ -1,5 +1,6 @@
 // Ranks as threads. A message waits in the queue of its (source, destination, lane) until both ends are posted; whoever
-// posts second copies it straight from span to span. Over paced links both ends learn of it only when it would have arrived.
+// posts second copies it straight from span to span, or enqueues that copy where the spans are on a device. Over paced links both ends
+// learn of it only when it would have arrived.
 #include "runtime/comm/thread_transport.h"
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include <fmt/format.h>
 #include <omp.h>
 
+#include "runtime/cuda/events.h"
 #include "runtime/error.h"
 
 namespace periplus::comm {
@@ -51,6 +53,7 @@ struct Part {
   const void* source = nullptr;
   void* destination = nullptr;
   std::size_t bytes = 0;
+  cuda::Mark copied;  // sends on a device: behind the copy, on the receiver's stream
   std::atomic<bool> finished{false};
 };
 
@@ -160,7 +163,13 @@ class ThreadTransport final : public Transport, public std::enable_shared_from_t
   int size() const noexcept override { return group_->size(); }
   std::string_view name() const noexcept override { return "thread"; }
   const TransportOptions& options() const noexcept override { return group_->options; }
-  std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) override;
+  std::string refusal(Device device) const override {
+    if (device.kind == DeviceKind::cpu || !group_->network) return "";
+    return "paced links move host memory only (a copy on a device cannot wait for the time when its message would arrive); use links "
+           "without pacing or a cpu stream";
+  }
+  std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose,
+                                  StreamView stream) override;
   bool wait_any(std::span<Operation* const> operations, Clock::time_point until) override;
   void progress() noexcept override {}  // whoever posts second has moved the bytes
   void abort(std::string_view reason) noexcept override { group_->abort(reason); }
@@ -173,11 +182,20 @@ class ThreadTransport final : public Transport, public std::enable_shared_from_t
 
 /// A peer may copy from or to this operation's memory until `open_` is zero, so neither the operation nor the caller's
 /// spans may go away earlier: `cancel` withdraws what no peer has taken and waits for copies under way.
+/// On a device a copy is enqueued on the receiver's stream, behind the point that the sender's had reached when it posted. The
+/// sender's stream is made to wait for the copies only when all are enqueued: an earlier wait could hold up what this rank
+/// receives by what it sends. All waits are for points already recorded, so the streams cannot wait in a circle.
 class ThreadOperation final : public Operation {
  public:
   ThreadOperation(std::shared_ptr<ThreadTransport> transport, std::span<const Send> sends, std::span<const Receive> receives,
-                  const Purpose& purpose)
-      : transport_(std::move(transport)), purpose_(purpose), parts_(sends.size() + receives.size()), open_(parts_.size()) {
+                  const Purpose& purpose, StreamView stream)
+      : transport_(std::move(transport)),
+        purpose_(purpose),
+        parts_(sends.size() + receives.size()),
+        open_(parts_.size()),
+        stream_(stream),
+        device_(stream.device()),
+        sends_(!sends.empty()) {
     if (transport_->group().network) flight_ = std::make_shared<Flight>();
     std::size_t next = 0;
     for (const Receive& receive : receives) {
@@ -199,12 +217,16 @@ class ThreadOperation final : public Operation {
   ~ThreadOperation() override { cancel(); }
 
   void post() {
+    if (on_device() && sends_) reached_ = cuda::Mark(stream_);
     for (; posted_ < parts_.size(); ++posted_) match_or_enqueue(posted_);
   }
 
   bool test() override {
-    const bool met = open_.load(std::memory_order_acquire) == 0 && !cancelled_;
-    if (met && (!flight_ || arrival() <= Clock::now())) return true;
+    const bool met = open_.load(std::memory_order_acquire) == 0 && !cancelled_ && !failed_;
+    if (met && (!flight_ || arrival() <= Clock::now())) {
+      order_after_sends();
+      return true;
+    }
     throw_if_aborted();
     return false;
   }
@@ -213,17 +235,6 @@ class ThreadOperation final : public Operation {
   Clock::time_point wake_time() {
     if (open_.load(std::memory_order_acquire) != 0) return Clock::time_point::max();
     return flight_ ? arrival() : Clock::time_point();
-  }
-
- private:
-  /// Over paced links: when the last message arrives, or the next message of the network if it is still moving.
-  Clock::time_point arrival() {
-    if (open_.load(std::memory_order_acquire) != 0) return Clock::time_point::max();
-    if (flight_->moving.load(std::memory_order_acquire) > 0) {
-      const Clock::time_point next = group().advance();
-      if (flight_->moving.load(std::memory_order_acquire) > 0) return next;
-    }
-    return Clock::time_point(Clock::duration(flight_->arrives.load(std::memory_order_relaxed)));
   }
 
   std::string describe() const override {
@@ -243,6 +254,16 @@ class ThreadOperation final : public Operation {
   Transport& transport() const noexcept override { return *transport_; }
 
  private:
+  /// Over paced links: when the last message arrives, or the next message of the network if it is still moving.
+  Clock::time_point arrival() {
+    if (open_.load(std::memory_order_acquire) != 0) return Clock::time_point::max();
+    if (flight_->moving.load(std::memory_order_acquire) > 0) {
+      const Clock::time_point next = group().advance();
+      if (flight_->moving.load(std::memory_order_acquire) > 0) return next;
+    }
+    return Clock::time_point(Clock::duration(flight_->arrives.load(std::memory_order_relaxed)));
+  }
+
   Group& group() const noexcept { return transport_->group(); }
 
   Inbox& inbox_of(const Part& part) const noexcept { return group().inbox(part.is_send ? part.peer : transport_->rank()); }
@@ -264,16 +285,56 @@ class ThreadOperation final : public Operation {
         return;
       }
       other = waiting.front();
-      if (other.operation->parts_[other.part].bytes != mine.bytes) throw_size_mismatch(mine, other);
+      require_agreement(mine, other);
       waiting.pop_front();
     }
     // Popped but not finished: the other side's `cancel` waits for this copy.
     const Part& theirs = other.operation->parts_[other.part];
     const int peer = mine.peer, self = transport_->rank();
     if (flight_) group().start(mine.is_send ? self : peer, mine.is_send ? peer : self, mine.bytes, {flight_, other.operation->flight_});
-    std::memcpy(mine.is_send ? theirs.destination : mine.destination, mine.is_send ? mine.source : theirs.source, mine.bytes);
+    if (on_device()) {
+      enqueue_copy(mine, other);
+    } else {
+      std::memcpy(mine.is_send ? theirs.destination : mine.destination, mine.is_send ? mine.source : theirs.source, mine.bytes);
+    }
     if (other.operation->finish(other.part)) group().wake(peer);
     finish(index);
+  }
+
+  bool on_device() const noexcept { return device_.kind == DeviceKind::cuda; }
+
+  void enqueue_copy(Part& mine, const Waiting& other) {
+    Part& theirs = other.operation->parts_[other.part];
+    Part& send = mine.is_send ? mine : theirs;
+    const StreamView stream = mine.is_send ? other.operation->stream_ : stream_;
+    try {
+      (mine.is_send ? reached_ : other.operation->reached_).order(stream);
+      cuda::copy_bytes(mine.is_send ? theirs.destination : mine.destination, send.source, send.bytes, stream);
+      send.copied = cuda::Mark(stream);
+    } catch (const std::exception& error) {
+      group().abort(error.what());
+      other.operation->failed_ = true;
+      if (other.operation->finish(other.part)) group().wake(mine.peer);
+      throw;
+    }
+  }
+
+  /// What this rank sent may be overwritten by later work on its stream.
+  void order_after_sends() {
+    if (!on_device() || settled_) return;
+    for (const Part& part : parts_) part.copied.order(stream_);
+    settled_ = true;
+  }
+
+  /// Copies that are enqueued cannot be taken back: after this none is left that reads or writes the caller's spans.
+  void wait_for_copies() noexcept {
+    settled_ = true;
+    try {
+      for (const Part& part : parts_) part.copied.wait();
+      cuda::synchronize(stream_);
+    } catch (const std::exception&) {
+      // The device has failed: it runs nothing any more.
+    }
   }
 
   /// True if that was the last message. The operation may be gone when this returns.
@@ -283,15 +344,20 @@ class ThreadOperation final : public Operation {
   }
 
   /// Called with the channel locked, which keeps the other operation alive.
-  [[noreturn]] void throw_size_mismatch(const Part& mine, const Waiting& other) {
+  void require_agreement(const Part& mine, const Waiting& other) {
     const ThreadOperation& theirs = *other.operation;
+    const Part& their_part = theirs.parts_[other.part];
+    const bool sizes = mine.bytes == their_part.bytes;
+    if (sizes && device_.kind == theirs.device_.kind) return;
     const auto side = [](const ThreadOperation& operation, const Part& part) {
-      return fmt::format("rank {} {} {} bytes in '{}' (plan step {}, lane {})", operation.transport_->rank(),
-                         part.is_send ? "sends" : "receives", part.bytes, operation.purpose_.operation, operation.purpose_.step,
-                         operation.purpose_.lane);
+      return fmt::format("rank {} {} {} bytes{} in '{}' (plan step {}, lane {})", operation.transport_->rank(),
+                         part.is_send ? "sends" : "receives", part.bytes,
+                         operation.on_device() ? " of " + to_string(operation.device_) + " memory" : "", operation.purpose_.operation,
+                         operation.purpose_.step, operation.purpose_.lane);
     };
-    const std::string message = fmt::format("message sizes disagree: {}, but {}; every rank must execute the same program",
-                                            side(*this, mine), side(theirs, theirs.parts_[other.part]));
+    const std::string message =
+        fmt::format("message {} disagree: {}, but {}; every rank must execute the same program{}", sizes ? "ends" : "sizes",
+                    side(*this, mine), side(theirs, their_part), sizes ? ", with streams on the same kind of device" : "");
     group().abort(message);
     throw CommError(message);
   }
@@ -305,12 +371,14 @@ class ThreadOperation final : public Operation {
   }
 
   void cancel() noexcept {
-    if (open_.load(std::memory_order_acquire) == 0) return;
-    cancelled_ = true;
-    for (std::size_t index = 0; index < parts_.size(); ++index) {
-      if (index >= posted_ || withdraw(index)) open_.fetch_sub(1, std::memory_order_acq_rel);
+    if (open_.load(std::memory_order_acquire) != 0) {
+      cancelled_ = true;
+      for (std::size_t index = 0; index < parts_.size(); ++index) {
+        if (index >= posted_ || withdraw(index)) open_.fetch_sub(1, std::memory_order_acq_rel);
+      }
+      while (open_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
     }
-    while (open_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+    if (on_device() && !settled_) wait_for_copies();
   }
 
   bool withdraw(std::size_t index) noexcept {
@@ -322,14 +390,21 @@ class ThreadOperation final : public Operation {
   std::shared_ptr<ThreadTransport> transport_;
   Purpose purpose_;
   std::vector<Part> parts_;
-  std::atomic<std::size_t> open_;   // messages not yet copied
+  std::atomic<std::size_t> open_;   // messages not yet copied, or enqueued
   std::shared_ptr<Flight> flight_;  // over paced links
+  StreamView stream_;               // dangles soon unless it is one of a device
+  Device device_;
+  bool sends_;
+  cuda::Mark reached_;                // sends on a device: where the stream was when this was posted
+  std::atomic<bool> failed_ = false;  // a peer could not enqueue a copy
+  bool settled_ = false;              // on a device: the spans are left to the stream
   std::size_t posted_ = 0;
   bool cancelled_ = false;
 };
 
-std::shared_ptr<Operation> ThreadTransport::post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) {
-  auto operation = std::make_shared<ThreadOperation>(shared_from_this(), sends, receives, purpose);
+std::shared_ptr<Operation> ThreadTransport::post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose,
+                                                 StreamView stream) {
+  auto operation = std::make_shared<ThreadOperation>(shared_from_this(), sends, receives, purpose, stream);
   if (group_->aborted) operation->test();  // throws
   operation->post();
   return operation;

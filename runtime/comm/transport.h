@@ -40,8 +40,12 @@ class Transport {
   virtual int size() const noexcept = 0;
   virtual std::string_view name() const noexcept = 0;
   virtual const TransportOptions& options() const noexcept = 0;
-  /// Arguments are already checked; self and zero-byte messages have been handled by the Communicator.
-  virtual std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) = 0;
+  /// Why it does not move messages in memory of `device`, as a clause; empty if it does.
+  virtual std::string refusal(Device device) const;
+  /// Arguments are already checked; self and zero-byte messages have been handled by the Communicator. On a stream of a device
+  /// the operation is done once it is enqueued there.
+  virtual std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose,
+                                          StreamView stream) = 0;
   /// Blocks until one of `operations`, all of them this transport's, is done, or until `until`; false on time-out; throws
   /// CommError if the group failed.
   virtual bool wait_any(std::span<Operation* const> operations, std::chrono::steady_clock::time_point until) = 0;

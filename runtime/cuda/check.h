@@ -11,16 +11,4 @@ namespace periplus::cuda {
 /// Throws DeviceError with the call, what CUDA says of it, and the place, unless `status` is success.
 void check(cudaError_t status, std::string_view call, std::source_location place = std::source_location::current());
 
-/// Makes a device current for this thread while it lives: launches go to the current device only.
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int index);
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-  ~CurrentDevice();
-
- private:
-  int before_ = 0;
-};
-
 }  // namespace periplus::cuda

@@ -39,6 +39,18 @@ void release(int index, std::byte* data) noexcept;
 std::byte* allocate_pinned(std::size_t bytes);
 void release_pinned(std::byte* data) noexcept;
 
+/// Makes a device current for the calling thread while it lives: kernels are launched on streams of the current device only.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int index);
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+  ~CurrentDevice();
+
+ private:
+  int before_ = 0;
+};
+
 enum class Priority { normal, high };
 /// A stream of its own that does not wait for the default stream. Exchanges use high priority.
 Stream make_stream(int index, Priority priority = Priority::normal);

@@ -22,6 +22,8 @@ std::byte* allocate(int, std::size_t) { refuse(); }
 void release(int, std::byte*) noexcept {}
 std::byte* allocate_pinned(std::size_t) { refuse(); }
 void release_pinned(std::byte*) noexcept {}
+CurrentDevice::CurrentDevice(int) { refuse(); }
+CurrentDevice::~CurrentDevice() = default;
 Stream make_stream(int, Priority) { refuse(); }
 void synchronize(StreamView) {}
 void copy_bytes(void*, const void*, std::size_t, StreamView) { refuse(); }

@@ -110,16 +110,20 @@ AttentionErrors differences(const AttentionResults& got, const AttentionResults&
           std::max({worst(got.dq, want.dq), worst(got.dk, want.dk), worst(got.dv, want.dv), worst(got.dsink, want.dsink)})};
 }
 
-RankAttention::RankAttention(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator)
+RankAttention::RankAttention(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator,
+                             const Stream& stream)
     : oracle_(o),
+      stream_(stream),
+      device_memory_(stream.device()),
       communicator_(communicator),
       problem_(problem_of(c, dtype, communicator.size())),
-      attention_(problem_, c.options, communicator, memory_) {
+      attention_(problem_, c.options, communicator, device_memory_, nullptr, stream_) {
   const DType accumulator = accumulator_of(dtype);
   q_ = local_rows(o.q, dtype, true), k_ = local_rows(o.k, dtype, !c.contiguous_kv), v_ = local_rows(o.v, dtype, !c.contiguous_kv);
   dout_ = local_rows(o.dout, dtype, true), dlse_ = local_rows(o.dlse, accumulator, true);
   sink_ = Tensor(o.sink.shape(), accumulator, memory_);
   copy(o.sink, sink_);
+  sink_ = placed(std::move(sink_));
   out_ = unwritten(dout_.view, dtype), lse_ = unwritten(dlse_.view, accumulator), dsink_ = unwritten(sink_, accumulator);
   dq_ = unwritten(q_.view, dtype), dk_ = unwritten(k_.view, dtype), dv_ = unwritten(v_.view, dtype);
 }
@@ -131,6 +135,8 @@ RankAttention::LocalRows RankAttention::local_rows(ConstTensorView global, DType
   LocalRows local{Tensor({std::ssize(rows), heads + (gap ? 1 : 0), width}, dtype, memory_), {}};
   local.view = local.storage.view().slice(1, 0, heads);
   for (std::size_t t = 0; t < rows.size(); ++t) copy(global.slice(0, rows[t], 1), local.view.slice(0, static_cast<std::int64_t>(t), 1));
+  local.storage = placed(std::move(local.storage));
+  local.view = local.storage.view().slice(1, 0, heads);
   return local;
 }
 
@@ -139,7 +145,11 @@ Tensor RankAttention::unwritten(ConstTensorView like, DType dtype) const {
   const Tensor nan = Tensor::zeros(like.shape(), DType::f64, memory_);
   for (double& x : nan.view().span<double>()) x = NAN;
   copy(nan, tensor);
-  return tensor;
+  return placed(std::move(tensor));
+}
+
+Tensor RankAttention::placed(Tensor host) const {
+  return stream_.device().kind == DeviceKind::cpu ? std::move(host) : to_device(host, device_memory_, stream_);
 }
 
 AttentionInputs RankAttention::inputs() const {
@@ -151,6 +161,8 @@ void RankAttention::forward() { attention_.forward(inputs(), {out_, lse_}); }
 void RankAttention::backward() {
   attention_.backward(inputs(), {out_, lse_}, {dout_.view, problem_.lse_gradient ? ConstTensorView(dlse_.view) : ConstTensorView()},
                       {dq_, dk_, dv_, problem_.sink ? dsink_.view() : TensorView()});
+  if (stream_.device().kind == DeviceKind::cpu) return;
+  for (Tensor* result : {&out_, &lse_, &dq_, &dk_, &dv_, &dsink_}) *result = to_host(*result, stream_);
 }
 
 double RankAttention::worst(const Tensor& mine, ConstTensorView global) const {
@@ -187,15 +199,17 @@ void RankAttention::store(AttentionResults& global) const {
   if (problem_.sink && communicator_.rank() == 0) copy(dsink_, global.dsink);
 }
 
-AttentionErrors run_case(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator) {
-  RankAttention attention(c, o, dtype, communicator);
+AttentionErrors run_case(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator,
+                         const Stream& stream) {
+  RankAttention attention(c, o, dtype, communicator, stream);
   attention.forward();
   attention.backward();
   return attention.errors();
 }
 
-std::vector<char> run_for_bytes(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator) {
-  RankAttention attention(c, o, dtype, communicator);
+std::vector<char> run_for_bytes(const AttentionCase& c, const AttentionOracle& o, DType dtype, const comm::Communicator& communicator,
+                                const Stream& stream) {
+  RankAttention attention(c, o, dtype, communicator, stream);
   attention.forward();
   attention.backward();
   return attention.bytes();

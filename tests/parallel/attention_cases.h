@@ -44,9 +44,11 @@ struct AttentionErrors {
 AttentionErrors differences(const AttentionResults& got, const AttentionResults& want);
 
 /// One rank's part of a case: inputs, and results full of NaN, so that a cell nobody writes is seen. Collective.
+/// With a stream of a device it runs there; results are on the host after backward(), so it runs once then.
 class RankAttention {
  public:
-  RankAttention(const AttentionCase& c, const AttentionOracle& oracle, DType dtype, const comm::Communicator& communicator);
+  RankAttention(const AttentionCase& c, const AttentionOracle& oracle, DType dtype, const comm::Communicator& communicator,
+                const Stream& stream = {});
   void forward();
   void backward();
   /// This rank's results against the oracle's, which must still be there. Collective: dsink is summed.
@@ -65,9 +67,13 @@ class RankAttention {
   Tensor unwritten(ConstTensorView like, DType dtype) const;
   double worst(const Tensor& mine, ConstTensorView global) const;
   AttentionInputs inputs() const;
+  /// Where the case runs.
+  Tensor placed(Tensor host) const;
 
   const AttentionOracle& oracle_;
-  Memory memory_;
+  Stream stream_;
+  Memory memory_;         // of the host
+  Memory device_memory_;  // of the stream
   comm::Communicator communicator_;
   AttentionProblem problem_;
   LocalRows q_, k_, v_, dout_, dlse_;
@@ -76,9 +82,11 @@ class RankAttention {
 };
 
 /// Runs the case on all ranks of the communicator in `dtype`; collective.
-AttentionErrors run_case(const AttentionCase& c, const AttentionOracle& oracle, DType dtype, const comm::Communicator& communicator);
+AttentionErrors run_case(const AttentionCase& c, const AttentionOracle& oracle, DType dtype, const comm::Communicator& communicator,
+                         const Stream& stream = {});
 /// What a rank computed, as bytes.
-std::vector<char> run_for_bytes(const AttentionCase& c, const AttentionOracle& oracle, DType dtype, const comm::Communicator& communicator);
+std::vector<char> run_for_bytes(const AttentionCase& c, const AttentionOracle& oracle, DType dtype, const comm::Communicator& communicator,
+                                const Stream& stream = {});
 
 /// Every case of the sweep: layouts, lengths, GQA, documents, windows, sinks, lse gradients, extreme logits.
 std::vector<AttentionCase> sweep(int ranks);

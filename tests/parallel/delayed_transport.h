@@ -59,7 +59,8 @@ class DelayedTransport final : public Transport {
   int size() const noexcept override { return inner_.size(); }
   std::string_view name() const noexcept override { return "delayed"; }
   const TransportOptions& options() const noexcept override { return options_; }
-  std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose) override {
+  std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose,
+                                  StreamView) override {
     const std::chrono::microseconds delay(random_() % 1000);
     auto operation = std::make_shared<DelayedOperation>(*this, sends, receives, purpose, std::chrono::steady_clock::now() + delay);
     waiting_[static_cast<std::size_t>(purpose.lane)].push_back(operation.get());

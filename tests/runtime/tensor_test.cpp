@@ -265,5 +265,20 @@ TEST(Tensor, ImpossibleShapesAreRefused) {
   EXPECT_EQ(empty.view().slice(0, 3, 1).elements(), 0);
 }
 
+TEST(Devices, HostMemoryIsOnlyCopiedAndOthersAreRefused) {
+  Tensor gapped({3, 4}, DType::f32, Memory());
+  float next = 0;
+  for (float& x : gapped.view().span<float>()) x = next++;
+  const TensorView part = gapped.view().slice(1, 1, 2);
+  const Memory memory;
+  for (const Tensor& dense : {to_device(part, memory, Stream()), to_host(part, Stream())}) {
+    const std::vector<float> got(dense.view().span<float>().begin(), dense.view().span<float>().end());
+    EXPECT_EQ(got, (std::vector<float>{1, 2, 5, 6, 9, 10}));
+  }
+  const Stream device({DeviceKind::cuda, 0}, nullptr);
+  EXPECT_THROW(to_device(part, memory, device), InvalidArgument);
+  EXPECT_THROW(to_host(part, device), InvalidArgument) << "not contiguous";
+}
+
 }  // namespace
 }  // namespace periplus

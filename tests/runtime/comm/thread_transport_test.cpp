@@ -139,6 +139,62 @@ TEST(ThreadTransport, SizeMismatchNamesBothSidesOnBothRanks) {
   }
 }
 
+// A stream of a device can be named without a device: nothing is enqueued before both ends have met.
+TEST(ThreadTransport, EndsOnHostAndDeviceAreRefusedOnBothRanks) {
+  const Stream device({DeviceKind::cuda, 0}, nullptr);
+  std::vector<std::string> messages(2);
+  run_thread_ranks(2, [&](const Communicator& communicator) {
+    Bytes data(8);
+    try {
+      if (communicator.rank() == 0) exchange(communicator, {to(1, data)}, {}).wait();
+      if (communicator.rank() == 1) {
+        const Receive receive = from(0, data);
+        communicator.exchange({}, {&receive, 1}, {}, device).wait();
+      }
+    } catch (const CommError& error) {
+      messages[static_cast<std::size_t>(communicator.rank())] = error.what();
+    }
+  });
+  for (const std::string& message : messages) {
+    EXPECT_NE(message.find("message ends disagree"), std::string::npos) << message;
+    EXPECT_NE(message.find("rank 0 sends 8 bytes in 'exchange'"), std::string::npos) << message;
+    EXPECT_NE(message.find("rank 1 receives 8 bytes of cuda:0 memory in 'exchange'"), std::string::npos) << message;
+  }
+}
+
+TEST(ThreadTransport, WhatItCannotDoOnADeviceIsRefused) {
+  const Stream device({DeviceKind::cuda, 0}, nullptr);
+  const auto message = [](auto&& body) -> std::string {
+    try {
+      body();
+    } catch (const InvalidArgument& error) {
+      return error.what();
+    }
+    return "not refused";
+  };
+  const Communicator paced = make_thread_group(2, {.links = Links{{.bytes_per_second = 1e9}}})[0];
+  Bytes data(8);
+  const Receive receive = from(1, data);
+  EXPECT_NE(message([&] {
+              paced.exchange({}, {&receive, 1}, {}, device);
+            }).find("the stream is on cuda:0, but paced links"),
+            std::string::npos);
+  EXPECT_NE(paced.refusal(device.device()), "");
+  EXPECT_EQ(make_thread_group(2)[0].refusal(device.device()), "");
+  const Tensor tensor = Tensor::zeros({4}, DType::f32, Memory());
+  const std::int64_t counts[] = {4};
+  const Communicator one;
+  EXPECT_NE(message([&] { one.all_reduce(tensor, Reduce::sum, device); }).find("all_reduce: this verb works on host memory"),
+            std::string::npos);
+  EXPECT_NE(message([&] { one.all_gather(tensor, tensor, counts, device); }).find("all_gather: this verb"), std::string::npos);
+  EXPECT_NE(message([&] { one.reduce_scatter(tensor, tensor, counts, device); }).find("reduce_scatter: this verb"), std::string::npos);
+  EXPECT_NE(message([&] { one.broadcast(tensor, 0, device); }).find("broadcast: this verb"), std::string::npos);
+  EXPECT_NE(message([&] { one.barrier(device); }).find("barrier: this verb"), std::string::npos);
+  EXPECT_NE(message([&] { one.all_gather_bytes("x", device); }).find("all_gather_bytes: this verb"), std::string::npos);
+  EXPECT_NE(message([&] { require_same_on_all_ranks(one, 1, "x", device); }).find("require_same_on_all_ranks: this verb"),
+            std::string::npos);
+}
+
 TEST(ThreadTransport, ExceptionThroughAnUnfinishedExchangeAbortsInsteadOfWaiting) {
   const auto start = std::chrono::steady_clock::now();
   const auto body = [](const Communicator& communicator) {

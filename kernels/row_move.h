@@ -1,0 +1,12 @@
+#pragma once
+
+#include <cstdint>
+
+namespace periplus {
+
+/// Rows [from, from + rows) become rows [to, to + rows).
+struct RowMove {
+  std::int64_t from = 0, to = 0, rows = 0;
+};
+
+}  // namespace periplus
