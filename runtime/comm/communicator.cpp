@@ -181,10 +181,8 @@ void Pending::wait_any(std::span<Pending* const> pending) {
   for (Pending* p : pending) {
     if (p->operation_) waiting += (waiting.empty() ? "" : " and ") + std::exchange(p->operation_, nullptr)->describe();
   }
-  const std::string message = fmt::format(
-      "rank {} of {}: not finished after {:.1f} s: {}; check that every rank is alive and executes the same program, or raise the deadline "
-      "(--deadline or run.deadline_seconds)",
-      transport.rank(), transport.size(), seconds_since(start), waiting);
+  const std::string message = fmt::format("rank {} of {}: not finished after {:.1f} s: {}; {}", transport.rank(), transport.size(),
+                                          seconds_since(start), waiting, kDeadlineAdvice);
   transport.abort(message);
   throw CommError(message);
 }
@@ -215,6 +213,10 @@ Pending Communicator::exchange(std::span<const Send> sends, std::span<const Rece
 
 void Communicator::progress() const {
   if (transport_) transport_->progress();
+}
+
+void Communicator::throw_if_failed() const {
+  if (transport_) transport_->throw_if_failed();
 }
 
 void Communicator::abort(std::string_view reason) const noexcept {

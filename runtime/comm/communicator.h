@@ -81,7 +81,7 @@ class Communicator {
 
   int rank() const noexcept;
   int size() const noexcept;
-  std::string_view transport_name() const noexcept;  ///< "none", "thread", "mpi".
+  std::string_view transport_name() const noexcept;  ///< "none", "thread", "mpi", "nccl".
 
   /// Why exchange() does not move messages in memory of `device`, as a clause; empty if it does.
   std::string refusal(Device device) const;
@@ -110,6 +110,9 @@ class Communicator {
 
   /// Moves messages without blocking; the progress hook of a CPU stream calls it.
   void progress() const;
+  /// Throws CommError or DeviceError if an exchange on a device's stream failed after its Pending was done. Call it once
+  /// the stream has passed and before the data is used.
+  void throw_if_failed() const;
   /// Makes every pending and later operation of every reachable rank fail with `reason`. Idempotent, never throws.
   void abort(std::string_view reason) const noexcept;
   Traffic traffic() const;

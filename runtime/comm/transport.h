@@ -32,6 +32,10 @@ class Operation {
 /// What Operation::describe returns, given the messages that are still open.
 std::string describe_exchange(const Purpose& purpose, std::span<const Send> sends, std::span<const Receive> receives);
 
+/// Ends every message about a deadline.
+inline constexpr std::string_view kDeadlineAdvice =
+    "check that every rank is alive and executes the same program, or raise the deadline (--deadline or run.deadline_seconds)";
+
 /// What a transport supplies: one verb. Everything else is built on it in communicator.cpp.
 class Transport {
  public:
@@ -51,6 +55,8 @@ class Transport {
   virtual bool wait_any(std::span<Operation* const> operations, std::chrono::steady_clock::time_point until) = 0;
   /// Never throws: it runs inside kernels. A failure it meets is thrown by the next test, wait or post.
   virtual void progress() noexcept = 0;
+  /// Throws if an operation failed after it was done, as those in a device's stream can.
+  virtual void throw_if_failed() {}
   virtual void abort(std::string_view reason) noexcept = 0;
   Traffic& traffic() noexcept { return traffic_; }
 
