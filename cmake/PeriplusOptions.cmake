@@ -37,6 +37,11 @@ if(PERIPLUS_HAS_CUDA)
   enable_language(CUDA)
   set(CMAKE_CUDA_STANDARD 20)  # only now: CMake's own check of the compiler cannot take it yet
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  foreach(kind STANDARD EXTENSION)  # CMake 3.25 does not know C++20 of nvcc
+    if(NOT CMAKE_CUDA20_${kind}_COMPILE_OPTION)
+      set(CMAKE_CUDA20_${kind}_COMPILE_OPTION -std=c++20)
+    endif()
+  endforeach()
 endif()
 
 # NCCL moves device memory only, so AUTO wants CUDA.
