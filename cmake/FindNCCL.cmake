@@ -1,5 +1,5 @@
 # NCCL ships no CMake package. It is found where a compiler looks, in the CUDA toolkit, and below NCCL_ROOT.
-# Targets: NCCL::headers (for a program that opens the library at run time), NCCL::nccl (headers and library).
+# Target: NCCL::nccl.
 find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
 find_library(NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${CUDAToolkit_LIBRARY_DIR} ${CUDAToolkit_LIBRARY_ROOT} PATH_SUFFIXES lib lib64)
 if(NCCL_INCLUDE_DIR)
@@ -11,8 +11,7 @@ include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(NCCL REQUIRED_VARS NCCL_LIBRARY NCCL_INCLUDE_DIR VERSION_VAR NCCL_VERSION
   REASON_FAILURE_MESSAGE "install NVIDIA's packages libnccl2 and libnccl-dev, or set NCCL_ROOT")
 if(NCCL_FOUND AND NOT TARGET NCCL::nccl)
-  add_library(NCCL::headers INTERFACE IMPORTED)
-  set_target_properties(NCCL::headers PROPERTIES INTERFACE_INCLUDE_DIRECTORIES ${NCCL_INCLUDE_DIR})
   add_library(NCCL::nccl UNKNOWN IMPORTED)
-  set_target_properties(NCCL::nccl PROPERTIES IMPORTED_LOCATION ${NCCL_LIBRARY} INTERFACE_LINK_LIBRARIES NCCL::headers)
+  set_target_properties(NCCL::nccl PROPERTIES IMPORTED_LOCATION ${NCCL_LIBRARY}
+    INTERFACE_INCLUDE_DIRECTORIES ${NCCL_INCLUDE_DIR})
 endif()

@@ -1,4 +1,7 @@
 // What `periplus doctor` finds out about GPUs. A missing driver, device or NCCL is a fact and not trouble.
+#include <exception>
+#include <utility>
+
 #include <dlfcn.h>
 #include <fmt/format.h>
 

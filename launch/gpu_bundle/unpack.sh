@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2034,SC2154
 # Sourced by the scripts of the bundle, with `here`, its folder, set: unpacks programs and libraries to a temporary folder
 # (below TMPDIR, else /tmp) that goes away with the script. Sets `programs_folder`, and the library path.
 unpacked=$(mktemp -d) || exit 2
