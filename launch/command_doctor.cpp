@@ -1,5 +1,8 @@
 // periplus doctor: what this machine offers, and what to fix.
+#include <algorithm>
 #include <array>
+#include <iterator>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -15,15 +18,16 @@ int doctor_command(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
 
-  constexpr std::array<Finding (*)(), 10> kExaminations = {examine_cpu,  examine_kernels,     examine_cores,  examine_memory,
-                                                           examine_mpi,  examine_single_copy, examine_onednn, examine_openblas,
-                                                           examine_cuda, examine_nccl};
+  std::vector<Finding> found = {examine_cpu(),         examine_kernels(), examine_cores(),    examine_memory(), examine_mpi(),
+                                examine_single_copy(), examine_onednn(),  examine_openblas(), examine_cuda()};
+  std::ranges::move(examine_gpus(), std::back_inserter(found));
+  found.push_back(examine_nccl());
+
   constexpr std::array<const char*, 3> kMarks = {"ok", "--", "!!"};
   constexpr std::array<const char*, 3> kWords = {"good", "note", "trouble"};
   nlohmann::json findings = nlohmann::json::array();
   int troubles = 0;
-  for (const auto examine : kExaminations) {
-    const Finding finding = examine();
+  for (const Finding& finding : found) {
     const auto health = static_cast<std::size_t>(finding.health);
     troubles += finding.health == Health::trouble ? 1 : 0;
     say(table, fmt::format("{}  {:<12} {}", kMarks[health], finding.subject, finding.fact));

@@ -1,5 +1,5 @@
-// What `periplus doctor` finds out about the processor, memory and libraries. GPU libraries and OpenBLAS are looked at
-// through dlopen, because a missing one is a finding and not a reason to fail.
+// What `periplus doctor` finds out about the processor, memory and libraries. OpenBLAS is looked at through dlopen,
+// because a missing one is a finding and not a reason to fail.
 #include "launch/findings.h"
 
 #include <array>
@@ -182,29 +182,6 @@ Finding examine_openblas() {
     finding.remedy = "it does not know this CPU and runs NumPy and other yardsticks slowly; set OPENBLAS_CORETYPE=SkylakeX for them";
   }
   return finding;
-}
-
-Finding examine_cuda() {
-  constexpr const char* kNoKernels = "this version has no CUDA kernels yet, so everything runs on the CPU";
-  const Library driver("libcuda.so.1");
-  if (!driver.found()) return {"CUDA", Health::note, fmt::format("no driver (libcuda.so.1) on this machine; {}", kNoKernels)};
-  auto* const init = driver.function<int(unsigned)>("cuInit");
-  auto* const count = driver.function<int(int*)>("cuDeviceGetCount");
-  int devices = 0;
-  if (init == nullptr || count == nullptr || init(0) != 0 || count(&devices) != 0) {
-    return {"CUDA", Health::note, fmt::format("the driver is installed but finds no usable device; {}", kNoKernels)};
-  }
-  return {"CUDA", Health::note, fmt::format("{} {}; {}", devices, devices == 1 ? "device" : "devices", kNoKernels)};
-}
-
-Finding examine_nccl() {
-  const Library library("libnccl.so.2");
-  if (!library.found()) return {"NCCL", Health::note, "not installed (libnccl.so.2); only GPU ranks would need it"};
-  auto* const get_version = library.function<int(int*)>("ncclGetVersion");
-  int version = 0;
-  if (get_version == nullptr || get_version(&version) != 0) return {"NCCL", Health::note, "installed, but does not tell its version"};
-  return {"NCCL", Health::note,
-          fmt::format("version {}.{}.{} found; not used in this version", version / 10000, version / 100 % 100, version % 100)};
 }
 
 }  // namespace periplus::launch

@@ -24,6 +24,7 @@ Finding examine_single_copy();
 Finding examine_onednn();
 Finding examine_openblas();
 Finding examine_cuda();
+std::vector<Finding> examine_gpus();  ///< One for each device.
 Finding examine_nccl();
 
 }  // namespace periplus::launch

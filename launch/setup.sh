@@ -32,13 +32,45 @@ ensure_packages() {
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --no-install-recommends -y -q $missing; } >&2
 }
 
+# What building and testing with CUDA needs beyond the packages. The toolkit itself must be there; cuobjdump, which some
+# installations leave out, is taken from PyPI into build/cuda-tools.
+ensure_cuda_tools() {
+  if ! command -v "${CUDACXX:-nvcc}" >/dev/null; then
+    if [ ! -x /usr/local/cuda/bin/nvcc ]; then
+      echo "The CUDA toolkit, 12.4 or newer, is missing: install NVIDIA's package cuda-toolkit, or set CUDACXX to its nvcc." >&2
+      return 1
+    fi
+    export CUDACXX=/usr/local/cuda/bin/nvcc
+  fi
+  PATH=$PATH:$(dirname "$(command -v "${CUDACXX:-nvcc}")")
+  local tools=$root/build/cuda-tools
+  if ! command -v cuobjdump >/dev/null && [ ! -d "$tools" ]; then
+    echo "Installing cuobjdump to $tools" >&2
+    if ! python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --target "$tools" \
+      'nvidia-cuda-cuobjdump>=13,<14' >&2; then
+      echo "cuobjdump of the CUDA toolkit is missing: install NVIDIA's package cuda-cuobjdump, or python3-pip to get it from PyPI." >&2
+      return 1
+    fi
+  fi
+  local folder
+  for folder in "$tools"/nvidia/*/bin; do
+    if [ -d "$folder" ]; then PATH=$PATH:$folder; fi
+  done
+  export PATH
+}
+
 # nproc would repeat OMP_NUM_THREADS.
 cores() { env -u OMP_NUM_THREADS nproc; }
 
-# build PRESET TARGET...: configures and builds; the folder is $root/build/PRESET.
+# build PRESET TARGET...: configures and builds; the folder is $root/build/PRESET. Presets compile most files with the same
+# options, so the second finds them in ccache.
 build() {
   local preset=$1
   shift
+  if command -v ccache >/dev/null; then
+    export CMAKE_CXX_COMPILER_LAUNCHER="${CMAKE_CXX_COMPILER_LAUNCHER-ccache}"
+    export CMAKE_CUDA_COMPILER_LAUNCHER="${CMAKE_CUDA_COMPILER_LAUNCHER-ccache}"
+  fi
   (cd "$root" && cmake --preset "$preset" --log-level=WARNING && cmake --build "build/$preset" --parallel "$(cores)" --target "$@") >&2
 }
 
