@@ -32,8 +32,8 @@ ensure_packages() {
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --no-install-recommends -y -q $missing; } >&2
 }
 
-# What building and testing with CUDA needs beyond the packages. The toolkit itself must be there; cuobjdump, which some
-# installations leave out, is taken from PyPI into build/cuda-tools.
+# What building and testing with CUDA needs beyond the packages. The toolkit itself must be there; cuobjdump and
+# nvdisasm, which some installations leave out, are taken from PyPI into build/cuda-tools.
 ensure_cuda_tools() {
   if ! command -v "${CUDACXX:-nvcc}" >/dev/null; then
     if [ ! -x /usr/local/cuda/bin/nvcc ]; then
@@ -44,17 +44,18 @@ ensure_cuda_tools() {
   fi
   PATH=$PATH:$(dirname "$(command -v "${CUDACXX:-nvcc}")")
   local tools=$root/build/cuda-tools
-  if ! command -v cuobjdump >/dev/null && [ ! -d "$tools" ]; then
-    echo "Installing cuobjdump to $tools" >&2
-    if ! python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --target "$tools" \
-      'nvidia-cuda-cuobjdump>=13,<14' >&2; then
-      echo "cuobjdump of the CUDA toolkit is missing: install NVIDIA's package cuda-cuobjdump, or python3-pip to get it from PyPI." >&2
+  if ! { command -v cuobjdump && command -v nvdisasm; } >/dev/null && [ ! -e "$tools/complete" ]; then
+    echo "Installing cuobjdump and nvdisasm to $tools" >&2
+    if ! python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --upgrade --target "$tools" \
+      'nvidia-cuda-cuobjdump>=13,<14' 'nvidia-cuda-nvdisasm>=13,<14' >&2; then
+      echo "cuobjdump or nvdisasm of the CUDA toolkit is missing: install NVIDIA's packages cuda-cuobjdump and cuda-nvdisasm, or python3-pip to get them from PyPI." >&2
       return 1
     fi
+    touch "$tools/complete"
   fi
   local folder
   for folder in "$tools"/nvidia/*/bin; do
-    if [ -d "$folder" ]; then PATH=$PATH:$folder; fi
+    if [ -d "$folder" ]; then PATH=$folder:$PATH; fi  # first, so that the two are of one version
   done
   export PATH
 }
