@@ -2,7 +2,7 @@
 add_library(periplus_warnings INTERFACE)
 target_compile_options(periplus_warnings INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-Wno-sign-conversion;-Wnon-virtual-dtor;-Wold-style-cast;-Woverloaded-virtual;-Werror>
-  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Werror;-Werror=all-warnings;-Xptxas=-warn-spills>)
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Werror;-Werror=all-warnings>)
 
 # periplus_library(<name> SOURCES ... [PUBLIC targets...] [PRIVATE targets...])
 # Makes static library periplus_<name>, alias periplus::<name>, include root = the repository, installed and exported.

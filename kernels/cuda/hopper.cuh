@@ -104,6 +104,9 @@ __device__ inline int swizzled(int row, int chunk) { return row * 128 + ((chunk 
 
 // --- warpgroups ---
 
+/// The same for all lanes of a warp, which the compiler cannot tell of threadIdx.x / 128.
+__device__ inline int warpgroup_index() { return __shfl_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x) / kWarpgroup, 0); }
+
 template <int Registers>
 __device__ inline void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
@@ -220,6 +223,15 @@ __device__ inline std::uint32_t pack(float low, float high) {
   } else {
     const __half2 both = __floats2half2_rn(low, high);
     return reinterpret_cast<const std::uint32_t&>(both);
+  }
+}
+
+template <class T>
+__device__ inline float2 unpack(std::uint32_t both) {
+  if constexpr (kIsBfloat16<T>) {
+    return {__uint_as_float(both << 16), __uint_as_float(both & 0xFFFF0000)};
+  } else {
+    return __half22float2(reinterpret_cast<const __half2&>(both));
   }
 }
 

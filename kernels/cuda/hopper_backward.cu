@@ -40,9 +40,16 @@ struct Arguments {
   WorkOrder order;
   Strided<const float> lse, delta;
   Strided<float> dq_rows, dk, dv;
-  float scale;
+  float scale, factor;  ///< factor: of scores in base 2
   int query_rows, width_qk, width_v, group;
   bool overwrite_dq, overwrite_dkdv;
+};
+
+/// A work item: the query tiles of one head that some of its keys reach. Looked up once by the producer, and kept in shared
+/// memory because registers are scarce.
+struct Work {
+  int index, head, kv_head;  ///< index < 0: no more work.
+  RowTile keys;
 };
 
 template <class Tiles>
@@ -58,33 +65,18 @@ struct Shared {
   std::uint64_t item_full, item_free, kv_full, kv_free, sums_full, sums_free;
   std::uint64_t q_full[Tiles::kStages], q_free[Tiles::kStages], dout_full[Tiles::kStages], dout_free[Tiles::kStages];
   ColumnTile tile[Tiles::kStages];  // which queries these are, and their masks
-  int item;
+  Work work[2];                     // by the parity of the round
 };
 
-/// What one work item asks for: the query tiles of one head that some of its keys reach.
-struct Work {
-  RowTile keys;
-  const ColumnTile* columns;
-  int head, kv_head;
-
-  __device__ Work(const Arguments& arguments, int index) {
-    const WorkOrder::Item item = arguments.order.item(index);
-    keys = arguments.schedule.rows[item.row_tile];
-    columns = arguments.schedule.columns + keys.first;
-    head = item.head;
-    kv_head = item.head / arguments.group;
-  }
-};
-
-/// Number of the block's next item, -1 at the end. `tells` holds for the lanes that say when it is read.
+/// The block's next item. `tells` holds for the lanes that say that the one before is done with.
 template <class Tiles>
-__device__ __forceinline__ int receive_item(Shared<Tiles>& shared, int& parity, bool tells) {
+__device__ __forceinline__ const Work& receive_item(Shared<Tiles>& shared, int& parity, bool tells) {
   barrier_wait(&shared.item_full, parity);
+  const Work& work = shared.work[parity];
   parity ^= 1;
-  const int index = shared.item;
   __syncwarp();
   if (tells) barrier_arrive(&shared.item_free);
-  return index;
+  return work;
 }
 
 template <class Tiles>
@@ -96,29 +88,35 @@ __device__ void load_panels(std::byte* destination, const CUtensorMap* map, std:
 template <class Tiles>
 __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
   Stage<Tiles::kStages> stage;
-  int kv_parity = 1;
-  for (int parity = 1;; parity ^= 1) {
-    const int index = next_item(arguments.schedule.counters, arguments.order);
-    barrier_wait(&shared.item_free, parity);
-    shared.item = index;
+  for (int parity = 0;; parity ^= 1) {
+    Work work{next_item(arguments.schedule.counters, arguments.order), 0, 0, {}};
+    if (work.index >= 0) {
+      const WorkOrder::Item item = arguments.order.item(work.index);
+      work.head = item.head;
+      work.kv_head = item.head / arguments.group;
+      work.keys = arguments.schedule.rows[item.row_tile];
+    }
+    barrier_wait(&shared.item_free, parity ^ 1);
+    shared.work[parity] = work;
     barrier_arrive(&shared.item_full);
-    if (index < 0) return end_of_items(arguments.schedule.counters);
-    const Work work(arguments, index);
-    if (work.keys.columns == 0) continue;
-    barrier_wait(&shared.kv_free, kv_parity);
-    kv_parity ^= 1;
+    if (work.index < 0) return end_of_items(arguments.schedule.counters);
+    barrier_wait(&shared.kv_free, parity ^ 1);
+    if (work.keys.columns == 0) {
+      barrier_arrive(&shared.kv_full);
+      continue;
+    }
     barrier_arrive_expecting(&shared.kv_full, 2 * Tiles::kKeyBytes);
     load_panels<Tiles>(shared.k, &arguments.k, &shared.kv_full, Tiles::kKeyPanel, work.keys.begin, work.kv_head);
     load_panels<Tiles>(shared.v, &arguments.v, &shared.kv_full, Tiles::kKeyPanel, work.keys.begin, work.kv_head);
 #pragma unroll 1
     for (int step = 0; step < work.keys.columns; ++step) {
-      const int row = work.columns[step].begin;
-      barrier_wait(&shared.q_free[stage.index], stage.parity ^ 1);
-      barrier_arrive_expecting(&shared.q_full[stage.index], Tiles::kQueryBytes);
-      load_panels<Tiles>(shared.q[stage.index], &arguments.q, &shared.q_full[stage.index], Tiles::kQueryPanel, row, work.head);
-      barrier_wait(&shared.dout_free[stage.index], stage.parity ^ 1);
-      barrier_arrive_expecting(&shared.dout_full[stage.index], Tiles::kQueryBytes);
-      load_panels<Tiles>(shared.dout[stage.index], &arguments.dout, &shared.dout_full[stage.index], Tiles::kQueryPanel, row, work.head);
+      const int row = arguments.schedule.columns[work.keys.first + step].begin;
+      barrier_wait(&shared.q_free[stage.index()], stage.parity() ^ 1);
+      barrier_arrive_expecting(&shared.q_full[stage.index()], Tiles::kQueryBytes);
+      load_panels<Tiles>(shared.q[stage.index()], &arguments.q, &shared.q_full[stage.index()], Tiles::kQueryPanel, row, work.head);
+      barrier_wait(&shared.dout_free[stage.index()], stage.parity() ^ 1);
+      barrier_arrive_expecting(&shared.dout_full[stage.index()], Tiles::kQueryBytes);
+      load_panels<Tiles>(shared.dout[stage.index()], &arguments.dout, &shared.dout_full[stage.index()], Tiles::kQueryPanel, row, work.head);
       stage.next();
     }
   }
@@ -129,27 +127,23 @@ template <class Tiles>
 __device__ void load_rows(Shared<Tiles>& shared, const Arguments& arguments, int lane) {
   Stage<Tiles::kStages> stage;
   int parity = 0;
-  for (int index = 0; (index = receive_item(shared, parity, lane == 0)) >= 0;) {
-    const Work work(arguments, index);
+  for (;;) {
+    const Work work = receive_item(shared, parity, lane == 0);
+    if (work.index < 0) return;
 #pragma unroll 1
     for (int step = 0; step < work.keys.columns; ++step) {
-      const ColumnTile tile = work.columns[step];
-      float lse[Tiles::kQueries / 32], delta[Tiles::kQueries / 32];
-#pragma unroll
-      for (int i = 0; i < Tiles::kQueries / 32; ++i) {
-        const int row = tile.begin + 32 * i + lane;
+      const ColumnTile tile = arguments.schedule.columns[work.keys.first + step];
+      barrier_wait(&shared.q_free[stage.index()], stage.parity() ^ 1);
+      for (int i = lane; i < Tiles::kQueries; i += 32) {
+        const int row = tile.begin + i;
         const bool exists = row < arguments.query_rows;
-        lse[i] = exists ? arguments.lse.data[row * arguments.lse.row + work.head * arguments.lse.head] : -INFINITY;
-        delta[i] = exists ? arguments.delta.data[row * arguments.delta.row + work.head * arguments.delta.head] : 0;
+        const float lse = exists ? arguments.lse.data[row * arguments.lse.row + work.head * arguments.lse.head] : -INFINITY;
+        const float delta = exists ? arguments.delta.data[row * arguments.delta.row + work.head * arguments.delta.head] : 0;
+        shared.lse[stage.index()][i] = lse == -INFINITY ? INFINITY : lse * kLog2e;
+        shared.delta[stage.index()][i] = delta;
       }
-      barrier_wait(&shared.q_free[stage.index], stage.parity ^ 1);
-#pragma unroll
-      for (int i = 0; i < Tiles::kQueries / 32; ++i) {
-        shared.lse[stage.index][32 * i + lane] = lse[i] == -INFINITY ? INFINITY : lse[i] * kLog2e;
-        shared.delta[stage.index][32 * i + lane] = delta[i];
-      }
-      if (lane == 0) shared.tile[stage.index] = tile;
-      barrier_arrive(&shared.q_full[stage.index]);
+      if (lane == 0) shared.tile[stage.index()] = tile;
+      barrier_arrive(&shared.q_full[stage.index()]);
       stage.next();
     }
   }
@@ -168,11 +162,12 @@ __device__ inline void store_release(std::int32_t* address, std::int32_t value) 
 template <class Tiles>
 __device__ void add_sums(Shared<Tiles>& shared, const Arguments& arguments) {
   int parity = 0, item_parity = 0;
-  for (int index = 0; (index = receive_item(shared, item_parity, true)) >= 0;) {
-    const Work work(arguments, index);
+  for (;;) {
+    const Work work = receive_item(shared, item_parity, true);
+    if (work.index < 0) return;
 #pragma unroll 1
     for (int step = 0; step < work.keys.columns; ++step) {
-      const ColumnTile tile = work.columns[step];
+      const ColumnTile tile = arguments.schedule.columns[work.keys.first + step];
       std::int32_t* const turn = &arguments.schedule.turns[work.head * arguments.schedule.column_tiles + tile.begin / Tiles::kQueries];
       barrier_wait(&shared.sums_full, parity);
       parity ^= 1;
@@ -224,20 +219,22 @@ class Consumer {
         row_(static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16 + lane_ / 4) {}
 
   __device__ __forceinline__ void run() {
-    int kv_parity = 0, parity = 0;
-    for (int index = 0; (index = receive_item(shared_, parity, lane_ == 0)) >= 0;) {
-      const Work work(arguments_, index);
+    int parity = 0;
+    for (;;) {
+      const Work& work = receive_item(shared_, parity, lane_ == 0);
+      if (work.index < 0) return;
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) dk_[i] = dv_[i] = 0;
+      barrier_wait(&shared_.kv_full, parity ^ 1);
       if (work.keys.columns > 0) {
-        barrier_wait(&shared_.kv_full, kv_parity);
-        kv_parity ^= 1;
-        barrier_wait(&shared_.q_full[stage_.index], stage_.parity);
-        start_rows(scores_, shared_.k, shared_.q[stage_.index]);
+        barrier_wait(&shared_.q_full[stage_.index()], stage_.parity());
+        start_rows(scores_, shared_.k, shared_.q[stage_.index()]);
         products_wait<0>();
         hold(scores_);
 #pragma unroll 1
         for (int step = 0; step < work.keys.columns; ++step) take_step(work, step);
-        release(&shared_.kv_free);
       }
+      release(&shared_.kv_free);
       store(work);
     }
   }
@@ -250,18 +247,18 @@ class Consumer {
   __device__ __forceinline__ void take_step(const Work& work, int step) {
     const Stage<Tiles::kStages> now = stage_;
     float slopes[kScores];
-    barrier_wait(&shared_.dout_full[now.index], now.parity);
-    start_rows(slopes, shared_.v, shared_.dout[now.index]);
-    weigh(work, shared_.tile[now.index], now.index);
+    barrier_wait(&shared_.dout_full[now.index()], now.parity());
+    start_rows(slopes, shared_.v, shared_.dout[now.index()]);
+    weigh(work, shared_.tile[now.index()], now.index());
     pack_into(weights_, scores_);
-    start_sum(dv_, weights_, shared_.dout[now.index], step > 0);
+    start_sum(dv_, weights_, shared_.dout[now.index()]);
     products_wait<1>();
     hold(slopes);
-    differentiate(slopes, now.index);
+    differentiate(slopes, now.index());
     pack_into(gradients_, scores_);
-    std::byte* const exchange = shared_.scores[step % 2];
+    std::byte* const exchange = shared_.scores[now.count % 2];
     write_scores(exchange);
-    start_sum(dk_, gradients_, shared_.q[now.index], step > 0);
+    start_sum(dk_, gradients_, shared_.q[now.index()]);
     named_sync(1, 2 * kWarpgroup);  // both halves of dS are there; nobody reads the other buffer any more
     float dq[32];
     start_queries(dq, exchange);
@@ -270,13 +267,13 @@ class Consumer {
     hold(dk_);
     hold(dv_);
     // After the last step too, of whatever lies there: a branch round products makes the compiler serialise all of them.
-    if (step + 1 < work.keys.columns) barrier_wait(&shared_.q_full[stage_.index], stage_.parity);
-    start_rows(scores_, shared_.k, shared_.q[stage_.index]);
+    if (step + 1 < work.keys.columns) barrier_wait(&shared_.q_full[stage_.index()], stage_.parity());
+    start_rows(scores_, shared_.k, shared_.q[stage_.index()]);
     products_wait<1>();
     hold(dq);
-    release(&shared_.q_free[now.index]);
-    release(&shared_.dout_free[now.index]);
-    write_sums(dq);
+    release(&shared_.q_free[now.index()]);
+    release(&shared_.dout_free[now.index()]);
+    write_sums(dq, now.count);
     products_wait<0>();
     hold(scores_);
   }
@@ -296,15 +293,14 @@ class Consumer {
   }
 
   /// dk or dv += operand [64 keys][queries] times q or dout.
-  __device__ __forceinline__ void start_sum(float (&sum)[kSums], std::uint32_t (&operand)[kScores / 2], const std::byte* rows,
-                                            bool accumulate) {
+  __device__ __forceinline__ void start_sum(float (&sum)[kSums], std::uint32_t (&operand)[kScores / 2], const std::byte* rows) {
     const std::uint64_t b = describe(shared_address(rows), Tiles::kQueryPanel);
     hold(sum);
     hold(operand);
     products_begin();
 #pragma unroll
     for (int step = 0; step < Tiles::kQueries / 16; ++step) {
-      product<T, 1>(sum, operand + 4 * step, advanced(b, step * 2048), accumulate || step > 0);
+      product<T, 1>(sum, operand + 4 * step, advanced(b, step * 2048), 1);
     }
     products_commit();
   }
@@ -323,15 +319,14 @@ class Consumer {
   }
 
   __device__ __forceinline__ void weigh(const Work& work, const ColumnTile& tile, int stage) {
-    const float factor = arguments_.scale * kLog2e;
     const float* const lse = shared_.lse[stage] + lane_ % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kScores / 4; ++j) {
       const float2 reference = *reinterpret_cast<const float2*>(lse + 8 * j);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        scores_[4 * j + 2 * i] = exp2_fast(fmaf(scores_[4 * j + 2 * i], factor, -reference.x));
-        scores_[4 * j + 2 * i + 1] = exp2_fast(fmaf(scores_[4 * j + 2 * i + 1], factor, -reference.y));
+        scores_[4 * j + 2 * i] = exp2_fast(fmaf(scores_[4 * j + 2 * i], arguments_.factor, -reference.x));
+        scores_[4 * j + 2 * i + 1] = exp2_fast(fmaf(scores_[4 * j + 2 * i + 1], arguments_.factor, -reference.y));
       }
     }
     if (tile.masks == 0) return;
@@ -348,7 +343,8 @@ class Consumer {
     }
   }
 
-  /// dS = P (dP - delta), in place of P.
+  /// dS = P (dP - delta), in place of P. With long query tiles there are no registers for P beside its operand form, and P is
+  /// what the operand says: dS is rounded in the same way a moment later.
   __device__ __forceinline__ void differentiate(const float (&slopes)[kScores], int stage) {
     const float* const delta = shared_.delta[stage] + lane_ % 4 * 2;
 #pragma unroll
@@ -356,8 +352,10 @@ class Consumer {
       const float2 mean = *reinterpret_cast<const float2*>(delta + 8 * j);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        scores_[4 * j + 2 * i] *= slopes[4 * j + 2 * i] - mean.x;
-        scores_[4 * j + 2 * i + 1] *= slopes[4 * j + 2 * i + 1] - mean.y;
+        const int at = 4 * j + 2 * i;
+        const float2 weights = Tiles::kQueries == 64 ? float2{scores_[at], scores_[at + 1]} : unpack<T>(weights_[at / 2]);
+        scores_[at] = weights.x * (slopes[at] - mean.x);
+        scores_[at + 1] = weights.y * (slopes[at + 1] - mean.y);
       }
     }
   }
@@ -380,10 +378,9 @@ class Consumer {
   }
 
   /// dq to its place in the panels that the adding thread sends off.
-  __device__ __forceinline__ void write_sums(const float (&dq)[32]) {
+  __device__ __forceinline__ void write_sums(const float (&dq)[32], unsigned steps_before) {
     const int query = row_ + (Tiles::kScorePanels == 2 ? 64 * warpgroup_ : 0), first = Tiles::kPanels == 2 ? 2 * warpgroup_ : 0;
-    barrier_wait(&shared_.sums_free, sums_parity_);
-    sums_parity_ ^= 1;
+    barrier_wait(&shared_.sums_free, static_cast<int>(steps_before % 2) ^ 1);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
@@ -450,7 +447,6 @@ class Consumer {
   const Arguments& arguments_;
   const int warpgroup_, lane_, row_;
   Stage<Tiles::kStages> stage_;
-  int sums_parity_ = 1;
   float scores_[kScores], dk_[kSums], dv_[kSums];
   std::uint32_t weights_[kScores / 2], gradients_[kScores / 2];
 };
@@ -480,7 +476,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, 1) hopper_backward(const __gr
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
-    give_registers<24>();
+    give_registers<32>();
     if (warp == 0 && lane == 0) {
       produce(shared, arguments);
     } else if (warp == 1) {
@@ -492,7 +488,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, 1) hopper_backward(const __gr
     }
   } else {
     take_registers<240>();
-    Consumer<Tiles>(shared, arguments, static_cast<int>(threadIdx.x) / kWarpgroup - 1).run();
+    Consumer<Tiles>(shared, arguments, warpgroup_index() - 1).run();
   }
 }
 
@@ -520,6 +516,7 @@ void launch(const BackwardCall& call, StreamView stream) {
   arguments.dk = f32(gradients.dk);
   arguments.dv = f32(gradients.dv);
   arguments.scale = static_cast<float>(call.block.scale);
+  arguments.factor = arguments.scale * kLog2e;
   arguments.query_rows = static_cast<int>(shape.query_rows);
   arguments.width_qk = static_cast<int>(shape.width_qk);
   arguments.width_v = static_cast<int>(shape.width_v);

@@ -43,6 +43,12 @@ struct Arguments {
   bool overwrite;
 };
 
+/// A work item, looked up once by the producer; kept in shared memory because registers are scarce.
+struct Work {
+  int index, head;  ///< index < 0: no more work.
+  RowTile rows;
+};
+
 template <class Tiles>
 struct Shared {
   alignas(1024) std::byte q[Tiles::kQueryBytes];
@@ -50,7 +56,7 @@ struct Shared {
   std::byte v[Tiles::kStages][Tiles::kKeyBytes];
   std::uint64_t q_full, q_free;
   std::uint64_t k_full[Tiles::kStages], k_free[Tiles::kStages], v_full[Tiles::kStages], v_free[Tiles::kStages];
-  int item;
+  Work work[2];  // by the parity of the round: the last one is still stored while the next one starts
 };
 
 template <class Tiles>
@@ -62,37 +68,41 @@ __device__ void load_tile(std::byte* destination, const CUtensorMap* map, std::u
 template <class Tiles>
 __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
   Stage<Tiles::kStages> k, v;
-  for (int parity = 1;; parity ^= 1) {
-    const int index = next_item(arguments.schedule.counters, arguments.order);
-    barrier_wait(&shared.q_free, parity);
-    shared.item = index;
-    if (index < 0) {
+  for (int parity = 0;; parity ^= 1) {
+    Work work{next_item(arguments.schedule.counters, arguments.order), 0, {}};
+    if (work.index >= 0) {
+      const WorkOrder::Item item = arguments.order.item(work.index);
+      work.head = item.head;
+      work.rows = arguments.schedule.rows[item.row_tile];
+    }
+    barrier_wait(&shared.q_free, parity ^ 1);
+    shared.work[parity] = work;
+    if (work.index < 0) {
       barrier_arrive(&shared.q_full);
       return end_of_items(arguments.schedule.counters);
     }
-    const WorkOrder::Item item = arguments.order.item(index);
-    const RowTile rows = arguments.schedule.rows[item.row_tile];
+    const RowTile rows = work.rows;
     if (rows.columns == 0) {
       barrier_arrive(&shared.q_full);
       continue;
     }
     barrier_arrive_expecting(&shared.q_full, Tiles::kQueryBytes);
     for (int panel = 0; panel < Tiles::kPanels; ++panel) {
-      load_box(shared.q + panel * Tiles::kQueryPanel, &arguments.q, &shared.q_full, panel * 64, rows.begin, item.head);
+      load_box(shared.q + panel * Tiles::kQueryPanel, &arguments.q, &shared.q_full, panel * 64, rows.begin, work.head);
     }
-    const int head = item.head / arguments.group;
+    const int head = work.head / arguments.group;
     const ColumnTile* const columns = arguments.schedule.columns + rows.first;
     // v follows one tile behind k, as it is used. Not unrolled: this thread has few registers.
 #pragma unroll 1
     for (int i = 0; i <= rows.columns; ++i) {
       if (i < rows.columns) {
-        barrier_wait(&shared.k_free[k.index], k.parity ^ 1);
-        load_tile<Tiles>(shared.k[k.index], &arguments.k, &shared.k_full[k.index], columns[i].begin, head);
+        barrier_wait(&shared.k_free[k.index()], k.parity() ^ 1);
+        load_tile<Tiles>(shared.k[k.index()], &arguments.k, &shared.k_full[k.index()], columns[i].begin, head);
         k.next();
       }
       if (i > 0) {
-        barrier_wait(&shared.v_free[v.index], v.parity ^ 1);
-        load_tile<Tiles>(shared.v[v.index], &arguments.v, &shared.v_full[v.index], columns[i - 1].begin, head);
+        barrier_wait(&shared.v_free[v.index()], v.parity() ^ 1);
+        load_tile<Tiles>(shared.v[v.index()], &arguments.v, &shared.v_full[v.index()], columns[i - 1].begin, head);
         v.next();
       }
     }
@@ -104,15 +114,14 @@ template <class Tiles>
 __device__ void fetch_states(Shared<Tiles>& shared, const Arguments& arguments, int lane) {
   for (int parity = 0;; parity ^= 1) {
     barrier_wait(&shared.q_full, parity);
-    const int index = shared.item;
+    const Work work = shared.work[parity];
     __syncwarp();
     if (lane == 0) barrier_arrive(&shared.q_free);
-    if (index < 0) return;
+    if (work.index < 0) return;
     if (arguments.overwrite) continue;
-    const WorkOrder::Item item = arguments.order.item(index);
-    const RowTile rows = arguments.schedule.rows[item.row_tile];
+    const RowTile& rows = work.rows;
     for (int row = lane; row < rows.count; row += 32) {
-      const float* const out = arguments.out.data + (rows.begin + row) * arguments.out.row + item.head * arguments.out.head;
+      const float* const out = arguments.out.data + (rows.begin + row) * arguments.out.row + work.head * arguments.out.head;
       for (int i = 0; i < arguments.width_v; i += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(out + i));
     }
   }
@@ -184,70 +193,70 @@ class Consumer {
     if (warpgroup_ == Tiles::kConsumers - 1) give_turn();  // to warpgroup 0
     for (int parity = 0;; parity ^= 1) {
       barrier_wait(&shared_.q_full, parity);
-      const int index = shared_.item;
-      if (index < 0) return;
-      const WorkOrder::Item item = arguments_.order.item(index);
-      const RowTile rows = arguments_.schedule.rows[item.row_tile];
-      if (rows.columns > 0) {
-        attend(rows);
+      const Work& work = shared_.work[parity];
+      if (work.index < 0) return;
+      if (work.rows.columns > 0) {
+        attend(work.rows);
       } else {
         release(&shared_.q_free);
       }
-      store(rows, item.head);
+      store(work);
     }
   }
 
  private:
   static constexpr int kScores = Tiles::kScores, kOuts = Tiles::kOuts;
+  using Position = Stage<Tiles::kStages>;
 
   __device__ __forceinline__ void attend(const RowTile& rows) {
-    const ColumnTile* const columns = arguments_.schedule.columns + rows.first;
     const float factor = arguments_.scale * kLog2e;
     softmax_ = {};
     float shrink[2];
-    ColumnTile tile = columns[0];
+    ColumnTile tile = arguments_.schedule.columns[rows.first];
     {
       float scores[kScores];
-      barrier_wait(&shared_.k_full[k_.index], k_.parity);
+      barrier_wait(&shared_.k_full[k_.index()], k_.parity());
       start_scores(scores);
       products_wait<0>();
       hold(scores);
-      release_stage(shared_.k_free, k_);
+      release_keys();
       apply_mask(scores, tile, rows.begin);
       softmax_.absorb(scores, factor, shrink);
       pack_weights(scores);
     }
     for (int i = 1; i < rows.columns; ++i) {
       float scores[kScores];
-      tile = columns[i];
-      barrier_wait(&shared_.k_full[k_.index], k_.parity);
+      const Position v = k_.before();  // v follows one tile behind k
+      tile = arguments_.schedule.columns[rows.first + i];
+      barrier_wait(&shared_.k_full[k_.index()], k_.parity());
       take_turn();
       start_scores(scores);
-      barrier_wait(&shared_.v_full[v_.index], v_.parity);
-      start_out(i > 1);
+      barrier_wait(&shared_.v_full[v.index()], v.parity());
+      start_out(v, i > 1);
       give_turn();
       products_wait<1>();
       hold(scores);
-      release_stage(shared_.k_free, k_);
+      release_keys();
       apply_mask(scores, tile, rows.begin);
       softmax_.absorb(scores, factor, shrink);
       products_wait<0>();
       hold(out_);
-      release_stage(shared_.v_free, v_);
+      release(&shared_.v_free[v.index()]);
 #pragma unroll
       for (int j = 0; j < kOuts; ++j) out_[j] *= shrink[j / 2 % 2];
       pack_weights(scores);
     }
     release(&shared_.q_free);
-    barrier_wait(&shared_.v_full[v_.index], v_.parity);
-    start_out(rows.columns > 1);
+    const Position v = k_.before();
+    barrier_wait(&shared_.v_full[v.index()], v.parity());
+    start_out(v, rows.columns > 1);
     products_wait<0>();
     hold(out_);
-    release_stage(shared_.v_free, v_);
+    release(&shared_.v_free[v.index()]);
   }
 
   __device__ __forceinline__ void start_scores(float (&scores)[kScores]) {
-    const std::uint64_t k = describe(shared_address(shared_.k[k_.index]), 0);
+    const std::uint64_t k = describe(shared_address(shared_.k[k_.index()]), 0);
     hold(scores);
     products_begin();
 #pragma unroll
@@ -259,8 +268,8 @@ class Consumer {
     products_commit();
   }
 
-  __device__ __forceinline__ void start_out(bool accumulate) {
-    const std::uint64_t v = describe(shared_address(shared_.v[v_.index]), Tiles::kKeyPanel);
+  __device__ __forceinline__ void start_out(const Position& stage, bool accumulate) {
+    const std::uint64_t v = describe(shared_address(shared_.v[stage.index()]), Tiles::kKeyPanel);
     hold(out_);
     hold(weights_);
     products_begin();
@@ -283,19 +292,20 @@ class Consumer {
   }
 
   /// Normalises, folds into the running state, and stores.
-  __device__ __forceinline__ void store(const RowTile& rows, int head) {
+  __device__ __forceinline__ void store(const Work& work) {
+    const RowTile& rows = work.rows;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = softmax_.sum[i];
       sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
       sum += __shfl_xor_sync(0xFFFFFFFF, sum, 2);
       const int row = row_ + 8 * i;
-      float* const lse = arguments_.lse.data + (rows.begin + row) * arguments_.lse.row + head * arguments_.lse.head;
+      float* const lse = arguments_.lse.data + (rows.begin + row) * arguments_.lse.row + work.head * arguments_.lse.head;
       const float old = row < rows.count && !arguments_.overwrite ? *lse : -INFINITY;
       __syncwarp();  // all of a quad have read lse
       const bool empty = rows.columns == 0 || sum == 0;
       if (row >= rows.count || (empty && !arguments_.overwrite)) continue;
-      float* const out = arguments_.out.data + (rows.begin + row) * arguments_.out.row + head * arguments_.out.head + lane_ % 4 * 2;
+      float* const out = arguments_.out.data + (rows.begin + row) * arguments_.out.row + work.head * arguments_.out.head + lane_ % 4 * 2;
       float value = empty ? -INFINITY : softmax_.largest[i] * arguments_.scale + __logf(sum);
       float weight = empty ? 0 : 1 / sum, old_weight = 0;
       if (!arguments_.overwrite) {
@@ -332,9 +342,9 @@ class Consumer {
     __syncwarp();
     if (lane_ == 0) barrier_arrive(barrier);
   }
-  __device__ __forceinline__ void release_stage(std::uint64_t* free, Stage<Tiles::kStages>& stage) {
-    release(&free[stage.index]);
-    stage.next();
+  __device__ __forceinline__ void release_keys() {
+    release(&shared_.k_free[k_.index()]);
+    k_.next();
   }
   __device__ __forceinline__ void take_turn() const { named_sync(1 + warpgroup_, 2 * kWarpgroup); }
   __device__ __forceinline__ void give_turn() const { named_arrive(1 + (warpgroup_ + 1) % Tiles::kConsumers, 2 * kWarpgroup); }
@@ -343,7 +353,7 @@ class Consumer {
   const Arguments& arguments_;
   const int warpgroup_, lane_, row_;
   const std::uint64_t q_;
-  Stage<Tiles::kStages> k_, v_;
+  Position k_;
   Softmax<kScores> softmax_;
   float out_[kOuts];
   std::uint32_t weights_[kScores / 2];
@@ -378,7 +388,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, 1) hopper_forward(const __gri
     }
   } else {
     take_registers<Tiles::kConsumerRegisters>();
-    Consumer<Tiles>(shared, arguments, static_cast<int>(threadIdx.x) / kWarpgroup - 1).run();
+    Consumer<Tiles>(shared, arguments, warpgroup_index() - 1).run();
   }
 }
 

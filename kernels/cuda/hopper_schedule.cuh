@@ -10,16 +10,14 @@ namespace periplus::kernels::cuda::hopper {
 
 inline constexpr float kLog2e = 1.4426950408889634f;
 
-/// Position in a ring of stages, with the parity of the current round.
+/// How many boxes have passed a ring of stages, a power of two: says which stage is next and the parity of its round.
 template <int Stages>
 struct Stage {
-  int index = 0, parity = 0;
-  __device__ void next() {
-    if (++index == Stages) {
-      index = 0;
-      parity ^= 1;
-    }
-  }
+  unsigned count = 0;
+  __device__ int index() const { return static_cast<int>(count % Stages); }
+  __device__ int parity() const { return static_cast<int>(count / Stages % 2); }
+  __device__ void next() { ++count; }
+  __device__ Stage before() const { return {count - 1}; }
 };
 
 /// Heads whose operands, `bytes` each, fill half of the second-level cache; at least one.

@@ -47,6 +47,13 @@ Samples alternate(const Side& ours, const Side& yardstick, const GpuSampling& sa
   return samples;
 }
 
+Line named(const std::string& name, const std::string& unit) {
+  Line line;
+  line.name = name;
+  line.unit = unit;
+  return line;
+}
+
 void fill_ratios(Line& line, std::vector<double> ratios) {
   line.ratio = median(ratios);
   line.ratio_min = std::ranges::min(ratios);
@@ -58,7 +65,7 @@ void fill_ratios(Line& line, std::vector<double> ratios) {
 Line rate_line(const std::string& name, const Side& ours, const Side& yardstick, const std::string& unit, double per_unit,
                std::optional<Goal> goal, const GpuSampling& sampling) {
   const Samples samples = alternate(ours, yardstick, sampling);
-  Line line{.id = "", .name = name, .unit = unit};
+  Line line = named(name, unit);
   line.value = ours.amount / median(samples.ours) / per_unit;
   line.yardstick = yardstick.amount / median(samples.yardstick) / per_unit;
   std::vector<double> ratios;
@@ -73,7 +80,7 @@ Line rate_line(const std::string& name, const Side& ours, const Side& yardstick,
 /// Times in ms, ours over the yardstick's.
 Line time_line(const std::string& name, const Side& ours, const Side& yardstick, Goal goal, const GpuSampling& sampling) {
   const Samples samples = alternate(ours, yardstick, sampling);
-  Line line{.id = "", .name = name, .unit = "ms"};
+  Line line = named(name, "ms");
   line.value = median(samples.ours) * 1e3;
   line.yardstick = median(samples.yardstick) * 1e3;
   std::vector<double> ratios;
@@ -85,7 +92,7 @@ Line time_line(const std::string& name, const Side& ours, const Side& yardstick,
 
 std::vector<Line> wrong_or(const std::string& wrong, const std::string& name, const std::function<std::vector<Line>()>& measure) {
   if (wrong.empty()) return measure();
-  Line line{.id = "", .name = name};
+  Line line = named(name, "");
   line.wrong = wrong;
   return {line};
 }
@@ -200,7 +207,7 @@ std::vector<Line> measure_blocks(const GpuSampling& sampling) {
   const GpuProblem whole(gpu_causal_case(kRanks * kRows, kHeads, 128), sampling.device);
   const Shards shards(kRanks, kRows, kHeads, sampling.device);
   return wrong_or(whole.check(false, sampling.stream), "8 shards of 8K in zigzag, block by block / 64K at once", [&] {
-    const Side forward{[&](StreamView stream) { shards.forward(stream); }}, both{[&](StreamView stream) {
+    const Side forward{[&](StreamView stream) { shards.forward(stream); }, 0}, both{[&](StreamView stream) {
       shards.forward(stream);
       shards.backward(stream);
     }};
@@ -263,7 +270,7 @@ std::vector<Line> measure_beside_copies(const GpuSampling& sampling) {
       beside.push_back(gpu_seconds(side.work, sampling.stream, 4));
       rates.push_back(copies.rate());
     }
-    Line line{.id = "", .name = name, .unit = "ms"};
+    Line line = named(name, "ms");
     line.value = median(beside) * 1e3;
     line.yardstick = median(alone) * 1e3;
     std::vector<double> ratios;
@@ -309,7 +316,7 @@ std::vector<Line> measure_beside_kernels(const GpuSampling& sampling) {
       ratios.push_back(beside.back() / alone.back());
     }
     kernels::cuda::set_reserved_multiprocessors(0);
-    Line line{.id = "", .name = name, .unit = "ms"};
+    Line line = named(name, "ms");
     line.value = median(beside) * 1e3;
     line.yardstick = median(alone) * 1e3;
     fill_ratios(line, ratios);
@@ -340,8 +347,8 @@ std::vector<Line> measure_permutations(const GpuSampling& sampling) {
   constexpr std::int64_t kChunk = kRows / 16;
   for (std::int64_t chunk = 0; chunk < 16; ++chunk) moves.push_back({chunk * kChunk, (chunk * 5 % 16) * kChunk, kChunk});
   const Side rows{[&](StreamView stream) { kernels::move_rows(source, target, moves, stream); }, bytes};
-  return {rate_line("heads of 8 ranks packed, bf16, 0.5 GB / copy", heads, copy, "GB/s", 1e9, Goal{0.85}, sampling),
-          rate_line("16 chunks of rows moved, bf16, 0.5 GB / copy", rows, copy, "GB/s", 1e9, Goal{0.85}, sampling)};
+  return {rate_line("heads of 8 ranks packed, bf16, 0.5 GB / copy", heads, copy, "GB/s", 1e9, Goal{0.85, {}}, sampling),
+          rate_line("16 chunks of rows moved, bf16, 0.5 GB / copy", rows, copy, "GB/s", 1e9, Goal{0.85, {}}, sampling)};
 }
 
 GpuFigure rate_figure(const std::string& id, const RateFigure& figure) {
@@ -361,9 +368,9 @@ std::vector<GpuFigure> gpu_figures() {
       rate_figure("G2", {"causal backward, d 128, 16K / cuBLAS", d128, Rung::hopper, true, Goal{0.63, 0.72}}),
       rate_figure("G2", {"causal backward, d 128, 4K / cuBLAS", short128, Rung::hopper, true, {}}),
       rate_figure("G2", {"causal backward, d 128, 32/4 heads, 16K / cuBLAS", grouped, Rung::hopper, true, {}}),
-      rate_figure("G3", {"causal forward, d 64, 16K / cuBLAS", d64, Rung::hopper, false, Goal{0.54}}),
+      rate_figure("G3", {"causal forward, d 64, 16K / cuBLAS", d64, Rung::hopper, false, Goal{0.54, {}}}),
       rate_figure("G3", {"causal backward, d 64, 16K / cuBLAS", d64, Rung::hopper, true, {}}),
-      rate_figure("portable", {"causal forward, d 128, 16K, portable / cuBLAS", d128, Rung::portable, false, Goal{0.38}}),
+      rate_figure("portable", {"causal forward, d 128, 16K, portable / cuBLAS", d128, Rung::portable, false, Goal{0.38, {}}}),
       rate_figure("portable", {"causal backward, d 128, 16K, portable / cuBLAS", d128, Rung::portable, true, {}}),
       {"G4", "blocks in sequence", measure_blocks},
       {"G5", "beside copies", measure_beside_copies},
