@@ -505,7 +505,7 @@ void launch(const BackwardCall& call, StreamView stream) {
   arguments.dout = encode(plan_boxes(call.dout, Tiles::kQueries));
   arguments.dq = encode(plan_boxes(gradients.dq, Tiles::kQueries));
   arguments.schedule = resident_schedule(call.block.bands, RowAxis::key, shape.query_rows, shape.key_rows,
-                                         {Tiles::kKeys, Tiles::kQueries, true}, shape.heads, shape.kv_heads * Tiles::kConsumers, stream);
+                                         {Tiles::kKeys, Tiles::kQueries, true}, shape.heads, stream, shape.kv_heads * Tiles::kConsumers);
   arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
   // What passes by the key tiles of a head: q and dout, and the sums of dq in f32.
   const std::int64_t bytes = shape.query_rows * (2 * (shape.width_qk + shape.width_v) + 4 * shape.width_qk);

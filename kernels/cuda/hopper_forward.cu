@@ -402,7 +402,7 @@ void launch(const ForwardCall& call, StreamView stream) {
   arguments.q = encode(plan_boxes(call.block.q, Tiles::kRows));
   arguments.k = encode(plan_boxes(call.block.k, Tiles::kKeys));
   arguments.v = encode(plan_boxes(call.block.v, Tiles::kKeys));
-  arguments.schedule = resident_schedule(call.block.bands, RowAxis::query, shape.query_rows, shape.key_rows, tiles, 0, 0, stream);
+  arguments.schedule = resident_schedule(call.block.bands, RowAxis::query, shape.query_rows, shape.key_rows, tiles, 0, stream);
   arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
   arguments.order = {
       static_cast<int>(shape.heads),

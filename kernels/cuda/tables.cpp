@@ -89,7 +89,10 @@ Entry make_entry(const Key& key) {
     throw DeviceError(fmt::format("attention: cannot allocate {} bytes on cuda:{} for the schedule of {} bands", image.size(), key.device,
                                   key.bands.size()));
   }
-  check(cudaMemcpy(memory, image.data(), image.size(), cudaMemcpyHostToDevice), "cudaMemcpy of an attention schedule");
+  // In the order of the stream: a plain cudaMemcpy may return while the last bytes are still on their way, and streams of
+  // ours do not wait for the default stream.
+  check(cudaMemcpyAsync(memory, image.data(), image.size(), cudaMemcpyHostToDevice, static_cast<cudaStream_t>(key.stream)),
+        "cudaMemcpyAsync of an attention schedule");
   const auto at = [&]<class T>(std::size_t offset, T*) { return reinterpret_cast<T*>(memory + offset); };
   const ResidentSchedule resident{
       at(rows, static_cast<const RowTile*>(nullptr)),   at(columns, static_cast<const ColumnTile*>(nullptr)),
@@ -131,7 +134,7 @@ class Tables {
 }  // namespace
 
 ResidentSchedule resident_schedule(std::span<const Band> bands, RowAxis axis, std::int64_t query_rows, std::int64_t key_rows,
-                                   const ScheduleTiles& tiles, std::int64_t heads, std::int64_t row_heads, StreamView stream) {
+                                   const ScheduleTiles& tiles, std::int64_t heads, StreamView stream, std::int64_t row_heads) {
   // Never destroyed: at exit the driver may be gone before it.
   static Tables& tables = *new Tables;
   return tables.find({{bands.begin(), bands.end()},
