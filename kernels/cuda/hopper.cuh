@@ -107,6 +107,12 @@ __device__ inline int swizzled(int row, int chunk) { return row * 128 + ((chunk 
 /// The same for all lanes of a warp, which the compiler cannot tell of threadIdx.x / 128.
 __device__ inline int warpgroup_index() { return __shfl_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x) / kWarpgroup, 0); }
 
+/// Whether one producer and some consumer warpgroups find what they ask for in what the block got at launch, which is the
+/// same for all threads and a multiple of 8. If not, they wait for ever.
+constexpr bool registers_fit(int consumers, int producer_registers, int consumer_registers) {
+  const int at_launch = 65536 / (kWarpgroup * (1 + consumers)) / 8 * 8;
+  return producer_registers + consumers * consumer_registers <= (1 + consumers) * at_launch;
+}
 template <int Registers>
 __device__ inline void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));

@@ -26,6 +26,8 @@ struct Tiles {
   using T = Type;
   static constexpr int kWidth = PaddedWidth, kKeys = 128, kQueries = kWidth == 128 ? 64 : 128, kStages = 2;
   static constexpr int kConsumers = 2, kThreads = kWarpgroup * (1 + kConsumers);
+  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+  static_assert(registers_fit(kConsumers, kProducerRegisters, kConsumerRegisters));
   static constexpr int kPanels = kWidth / 64;
   static constexpr int kKeyPanel = kKeys * 128, kQueryPanel = kQueries * 128;  // bytes
   static constexpr int kKeyBytes = kPanels * kKeyPanel, kQueryBytes = kPanels * kQueryPanel;
@@ -476,7 +478,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, 1) hopper_backward(const __gr
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
-    give_registers<32>();
+    give_registers<Tiles::kProducerRegisters>();
     if (warp == 0 && lane == 0) {
       produce(shared, arguments);
     } else if (warp == 1) {
@@ -487,7 +489,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, 1) hopper_backward(const __gr
       clear_unreached<Tiles>(arguments, lane);
     }
   } else {
-    take_registers<240>();
+    take_registers<Tiles::kConsumerRegisters>();
     Consumer<Tiles>(shared, arguments, warpgroup_index() - 1).run();
   }
 }

@@ -30,6 +30,7 @@ struct Tiles {
   static constexpr int kQueryBytes = kPanels * kQueryPanel, kKeyBytes = kPanels * kKeyPanel;
   static constexpr int kThreads = kWarpgroup * (1 + kConsumers);
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32, kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+  static_assert(registers_fit(kConsumers, kProducerRegisters, kConsumerRegisters));
   static constexpr int kScores = kKeys / 2, kOuts = kWidth / 2;  // accumulators of a thread
 };
 

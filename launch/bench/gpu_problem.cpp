@@ -7,7 +7,7 @@
 
 #include <fmt/format.h>
 
-#include "kernels/matmul.h"
+#include "kernels/transfer.h"
 #include "launch/bench/errors.h"
 
 namespace periplus::launch::bench {
@@ -16,25 +16,41 @@ namespace {
 /// bf16 products, weights and score gradients against f64: three times what one rounding of 2^-9 leaves on average.
 constexpr double kRelative = 7e-3;
 
+/// Some heads of a tensor, on the host.
 template <class T>
-std::vector<float> on_host(const Tensor& tensor, StreamView stream) {
-  std::vector<T> raw(static_cast<std::size_t>(tensor.view().elements()));
-  cuda::copy_bytes(raw.data(), tensor.view().bytes(), raw.size() * sizeof(T), stream);
+std::vector<float> on_host(const Tensor& tensor, std::int64_t head, std::int64_t heads, StreamView stream) {
+  const TensorView some = tensor.view().slice(1, head, heads);
+  const Tensor packed(some.shape(), some.dtype(), Memory(stream.device()));
+  kernels::copy(some, packed, stream);
+  std::vector<T> raw(static_cast<std::size_t>(some.elements()));
+  cuda::copy_bytes(raw.data(), packed.view().bytes(), raw.size() * sizeof(T), stream);
   cuda::synchronize(stream);
   return {raw.begin(), raw.end()};
 }
 
-/// What a check reads, on the host.
+/// What a check reads, on the host: the last key/value head and the query heads that share it.
 struct Operands {
   Operands(const GpuProblem& problem, StreamView stream)
-      : q(on_host<bfloat16>(problem.q, stream)),
-        k(on_host<bfloat16>(problem.k, stream)),
-        v(on_host<bfloat16>(problem.v, stream)),
-        dout(on_host<bfloat16>(problem.dout, stream)),
-        lse(on_host<float>(problem.lse, stream)),
-        delta(on_host<float>(problem.delta, stream)),
+      : group(problem.problem.heads / problem.problem.kv_heads),
+        q(of_queries<bfloat16>(problem, problem.q, stream)),
+        k(of_keys<bfloat16>(problem, problem.k, stream)),
+        v(of_keys<bfloat16>(problem, problem.v, stream)),
+        dout(of_queries<bfloat16>(problem, problem.dout, stream)),
+        lse(of_queries<float>(problem, problem.lse, stream)),
+        delta(of_queries<float>(problem, problem.delta, stream)),
         width(problem.problem.width),
         scale(1 / std::sqrt(static_cast<double>(problem.problem.width))) {}
+
+  template <class T>
+  std::vector<float> of_queries(const GpuProblem& problem, const Tensor& tensor, StreamView stream) const {
+    return on_host<T>(tensor, problem.problem.heads - group, group, stream);
+  }
+  template <class T>
+  static std::vector<float> of_keys(const GpuProblem& problem, const Tensor& tensor, StreamView stream) {
+    return on_host<T>(tensor, problem.problem.kv_heads - 1, 1, stream);
+  }
+
+  std::int64_t group;
   std::vector<float> q, k, v, dout, lse, delta;
   std::int64_t width;
   double scale;
@@ -198,17 +214,20 @@ std::string GpuProblem::check(bool with_backward, StreamView stream) const {
     backward(kernels::Update::overwrite, stream);
   }
   const Operands operands(*this, stream);
-  const std::vector<float> got_out = on_host<float>(out, stream);
-  const std::vector<float> got_dq = with_backward ? on_host<float>(dq, stream) : std::vector<float>();
+  GpuCase some = problem;
+  some.heads = operands.group;
+  some.kv_heads = 1;
+  const std::vector<float> got_out = operands.of_queries<float>(*this, out, stream);
+  const std::vector<float> got_dq = with_backward ? operands.of_queries<float>(*this, dq, stream) : std::vector<float>();
   Errors errors;
   std::int64_t head = 0;
   for (const std::int64_t row : places(problem.query_rows, 5)) {
-    check_row(problem, operands, row, head++ % problem.heads, got_out, got_dq, errors);
+    check_row(some, operands, row, head++ % some.heads, got_out, got_dq, errors);
   }
   if (with_backward) {
-    const std::vector<float> got_dk = on_host<float>(dk, stream), got_dv = on_host<float>(dv, stream);
+    const std::vector<float> got_dk = Operands::of_keys<float>(*this, dk, stream), got_dv = Operands::of_keys<float>(*this, dv, stream);
     for (const std::int64_t key : places(problem.key_rows, 6)) {
-      check_key(problem, operands, key, head++ % problem.kv_heads, got_dk, got_dv, errors);
+      check_key(some, operands, key, 0, got_dk, got_dv, errors);
     }
   }
   return first_wrong(errors);
