@@ -68,6 +68,12 @@ __device__ inline void load_box(void* destination, const CUtensorMap* map, std::
                "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "r"(head)
                : "memory");
 }
+/// Some bytes, a multiple of 16 and aligned so, to shared memory; the barrier counts them.
+__device__ inline void load_bytes(void* destination, const void* source, int bytes, std::uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(destination)),
+               "l"(source), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
 /// A box from shared memory, stored or added (f32). Elements outside the tensor are dropped.
 __device__ inline void store_box(const CUtensorMap* map, const void* source, int column, int row, int head) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map), "r"(shared_address(source)),

@@ -6,8 +6,8 @@
 // so P and dS go from accumulators to operand registers without shared memory. Only dQ = dS K needs all 128 keys: the
 // warpgroups put dS into shared memory, and each computes its half of dq.
 // dq tiles are summed over the blocks in global memory by the copy engine, in the order of ColumnTile::turn, so that results
-// repeat bit for bit; a warp of its own waits for the turns. The next S^T starts before the sums of this tile are finished.
-// (Dao 2023; Shah et al. 2024. Descending order of causal key tiles, in which turns hardly ever wait: schedule.h.)
+// repeat bit for bit; a warp of its own waits for the turns, and the schedule sees to it that they hardly ever wait. The next
+// S^T starts before the sums of this tile are finished. (Dao 2023; Shah et al. 2024.)
 #include <algorithm>
 #include <cmath>
 
@@ -112,9 +112,11 @@ __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
     load_panels<Tiles>(shared.v, &arguments.v, &shared.kv_full, Tiles::kKeyPanel, work.keys.begin, work.kv_head);
 #pragma unroll 1
     for (int step = 0; step < work.keys.columns; ++step) {
-      const int row = arguments.schedule.columns[work.keys.first + step].begin;
+      const ColumnTile* const tile = &arguments.schedule.columns[work.keys.first + step];
+      const int row = tile->begin;
       barrier_wait(&shared.q_free[stage.index()], stage.parity() ^ 1);
-      barrier_arrive_expecting(&shared.q_full[stage.index()], Tiles::kQueryBytes);
+      barrier_arrive_expecting(&shared.q_full[stage.index()], Tiles::kQueryBytes + static_cast<int>(sizeof(ColumnTile)));
+      load_bytes(&shared.tile[stage.index()], tile, sizeof(ColumnTile), &shared.q_full[stage.index()]);
       load_panels<Tiles>(shared.q[stage.index()], &arguments.q, &shared.q_full[stage.index()], Tiles::kQueryPanel, row, work.head);
       barrier_wait(&shared.dout_free[stage.index()], stage.parity() ^ 1);
       barrier_arrive_expecting(&shared.dout_full[stage.index()], Tiles::kQueryBytes);
@@ -124,7 +126,7 @@ __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
   }
 }
 
-/// One warp: lse and delta, whose rows lie apart, and which tile it is. They arrive with q.
+/// One warp: lse and delta, whose rows lie apart. They arrive with q.
 template <class Tiles>
 __device__ void load_rows(Shared<Tiles>& shared, const Arguments& arguments, int lane) {
   Stage<Tiles::kStages> stage;
@@ -134,17 +136,16 @@ __device__ void load_rows(Shared<Tiles>& shared, const Arguments& arguments, int
     if (work.index < 0) return;
 #pragma unroll 1
     for (int step = 0; step < work.keys.columns; ++step) {
-      const ColumnTile tile = arguments.schedule.columns[work.keys.first + step];
+      const int begin = arguments.schedule.columns[work.keys.first + step].begin;
       barrier_wait(&shared.q_free[stage.index()], stage.parity() ^ 1);
       for (int i = lane; i < Tiles::kQueries; i += 32) {
-        const int row = tile.begin + i;
+        const int row = begin + i;
         const bool exists = row < arguments.query_rows;
         const float lse = exists ? arguments.lse.data[row * arguments.lse.row + work.head * arguments.lse.head] : -INFINITY;
         const float delta = exists ? arguments.delta.data[row * arguments.delta.row + work.head * arguments.delta.head] : 0;
         shared.lse[stage.index()][i] = lse == -INFINITY ? INFINITY : lse * kLog2e;
         shared.delta[stage.index()][i] = delta;
       }
-      if (lane == 0) shared.tile[stage.index()] = tile;
       barrier_arrive(&shared.q_full[stage.index()]);
       stage.next();
     }
@@ -335,12 +336,11 @@ class Consumer {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int key = work.keys.begin + 64 * warpgroup_ + row_ + 8 * i;
-      const std::uint32_t allowed =
-          allowed_queries(arguments_.schedule.masks + tile.first_mask, tile.masks, key, tile.begin + lane_ % 4 * 2);
+      const std::uint32_t bits = allowed<queries_in>(tile, arguments_.schedule.masks, key, tile.begin + lane_ % 4 * 2);
 #pragma unroll
       for (int j = 0; j < kScores / 4; ++j) {
-        if ((allowed >> (2 * j) & 1) == 0) scores_[4 * j + 2 * i] = 0;
-        if ((allowed >> (2 * j + 1) & 1) == 0) scores_[4 * j + 2 * i + 1] = 0;
+        if ((bits >> (2 * j) & 1) == 0) scores_[4 * j + 2 * i] = 0;
+        if ((bits >> (2 * j + 1) & 1) == 0) scores_[4 * j + 2 * i + 1] = 0;
       }
     }
   }
@@ -506,12 +506,16 @@ void launch(const BackwardCall& call, StreamView stream) {
   arguments.v = encode(plan_boxes(call.block.v, Tiles::kKeys));
   arguments.dout = encode(plan_boxes(call.dout, Tiles::kQueries));
   arguments.dq = encode(plan_boxes(gradients.dq, Tiles::kQueries));
-  arguments.schedule = resident_schedule(call.block.bands, RowAxis::key, shape.query_rows, shape.key_rows,
-                                         {Tiles::kKeys, Tiles::kQueries, true}, shape.heads, stream, shape.kv_heads * Tiles::kConsumers);
-  arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
   // What passes by the key tiles of a head: q and dout, and the sums of dq in f32.
   const std::int64_t bytes = shape.query_rows * (2 * (shape.width_qk + shape.width_v) + 4 * shape.width_qk);
-  arguments.order = {static_cast<int>(shape.heads), heads_per_group(shape.heads, bytes, device.l2_bytes), arguments.schedule.row_tiles};
+  const int per_group = heads_per_group(shape.heads, bytes, device.l2_bytes);
+  const int most_blocks = std::max(1, device.multiprocessors - reserved_multiprocessors());
+  // All blocks run at once or none does, so a wave of their number is certain to.
+  const ScheduleTiles tiles{Tiles::kKeys, Tiles::kQueries, true, std::max(1, most_blocks / per_group)};
+  arguments.schedule = resident_schedule(call.block.bands, RowAxis::key, shape.query_rows, shape.key_rows, tiles, shape.heads, stream,
+                                         shape.kv_heads * Tiles::kConsumers);
+  arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
+  arguments.order = {static_cast<int>(shape.heads), per_group, arguments.schedule.row_tiles};
   arguments.lse = f32(call.lse);
   arguments.delta = f32(call.delta);
   arguments.dq_rows = f32(gradients.dq);
@@ -528,9 +532,11 @@ void launch(const BackwardCall& call, StreamView stream) {
   static_assert(kShared <= 227 * 1024);
   periplus::cuda::check(cudaFuncSetAttribute(hopper_backward<Tiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                         "cudaFuncSetAttribute for hopper_backward");
-  const int blocks = std::clamp(device.multiprocessors - reserved_multiprocessors(), 1, arguments.order.items());
-  hopper_backward<Tiles><<<blocks, Tiles::kThreads, kShared, static_cast<cudaStream_t>(stream.native())>>>(arguments);
-  periplus::cuda::check(cudaGetLastError(), "launch of hopper_backward");
+  const int blocks = std::min(most_blocks, arguments.order.items());
+  void* parameters[] = {&arguments};
+  periplus::cuda::check(cudaLaunchCooperativeKernel(hopper_backward<Tiles>, blocks, Tiles::kThreads, parameters, kShared,
+                                                    static_cast<cudaStream_t>(stream.native())),
+                        "cudaLaunchCooperativeKernel of hopper_backward");
 }
 
 template <class T>

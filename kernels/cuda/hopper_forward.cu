@@ -57,25 +57,30 @@ struct Shared {
   std::byte v[Tiles::kStages][Tiles::kKeyBytes];
   std::uint64_t q_full, q_free;
   std::uint64_t k_full[Tiles::kStages], k_free[Tiles::kStages], v_full[Tiles::kStages], v_free[Tiles::kStages];
-  Work work[2];  // by the parity of the round: the last one is still stored while the next one starts
+  ColumnTile tile[Tiles::kStages];  // of k
+  Work work[2];                     // by the parity of the round: the last one is still stored while the next one starts
 };
 
 template <class Tiles>
-__device__ void load_tile(std::byte* destination, const CUtensorMap* map, std::uint64_t* full, int row, int head) {
-  barrier_arrive_expecting(full, Tiles::kKeyBytes);
+__device__ void load_panels(std::byte* destination, const CUtensorMap* map, std::uint64_t* full, int row, int head) {
   for (int panel = 0; panel < Tiles::kPanels; ++panel) load_box(destination + panel * Tiles::kKeyPanel, map, full, panel * 64, row, head);
+}
+
+/// The block's next work item.
+__device__ inline Work take_work(const Arguments& arguments) {
+  Work work{next_item(arguments.schedule.counters, arguments.order), 0, {}};
+  if (work.index < 0) return work;
+  const WorkOrder::Item item = arguments.order.item(work.index);
+  work.head = item.head;
+  work.rows = arguments.schedule.rows[item.row_tile];
+  return work;
 }
 
 template <class Tiles>
 __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
   Stage<Tiles::kStages> k, v;
+  Work work = take_work(arguments);
   for (int parity = 0;; parity ^= 1) {
-    Work work{next_item(arguments.schedule.counters, arguments.order), 0, {}};
-    if (work.index >= 0) {
-      const WorkOrder::Item item = arguments.order.item(work.index);
-      work.head = item.head;
-      work.rows = arguments.schedule.rows[item.row_tile];
-    }
     barrier_wait(&shared.q_free, parity ^ 1);
     shared.work[parity] = work;
     if (work.index < 0) {
@@ -85,6 +90,7 @@ __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
     const RowTile rows = work.rows;
     if (rows.columns == 0) {
       barrier_arrive(&shared.q_full);
+      work = take_work(arguments);
       continue;
     }
     barrier_arrive_expecting(&shared.q_full, Tiles::kQueryBytes);
@@ -92,19 +98,27 @@ __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
       load_box(shared.q + panel * Tiles::kQueryPanel, &arguments.q, &shared.q_full, panel * 64, rows.begin, work.head);
     }
     const int head = work.head / arguments.group;
-    const ColumnTile* const columns = arguments.schedule.columns + rows.first;
     // v follows one tile behind k, as it is used. Not unrolled: this thread has few registers.
+    int begin = 0;
 #pragma unroll 1
     for (int i = 0; i <= rows.columns; ++i) {
+      const int begin_before = begin;
       if (i < rows.columns) {
+        const ColumnTile* const tile = &arguments.schedule.columns[rows.first + i];
+        begin = tile->begin;
         barrier_wait(&shared.k_free[k.index()], k.parity() ^ 1);
-        load_tile<Tiles>(shared.k[k.index()], &arguments.k, &shared.k_full[k.index()], columns[i].begin, head);
+        barrier_arrive_expecting(&shared.k_full[k.index()], Tiles::kKeyBytes + static_cast<int>(sizeof(ColumnTile)));
+        load_bytes(&shared.tile[k.index()], tile, sizeof(ColumnTile), &shared.k_full[k.index()]);
+        load_panels<Tiles>(shared.k[k.index()], &arguments.k, &shared.k_full[k.index()], begin, head);
         k.next();
       }
       if (i > 0) {
         barrier_wait(&shared.v_free[v.index()], v.parity() ^ 1);
-        load_tile<Tiles>(shared.v[v.index()], &arguments.v, &shared.v_full[v.index()], columns[i - 1].begin, head);
+        barrier_arrive_expecting(&shared.v_full[v.index()], Tiles::kKeyBytes);
+        load_panels<Tiles>(shared.v[v.index()], &arguments.v, &shared.v_full[v.index()], begin_before, head);
         v.next();
+      } else {
+        work = take_work(arguments);  // its answers come from far, and there is time now
       }
     }
   }
@@ -162,21 +176,6 @@ struct Softmax {
   }
 };
 
-template <int N>
-__device__ __forceinline__ void mask_scores(float (&scores)[N], const MaskBand* masks, int count, int query, int key) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const std::uint32_t allowed = allowed_keys(masks, count, query + 8 * i, key);
-#pragma unroll
-    for (int j = 0; j < N / 4; ++j) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        if ((allowed >> (2 * j + c) & 1) == 0) scores[4 * j + 2 * i + c] = -INFINITY;
-      }
-    }
-  }
-}
-
 /// The warpgroup's 64 rows of one work item.
 template <class Tiles>
 class Consumer {
@@ -213,22 +212,20 @@ class Consumer {
     const float factor = arguments_.scale * kLog2e;
     softmax_ = {};
     float shrink[2];
-    ColumnTile tile = arguments_.schedule.columns[rows.first];
     {
       float scores[kScores];
       barrier_wait(&shared_.k_full[k_.index()], k_.parity());
       start_scores(scores);
       products_wait<0>();
       hold(scores);
+      apply_mask(scores, shared_.tile[k_.index()], rows.begin);
       release_keys();
-      apply_mask(scores, tile, rows.begin);
       softmax_.absorb(scores, factor, shrink);
       pack_weights(scores);
     }
     for (int i = 1; i < rows.columns; ++i) {
       float scores[kScores];
       const Position v = k_.before();  // v follows one tile behind k
-      tile = arguments_.schedule.columns[rows.first + i];
       barrier_wait(&shared_.k_full[k_.index()], k_.parity());
       take_turn();
       start_scores(scores);
@@ -237,8 +234,8 @@ class Consumer {
       give_turn();
       products_wait<1>();
       hold(scores);
+      apply_mask(scores, shared_.tile[k_.index()], rows.begin);
       release_keys();
-      apply_mask(scores, tile, rows.begin);
       softmax_.absorb(scores, factor, shrink);
       products_wait<0>();
       hold(out_);
@@ -289,7 +286,17 @@ class Consumer {
 
   __device__ __forceinline__ void apply_mask(float (&scores)[kScores], const ColumnTile& tile, int first_row) const {
     if (tile.masks == 0) return;
-    mask_scores(scores, arguments_.schedule.masks + tile.first_mask, tile.masks, first_row + row_, tile.begin + lane_ % 4 * 2);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::uint32_t bits = allowed<keys_in>(tile, arguments_.schedule.masks, first_row + row_ + 8 * i, tile.begin + lane_ % 4 * 2);
+#pragma unroll
+      for (int j = 0; j < kScores / 4; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if ((bits >> (2 * j + c) & 1) == 0) scores[4 * j + 2 * i + c] = -INFINITY;
+        }
+      }
+    }
   }
 
   /// Normalises, folds into the running state, and stores.

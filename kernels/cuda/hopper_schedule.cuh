@@ -63,24 +63,21 @@ __device__ inline std::uint32_t column_bits(int begin, int end) {
 }
 
 /// Allowed keys of one query row among the thread's columns, which begin at key `first`.
-__device__ inline std::uint32_t allowed_keys(const MaskBand* masks, int count, int query, int first) {
-  std::uint32_t allowed = 0;
-  for (int i = 0; i < count; ++i) {
-    const MaskBand band = masks[i];
-    if (query < band.q0 || query >= band.q1) continue;
-    allowed |= column_bits(max(band.k0, query + band.lo) - first, min(band.k1, query + band.hi + 1) - first);
-  }
-  return allowed;
+__device__ inline std::uint32_t keys_in(const MaskBand& band, int query, int first) {
+  if (query < band.q0 || query >= band.q1) return 0;
+  return column_bits(max(band.k0, query + band.lo) - first, min(band.k1, query + band.hi + 1) - first);
 }
 /// Allowed queries of one key among the thread's columns, which begin at query `first`.
-__device__ inline std::uint32_t allowed_queries(const MaskBand* masks, int count, int key, int first) {
-  std::uint32_t allowed = 0;
-  for (int i = 0; i < count; ++i) {
-    const MaskBand band = masks[i];
-    if (key < band.k0 || key >= band.k1) continue;
-    allowed |= column_bits(max(band.q0, key - band.hi) - first, min(band.q1, key - band.lo + 1) - first);
-  }
-  return allowed;
+__device__ inline std::uint32_t queries_in(const MaskBand& band, int key, int first) {
+  if (key < band.k0 || key >= band.k1) return 0;
+  return column_bits(max(band.q0, key - band.hi) - first, min(band.q1, key - band.lo + 1) - first);
+}
+/// Either for all masks of a tile, of which there is at least one.
+template <std::uint32_t (*In)(const MaskBand&, int, int)>
+__device__ inline std::uint32_t allowed(const ColumnTile& tile, const MaskBand* masks, int row, int first) {
+  std::uint32_t bits = In(tile.mask, row, first);
+  for (int i = 1; i < tile.masks; ++i) bits |= In(masks[tile.first_mask + i], row, first);
+  return bits;
 }
 
 }  // namespace periplus::kernels::cuda::hopper
