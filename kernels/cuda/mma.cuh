@@ -18,10 +18,15 @@ struct FragmentA {
 };
 
 /// The same value, but what follows from it is worked out again here instead of being kept in registers since before a loop.
-__device__ __forceinline__ int afresh(int value) {
+template <class Word>
+__device__ __forceinline__ Word afresh(Word value) {
+  static_assert(sizeof(Word) == 4);
   asm volatile("" : "+r"(value));
   return value;
 }
+/// Unsigned on the way: the compiler no longer knows that a thread's number is not negative.
+__device__ __forceinline__ int lane_afresh() { return static_cast<int>(afresh(threadIdx.x) % 32); }
+__device__ __forceinline__ int warp_afresh() { return static_cast<int>(afresh(threadIdx.x) / 32); }
 
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));

@@ -52,8 +52,8 @@ struct Forward {
   std::uint32_t allowed[kRows];
 
   /// Worked out afresh at each use: registers are scarce.
-  static __device__ __forceinline__ int lane() { return afresh(static_cast<int>(threadIdx.x)) % 32; }
-  static __device__ __forceinline__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 * kWarpRows; }
+  static __device__ __forceinline__ int lane() { return lane_afresh(); }
+  static __device__ __forceinline__ int warp_row() { return warp_afresh() * kWarpRows; }
   /// Within the tile of queries.
   static __device__ __forceinline__ int row_of(int r) { return warp_row() + r * 8 + lane() / 4; }
   static __device__ __forceinline__ int column_of(int fragment) { return fragment * 8 + lane() % 4 * 2; }

@@ -31,7 +31,8 @@ struct SharedTile {
   __device__ __forceinline__ void for_each_chunk(const Visit& visit) const {
     constexpr int kRowsAtOnce = threads / kCycle;
     static_assert(rows % kRowsAtOnce == 0 && kRowsAtOnce % 8 == 0);
-    const int thread = afresh(static_cast<int>(threadIdx.x)), first_row = thread / kCycle, first_chunk = thread % kCycle;
+    const unsigned thread = afresh(threadIdx.x);
+    const int first_row = static_cast<int>(thread / kCycle), first_chunk = static_cast<int>(thread % kCycle);
     const std::uint32_t first = address(first_row, first_chunk);
 #pragma unroll
     for (int row = 0; row < rows; row += kRowsAtOnce) {
@@ -47,7 +48,8 @@ struct SharedTile {
   template <int threads>
   __device__ __forceinline__ void copy_in(const T* from, int row_stride, int count, int used) const {
     constexpr int kRowsAtOnce = threads / kCycle;
-    const int thread = afresh(static_cast<int>(threadIdx.x)), first_row = thread / kCycle, first_chunk = thread % kCycle;
+    const unsigned thread = afresh(threadIdx.x);
+    const int first_row = static_cast<int>(thread / kCycle), first_chunk = static_cast<int>(thread % kCycle);
     const std::uint32_t to = address(first_row, first_chunk);
     from += first_row * row_stride + first_chunk * 8;
 #pragma unroll
