@@ -6,8 +6,8 @@
 // so P and dS go from accumulators to operand registers without shared memory. Only dQ = dS K needs all 128 keys: the
 // warpgroups put dS into shared memory, and each computes its half of dq.
 // dq tiles are summed over the blocks in global memory by the copy engine, in the order of ColumnTile::turn, so that results
-// repeat bit for bit; a warp of its own waits for the turns, and the schedule sees to it that they hardly ever wait. The next
-// S^T starts before the sums of this tile are finished. (Dao 2023; Shah et al. 2024.)
+// repeat bit for bit; a warp of its own waits for the turns, a step or two behind. The next S^T starts before the sums of this
+// tile are finished. (Dao 2023; Shah et al. 2024. Descending order of key tiles, in which causal turns hardly wait: schedule.h.)
 #include <algorithm>
 #include <cmath>
 
@@ -60,11 +60,11 @@ struct Shared {
   std::byte v[Tiles::kKeyBytes];
   std::byte q[Tiles::kStages][Tiles::kQueryBytes];
   std::byte dout[Tiles::kStages][Tiles::kQueryBytes];
-  std::byte scores[2][Tiles::kScoreBytes];               // dS^T, [keys][64 queries] panels
-  std::byte sums[Tiles::kSumPanels * Tiles::kSumPanel];  // dq, [queries][32 columns] panels
-  float lse[Tiles::kStages][Tiles::kQueries];            // base 2; +inf where a row has no keys or does not exist
+  std::byte scores[2][Tiles::kScoreBytes];                  // dS^T, [keys][64 queries] panels
+  std::byte sums[2][Tiles::kSumPanels * Tiles::kSumPanel];  // dq, [queries][32 columns] panels
+  float lse[Tiles::kStages][Tiles::kQueries];               // base 2; +inf where a row has no keys or does not exist
   float delta[Tiles::kStages][Tiles::kQueries];
-  std::uint64_t item_full, item_free, kv_full, kv_free, sums_full, sums_free;
+  std::uint64_t item_full, item_free, kv_full, kv_free, sums_full[2], sums_free[2];
   std::uint64_t q_full[Tiles::kStages], q_free[Tiles::kStages], dout_full[Tiles::kStages], dout_free[Tiles::kStages];
   ColumnTile tile[Tiles::kStages];  // which queries these are, and their masks
   Work work[2];                     // by the parity of the round
@@ -164,7 +164,8 @@ __device__ inline void store_release(std::int32_t* address, std::int32_t value) 
 /// One thread: adds dq tiles to global memory when it is their turn.
 template <class Tiles>
 __device__ void add_sums(Shared<Tiles>& shared, const Arguments& arguments) {
-  int parity = 0, item_parity = 0;
+  Stage<2> stage;
+  int item_parity = 0;
   for (;;) {
     const Work work = receive_item(shared, item_parity, true);
     if (work.index < 0) return;
@@ -172,13 +173,12 @@ __device__ void add_sums(Shared<Tiles>& shared, const Arguments& arguments) {
     for (int step = 0; step < work.keys.columns; ++step) {
       const ColumnTile tile = arguments.schedule.columns[work.keys.first + step];
       std::int32_t* const turn = &arguments.schedule.turns[work.head * arguments.schedule.column_tiles + tile.begin / Tiles::kQueries];
-      barrier_wait(&shared.sums_full, parity);
-      parity ^= 1;
+      barrier_wait(&shared.sums_full[stage.index()], stage.parity());
       while (load_acquire(turn) != tile.turn) {
       }
       const bool store = tile.turn == 0 && arguments.overwrite_dq;
       for (int panel = 0; panel < Tiles::kSumPanels; ++panel) {
-        const std::byte* const source = shared.sums + panel * Tiles::kSumPanel;
+        const std::byte* const source = shared.sums[stage.index()] + panel * Tiles::kSumPanel;
         if (store) {
           store_box(&arguments.dq, source, panel * Tiles::kSumColumns, tile.begin, work.head);
         } else {
@@ -187,7 +187,8 @@ __device__ void add_sums(Shared<Tiles>& shared, const Arguments& arguments) {
       }
       store_commit();
       store_wait_read<0>();
-      barrier_arrive(&shared.sums_free);
+      barrier_arrive(&shared.sums_free[stage.index()]);
+      stage.next();
       store_wait<0>();
       __threadfence();
       store_release(turn, tile.turn + 1 == tile.turns ? 0 : tile.turn + 1);
@@ -276,7 +277,7 @@ class Consumer {
     hold(dq);
     release(&shared_.q_free[now.index()]);
     release(&shared_.dout_free[now.index()]);
-    write_sums(dq, now.count);
+    write_sums(dq, Stage<2>{now.count});
     products_wait<0>();
     hold(scores_);
   }
@@ -380,20 +381,20 @@ class Consumer {
   }
 
   /// dq to its place in the panels that the adding thread sends off.
-  __device__ __forceinline__ void write_sums(const float (&dq)[32], unsigned steps_before) {
+  __device__ __forceinline__ void write_sums(const float (&dq)[32], const Stage<2>& stage) {
     const int query = row_ + (Tiles::kScorePanels == 2 ? 64 * warpgroup_ : 0), first = Tiles::kPanels == 2 ? 2 * warpgroup_ : 0;
-    barrier_wait(&shared_.sums_free, static_cast<int>(steps_before % 2) ^ 1);
+    barrier_wait(&shared_.sums_free[stage.index()], stage.parity() ^ 1);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int offset = (first + j / 4) * Tiles::kSumPanel + swizzled(query + 8 * i, j % 4 * 2 + lane_ % 4 / 2) + lane_ % 2 * 8;
-        *reinterpret_cast<float2*>(shared_.sums + offset) =
+        *reinterpret_cast<float2*>(shared_.sums[stage.index()] + offset) =
             float2{dq[4 * j + 2 * i] * arguments_.scale, dq[4 * j + 2 * i + 1] * arguments_.scale};
       }
     }
     fence_async_proxy();
-    release(&shared_.sums_full);
+    release(&shared_.sums_full[stage.index()]);
   }
 
   /// dk and dv, added up over the query heads that share the keys in the order of the heads.
@@ -403,7 +404,7 @@ class Consumer {
     if (!reached && !(first && arguments_.overwrite_dkdv)) return;
     std::int32_t* const turn =
         &arguments_.schedule
-             .row_turns[(work.kv_head * arguments_.order.row_tiles + work.keys.begin / Tiles::kKeys) * Tiles::kConsumers + warpgroup_];
+             .row_turns[(work.kv_head * arguments_.schedule.row_tiles + work.keys.begin / Tiles::kKeys) * Tiles::kConsumers + warpgroup_];
     const bool shared_keys = reached && arguments_.group > 1;
     if (shared_keys && !first) {
       while (load_acquire(turn) != member) {
@@ -460,8 +461,10 @@ __device__ void init_barriers(Shared<Tiles>& shared) {
   barrier_init(&shared.item_free, kConsumerWarps + 2);  // and the warps that load rows and add sums
   barrier_init(&shared.kv_full, 1);
   barrier_init(&shared.kv_free, kConsumerWarps);
-  barrier_init(&shared.sums_full, kConsumerWarps);
-  barrier_init(&shared.sums_free, 1);
+  for (int i = 0; i < 2; ++i) {
+    barrier_init(&shared.sums_full[i], kConsumerWarps);
+    barrier_init(&shared.sums_free[i], 1);
+  }
   for (int i = 0; i < Tiles::kStages; ++i) {
     barrier_init(&shared.q_full[i], 1 + 32);  // the copy, and the lanes that load rows
     barrier_init(&shared.dout_full[i], 1);
@@ -506,16 +509,15 @@ void launch(const BackwardCall& call, StreamView stream) {
   arguments.v = encode(plan_boxes(call.block.v, Tiles::kKeys));
   arguments.dout = encode(plan_boxes(call.dout, Tiles::kQueries));
   arguments.dq = encode(plan_boxes(gradients.dq, Tiles::kQueries));
-  // What passes by the key tiles of a head: q and dout, and the sums of dq in f32.
-  const std::int64_t bytes = shape.query_rows * (2 * (shape.width_qk + shape.width_v) + 4 * shape.width_qk);
-  const int per_group = heads_per_group(shape.heads, bytes, device.l2_bytes);
-  const int most_blocks = std::max(1, device.multiprocessors - reserved_multiprocessors());
-  // All blocks run at once or none does, so a wave of their number is certain to.
-  const ScheduleTiles tiles{Tiles::kKeys, Tiles::kQueries, true, std::max(1, most_blocks / per_group)};
+  const ScheduleTiles tiles{Tiles::kKeys, Tiles::kQueries, true};
   arguments.schedule = resident_schedule(call.block.bands, RowAxis::key, shape.query_rows, shape.key_rows, tiles, shape.heads, stream,
                                          shape.kv_heads * Tiles::kConsumers);
   arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
-  arguments.order = {static_cast<int>(shape.heads), per_group, arguments.schedule.row_tiles};
+  // What passes by the key tiles of a head: q and dout, and the sums of dq in f32.
+  const std::int64_t bytes = shape.query_rows * (2 * (shape.width_qk + shape.width_v) + 4 * shape.width_qk);
+  const bool all_rows = gradients.update_dkdv == Update::overwrite;
+  arguments.order = {static_cast<int>(shape.heads), heads_per_group(shape.heads, bytes, device.l2_bytes),
+                     all_rows ? arguments.schedule.row_tiles : arguments.schedule.reached_rows};
   arguments.lse = f32(call.lse);
   arguments.delta = f32(call.delta);
   arguments.dq_rows = f32(gradients.dq);
@@ -532,11 +534,10 @@ void launch(const BackwardCall& call, StreamView stream) {
   static_assert(kShared <= 227 * 1024);
   periplus::cuda::check(cudaFuncSetAttribute(hopper_backward<Tiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                         "cudaFuncSetAttribute for hopper_backward");
-  const int blocks = std::min(most_blocks, arguments.order.items());
-  void* parameters[] = {&arguments};
-  periplus::cuda::check(cudaLaunchCooperativeKernel(hopper_backward<Tiles>, blocks, Tiles::kThreads, parameters, kShared,
-                                                    static_cast<cudaStream_t>(stream.native())),
-                        "cudaLaunchCooperativeKernel of hopper_backward");
+  // At least one block, for the query tiles that no key reaches.
+  const int blocks = std::clamp(device.multiprocessors - reserved_multiprocessors(), 1, std::max(1, arguments.order.items()));
+  hopper_backward<Tiles><<<blocks, Tiles::kThreads, kShared, static_cast<cudaStream_t>(stream.native())>>>(arguments);
+  periplus::cuda::check(cudaGetLastError(), "launch of hopper_backward");
 }
 
 template <class T>

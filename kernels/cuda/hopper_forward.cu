@@ -196,11 +196,11 @@ class Consumer {
       const Work& work = shared_.work[parity];
       if (work.index < 0) return;
       if (work.rows.columns > 0) {
-        attend(work.rows);
+        attend(work);
       } else {
         release(&shared_.q_free);
+        clear(work);
       }
-      store(work);
     }
   }
 
@@ -208,7 +208,14 @@ class Consumer {
   static constexpr int kScores = Tiles::kScores, kOuts = Tiles::kOuts;
   using Position = Stage<Tiles::kStages>;
 
-  __device__ __forceinline__ void attend(const RowTile& rows) {
+  /// The state that the thread's elements had before.
+  struct OldState {
+    float lse[2];
+    float2 out[2][kOuts / 4];
+  };
+
+  __device__ __forceinline__ void attend(const Work& work) {
+    const RowTile& rows = work.rows;
     const float factor = arguments_.scale * kLog2e;
     softmax_ = {};
     float shrink[2];
@@ -248,9 +255,12 @@ class Consumer {
     const Position v = k_.before();
     barrier_wait(&shared_.v_full[v.index()], v.parity());
     start_out(v, rows.columns > 1);
+    OldState old;
+    load(work, old);
     products_wait<0>();
     hold(out_);
     release(&shared_.v_free[v.index()]);
+    store(work, old);
   }
 
   __device__ __forceinline__ void start_scores(float (&scores)[kScores]) {
@@ -299,49 +309,67 @@ class Consumer {
     }
   }
 
+  __device__ __forceinline__ float* lse_of(const Work& work, int row) const {
+    return arguments_.lse.data + (work.rows.begin + row) * arguments_.lse.row + work.head * arguments_.lse.head;
+  }
+  __device__ __forceinline__ float* out_of(const Work& work, int row) const {
+    return arguments_.out.data + (work.rows.begin + row) * arguments_.out.row + work.head * arguments_.out.head + lane_ % 4 * 2;
+  }
+  __device__ __forceinline__ bool has(int column) const { return column < arguments_.width_v - lane_ % 4 * 2; }
+
+  /// All loads at once, while the last product is computed.
+  __device__ __forceinline__ void load(const Work& work, OldState& old) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = row_ + 8 * i;
+      const bool wanted = !arguments_.overwrite && row < work.rows.count;
+      old.lse[i] = wanted ? *lse_of(work, row) : -INFINITY;
+      const float* const out = out_of(work, row);
+#pragma unroll
+      for (int j = 0; j < kOuts / 4; ++j) {
+        old.out[i][j] = wanted && has(8 * j) ? *reinterpret_cast<const float2*>(out + 8 * j) : float2{0, 0};
+      }
+    }
+    __syncwarp();  // all of a quad have read lse
+  }
+
   /// Normalises, folds into the running state, and stores.
-  __device__ __forceinline__ void store(const Work& work) {
-    const RowTile& rows = work.rows;
+  __device__ __forceinline__ void store(const Work& work, const OldState& old) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = softmax_.sum[i];
       sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
       sum += __shfl_xor_sync(0xFFFFFFFF, sum, 2);
       const int row = row_ + 8 * i;
-      float* const lse = arguments_.lse.data + (rows.begin + row) * arguments_.lse.row + work.head * arguments_.lse.head;
-      const float old = row < rows.count && !arguments_.overwrite ? *lse : -INFINITY;
-      __syncwarp();  // all of a quad have read lse
-      const bool empty = rows.columns == 0 || sum == 0;
-      if (row >= rows.count || (empty && !arguments_.overwrite)) continue;
-      float* const out = arguments_.out.data + (rows.begin + row) * arguments_.out.row + work.head * arguments_.out.head + lane_ % 4 * 2;
-      float value = empty ? -INFINITY : softmax_.largest[i] * arguments_.scale + __logf(sum);
-      float weight = empty ? 0 : 1 / sum, old_weight = 0;
-      if (!arguments_.overwrite) {
-        const float top = fmaxf(old, value);
-        const float total = top + log1pf(__expf(fminf(old, value) - top));
-        old_weight = __expf(old - total);
-        weight *= __expf(value - total);
-        value = total;
-      }
-      if (lane_ % 4 == 0) *lse = value;
-      store_row(out, i, weight, old_weight, empty);
+      const bool empty = sum == 0;  // no key was allowed
+      if (row >= work.rows.count || (empty && !arguments_.overwrite)) continue;
+      const float value = empty ? -INFINITY : softmax_.largest[i] * arguments_.scale + __logf(sum);
+      const float top = fmaxf(old.lse[i], value);
+      const float total = empty ? -INFINITY : top + log1pf(__expf(fminf(old.lse[i], value) - top));
+      const float weight = empty ? 0 : __expf(value - total) / sum, old_weight = empty ? 0 : __expf(old.lse[i] - total);
+      if (lane_ % 4 == 0) *lse_of(work, row) = total;
+      store_row(out_of(work, row), i, weight, old.out[i], old_weight);
     }
   }
 
-  __device__ __forceinline__ void store_row(float* out, int i, float weight, float old_weight, bool empty) const {
-    const int width = arguments_.width_v - lane_ % 4 * 2;
-    float2 old[kOuts / 4];
-    // All loads before the first store: the compiler cannot know that they do not meet.
+  __device__ __forceinline__ void store_row(float* out, int i, float weight, const float2 (&old)[kOuts / 4], float old_weight) const {
 #pragma unroll
     for (int j = 0; j < kOuts / 4; ++j) {
-      old[j] = !arguments_.overwrite && 8 * j < width ? *reinterpret_cast<const float2*>(out + 8 * j) : float2{0, 0};
+      if (!has(8 * j)) continue;
+      // A weight of zero stands for nothing, also beside NaN.
+      const float x = weight == 0 ? 0 : out_[4 * j + 2 * i] * weight, y = weight == 0 ? 0 : out_[4 * j + 2 * i + 1] * weight;
+      *reinterpret_cast<float2*>(out + 8 * j) = {fmaf(old[j].x, old_weight, x), fmaf(old[j].y, old_weight, y)};
     }
+  }
+
+  /// Rows that no key reaches: the empty state.
+  __device__ __forceinline__ void clear(const Work& work) const {
 #pragma unroll
-    for (int j = 0; j < kOuts / 4; ++j) {
-      const float2 result = empty ? float2{0, 0} : float2{out_[4 * j + 2 * i] * weight, out_[4 * j + 2 * i + 1] * weight};
-      if (8 * j < width) {
-        *reinterpret_cast<float2*>(out + 8 * j) = {fmaf(old[j].x, old_weight, result.x), fmaf(old[j].y, old_weight, result.y)};
-      }
+    for (int i = 0; i < 2; ++i) {
+      const int row = row_ + 8 * i;
+      if (row >= work.rows.count) continue;
+      if (lane_ % 4 == 0) *lse_of(work, row) = -INFINITY;
+      for (int j = 0; has(8 * j); ++j) *reinterpret_cast<float2*>(out_of(work, row) + 8 * j) = {0, 0};
     }
   }
 
@@ -415,12 +443,14 @@ void launch(const ForwardCall& call, StreamView stream) {
   arguments.order = {
       static_cast<int>(shape.heads),
       heads_per_group(shape.kv_heads, shape.key_rows * (shape.width_qk + shape.width_v) * 2, device.l2_bytes) * arguments.group,
-      arguments.schedule.row_tiles};
+      // Rows that no key reaches matter only if they are to be cleared.
+      call.update == Update::overwrite ? arguments.schedule.row_tiles : arguments.schedule.reached_rows};
   arguments.out = f32(call.state.out);
   arguments.lse = f32(call.state.lse);
   arguments.scale = static_cast<float>(call.block.scale);
   arguments.width_v = static_cast<int>(shape.width_v);
   arguments.overwrite = call.update == Update::overwrite;
+  if (arguments.order.items() == 0) return;
   constexpr int kShared = sizeof(Shared<Tiles>);
   static_assert(kShared <= 227 * 1024);
   periplus::cuda::check(cudaFuncSetAttribute(hopper_forward<Tiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),

@@ -49,16 +49,15 @@ class Scheduler {
 
   Schedule make() {
     for (std::int64_t tile = 0; tile < by_row_.tiles(); ++tile) add_row_tile(tile);
-    if (tiles_.fixed_columns && tiles_.wave_rows == 0) {
-      std::ranges::reverse(result_.rows);
-      number_turns(1);
+    std::vector<RowTile>& rows = result_.rows;
+    if (tiles_.fixed_columns) {
+      std::ranges::reverse(rows);
+      std::ranges::stable_partition(rows, [](const RowTile& row) { return row.columns > 0; });
+      number_turns();
     } else {
-      std::ranges::stable_sort(result_.rows, std::greater<>{}, &RowTile::columns);
-      if (tiles_.fixed_columns) {
-        spread_starts();
-        number_turns(tiles_.wave_rows);
-      }
+      std::ranges::stable_sort(rows, std::greater<>{}, &RowTile::columns);
     }
+    result_.reached_rows = static_cast<std::int32_t>(std::ranges::count_if(rows, [](const RowTile& row) { return row.columns > 0; }));
     return std::move(result_);
   }
 
@@ -113,56 +112,20 @@ class Scheduler {
            band.hi >= k.end - 1 - q.begin;
   }
 
-  std::span<ColumnTile> tiles_of(const RowTile& row) {
-    return {result_.columns.data() + row.first, static_cast<std::size_t>(row.columns)};
-  }
-  std::size_t place_of(const ColumnTile& tile) const { return static_cast<std::size_t>(tile.begin / tiles_.columns); }
-  std::size_t places() const { return static_cast<std::size_t>((column_extent_ + tiles_.columns - 1) / tiles_.columns); }
-
-  /// Rows of a wave advance in step. Each starts at its first column tile, or as far on as its place in the wave says,
-  /// whichever meets fewer others at a column tile at the same time.
-  void spread_starts() {
-    const std::size_t wave = static_cast<std::size_t>(tiles_.wave_rows);
-    std::vector<std::uint8_t> taken;  // [step][place]
-    for (std::size_t begin = 0; begin < result_.rows.size(); begin += wave) {
-      const std::span<const RowTile> rows = std::span(result_.rows).subspan(begin, std::min(wave, result_.rows.size() - begin));
-      taken.assign(static_cast<std::size_t>(rows.front().columns) * places(), 0);
-      for (std::size_t i = 0; i < rows.size(); ++i) {
-        const std::span<ColumnTile> columns = tiles_of(rows[i]);
-        const std::size_t apart = columns.size() * i / rows.size();
-        if (meetings(columns, apart, taken) < meetings(columns, 0, taken))
-          std::ranges::rotate(columns, columns.begin() + static_cast<std::ptrdiff_t>(apart));
-        for (std::size_t step = 0; step < columns.size(); ++step) taken[step * places() + place_of(columns[step])] = 1;
+  void number_turns() {
+    std::vector<std::int32_t> turns(static_cast<std::size_t>((column_extent_ + tiles_.columns - 1) / tiles_.columns), 0);
+    const auto turns_of = [&](const ColumnTile& tile) -> std::int32_t& {
+      return turns[static_cast<std::size_t>(tile.begin / tiles_.columns)];
+    };
+    for (const RowTile& row : result_.rows) {
+      for (std::int32_t i = row.first; i < row.first + row.columns; ++i) {
+        ColumnTile& tile = result_.columns[static_cast<std::size_t>(i)];
+        tile.turn = turns_of(tile)++;
       }
     }
-  }
-
-  std::int64_t meetings(std::span<const ColumnTile> columns, std::size_t start, const std::vector<std::uint8_t>& taken) const {
-    std::int64_t count = 0;
-    for (std::size_t step = 0; step < columns.size(); ++step) {
-      count += taken[step * places() + place_of(columns[(start + step) % columns.size()])];
-    }
-    return count;
-  }
-
-  /// Turns go to waves in order, within a wave to earlier steps first, and then to rows handed out earlier.
-  void number_turns(std::int64_t wave) {
-    std::vector<std::int32_t> turns(places(), 0);
-    for (std::size_t begin = 0; begin < result_.rows.size(); begin += static_cast<std::size_t>(wave)) {
-      const std::size_t end = std::min(result_.rows.size(), begin + static_cast<std::size_t>(wave));
-      std::int32_t steps = 0;
-      for (std::size_t i = begin; i < end; ++i) steps = std::max(steps, result_.rows[i].columns);
-      for (std::int32_t step = 0; step < steps; ++step) {
-        for (std::size_t i = begin; i < end; ++i) {
-          if (step >= result_.rows[i].columns) continue;
-          ColumnTile& tile = tiles_of(result_.rows[i])[static_cast<std::size_t>(step)];
-          tile.turn = turns[place_of(tile)]++;
-        }
-      }
-    }
-    for (ColumnTile& tile : result_.columns) tile.turns = turns[place_of(tile)];
-    for (std::size_t place = 0; place < turns.size(); ++place) {
-      if (turns[place] == 0) result_.unreached.push_back(static_cast<std::int32_t>(place));
+    for (ColumnTile& tile : result_.columns) tile.turns = turns_of(tile);
+    for (std::size_t tile = 0; tile < turns.size(); ++tile) {
+      if (turns[tile] == 0) result_.unreached.push_back(static_cast<std::int32_t>(tile));
     }
   }
 

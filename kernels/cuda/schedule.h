@@ -22,9 +22,9 @@ struct MaskBand {
 struct alignas(16) ColumnTile {
   std::int32_t begin, count;
   std::int32_t first_mask, masks;
-  /// Rank of this entry among those that reach the same fixed tile of the column axis: results added per column tile in this
-  /// order repeat bit for bit. Waiting for one's turn cannot deadlock: earlier turns belong to rows of earlier waves, or to
-  /// earlier steps of the same wave (to rows handed out earlier, without waves). -1 if columns are not cut at fixed places.
+  /// Rank of this entry among those that reach the same fixed tile of the column axis, in the order in which row tiles are
+  /// handed out: results added per column tile in this order repeat bit for bit, and waiting for one's turn cannot deadlock,
+  /// since earlier turns belong to row tiles handed out earlier. -1 if columns are not cut at fixed places.
   std::int32_t turn;
   std::int32_t turns = 0;  ///< How many entries reach that column tile.
   MaskBand mask = {};      ///< The first of the masks once more: kernels seldom need another, and would wait for it.
@@ -37,7 +37,8 @@ struct RowTile {
 };
 
 struct Schedule {
-  std::vector<RowTile> rows;  ///< All of them, also those that no band reaches, in the order to hand them out.
+  std::vector<RowTile> rows;  ///< In the order to hand them out; those that no band reaches come last.
+  std::int32_t reached_rows = 0;
   std::vector<ColumnTile> columns;
   std::vector<MaskBand> masks;
   std::vector<std::int32_t> unreached;  ///< Fixed column tiles (by number) that no band reaches.
@@ -47,13 +48,10 @@ struct Schedule {
 struct ScheduleTiles {
   std::int64_t rows = 128, columns = 128;  ///< Largest extents.
   /// Cut columns at multiples of `columns` and number the turns; else they start where a run of allowed columns does, which
-  /// gives fewer tiles when documents are short.
+  /// gives fewer tiles when documents are short. Rows are then handed out from the last to the first instead of longest
+  /// first: with a causal mask all row tiles of a head then reach different column tiles at a time, also when a new head
+  /// starts while the last one ends.
   bool fixed_columns = false;
-  /// With fixed columns: how many row tiles of a head are certain to be computed at the same time. Such a wave may take its
-  /// turns in any order, so rows are handed out longest first, and each starts at a column tile that leaves the others alone.
-  /// 0: nothing is certain. Then turns follow the order in which rows are handed out, from the last to the first: with a
-  /// causal mask the rows of a head then reach different column tiles at a time.
-  std::int64_t wave_rows = 0;
 };
 
 /// Time and space are linear in the result. Source of the order: longest processing time first (Graham 1969).

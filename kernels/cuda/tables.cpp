@@ -20,7 +20,7 @@ using periplus::cuda::check;
 struct Key {
   std::vector<Band> bands;
   RowAxis axis;
-  std::int64_t query_rows, key_rows, tile_rows, tile_columns, wave_rows, heads, row_heads;
+  std::int64_t query_rows, key_rows, tile_rows, tile_columns, heads, row_heads;
   bool fixed_columns;
   int device;
   void* stream;
@@ -41,7 +41,7 @@ std::uint64_t hash_of(const Key& key) {
   for (const Band& band : key.bands) {
     for (const std::int64_t value : {band.q0, band.q1, band.k0, band.k1, band.lo, band.hi}) mix(static_cast<std::uint64_t>(value));
   }
-  for (const std::int64_t value : {key.query_rows, key.key_rows, key.tile_rows, key.wave_rows, key.heads, key.row_heads})
+  for (const std::int64_t value : {key.query_rows, key.key_rows, key.tile_rows, key.heads, key.row_heads})
     mix(static_cast<std::uint64_t>(value));
   mix(reinterpret_cast<std::uintptr_t>(key.stream));
   return hash;
@@ -65,7 +65,7 @@ class Parts {
 };
 
 Entry make_entry(const Key& key) {
-  const ScheduleTiles tiles{key.tile_rows, key.tile_columns, key.fixed_columns, key.wave_rows};
+  const ScheduleTiles tiles{key.tile_rows, key.tile_columns, key.fixed_columns};
   const Schedule schedule = make_schedule(key.bands, key.axis, key.query_rows, key.key_rows, tiles);
   const std::int64_t column_extent = key.axis == RowAxis::query ? key.key_rows : key.query_rows;
   const std::int64_t column_tiles = key.fixed_columns ? (column_extent + key.tile_columns - 1) / key.tile_columns : 0;
@@ -95,11 +95,12 @@ Entry make_entry(const Key& key) {
         "cudaMemcpyAsync of an attention schedule");
   const auto at = [&]<class T>(std::size_t offset, T*) { return reinterpret_cast<T*>(memory + offset); };
   const ResidentSchedule resident{
-      at(rows, static_cast<const RowTile*>(nullptr)),   at(columns, static_cast<const ColumnTile*>(nullptr)),
-      at(masks, static_cast<const MaskBand*>(nullptr)), at(unreached, static_cast<const std::int32_t*>(nullptr)),
-      static_cast<std::int32_t>(schedule.rows.size()),  static_cast<std::int32_t>(schedule.unreached.size()),
-      static_cast<std::int32_t>(column_tiles),          at(counters, static_cast<std::int32_t*>(nullptr)),
-      at(turns, static_cast<std::int32_t*>(nullptr)),   at(row_turns, static_cast<std::int32_t*>(nullptr))};
+      at(rows, static_cast<const RowTile*>(nullptr)),       at(columns, static_cast<const ColumnTile*>(nullptr)),
+      at(masks, static_cast<const MaskBand*>(nullptr)),     at(unreached, static_cast<const std::int32_t*>(nullptr)),
+      static_cast<std::int32_t>(schedule.rows.size()),      schedule.reached_rows,
+      static_cast<std::int32_t>(schedule.unreached.size()), static_cast<std::int32_t>(column_tiles),
+      at(counters, static_cast<std::int32_t*>(nullptr)),    at(turns, static_cast<std::int32_t*>(nullptr)),
+      at(row_turns, static_cast<std::int32_t*>(nullptr))};
   return {hash_of(key), key, memory, image.size(), resident};
 }
 
@@ -143,7 +144,6 @@ ResidentSchedule resident_schedule(std::span<const Band> bands, RowAxis axis, st
                       key_rows,
                       tiles.rows,
                       tiles.columns,
-                      tiles.wave_rows,
                       heads,
                       row_heads,
                       tiles.fixed_columns,
