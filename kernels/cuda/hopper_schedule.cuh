@@ -42,6 +42,15 @@ struct WorkOrder {
   }
 };
 
+__device__ inline std::int32_t load_acquire(const std::int32_t* address) {
+  std::int32_t value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+__device__ inline void store_release(std::int32_t* address, std::int32_t value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
 /// Takes the next item; -1 when there is none left.
 __device__ inline int next_item(std::int32_t* counters, const WorkOrder& order) {
   const int index = atomicAdd(&counters[0], 1);
