@@ -36,17 +36,12 @@ __device__ __forceinline__ Work work_of(const WorkItem& item, const ResidentSche
 
 /// By one thread of each warp. What the block that had the turn before stored is seen afterwards.
 __device__ __forceinline__ void wait_for_turn(const std::int32_t* counter, int turn) {
-  int now;
-  while (true) {
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
-    if (now == turn) return;
-    __nanosleep(32);
-  }
+  while (load_acquire(counter) != turn) __nanosleep(32);
 }
 /// By one thread, after a barrier behind all stores of the block's turn.
 __device__ __forceinline__ void pass_turn(std::int32_t* counter, int next) {
   __threadfence();
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter), "r"(next) : "memory");
+  store_release(counter, next);
 }
 
 /// What a thread holds for keys g and g + 8 of its warp's 16 (mma.cuh).

@@ -68,25 +68,19 @@ struct SharedTile {
   __device__ __forceinline__ bool remove_non_finite(std::uint32_t* marks) const {
     bool found = false;
     for_each_chunk<threads>([&](int row, std::uint32_t chunk) {
-      std::uint32_t word[4];
-      asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-                   : "r"(chunk)
-                   : "memory");
-      if (!holds_non_finite<T>(word[0]) && !holds_non_finite<T>(word[1]) && !holds_non_finite<T>(word[2]) &&
-          !holds_non_finite<T>(word[3])) {
+      const uint4 word = load_shared_16(chunk);
+      if (!holds_non_finite<T>(word.x) && !holds_non_finite<T>(word.y) && !holds_non_finite<T>(word.z) && !holds_non_finite<T>(word.w))
         return;
-      }
       found = true;
       atomicOr(marks + row / 32, 1u << row % 32);
-      asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(chunk), "r"(0) : "memory");
+      clear_shared_16(chunk);
     });
     return found;
   }
 
   /// Two neighbours, the first in an even column.
   __device__ __forceinline__ void put(int row, int column, std::uint32_t both) const {
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address(row, column / 8) + column % 8 * 2), "r"(both) : "memory");
+    store_shared_4(address(row, column / 8) + static_cast<std::uint32_t>(column % 8 * 2), both);
   }
 
   // Fragments; `lane` is the caller's. "by rows" means that the tile's rows are the outer dimension (m or n) of the product,

@@ -5,8 +5,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
-#include "tests/kernels/attention_pass.h"
-#include "tests/kernels/tolerance.h"
+#include "tests/kernels/attention_sweep.h"
 
 // The vectorised kernels of f32, bf16 and f16 storage against the f64 reference, at every level this CPU has.
 namespace periplus::kernels {
@@ -20,86 +19,36 @@ using test::kMinusInfinity;
 using test::kStream;
 using test::largest_difference;
 using test::levels;
+using test::magnitude;
 using test::Pass;
+using test::random_case;
+using test::Tolerance;
 
-double magnitude(const Host<double>& x) { return largest_difference(x, Host<double>(x.rows(), x.heads(), x.width())); }
-
-/// Where a result came from decides how far it may be from f64.
-struct Tolerance {
-  double state, gradients;
-};
 template <class S>
 Tolerance tolerance_of(CpuLevel level) {
   const bool on_tiles = level == CpuLevel::amx || level == CpuLevel::emulated_amx;
-  if (on_tiles && !std::is_same_v<S, float>) return {test::kTileTolerance, test::kTileTolerance};
+  if (on_tiles && !std::is_same_v<S, float>) return {test::kTileTolerance, test::kTileTolerance, true};
   return {test::kStateTolerance, test::kGradientTolerance};
-}
-
-void expect_near(const Host<float>& got, const Host<double>& wanted, double tolerance, const char* name) {
-  EXPECT_LE(largest_difference(got, wanted), tolerance) << name;
 }
 
 /// Every level against one run of the reference.
 template <class S>
 void expect_matches_reference(const Case& c, std::uint64_t seed) {
-  Pass<S, float> start(c);
-  start.randomize(seed);
-  Pass<double, double> wanted = start.widened(c);
-  wanted.forward(c);
-  // Both get the same lse, rounded: backward is judged alone.
-  Host<float> lse = start.lse;
-  for (std::int64_t row = 0; row < lse.rows(); ++row) {
-    for (std::int64_t head = 0; head < lse.heads(); ++head) lse(row, head) = static_cast<float>(wanted.lse.get(row, head));
-  }
-  const Host<double> wanted_lse = wanted.lse;
-  wanted.lse = lse.widened();
-  wanted.backward(c);
+  const test::Expectation<S> expected(c, seed);
   for (const CpuLevel level : levels()) {
     SCOPED_TRACE(to_string(level));
     set_cpu_level(level);
-    const Tolerance tolerance = tolerance_of<S>(level);
-    // The rounding to bf16 on matrix tiles is relative to what is summed.
-    const bool relative = tolerance.state == test::kTileTolerance;
-    Pass<S, float> got = start;
-    got.forward(c);
-    expect_near(got.out, wanted.out, tolerance.state * (relative ? 1 + magnitude(wanted.out) : 1), "out");
-    expect_near(got.lse, wanted_lse, tolerance.state, "lse");
-    EXPECT_TRUE(got.lse.gaps_untouched());
-    got.lse = lse;
-    got.backward(c);
-    expect_near(got.dq, wanted.dq, tolerance.gradients * (1 + magnitude(wanted.dq)), "dq");
-    expect_near(got.dk, wanted.dk, tolerance.gradients * (1 + magnitude(wanted.dk)), "dk");
-    expect_near(got.dv, wanted.dv, tolerance.gradients * (1 + magnitude(wanted.dv)), "dv");
-    for (Host<float>* result : {&got.out, &got.dq, &got.dk, &got.dv}) EXPECT_TRUE(result->gaps_untouched());
+    const auto forward = [](Pass<S, float>& pass, const Case& of) { pass.forward(of); };
+    const auto backward = [](Pass<S, float>& pass, const Case& of) { pass.backward(of); };
+    test::expect_matches(expected, tolerance_of<S>(level), forward, backward);
   }
-}
-
-Case random_case(std::mt19937_64& random) {
-  Case c;
-  c.query_rows = test::pick_of(random, {1, 7, 16, 33, 64, 100, 129, 200});
-  c.key_rows = test::pick(random, 0, 3) == 0 ? c.query_rows : test::pick_of(random, {1, 15, 48, 64, 65, 130, 300});
-  c.kv_heads = test::pick(random, 1, 2);
-  c.heads = c.kv_heads * test::pick_of(random, {1, 1, 2, 3, 4});
-  const bool wide = test::pick(random, 0, 2) == 0;
-  const auto width = [&] { return wide ? 8 * test::pick(random, 1, 32) : test::pick_of(random, {1, 3, 8, 16, 24, 40, 64}); };
-  c.width_qk = width();
-  c.width_v = test::pick(random, 0, 1) == 0 ? c.width_qk : width();
-  if (wide) c.heads = c.kv_heads;
-  c.bands = test::random_bands(random, c.query_rows, c.key_rows);
-  c.scale = 1 / std::sqrt(static_cast<double>(c.width_qk));
-  c.softcap = test::pick(random, 0, 4) == 0 ? 2.0 : 0;
-  c.gap = test::pick_of(random, {0, 0, 5, 16});
-  c.update = test::pick(random, 0, 1) == 0 ? Update::overwrite : Update::accumulate;
-  return c;
 }
 
 TEST_F(Attention, MatchesReferenceAtEveryLevelOverRandomShapes) {
   std::mt19937_64 random(21);
   for (int trial = 0; trial < 510; ++trial) {
     const Case c = random_case(random);
-    SCOPED_TRACE(testing::Message() << "trial " << trial << ": " << c.query_rows << "x" << c.key_rows << " heads " << c.heads << "/"
-                                    << c.kv_heads << " widths " << c.width_qk << "," << c.width_v << " bands " << c.bands.size()
-                                    << " softcap " << c.softcap << " accumulate " << (c.update == Update::accumulate));
+    SCOPED_TRACE(testing::Message() << "trial " << trial << ": " << test::describe(c));
     if (trial % 3 == 0) {
       expect_matches_reference<float>(c, random());
     } else if (trial % 3 == 1) {

@@ -13,6 +13,10 @@ inline constexpr double kStateTolerance = 5e-6;
 /// rounding grows with the square root of the count (u * 50 = 3e-6).
 inline constexpr double kGradientTolerance = 1e-5;
 
+/// As both above for kernels that keep one running sum an element instead of many partial ones: rounding grows with the count
+/// (D <= 256, 300 x 8 rows) at worst, and with its square root times four in practice.
+inline constexpr double kRunningSumTolerance = 4e-5;
+
 /// bf16 and f16 storage on matrix tiles, absolute for lse and relative to 1 + the largest element for the rest: operands of
 /// the second products (weights, score gradients) and possibly the scaled queries are rounded to bf16, an error of at most
 /// 2^-9 each, and a sum of such terms errs by no more than that of its absolute terms.
