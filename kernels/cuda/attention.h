@@ -12,6 +12,8 @@
 ///          portable: mma.sync and cp.async, capability 8.0 and up, bf16 and f16, heads up to 256.
 ///          hopper: wgmma and TMA, capability 9.0, bf16 and f16, heads up to 128.
 ///          A call runs on the best rung that device, type, head size, strides and softcap allow.
+/// NaN      and infinity reach only the rows that meet them, but for the hopper rung: there a value (backward: a row of q, k or
+///          dout) that is not finite also reaches rows that a band hides from it, in the tiles of 128 that the band cuts.
 /// Repeats  Bit for bit: nothing is added in an order that timing decides.
 namespace periplus::kernels::cuda {
 

@@ -247,7 +247,7 @@ TEST_F(CudaAttention, NaNAndInfinityReachOnlyTheRowsThatMeetThem) {
     kDeviceForward(pass, c);
     kDeviceBackward(pass, c);
   };
-  for (const cuda::Rung rung : cuda::kRungs) {
+  for (const cuda::Rung rung : {cuda::Rung::plain, cuda::Rung::portable}) {  // not hopper: kernels/cuda/attention.h
     SCOPED_TRACE(to_string(rung));
     cuda::set_highest_rung(rung);
     test::for_each_poison([&](const Case& c, const test::Poison& poison) {
