@@ -43,7 +43,9 @@ std::string launch_lines(const std::string& command, std::span<const std::string
   const int ranks = options.ranks;
   if (ranks < 1) throw InvalidArgument("--print-launch needs the number of processes: --ranks N");
   const bool gpus = parse_device(options.device).kind == DeviceKind::cuda;
-  const std::string program = fmt::format("periplus {}{}", command, kept_arguments(arguments));
+  // A file or --set may still say thread, which processes refuse.
+  const char* const transport = options.transport == "thread" ? " --transport auto" : "";
+  const std::string program = fmt::format("periplus {}{}{}", command, kept_arguments(arguments), transport);
   const std::string hosts = ranks == 1 ? "HOST1:1" : fmt::format("HOST1:{},HOST2:{}", (ranks + 1) / 2, ranks / 2);
   // Every rank of a host sees all its GPUs, so that NCCL can copy between them directly.
   const std::string slurm_gpus = gpus ? " --gpus-per-task=1 --gpu-bind=none" : "";

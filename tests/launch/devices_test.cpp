@@ -99,6 +99,11 @@ TEST(LaunchLines, AskSlurmForTheGpus) {
             std::string::npos);
 }
 
+TEST(LaunchLines, OverrideAFileThatSaysThread) {
+  EXPECT_NE(lines({"--config", "a.toml"}, {.ranks = 1, .transport = "thread"}).find(" periplus train --config a.toml --transport auto\n"),
+            std::string::npos);
+}
+
 TEST(LaunchLines, NeedANumberOfRanks) {
   EXPECT_EQ(refusal([] { lines({}, {}); }), "--print-launch needs the number of processes: --ranks N");
 }
