@@ -3,6 +3,8 @@
 #include <chrono>
 #include <cstring>
 
+#include "runtime/cuda/device.h"
+
 namespace periplus::launch {
 namespace {
 
@@ -11,6 +13,8 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 bool present(const ConstTensorView& view) { return view.dims() > 0; }
+
+ConstTensorView view_of(const Tensor& tensor) { return tensor.empty() ? ConstTensorView() : ConstTensorView(tensor); }
 
 Extents with_rows(const Extents& shape, std::int64_t rows) {
   Extents result = shape;
@@ -65,29 +69,40 @@ Tensor gather_rows(ConstTensorView local, const SequenceLayout& layout, const co
   return whole;
 }
 
+Stream stream_on(Device device) { return device.kind == DeviceKind::cuda ? cuda::make_stream(device.index) : Stream(); }
+
 LocalAttention run_attention(const AttentionProblem& problem, const AttentionOptions& options, const GlobalAttention& global,
-                             const comm::Communicator& communicator, const Memory& memory) {
+                             const comm::Communicator& communicator, const Memory& memory, const Stream& stream) {
   const SequenceLayout& layout = problem.layout;
   const int rank = communicator.rank();
-  const auto mine = [&](const ConstTensorView& whole) { return take_rows(whole, layout, rank, memory); };
+  const bool on_host = memory.device().kind == DeviceKind::cpu;
+  const Memory host;
+  const auto mine = [&](const ConstTensorView& whole) {
+    Tensor local = take_rows(whole, layout, rank, on_host ? memory : host);
+    return on_host ? std::move(local) : to_device(local, memory, stream);
+  };
   const std::int64_t rows = layout.rows_of(rank);
   const Tensor q = mine(global.q), k = mine(global.k), v = mine(global.v);
+  const Tensor sink = present(global.sink) ? to_device(global.sink, memory, stream) : Tensor();
 
   LocalAttention local;
   local.out = Tensor({rows, problem.q_heads, problem.value_size}, problem.dtype, memory);
   local.lse = Tensor({rows, problem.q_heads, 1}, accumulator_of(problem.dtype), memory);
-  DistributedAttention attention(problem, options, communicator, memory);
-  const AttentionInputs inputs{.q = q, .k = k, .v = v, .sink = global.sink};
+  DistributedAttention attention(problem, options, communicator, memory, nullptr, stream);
+  const AttentionInputs inputs{.q = q, .k = k, .v = v, .sink = view_of(sink)};
   const AttentionOutputs outputs{local.out, local.lse};
-  const Stream stream;
-  communicator.barrier(stream);
-  auto begin = Clock::now();
-  attention.forward(inputs, outputs);
-  local.forward_seconds = seconds_since(begin);
+  const auto seconds_of = [&](const auto& pass) {
+    communicator.barrier(Stream());
+    const auto begin = Clock::now();
+    pass();
+    cuda::synchronize(stream);
+    communicator.throw_if_failed();
+    return seconds_since(begin);
+  };
+  local.forward_seconds = seconds_of([&] { attention.forward(inputs, outputs); });
 
   if (present(global.dout)) {
-    const Tensor dout = mine(global.dout);
-    const Tensor dlse = present(global.dlse) ? mine(global.dlse) : Tensor();
+    const Tensor dout = mine(global.dout), dlse = present(global.dlse) ? mine(global.dlse) : Tensor();
     local.dq = Tensor(q.shape(), problem.dtype, memory);
     local.dk = Tensor(k.shape(), problem.dtype, memory);
     local.dv = Tensor(v.shape(), problem.dtype, memory);
@@ -96,13 +111,14 @@ LocalAttention run_attention(const AttentionProblem& problem, const AttentionOpt
       local.dsink = Tensor::zeros({1, problem.q_heads, 1}, accumulator_of(problem.dtype), memory);
       results.dsink = local.dsink;
     }
-    const AttentionOutputGradients gradients{dout, present(global.dlse) ? ConstTensorView(dlse) : ConstTensorView()};
-    communicator.barrier(stream);
-    begin = Clock::now();
-    attention.backward(inputs, outputs, gradients, results);
-    local.backward_seconds = seconds_since(begin);
+    local.backward_seconds = seconds_of([&] { attention.backward(inputs, outputs, {dout, view_of(dlse)}, results); });
   }
   local.exposed_seconds = attention.statistics().exposed_seconds;
+  if (!on_host) {
+    for (Tensor* tensor : {&local.out, &local.lse, &local.dq, &local.dk, &local.dv, &local.dsink}) {
+      if (!tensor->empty()) *tensor = to_host(*tensor, stream);
+    }
+  }
   return local;
 }
 

@@ -12,18 +12,22 @@ struct GlobalAttention {
   ConstTensorView dlse;  ///< [tokens, q_heads, 1], accumulator type
 };
 
-/// What one rank computed: its rows; of dsink its part of the sum.
+/// What one rank computed, in host memory: its rows; of dsink its part of the sum.
 struct LocalAttention {
   Tensor out, lse;
   Tensor dq, dk, dv, dsink;
   double forward_seconds = 0;
   double backward_seconds = 0;
-  double exposed_seconds = 0;
+  double exposed_seconds = 0;  ///< 0 on a device, where it is not measured.
 };
 
-/// Takes this rank's rows, plans and runs forward and, if dout is there, backward. Collective.
+/// The stream that a rank computes on: a CUDA device's own one for each call.
+Stream stream_on(Device device);
+
+/// Takes this rank's rows, plans and runs forward and, if dout is there, backward, on the device of `memory` and `stream`.
+/// Collective.
 LocalAttention run_attention(const AttentionProblem& problem, const AttentionOptions& options, const GlobalAttention& global,
-                             const comm::Communicator& communicator, const Memory& memory);
+                             const comm::Communicator& communicator, const Memory& memory, const Stream& stream = {});
 
 /// Rows of `whole` that `rank` owns, in its local order.
 Tensor take_rows(ConstTensorView whole, const SequenceLayout& layout, int rank, const Memory& memory);

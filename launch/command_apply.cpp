@@ -6,6 +6,7 @@
 
 #include "launch/attention_options.h"
 #include "launch/commands.h"
+#include "launch/print_launch.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
 #include "launch/tensor_file.h"
@@ -43,7 +44,8 @@ void add_options(OptionTable& table, ApplyOptions& options) {
              .value = "X",
              .help = "Factor of the scores; 0: 1/sqrt(head size).",
              .least = 0});
-  add_rank_options(table, options.ranks);
+  add_rank_options(table, options.ranks, Devices::any);
+  add_print_launch_option(table, options.ranks);
 }
 
 void check_files(const ApplyOptions& options) {
@@ -111,27 +113,30 @@ void write_results(const ApplyOptions& options, const AttentionProblem& problem,
 }
 
 int apply_rank(const OptionTable& table, const ApplyOptions& options, const AttentionFile& file, const AttentionProblem& problem,
-               const comm::Communicator& communicator) {
+               const comm::Communicator& communicator, Device device) {
   const Memory memory;
   const std::size_t before = communicator.traffic().bytes_sent;
-  const LocalAttention local = run_attention(problem, options.how, file.tensors(), communicator, memory);
+  const LocalAttention local = run_attention(problem, options.how, file.tensors(), communicator, Memory(device), stream_on(device));
   const Figures figures = figures_over_ranks(local, communicator.traffic().bytes_sent - before, communicator, memory);
   write_results(options, problem, local, communicator, memory);
   if (communicator.rank() != 0) return kOk;
-  say(table, fmt::format("attention: {} tokens, {} ranks ({}), {} {}, {}: forward {:.3f} s, backward {:.3f} s, exposed communication "
-                         "{:.3f} s, {} sent; wrote {}",
-                         problem.layout.tokens(), communicator.size(), communicator.transport_name(), options.how.strategy, options.layout,
-                         to_text(problem.mask.spec()), figures.forward_seconds, figures.backward_seconds, figures.exposed_seconds,
+  const bool on_host = device.kind == DeviceKind::cpu;
+  say(table, fmt::format("attention: {} tokens, {} ranks ({}{}), {} {}, {}: forward {:.3f} s, backward {:.3f} s, {}{} sent; wrote {}",
+                         problem.layout.tokens(), communicator.size(), communicator.transport_name(),
+                         on_host ? "" : fmt::format(", {}", to_string(device)), options.how.strategy, options.layout,
+                         to_text(problem.mask.spec()), figures.forward_seconds, figures.backward_seconds,
+                         on_host ? fmt::format("exposed communication {:.3f} s, ", figures.exposed_seconds) : "",
                          bytes_text(figures.bytes_sent), options.output));
   print_result(table, {{"operation", "attention"},
                        {"tokens", problem.layout.tokens()},
                        {"ranks", communicator.size()},
                        {"transport", communicator.transport_name()},
+                       {"device", to_string(device)},
                        {"strategy", options.how.strategy},
                        {"layout", options.layout},
                        {"forward_seconds", figures.forward_seconds},
                        {"backward_seconds", figures.backward_seconds},
-                       {"exposed_comm_seconds", figures.exposed_seconds},
+                       {"exposed_comm_seconds", on_host ? nlohmann::json(figures.exposed_seconds) : nlohmann::json()},
                        {"bytes_sent", static_cast<std::int64_t>(figures.bytes_sent)},
                        {"output", options.output}});
   return kOk;
@@ -146,14 +151,15 @@ int apply_command(Arguments arguments) {
   ApplyOptions options;
   add_options(table, options);
   table.parse(arguments);
-  if (answered(table)) return kOk;
+  if (answered(table) || launch_printed("apply attention", arguments, options.ranks)) return kOk;
   const RankSource source = find_ranks(options.ranks);
   check_files(options);
   const AttentionFile file(options.input);
   const AttentionProblem problem = make_problem(options, table, file, source.ranks);
   resolve_auto(table, problem, options.how);
-  return run_ranks(source, options.ranks,
-                   [&](const comm::Communicator& communicator) { return apply_rank(table, options, file, problem, communicator); });
+  return run_ranks(source, options.ranks, [&](const comm::Communicator& communicator, Device device) {
+    return apply_rank(table, options, file, problem, communicator, device);
+  });
 }
 
 }  // namespace periplus::launch

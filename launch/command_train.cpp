@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/commands.h"
+#include "launch/print_launch.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
 #include "launch/signals.h"
@@ -87,10 +88,11 @@ int train_command(Arguments arguments) {
   RankOptions ranks;
   train::TrainOptions options;
   add_train_options(table, config, ranks);
+  add_print_launch_option(table, ranks);
   table.add({.flag = "resume", .target = &options.resume, .help = "Continues from the newest complete checkpoint in the run folder."});
   table.parse(arguments);
   config.run.deadline_seconds = ranks.deadline_seconds;
-  if (answered(table)) return kOk;
+  if (answered(table) || launch_printed("train", arguments, ranks)) return kOk;
   if (config.data.paths.empty()) throw InvalidArgument("there is no text to train on; name files, folders or globs with --data PATH ...");
   train::check(config);
   if (const std::filesystem::path folder(config.run.directory); std::filesystem::exists(folder) && !std::filesystem::is_directory(folder)) {

@@ -1,6 +1,7 @@
 // periplus verify: proves the plans of many problems, and runs small ones in fp64 against the one-rank reference.
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <set>
 
 #include <fmt/format.h>
@@ -8,6 +9,7 @@
 
 #include "launch/attention_options.h"
 #include "launch/commands.h"
+#include "launch/devices.h"
 #include "launch/numeric_check.h"
 #include "launch/ranks.h"
 #include "parallel/plan/verify.h"
@@ -23,6 +25,7 @@ struct VerifyOptions {
   std::string ranks = "1-16";
   std::string strategy = "all", layout = "all";
   bool symbolic_only = false;
+  std::string device = "cpu";
 };
 
 /// "1-16,64" -> 1..16, 64; a count that is named twice counts once.
@@ -91,8 +94,9 @@ void prove(const AttentionProblem& problem, const std::string& strategy, Pass pa
              stderr);
 }
 
-void check_numerically(const AttentionProblem& problem, const std::string& strategy, const std::string& subject, Tally& tally) {
-  const NumericCheck check = compare_with_reference(problem, {.strategy = strategy});
+void check_numerically(const AttentionProblem& problem, const std::string& strategy, Device device, const std::string& subject,
+                       Tally& tally) {
+  const NumericCheck check = compare_with_reference(problem, {.strategy = strategy}, device);
   ++tally.numeric;
   tally.largest_error = std::max({tally.largest_error, check.forward_error, check.backward_error});
   if (check.ok()) return;
@@ -103,7 +107,8 @@ void check_numerically(const AttentionProblem& problem, const std::string& strat
              stderr);
 }
 
-Tally verify_row(const Row& row, const VerificationCase& problem_case, const std::set<int>& ranks, bool numeric) {
+/// Without a device there is no fp64 comparison.
+Tally verify_row(const Row& row, const VerificationCase& problem_case, const std::set<int>& ranks, std::optional<Device> device) {
   constexpr int kMostThreads = 8, kPasses = 2;
   Tally tally;
   const auto begin = Clock::now();
@@ -120,7 +125,7 @@ Tally verify_row(const Row& row, const VerificationCase& problem_case, const std
       }
       prove(problem, row.strategy, Pass::forward, subject, tally);
       prove(problem, row.strategy, Pass::backward, subject, tally);
-      if (numeric && count <= kMostThreads) check_numerically(problem, row.strategy, subject, tally);
+      if (device && count <= kMostThreads) check_numerically(problem, row.strategy, *device, subject, tally);
     }
   }
   tally.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
@@ -152,6 +157,16 @@ std::string line(const Widths& widths, const Row& row, const std::string& ranks,
                      tally.seconds, verdict);
 }
 
+std::optional<Device> device_of(const VerifyOptions& options, const OptionTable& table) {
+  const DeviceRequest request = parse_device(options.device);
+  if (options.symbolic_only) {
+    if (table.given("device")) throw InvalidArgument("--device has no effect with --symbolic-only, which runs nothing; leave one out");
+    return {};
+  }
+  require_device(request);
+  return shared_device(request);
+}
+
 std::vector<std::string> chosen(const std::string& choice, std::vector<std::string> all) {
   return choice == "all" ? all : std::vector<std::string>{choice};
 }
@@ -168,9 +183,15 @@ int verify_command(Arguments arguments) {
              .flag = "symbolic-only",
              .target = &options.symbolic_only,
              .help = "Leaves the fp64 comparison out."});
+  table.add({.key = "parallel.device",
+             .flag = "device",
+             .target = &options.device,
+             .value = "NAME",
+             .help = "Where the fp64 comparison runs the plans: cpu, cuda or cuda:N, which all ranks share."});
   table.parse(arguments);
   if (answered(table)) return kOk;
   const std::set<int> ranks = parse_ranks(options.ranks);
+  const std::optional<Device> device = device_of(options, table);
 
   Widths widths{.ranks = std::max(Widths().ranks, options.ranks.size())};
   for (const VerificationCase& problem_case : verification_cases()) widths.mask = std::max(widths.mask, problem_case.name().size());
@@ -181,7 +202,7 @@ int verify_command(Arguments arguments) {
     for (const std::string& layout : chosen(options.layout, layout_names())) {
       for (const VerificationCase& problem_case : verification_cases()) {
         const Row row{strategy, layout, problem_case.name()};
-        const Tally tally = verify_row(row, problem_case, ranks, !options.symbolic_only);
+        const Tally tally = verify_row(row, problem_case, ranks, device);
         say(table, line(widths, row, options.ranks, tally));
         if (tally.refused > 0) say(table, fmt::format("    {} refused; the first: {}", tally.refused, tally.first_refusal));
         rows.push_back(to_json(row, tally));

@@ -19,7 +19,9 @@
 #include "kernels/attention.h"
 #include "kernels/matmul.h"
 #include "launch/progress.h"
+#include "launch/ranks.h"
 #include "launch/ranks_mpi.h"
+#include "runtime/error.h"
 
 namespace periplus::launch {
 namespace {
@@ -141,6 +143,17 @@ Finding examine_mpi() {
   if (!facts.built) return {"MPI", Health::note, facts.text, "ranks still run as threads: --ranks N"};
   if (!in_path("mpirun")) return {"MPI", Health::note, facts.text + ", but mpirun is not in PATH", "apt-get install openmpi-bin"};
   return {"MPI", Health::good, facts.text + ", mpirun found"};
+}
+
+Finding examine_launcher() {
+  Finding finding{"Launcher", Health::good, describe_launcher()};
+  try {
+    find_ranks({});
+  } catch (const InvalidArgument& error) {
+    finding.health = Health::trouble;
+    finding.remedy = error.what();
+  }
+  return finding;
 }
 
 Finding examine_single_copy() {

@@ -20,6 +20,7 @@ Finding examine_kernels();
 Finding examine_cores();
 Finding examine_memory();
 Finding examine_mpi();
+Finding examine_launcher();
 Finding examine_single_copy();
 Finding examine_onednn();
 Finding examine_openblas();

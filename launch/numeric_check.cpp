@@ -70,11 +70,12 @@ Results reference(const AttentionProblem& problem, const Whole& whole, const Mem
   return results;
 }
 
-Results distributed(const AttentionProblem& problem, const AttentionOptions& options, const Whole& whole, const Memory& memory) {
+Results distributed(const AttentionProblem& problem, const AttentionOptions& options, const Whole& whole, const Memory& memory,
+                    Device device) {
   Results results = empty_results(problem, whole, memory);
   const auto body = [&](const comm::Communicator& communicator) {
     const int rank = communicator.rank();
-    const LocalAttention local = run_attention(problem, options, whole.views(), communicator, memory);
+    const LocalAttention local = run_attention(problem, options, whole.views(), communicator, Memory(device), stream_on(device));
     put_rows(local.out, problem.layout, rank, results.out);
     put_rows(local.lse, problem.layout, rank, results.lse);
     put_rows(local.dq, problem.layout, rank, results.dq);
@@ -142,12 +143,12 @@ AttentionProblem verification_problem(LayoutKind layout, const VerificationCase&
   return problem;
 }
 
-NumericCheck compare_with_reference(const AttentionProblem& as_stored, const AttentionOptions& options) {
+NumericCheck compare_with_reference(const AttentionProblem& as_stored, const AttentionOptions& options, Device device) {
   AttentionProblem problem = as_stored;
   problem.dtype = DType::f64;
   const Memory memory;
   const Whole whole = random_inputs(problem, memory);
-  const Results expected = reference(problem, whole, memory), found = distributed(problem, options, whole, memory);
+  const Results expected = reference(problem, whole, memory), found = distributed(problem, options, whole, memory, device);
   NumericCheck check;
   check.forward_error = std::max(difference(expected.out, found.out), difference(expected.lse, found.lse));
   check.backward_error = std::max({difference(expected.dq, found.dq), difference(expected.dk, found.dk), difference(expected.dv, found.dv),

@@ -32,8 +32,8 @@ struct NumericCheck {
   bool ok() const noexcept { return forward_error <= 1e-12 && backward_error <= 1e-11; }
 };
 
-/// Runs the problem, as f64, on thread ranks with fixed random data and compares out, lse and all gradients with one call of
-/// the reference kernels on the whole sequence.
-NumericCheck compare_with_reference(const AttentionProblem& problem, const AttentionOptions& options);
+/// Runs the problem, as f64, on thread ranks that share `device`, with fixed random data, and compares out, lse and all
+/// gradients with one call of the reference kernels on the whole sequence.
+NumericCheck compare_with_reference(const AttentionProblem& problem, const AttentionOptions& options, Device device);
 
 }  // namespace periplus::launch

@@ -11,6 +11,7 @@
 
 #include "launch/ranks_mpi.h"
 #include "runtime/comm/mpi_transport.h"
+#include "runtime/comm/nccl_transport.h"
 #include "runtime/comm/thread_transport.h"
 #include "runtime/error.h"
 
@@ -50,9 +51,9 @@ std::optional<Launched> mpi_launcher(const Environment& environment) {
 void refuse_processes_without_mpi(const Environment& environment) {
   if (const int size = number_in(environment, "WORLD_SIZE").value_or(1); size > 1) {
     throw InvalidArgument(
-        fmt::format("torchrun started {} processes, but host ranks reach each other through MPI; start them with "
-                    "mpirun -n {} periplus ..., or use one process with --ranks {}",
-                    size, size, size));
+        fmt::format("torchrun started {} processes, but ranks find each other through MPI; start them with mpirun -n {} periplus ... "
+                    "or srun --mpi=pmix -n {} periplus ..., or use one process with --ranks {}",
+                    size, size, size, size));
   }
   if (const int size = number_in(environment, "SLURM_STEP_NUM_TASKS").value_or(1); size > 1) {
     throw InvalidArgument(
@@ -68,6 +69,37 @@ RankSource mpi_ranks(const RankOptions& options, const Launched& launched) {
                                       launched.size, launched.size == 1 ? " or add --transport thread" : ""));
   }
   return {true, launched.size, launched.rank};
+}
+
+void check_transport(const RankOptions& options, const DeviceRequest& device) {
+  const bool gpu = device.kind == DeviceKind::cuda;
+  if (gpu && options.transport == "mpi") {
+    throw InvalidArgument(fmt::format("--transport mpi moves host memory only; with --device {} use --transport nccl", options.device));
+  }
+  if (!gpu && options.transport == "nccl") {
+    throw InvalidArgument("--transport nccl moves memory of GPUs only; add --device cuda, or use --transport mpi");
+  }
+}
+
+RankSource where_ranks_are(const RankOptions& options, const Environment& environment) {
+  const std::optional<Launched> launched = mpi_launcher(environment);
+  if (options.transport == "thread") {
+    if (launched && launched->size > 1) {
+      throw InvalidArgument(fmt::format("--transport thread contradicts {}, which started {} processes; start one process with --ranks {}",
+                                        launched->by, launched->size, launched->size));
+    }
+    return {false, std::max(options.ranks, 1), 0};
+  }
+  if (launched) return mpi_ranks(options, *launched);
+  refuse_processes_without_mpi(environment);
+  if (options.transport == "mpi" || options.transport == "nccl") {
+    if (options.ranks > 1) {
+      throw InvalidArgument(
+          fmt::format("--transport {} needs its processes started: mpirun -n {} periplus ...", options.transport, options.ranks));
+    }
+    return {true, 1, 0};
+  }
+  return {false, std::max(options.ranks, 1), 0};
 }
 
 /// Every rank of a job usually fails alike: rank 0 gets time to say it and end the job. A rank that is still alive after
@@ -101,11 +133,24 @@ comm::TransportOptions transport_options(const RankOptions& options) {
   return {std::chrono::milliseconds(static_cast<std::int64_t>(std::ceil(options.deadline_seconds * 1e3)))};
 }
 
-int run_mpi_rank(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&)>& body) {
+bool uses_nccl(const RankSource& source, const RankOptions& options) {
+  return source.mpi && source.device.kind == DeviceKind::cuda && (source.ranks > 1 || options.transport == "nccl");
+}
+
+/// Before MPI starts: what every rank finds missing is said once.
+void require_backends(const RankSource& source, const RankOptions& options) {
+  require_device(source.device);
+  if (!uses_nccl(source, options)) return;
+  if (const std::string reason = comm::nccl_unavailable_reason(); !reason.empty()) {
+    throw BackendUnavailable(fmt::format("--device cuda: ranks that are processes need NCCL: {}", reason));
+  }
+}
+
+int run_mpi_rank(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&, Device)>& body) {
   const MpiWorld world = start_mpi();
   int code = kOk;
-  // Outlives a failing body: freeing the communicator while other ranks still wait in it could hang.
-  comm::Communicator communicator;
+  // They outlive a failing body: freeing a communicator while other ranks still wait in it could hang.
+  comm::Communicator communicator, of_devices;
   try {
     if (world.size != source.ranks) {
       throw InvalidArgument(
@@ -114,11 +159,20 @@ int run_mpi_rank(const RankSource& source, const RankOptions& options, const std
                       source.ranks, world.size, describe_mpi().text));
     }
     communicator = comm::make_mpi_world(transport_options(options));
-    code = body(communicator);
+    if (uses_nccl(source, options)) {
+      const Device device = own_device(source.device, communicator);
+      of_devices = comm::make_nccl_communicator(device.index, communicator, transport_options(options));
+      code = body(of_devices, device);
+    } else if (source.device.kind == DeviceKind::cuda) {
+      code = body(of_devices, shared_device(source.device));  // one rank needs no transport
+    } else {
+      code = body(communicator, Device());
+    }
     communicator.barrier(Stream());
   } catch (const std::exception& error) {
     end_failed_rank(error, world);
   }
+  of_devices = {};
   communicator = {};
   finish_mpi();
   return code;
@@ -126,7 +180,17 @@ int run_mpi_rank(const RankSource& source, const RankOptions& options, const std
 
 }  // namespace
 
-void add_rank_options(OptionTable& table, RankOptions& options) {
+void add_rank_options(OptionTable& table, RankOptions& options, Devices devices) {
+  std::vector<std::string> transports = {"auto", "thread", "mpi"};
+  if (devices == Devices::any) {
+    transports.emplace_back("nccl");
+    table.add({.key = "parallel.device",
+               .flag = "device",
+               .target = &options.device,
+               .value = "NAME",
+               .help = "Where ranks compute: cpu, cuda or cuda:N. On GPUs the processes of mpirun have one each (transport nccl); "
+                       "the threads of --ranks share one."});
+  }
   table.add({.key = "parallel.ranks",
              .flag = "ranks",
              .target = &options.ranks,
@@ -139,7 +203,7 @@ void add_rank_options(OptionTable& table, RankOptions& options) {
              .target = &options.transport,
              .value = "NAME",
              .help = "How ranks reach each other:",
-             .choices = {"auto", "thread", "mpi"}});
+             .choices = std::move(transports)});
   table.add({.key = "run.deadline_seconds",
              .flag = "deadline",
              .target = &options.deadline_seconds,
@@ -149,6 +213,12 @@ void add_rank_options(OptionTable& table, RankOptions& options) {
              .most = 1e6});
 }
 
+void add_print_launch_option(OptionTable& table, RankOptions& options) {
+  table.add({.flag = "print-launch",
+             .target = &options.print_launch,
+             .help = "Prints the command lines that start --ranks N as processes with mpirun and srun, then ends."});
+}
+
 std::optional<std::string> process_environment(const std::string& name) {
   const char* value = std::getenv(name.c_str());
   if (value == nullptr) return std::nullopt;
@@ -156,33 +226,40 @@ std::optional<std::string> process_environment(const std::string& name) {
 }
 
 RankSource find_ranks(const RankOptions& options, const Environment& environment) {
-  const std::optional<Launched> launched = mpi_launcher(environment);
-  if (options.transport == "thread") {
-    if (launched && launched->size > 1) {
-      throw InvalidArgument(fmt::format("--transport thread contradicts {}, which started {} processes; start one process with --ranks {}",
-                                        launched->by, launched->size, launched->size));
-    }
-    return {false, std::max(options.ranks, 1), 0};
-  }
-  if (launched) return mpi_ranks(options, *launched);
-  refuse_processes_without_mpi(environment);
-  if (options.transport == "mpi") {
-    if (options.ranks > 1)
-      throw InvalidArgument(fmt::format("--transport mpi needs its processes started: mpirun -n {} periplus ...", options.ranks));
-    return {true, 1, 0};
-  }
-  return {false, std::max(options.ranks, 1), 0};
+  const DeviceRequest device = parse_device(options.device);
+  check_transport(options, device);
+  RankSource source = where_ranks_are(options, environment);
+  source.device = device;
+  return source;
 }
 
-int run_ranks(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&)>& body) {
+std::string describe_launcher(const Environment& environment) {
+  const std::optional<Launched> launched = mpi_launcher(environment);
+  std::string text = launched ? fmt::format("{} started this process as rank {} of {}", launched->by, launched->rank, launched->size)
+                              : std::string("none that MPI knows; ranks are threads (--ranks N)");
+  std::string seen;
+  for (const char* name :
+       {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_JOB_ID", "SLURM_NTASKS",
+        "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}) {
+    if (const std::optional<std::string> value = environment(name)) seen += fmt::format(" {}={}", name, *value);
+  }
+  return text + (seen.empty() ? "" : "; set:" + seen);
+}
+
+int run_ranks(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&, Device)>& body) {
+  require_backends(source, options);
   if (source.mpi) return run_mpi_rank(source, options, body);
   int code = kOk;
   const auto thread_body = [&](const comm::Communicator& communicator) {
-    const int mine = body(communicator);
+    const int mine = body(communicator, shared_device(source.device));
     if (communicator.rank() == 0) code = mine;
   };
   comm::run_thread_ranks(source.ranks, thread_body, transport_options(options));
   return code;
+}
+
+int run_ranks(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&)>& body) {
+  return run_ranks(source, options, [&](const comm::Communicator& communicator, Device) { return body(communicator); });
 }
 
 int report(const std::exception& error, const std::string& command) {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "launch/devices.h"
 #include "launch/options.h"
 #include "runtime/comm/communicator.h"
 
@@ -16,10 +17,15 @@ enum ExitCode : int { kOk = 0, kFailedCheck = 1, kBadInput = 2, kRuntimeFailure 
 struct RankOptions {
   int ranks = 0;  ///< 0: one, or as many as were launched.
   std::string transport = "auto";
+  std::string device = "cpu";
   double deadline_seconds = 120;
+  bool print_launch = false;
 };
-/// Rows --ranks and --transport, and --deadline under the given key.
-void add_rank_options(OptionTable& table, RankOptions& options);
+enum class Devices { cpu_only, any };
+/// Rows --ranks, --transport, --deadline and, for a command that runs on GPUs too, --device.
+void add_rank_options(OptionTable& table, RankOptions& options, Devices devices = Devices::cpu_only);
+/// Row --print-launch.
+void add_print_launch_option(OptionTable& table, RankOptions& options);
 
 /// Reads an environment variable; nothing if it is not set. Replaced in tests.
 using Environment = std::function<std::optional<std::string>(const std::string&)>;
@@ -30,15 +36,23 @@ struct RankSource {
   bool mpi = false;
   int ranks = 1;
   int rank = 0;  ///< Of this process, as its launcher says; 0 for threads.
+  DeviceRequest device{};
 };
 
-/// Errors: InvalidArgument if --ranks or --transport contradicts the launcher, or if torchrun or srun started several
-/// processes that could not reach each other.
+/// Errors: InvalidArgument if --ranks, --transport or --device contradict each other or the launcher, or if torchrun or
+/// srun started several processes that could not reach each other.
 RankSource find_ranks(const RankOptions& options, const Environment& environment = process_environment);
+
+/// Who started this process as which rank, and the variables of launchers that are set, in one line.
+std::string describe_launcher(const Environment& environment = process_environment);
 
 /// Calls `body` on every rank that lives in this process; returns what rank 0 of the process returned. A failing rank
 /// under MPI prints its message and ends the whole job with its exit code, so this call then does not return; with threads
 /// the exception of the rank that failed first is thrown.
+/// On GPUs processes have one each and reach each other through NCCL; threads share one.
+/// Errors: as require_device, before any rank starts.
+int run_ranks(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&, Device)>& body);
+/// The same for a command without --device.
 int run_ranks(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&)>& body);
 
 /// Prints "periplus <command>: <message>" and returns the exit code that belongs to the exception. Among processes that

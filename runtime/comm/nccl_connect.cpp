@@ -116,12 +116,6 @@ std::string host_name() {
   return gethostname(text.data(), text.size() - 1) == 0 ? std::string(text.data()) : std::string("unknown");
 }
 
-Endpoint find_endpoint(int device) {
-  const Api& api = library();
-  const std::string host = host_name(), boot = boot_id(), card = cuda::properties(device).pci_bus_id;
-  return {&api, {DeviceKind::cuda, device}, host, fmt::format("{} of boot {}", card, boot.empty() ? host : boot)};
-}
-
 std::function<bool()> record_event(StreamView stream) {
   const auto event = std::make_shared<cuda::Event>(stream.device().index);
   event->record(stream);
@@ -129,6 +123,12 @@ std::function<bool()> record_event(StreamView stream) {
 }
 
 }  // namespace
+
+Endpoint find_endpoint(int device) {
+  const Api& api = library();
+  const std::string host = host_name(), boot = boot_id(), card = cuda::properties(device).pci_bus_id;
+  return {&api, {DeviceKind::cuda, device}, host, fmt::format("{} of boot {}", card, boot.empty() ? host : boot)};
+}
 
 Connection connect_lanes(const std::function<Endpoint()>& find, int rank, const AllGatherBytes& all_gather,
                          const TransportOptions& options) {
@@ -148,8 +148,9 @@ Connection connect_lanes(const std::function<Endpoint()>& find, int rank, const 
   return connection;
 }
 
-std::shared_ptr<Transport> connect_device(int device, int rank, const AllGatherBytes& all_gather, const TransportOptions& options) {
-  return connect([device] { return find_endpoint(device); }, rank, all_gather, options, record_event);
+std::shared_ptr<Transport> connect_device(int device, int rank, const AllGatherBytes& all_gather, const TransportOptions& options,
+                                          std::optional<Communicator> host) {
+  return connect([device] { return find_endpoint(device); }, rank, all_gather, options, record_event, std::move(host));
 }
 
 std::string version_text(int version) { return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100); }
@@ -180,7 +181,7 @@ Communicator make_nccl_communicator(int device, int rank, const AllGatherBytes& 
 Communicator make_nccl_communicator(int device, const Communicator& bootstrap, const TransportOptions& options) {
   const Stream host;
   const AllGatherBytes all_gather = [&](std::string_view mine) { return bootstrap.all_gather_bytes(mine, host); };
-  return make_nccl_communicator(device, bootstrap.rank(), all_gather, options);
+  return Communicator(nccl::connect_device(device, bootstrap.rank(), all_gather, options, bootstrap));
 }
 
 }  // namespace periplus::comm

@@ -1,5 +1,6 @@
 // Ranks as owners of one GPU each. An exchange is one grouped NCCL call in the stream it is given: the host knows only that
-// the call is in the stream, and a watchdog looks after it from there.
+// the call is in the stream, and a watchdog looks after it from there. Messages in host memory, which digests and figures
+// are, take the way of the bootstrap.
 #include "runtime/comm/nccl_transport.h"
 
 #include <algorithm>
@@ -44,8 +45,14 @@ struct Failure {
 
 class NcclTransport final : public Transport, public std::enable_shared_from_this<NcclTransport> {
  public:
-  NcclTransport(int rank, int size, Device device, std::unique_ptr<Lanes> lanes, const TransportOptions& options, RecordMark record_mark)
-      : options_(options), rank_(rank), size_(size), device_(device), lanes_(std::move(lanes)), record_mark_(std::move(record_mark)) {
+  NcclTransport(int rank, Connection connection, const TransportOptions& options, RecordMark record_mark, std::optional<Communicator> host)
+      : options_(options),
+        rank_(rank),
+        size_(connection.size),
+        device_(connection.device),
+        lanes_(std::move(connection.lanes)),
+        record_mark_(std::move(record_mark)),
+        host_(std::move(host)) {
     watchdog_ = std::thread([this] { watch(); });
   }
   NcclTransport(const NcclTransport&) = delete;
@@ -65,14 +72,20 @@ class NcclTransport final : public Transport, public std::enable_shared_from_thi
   std::string_view name() const noexcept override { return "nccl"; }
   const TransportOptions& options() const noexcept override { return options_; }
   std::string refusal(Device device) const override {
-    return device == device_ ? "" : fmt::format("the nccl transport of {} moves memory of {}", own_name(), to_string(device_));
+    return device == device_ || goes_by_host(device)
+               ? ""
+               : fmt::format("the nccl transport of {} moves memory of {}", own_name(), to_string(device_));
   }
   std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose,
                                   StreamView stream) override;
   bool wait_any(std::span<Operation* const> operations, Clock::time_point until) override;
   void progress() noexcept override;
   void throw_if_failed() override;
-  void abort(std::string_view reason) noexcept override { fail_with(reason, Result::success); }
+  /// Never from the watchdog: the host's transport may be MPI, which belongs to the rank's own thread.
+  void abort(std::string_view reason) noexcept override {
+    fail_with(reason, Result::success);
+    if (host_) host_->abort(reason);
+  }
 
   /// Starts and retires what can be, on one lane.
   void advance(int lane);
@@ -85,6 +98,7 @@ class NcclTransport final : public Transport, public std::enable_shared_from_thi
     std::deque<std::shared_ptr<Exchange>> on_device;
   };
 
+  bool goes_by_host(Device device) const { return host_ && device != device_ && device.kind == DeviceKind::cpu; }
   std::string own_name() const { return fmt::format("rank {} of {}", rank_, size_); }
   std::function<bool()> mark(StreamView stream) const { return record_mark_ ? record_mark_(stream) : std::function<bool()>(); }
   void launch(Exchange& exchange);
@@ -99,6 +113,7 @@ class NcclTransport final : public Transport, public std::enable_shared_from_thi
   const Device device_;
   const std::unique_ptr<Lanes> lanes_;
   const RecordMark record_mark_;
+  const std::optional<Communicator> host_;  // for messages in host memory
 
   std::mutex mutex_;  // guards the rest, but not what an Exchange holds before it is on the device
   std::condition_variable wake_;
@@ -125,6 +140,24 @@ class NcclOperation final : public Operation {
   std::shared_ptr<Exchange> exchange_;
 };
 
+/// Ends also when the group fails on the device: a peer may have failed there and never come.
+class HostOperation final : public Operation {
+ public:
+  HostOperation(std::shared_ptr<NcclTransport> transport, Pending pending, Exchange exchange)
+      : transport_(std::move(transport)), pending_(std::move(pending)), exchange_(std::move(exchange)) {}
+  bool test() override {
+    transport_->throw_if_failed(exchange_);
+    return pending_.done();
+  }
+  std::string describe() const override { return exchange_.describe(); }
+  Transport& transport() const noexcept override { return *transport_; }
+
+ private:
+  std::shared_ptr<NcclTransport> transport_;
+  Pending pending_;
+  Exchange exchange_;
+};
+
 std::shared_ptr<Operation> NcclTransport::post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose,
                                                StreamView stream) {
   const auto empty = [](const auto& message) { return message.bytes == 0; };
@@ -138,6 +171,9 @@ std::shared_ptr<Operation> NcclTransport::post(std::span<const Send> sends, std:
                                                       .receives = {receives.begin(), receives.end()},
                                                       .stream = stream});
   throw_if_failed(*exchange);
+  if (goes_by_host(stream.device())) {
+    return std::make_shared<HostOperation>(shared_from_this(), host_->exchange(sends, receives, purpose, stream), std::move(*exchange));
+  }
   {
     const std::lock_guard lock(mutex_);
     queues_[static_cast<std::size_t>(purpose.lane)].queue.push_back(exchange);
@@ -187,6 +223,7 @@ bool NcclTransport::wait_any(std::span<Operation* const> operations, Clock::time
 void NcclTransport::progress() noexcept {
   try {
     for (int lane = 0; lane < kLanes; ++lane) advance(lane);
+    if (host_) host_->progress();
   } catch (const std::exception& error) {
     abort(error.what());  // does nothing if the error has been recorded where it arose
   }
@@ -277,9 +314,8 @@ std::optional<Failure> NcclTransport::find_failure(int index, Lane& lane) {
 }  // namespace
 
 std::shared_ptr<Transport> connect(const std::function<Endpoint()>& find, int rank, const AllGatherBytes& all_gather,
-                                   const TransportOptions& options, const RecordMark& record_mark) {
-  Connection connection = connect_lanes(find, rank, all_gather, options);
-  return std::make_shared<NcclTransport>(rank, connection.size, connection.device, std::move(connection.lanes), options, record_mark);
+                                   const TransportOptions& options, const RecordMark& record_mark, std::optional<Communicator> host) {
+  return std::make_shared<NcclTransport>(rank, connect_lanes(find, rank, all_gather, options), options, record_mark, std::move(host));
 }
 
 }  // namespace periplus::comm::nccl

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,7 +34,8 @@ using AllGatherBytes = std::function<std::vector<std::string>(std::string_view)>
 /// exchanges end at their own deadlines. Errors: BackendUnavailable without NCCL or CUDA device, InvalidArgument for two ranks on one GPU,
 /// CommError, DeviceError.
 Communicator make_nccl_communicator(int device, int rank, const AllGatherBytes& all_gather, const TransportOptions& options = {});
-/// Same, with the ranks of `bootstrap` (mpi or thread), which is used only to connect.
+/// Same, with the ranks of `bootstrap` (mpi or thread), which also moves the messages in host memory from then on, so that
+/// all verbs of Communicator work; without one they are refused.
 Communicator make_nccl_communicator(int device, const Communicator& bootstrap, const TransportOptions& options = {});
 
 namespace nccl {
@@ -50,11 +52,15 @@ struct Endpoint {
 /// host itself runs the stream. The transport watches exchanges on the device with it.
 using RecordMark = std::function<std::function<bool()>(StreamView)>;
 
-/// `find` may throw: the other ranks are told.
+/// The end that a rank with this GPU brings. Errors: BackendUnavailable without NCCL or CUDA device.
+Endpoint find_endpoint(int device);
+
+/// `find` may throw: the other ranks are told. `host` moves messages in host memory, if it is given.
 std::shared_ptr<Transport> connect(const std::function<Endpoint()>& find, int rank, const AllGatherBytes& all_gather,
-                                   const TransportOptions& options, const RecordMark& record_mark);
+                                   const TransportOptions& options, const RecordMark& record_mark, std::optional<Communicator> host = {});
 /// The transport behind make_nccl_communicator.
-std::shared_ptr<Transport> connect_device(int device, int rank, const AllGatherBytes& all_gather, const TransportOptions& options);
+std::shared_ptr<Transport> connect_device(int device, int rank, const AllGatherBytes& all_gather, const TransportOptions& options,
+                                          std::optional<Communicator> host = {});
 
 }  // namespace nccl
 }  // namespace periplus::comm

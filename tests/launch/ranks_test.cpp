@@ -67,5 +67,32 @@ TEST(FindRanks, BatchScriptOfSlurmIsOneRank) {
   EXPECT_EQ(find_ranks({}, environment({{"SLURM_NTASKS", "8"}, {"SLURM_PROCID", "0"}})).ranks, 1);
 }
 
+TEST(FindRanks, TransportsThatCannotServeTheDeviceAreRefused) {
+  EXPECT_EQ(refusal({.transport = "mpi", .device = "cuda"}, {}),
+            "--transport mpi moves host memory only; with --device cuda use --transport nccl");
+  EXPECT_NE(refusal({.transport = "nccl"}, kMpirun).find("add --device cuda"), std::string::npos);
+  EXPECT_NE(
+      refusal({.ranks = 3, .transport = "nccl", .device = "cuda"}, {}).find("--transport nccl needs its processes started: mpirun -n 3"),
+      std::string::npos);
+  EXPECT_NE(refusal({.transport = "thread", .device = "cuda"}, kMpirun).find("--transport thread contradicts mpirun"), std::string::npos);
+}
+
+TEST(FindRanks, OnGpusRanksAreThreadsOrProcessesToo) {
+  const RankSource threads = find_ranks({.ranks = 4, .device = "cuda:1"}, environment({}));
+  EXPECT_FALSE(threads.mpi);
+  EXPECT_EQ(threads.ranks, 4);
+  EXPECT_EQ(shared_device(threads.device), (Device{DeviceKind::cuda, 1}));
+  EXPECT_TRUE(find_ranks({.device = "cuda"}, environment(kMpirun)).mpi);
+  EXPECT_TRUE(find_ranks({.transport = "nccl", .device = "cuda"}, environment({})).mpi);
+}
+
+TEST(DescribeLauncher, SaysWhoStartedWhatAndWhichVariablesAreSet) {
+  EXPECT_EQ(describe_launcher(environment({})), "none that MPI knows; ranks are threads (--ranks N)");
+  EXPECT_EQ(describe_launcher(environment(kMpirun)), "mpirun started this process as rank 2 of 4; set: OMPI_COMM_WORLD_RANK=2");
+  EXPECT_NE(describe_launcher(environment({{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}}))
+                .find("set: RANK=1 WORLD_SIZE=2 LOCAL_RANK=1"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace periplus::launch

@@ -112,7 +112,15 @@ TEST_F(NcclDevice, AGroupOfOneCopiesItsMessages) {
   EXPECT_TRUE(communicator.exchange({&send, 1}, {&receive, 1}, {}, stream_).done());
   EXPECT_TRUE(destination.read(stream_) == data);
   EXPECT_TRUE(communicator.exchange({}, {}, {}, stream_).done());
-  EXPECT_THROW(communicator.exchange({&send, 1}, {&receive, 1}, {}, conformance::stream()), InvalidArgument) << "a stream of the host";
+  communicator.barrier(conformance::stream());
+}
+
+TEST_F(NcclDevice, WithoutABootstrapHostMemoryIsRefused) {
+  const Communicator communicator(connect_alone(milliseconds(60'000)));
+  Bytes data(8), incoming(8);
+  const Send send{0, data.data(), data.size()};
+  const Receive receive{0, incoming.data(), incoming.size()};
+  EXPECT_THROW(communicator.exchange({&send, 1}, {&receive, 1}, {}, conformance::stream()), InvalidArgument);
 }
 
 /// NCCL refuses a receive from the own rank that no send of the group answers.

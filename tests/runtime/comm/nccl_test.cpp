@@ -73,6 +73,25 @@ TEST_P(NcclConformance, Holds) {
   EXPECT_EQ(skipped, 2);
 }
 
+// Its messages are elsewhere, so everything in host memory takes the way of the bootstrap.
+TEST_P(NcclConformance, HoldsInHostMemoryBesideADevice) {
+  for (const conformance::Case& item : conformance::all_cases()) {
+    SCOPED_TRACE(item.name);
+    EXPECT_NO_THROW(run_thread_ranks(
+        GetParam(),
+        [&](const Communicator& bootstrap) {
+          const int rank = bootstrap.rank();
+          const auto find = [rank] {
+            nccl::Endpoint end = endpoint(rank);
+            end.device = {DeviceKind::cuda, rank};
+            return end;
+          };
+          item.body(Communicator(nccl::connect(find, rank, gather_over(bootstrap), {.deadline = item.deadline}, {}, bootstrap)));
+        },
+        {.deadline = item.deadline}));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Ranks, NcclConformance, testing::Values(1, 2, 3, 4, 8), testing::PrintToStringParamName());
 
 std::string_view name_of(State state) {
