@@ -13,6 +13,7 @@
 /// Types    Activations and working weights share a storage type T in {bf16, f32, f64}; statistics and weight gradients
 ///          are f32 (f64 for f64). Weight gradients always accumulate; activation gradients overwrite unless said.
 /// Effects  Bitwise independent of the number of threads. N = 0 is allowed everywhere.
+/// Devices  All of it on CPU and CUDA streams; results of the two differ by rounding.
 namespace periplus::kernels {
 
 /// y = x * rstd * gamma, rstd [N] = 1/sqrt(mean(x^2) + eps).
@@ -49,6 +50,7 @@ struct CrossEntropyOptions {
 };
 /// Output projection, softmax and loss in one pass that never holds N x V logits: per tile of rows z = x W^T, loss, then
 /// dx = dz W (overwrites dx) and dweight [V,C] += dz^T x. With empty dx and dweight views only the loss is computed.
+/// On a CUDA stream the host waits for the loss, and `memory` is of that device.
 /// x [N,C], weight [V,C], labels [N] in [0,V) or kIgnoreLabel. Memory: tile_rows x V of T and of f32, from `memory`.
 CrossEntropyResult cross_entropy(ConstTensorView x, ConstTensorView weight, std::span<const std::int32_t> labels,
                                  const CrossEntropyOptions& options, TensorView dx, TensorView dweight, const Memory& memory,
@@ -64,8 +66,8 @@ struct AdamwOptions {
 void adamw(TensorView master, TensorView m, TensorView v, ConstTensorView gradient, TensorView working, const AdamwOptions& options,
            StreamView stream);
 
-/// Sum of squares in f64, in an order that depends only on the length.
-double sum_of_squares(ConstTensorView x);
+/// Sum of squares in f64, in an order that depends only on the length. On a CUDA stream the host waits for it.
+double sum_of_squares(ConstTensorView x, StreamView stream);
 
 /// y += x, same dtype and shape.
 void add_in_place(ConstTensorView x, TensorView y, StreamView stream);

@@ -40,8 +40,15 @@ struct Product {
   std::int64_t m, n, k, a_stride, b_stride, c_stride;
   DType operand, result;
   bool transpose_a, transpose_b;
+  std::uint32_t a_alignment, b_alignment, c_alignment;  ///< Of the addresses, in bytes.
   auto operator<=>(const Product&) const = default;
 };
+
+/// Largest power of two up to 256 that divides the address.
+std::uint32_t alignment_of(const void* data) {
+  const auto address = reinterpret_cast<std::uintptr_t>(data) | 256u;
+  return static_cast<std::uint32_t>(address & (~address + 1));
+}
 
 /// One product's descriptors and the algorithm chosen for it. Kept for the life of the process.
 struct Prepared {
@@ -104,6 +111,14 @@ class Library {
     check(functions_,
           functions_.set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes, sizeof kWorkspaceBytes),
           "cublasLtMatmulPreferenceSetAttribute");
+    // Else it takes all for 256: right for whole tensors, wrong for most slices.
+    const auto alignment = [&](cublasLtMatmulPreferenceAttributes_t attribute, std::uint32_t bytes) {
+      check(functions_, functions_.set_preference(preference, attribute, &bytes, sizeof bytes), "cublasLtMatmulPreferenceSetAttribute");
+    };
+    alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.b_alignment);
+    alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.a_alignment);
+    alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.c_alignment);
+    alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.c_alignment);
     cublasLtMatmulHeuristicResult_t chosen{};
     int found = 0;
     check(functions_, functions_.choose(handle_, p.product, p.b, p.a, p.c, p.c, preference, 1, &chosen, &found),
@@ -155,8 +170,19 @@ void matmul(const MatmulShape& shape, ConstTensorView a, ConstTensorView b, Tens
                                                    static_cast<std::size_t>(shape.n) * size, static_cast<std::size_t>(shape.m), native),
                                  "cudaMemset2DAsync");
   }
-  const Product key{shape.m,     shape.n,   shape.k,   a.stride(0),         b.stride(0),
-                    c.stride(0), a.dtype(), c.dtype(), options.transpose_a, options.transpose_b};
+  const Product key{shape.m,
+                    shape.n,
+                    shape.k,
+                    a.stride(0),
+                    b.stride(0),
+                    c.stride(0),
+                    a.dtype(),
+                    c.dtype(),
+                    options.transpose_a,
+                    options.transpose_b,
+                    alignment_of(a.bytes()),
+                    alignment_of(b.bytes()),
+                    alignment_of(c.bytes())};
   library_of(stream).multiply(key, a.bytes(), b.bytes(), c.bytes(), accumulate, native);
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/operands.cuh"
+#include "kernels/cuda/several.cuh"
 
 namespace periplus::kernels::cuda {
 namespace {
@@ -14,20 +15,6 @@ struct RowShape {
   int rows, heads, width;
   int lanes;  ///< That share a row: a power of two up to 32.
 };
-
-/// `count` consecutive elements as one access of up to 16 bytes.
-template <class T, int count>
-struct alignas(sizeof(T) * count < 16 ? sizeof(T) * count : 16) Several {
-  T value[count];
-};
-template <int count, class T>
-__device__ __forceinline__ Several<std::remove_const_t<T>, count> load(T* from) {
-  return *reinterpret_cast<const Several<std::remove_const_t<T>, count>*>(from);
-}
-template <int count, class T>
-__device__ __forceinline__ void store(const Several<T, count>& values, T* to) {
-  *reinterpret_cast<Several<T, count>*>(to) = values;
-}
 
 template <class A>
 __device__ A log_of_sum(A a, A b) {

@@ -4,7 +4,10 @@
 
 #include <fmt/format.h>
 
+#include "kernels/cuda/transformer.h"
+#include "kernels/transfer.h"
 #include "kernels/transformer.h"
+#include "kernels/transformer/adamw_coefficients.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
 
@@ -13,27 +16,9 @@ namespace {
 
 constexpr std::int64_t kChunkElements = 4096;
 
-template <class A>
-struct Coefficients {
-  A gradient_scale, beta1, beta2, step_size, inverse_correction2, epsilon, decay;
-};
-
-template <class A>
-Coefficients<A> coefficients(const AdamwOptions& options) {
-  const auto step = static_cast<double>(options.step);
-  const double correction1 = 1 - std::pow(options.beta1, step), correction2 = 1 - std::pow(options.beta2, step);
-  return {static_cast<A>(options.gradient_scale),
-          static_cast<A>(options.beta1),
-          static_cast<A>(options.beta2),
-          static_cast<A>(options.learning_rate / correction1),
-          static_cast<A>(1 / correction2),
-          static_cast<A>(options.epsilon),
-          static_cast<A>(options.learning_rate * options.weight_decay)};
-}
-
 template <class A, class T>
-[[gnu::always_inline]] inline void update(const Coefficients<A>& with, const A* gradient, std::int64_t begin, std::int64_t end, A* master,
-                                          A* m, A* v, T* working) {
+[[gnu::always_inline]] inline void update(const AdamwCoefficients<A>& with, const A* gradient, std::int64_t begin, std::int64_t end,
+                                          A* master, A* m, A* v, T* working) {
 #pragma GCC ivdep
   for (std::int64_t i = begin; i < end; ++i) {
     const A g = gradient[i] * with.gradient_scale;
@@ -51,7 +36,7 @@ template <class A, class T>
 template <class A, class T>
 void adamw_of(const TensorView& master, const TensorView& m, const TensorView& v, const ConstTensorView& gradient,
               const TensorView& working, const AdamwOptions& options, StreamView stream) {
-  const auto with = coefficients<A>(options);
+  const auto with = adamw_coefficients<A>(options);
   const A* g = gradient.data<A>();
   A *weight = master.data<A>(), *mean = m.data<A>(), *square = v.data<A>();
   T* out = working.data<T>();
@@ -82,20 +67,21 @@ void adamw(TensorView master, TensorView m, TensorView v, ConstTensorView gradie
   require_dense("adamw", "v", v, master.shape(), master.dtype());
   require_dense("adamw", "gradient", gradient, master.shape(), master.dtype());
   require_dense("adamw", "working", working, master.shape(), working.dtype());
+  if (on_cuda(stream)) return cuda::adamw(master, m, v, gradient, working, options, stream);
   visit_dtype<bfloat16, float, double>(working.dtype(), "adamw",
                                        [&]<class T>() { adamw_of<Accumulator<T>, T>(master, m, v, gradient, working, options, stream); });
 }
 
-double sum_of_squares(ConstTensorView x) {
+double sum_of_squares(ConstTensorView x, StreamView stream) {
   require_dense("sum_of_squares", "x", x, x.shape(), x.dtype());
+  if (on_cuda(stream)) return cuda::sum_of_squares(x, stream);
   const std::int64_t count = x.elements();
   double sum = 0;
   visit_dtype<bfloat16, float, double>(x.dtype(), "sum_of_squares", [&]<class T>() {
     const T* data = x.data<T>();
     std::vector<double> partial_sums(static_cast<std::size_t>((count + kChunkElements - 1) / kChunkElements));
     double* partial = partial_sums.data();
-    const Stream no_hook;
-    for_row_chunks(count, kChunkElements, 1, no_hook, [=](std::int64_t begin, std::int64_t end, std::int64_t chunk) {
+    for_row_chunks(count, kChunkElements, 1, stream, [=](std::int64_t begin, std::int64_t end, std::int64_t chunk) {
       with_best_instructions([=]() __attribute__((always_inline)) {
         partial[chunk] = lane_sum<double>(
             end - begin, [=](std::int64_t i) __attribute__((always_inline)) {
@@ -112,6 +98,7 @@ double sum_of_squares(ConstTensorView x) {
 void add_in_place(ConstTensorView x, TensorView y, StreamView stream) {
   require_dense("add_in_place", "x", x, x.shape(), x.dtype());
   require_dense("add_in_place", "y", y, x.shape(), x.dtype());
+  if (on_cuda(stream)) return add(x.reshape({1, 1, x.elements()}), y.reshape({1, 1, x.elements()}), stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), "add_in_place", [&]<class T>() {
     const T* from = x.data<T>();
     T* to = y.data<T>();

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "kernels/cuda/transformer.h"
 #include "kernels/matmul.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/rows.h"
@@ -131,6 +132,7 @@ CrossEntropyResult cross_entropy(ConstTensorView x, ConstTensorView weight, std:
                                  StreamView stream) {
   check(x, weight, labels, options, dx, dweight);
   if (x.size(0) == 0) return {};
+  if (on_cuda(stream)) return cuda::cross_entropy(x, weight, labels, options, dx, dweight, memory, stream);
   CrossEntropyResult result;
   visit_dtype<bfloat16, float, double>(x.dtype(), "cross_entropy",
                                        [&]<class T>() { result = run<T>(x, weight, labels, options, dx, dweight, memory, stream); });

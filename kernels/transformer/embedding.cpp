@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "kernels/cuda/transformer.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
@@ -28,6 +29,7 @@ void embedding(std::span<const std::int32_t> tokens, ConstTensorView table, Tens
   require_dense("embedding", "table", table, table.shape(), table.dtype());
   require_dense("embedding", "x", x, {rows, channels}, table.dtype());
   require_tokens("embedding", tokens, table.size(0));
+  if (on_cuda(stream)) return cuda::embedding(tokens, table, x, stream);
   const std::size_t row_bytes = static_cast<std::size_t>(channels) * size_of(table.dtype());
   if (row_bytes == 0) return;
   for_row_chunks(rows, 64, channels, stream, [=](std::int64_t begin, std::int64_t end, std::int64_t) {
@@ -46,6 +48,7 @@ void embedding_backward(std::span<const std::int32_t> tokens, ConstTensorView dx
   require_dense(op, "dx", dx, {rows, channels}, dx.dtype());
   require_dense(op, "dtable", dtable, dtable.shape(), accumulator_of(dx.dtype()));
   require_tokens(op, tokens, dtable.size(0));
+  if (on_cuda(stream)) return cuda::embedding_backward(tokens, dx, dtable, stream);
   visit_dtype<bfloat16, float, double>(dx.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const T* gradient = dx.data<T>();

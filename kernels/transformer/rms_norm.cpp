@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cuda/transformer.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
@@ -46,6 +47,7 @@ void rms_norm(ConstTensorView x, ConstTensorView gamma, double eps, TensorView y
   require_dense("rms_norm", "gamma", gamma, {channels}, x.dtype());
   require_dense("rms_norm", "y", y, {rows, channels}, x.dtype());
   require_dense("rms_norm", "rstd", rstd, {rows}, accumulator_of(x.dtype()));
+  if (on_cuda(stream)) return cuda::rms_norm(x, gamma, eps, y, rstd, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), "rms_norm", [&]<class T>() {
     using A = Accumulator<T>;
     const T *in = x.data<T>(), *weight = gamma.data<T>();
@@ -73,6 +75,7 @@ void rms_norm_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView ga
   require_dense(op, "rstd", rstd, {rows}, accumulator);
   require_dense(op, "dx", dx, {rows, channels}, dtype);
   require_dense(op, "dgamma", dgamma, {channels}, accumulator);
+  if (on_cuda(stream)) return cuda::rms_norm_backward(dy, x, gamma, rstd, dx, update_dx, dgamma, stream);
   visit_dtype<bfloat16, float, double>(dtype, op, [&]<class T>() {
     using A = Accumulator<T>;
     const T *gradient = dy.data<T>(), *in = x.data<T>(), *weight = gamma.data<T>();

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "kernels/cuda/transformer.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
@@ -78,6 +79,7 @@ void rope(TensorView x, std::span<const std::int64_t> positions, double theta, R
   for (std::int64_t m = 0; m < pairs; ++m) {
     frequency_list[static_cast<std::size_t>(m)] = std::pow(theta, -2.0 * static_cast<double>(m) / static_cast<double>(width));
   }
+  if (on_cuda(stream)) return cuda::rope(x, positions, frequency_list, style, direction, stream);
   const double* frequencies = frequency_list.data();
   const double sign = direction == RopeDirection::forward ? 1 : -1;
   const std::int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;

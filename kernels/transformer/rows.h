@@ -24,6 +24,8 @@ struct AccumulatorOf<double> {
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
+inline bool on_cuda(StreamView stream) { return stream.device().kind == DeviceKind::cuda; }
+
 /// Throws InvalidArgument naming `op`, `name`, what was given and what is needed unless `view` is dense with this shape and dtype.
 void require_dense(std::string_view op, std::string_view name, const ConstTensorView& view, const Extents& shape, DType dtype);
 [[noreturn]] void throw_dims(std::string_view op, std::string_view name, const ConstTensorView& view, int dims);

@@ -1,4 +1,5 @@
 // Gated feed-forward activation (algorithms.md 10.3).
+#include "kernels/cuda/transformer.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
@@ -14,6 +15,7 @@ void swiglu(ConstTensorView gate, ConstTensorView up, TensorView h, StreamView s
   require_dense("swiglu", "gate", gate, gate.shape(), gate.dtype());
   require_dense("swiglu", "up", up, gate.shape(), gate.dtype());
   require_dense("swiglu", "h", h, gate.shape(), gate.dtype());
+  if (on_cuda(stream)) return cuda::swiglu(gate, up, h, stream);
   visit_dtype<bfloat16, float, double>(gate.dtype(), "swiglu", [&]<class T>() {
     const T *a = gate.data<T>(), *u = up.data<T>();
     T* out = h.data<T>();
@@ -32,6 +34,7 @@ void swiglu_backward(ConstTensorView dh, ConstTensorView gate, ConstTensorView u
   require_dense(op, "dh", dh, gate.shape(), gate.dtype());
   require_dense(op, "dgate", dgate, gate.shape(), gate.dtype());
   require_dense(op, "dup", dup, gate.shape(), gate.dtype());
+  if (on_cuda(stream)) return cuda::swiglu_backward(dh, gate, up, dgate, dup, stream);
   visit_dtype<bfloat16, float, double>(gate.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const T *dy = dh.data<T>(), *a = gate.data<T>(), *u = up.data<T>();

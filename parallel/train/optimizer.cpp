@@ -82,7 +82,7 @@ void ShardedAdamw::publish(TensorView weights, StreamView stream) const {
 
 double ShardedAdamw::reduce(ConstTensorView gradients, StreamView stream) {
   communicator_.reduce_scatter(gradients, gradient_, counts_, stream);
-  double squares = kernels::sum_of_squares(gradient_);
+  double squares = kernels::sum_of_squares(gradient_, stream);
   communicator_.all_reduce(TensorView(reinterpret_cast<std::byte*>(&squares), DType::f64, {1}), comm::Reduce::sum, stream);
   return std::sqrt(squares);
 }

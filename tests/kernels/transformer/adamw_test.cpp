@@ -102,8 +102,8 @@ TEST(SumOfSquares, MatchesPlainSumAndIgnoresThreads) {
     for (const std::int64_t count : {0, 1, 15, 4096, 4097, 300'000}) {
       const auto values = random_values<T>(count, 3);
       const auto wide = widened(values);
-      expect_same_on_all_teams([&] { return std::vector<double>{sum_of_squares(view(values, {count}))}; });
-      EXPECT_NEAR(sum_of_squares(view(values, {count})), dot(wide, wide), 1e-12 * static_cast<double>(count + 1));
+      expect_same_on_all_teams([&] { return std::vector<double>{sum_of_squares(view(values, {count}), Stream())}; });
+      EXPECT_NEAR(sum_of_squares(view(values, {count}), Stream()), dot(wide, wide), 1e-12 * static_cast<double>(count + 1));
     }
   });
 }
