@@ -19,9 +19,6 @@ using plan::Rank;
 using plan::RotatingScratch;
 using plan::View;
 
-constexpr int kBlockLane = 0;
-constexpr int kResultLane = 1;
-
 /// Who works with whom in a step; -1: nobody, or the pair has nothing to compute.
 struct Turn {
   Rank keys_from = -1, keys_to = -1;        ///< Whose keys the own queries meet; whose queries meet the own keys elsewhere.
@@ -119,9 +116,8 @@ Arriving bring_blocks(ProgramBuilder& program, const Schedule& schedule, int ste
 constexpr std::string_view kKeyNames[] = {"k", "v"}, kQueryNames[] = {"q", "dout", "lse", "delta"};
 
 void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const ForwardSlots& on) {
-  const DType accumulator = accumulator_of(problem.dtype);
-  const View state_out = program.scratch("state.out", accumulator, on.out.rows, on.out.heads, program.width_of(on.out));
-  const View state_lse = program.scratch("state.lse", accumulator, on.lse.rows, on.lse.heads, 1);
+  const RunningState running = running_state(program, on);
+  const View state_out = running.out, state_lse = running.lse;
   const Schedule schedule(problem, program.rank());
   const bool travels = schedule.last_step() > 0;
   const View own_keys[] = {on.k, on.v}, own_queries[] = {on.q}, state[] = {state_out, state_lse};

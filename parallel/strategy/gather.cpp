@@ -18,9 +18,6 @@ using plan::Rank;
 using plan::RotatingScratch;
 using plan::View;
 
-constexpr int kFetchLane = 0;
-constexpr int kReturnLane = 1;
-
 /// Rows of one rank: rising, apart from each other.
 using Runs = std::vector<RowRange>;
 
@@ -150,7 +147,7 @@ class Gather {
         at += run.rows();
       }
     }
-    program_.exchange({"kv of stage", index}, kFetchLane, sends, receives);
+    program_.exchange({"kv of stage", index}, kBlockLane, sends, receives);
     return arriving;
   }
 
@@ -165,7 +162,7 @@ class Gather {
       append(receives, distance.to, arriving.rows_at(to, rows_of(distance.lent)));
       from += rows_of(distance.fetched), to += rows_of(distance.lent);
     }
-    program_.exchange({"dkdv of stage", index}, kReturnLane, sends, receives);
+    program_.exchange({"dkdv of stage", index}, kResultLane, sends, receives);
     return arriving;
   }
 
@@ -273,9 +270,8 @@ class Gather {
 
 template <class PresetOf>
 void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options, const ForwardSlots& on) {
-  const DType accumulator = accumulator_of(problem.dtype);
-  const View state_out = program.scratch("state.out", accumulator, on.out.rows, on.out.heads, program.width_of(on.out));
-  const View state_lse = program.scratch("state.lse", accumulator, on.lse.rows, on.lse.heads, 1);
+  const RunningState running = running_state(program, on);
+  const View state_out = running.out, state_lse = running.lse;
   Gather gather(program, problem, PresetOf()(problem, options), on.k, on.v);
   RotatingPair spare = gather.spare_blocks();
   const auto attend = [&](plan::Label label, const KvGroup& group, const Pair& block, int first_head, std::span<const Band> bands,

@@ -17,9 +17,6 @@ using plan::View;
 
 // Sums follow their keys on a lane of their own: on one lane each hop would wait for both. What crosses nodes must not
 // stand in the way of either.
-constexpr int kBlockLane = 0;
-constexpr int kSumLane = 1;
-constexpr int kNodeLane = 2;
 
 /// KV heads that travel together, and the attend steps they take part in.
 struct Piece {
@@ -199,7 +196,7 @@ void ring_backward(ProgramBuilder& program, const RingBackward& on, const Ring& 
   const std::size_t kept = (own.size() + 1) / 2;
   Spare spare = voyage.spare_blocks("", ring.two_ways), sums = voyage.spare_sums("", ring.two_ways, accumulator);
   if (!voyage.nested()) {
-    circulate_with_sums(program, voyage.all_members(), kBlockLane, kSumLane, own, kept, home, spare, sums, rows_of, visit);
+    circulate_with_sums(program, voyage.all_members(), kBlockLane, kResultLane, own, kept, home, spare, sums, rows_of, visit);
     return;
   }
   Spare spare_outer = voyage.spare_blocks(".node", false), sums_outer = voyage.spare_sums(".node", false, accumulator);
@@ -209,7 +206,7 @@ void ring_backward(ProgramBuilder& program, const RingBackward& on, const Ring& 
                         Block target = first ? sum : window;
                         const std::int64_t rows = rows_of(owner);
                         for (Pair& pair : target) pair = {pair.k.rows_at(0, rows), pair.v.rows_at(0, rows)};
-                        circulate_with_sums(program, voyage.inside_node(owner), kBlockLane, kSumLane, block, kept, target, spare, sums,
+                        circulate_with_sums(program, voyage.inside_node(owner), kBlockLane, kResultLane, block, kept, target, spare, sums,
                                             rows_of, visit);
                         for (std::size_t i = 0; i < block.size() && !first; ++i) add_piece(window[i], rows, sum[i]);
                       });
@@ -264,9 +261,8 @@ void with_ring(const AttentionProblem& problem, const AttentionOptions& options,
 
 template <Route route>
 void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options, const ForwardSlots& on) {
-  const DType accumulator = accumulator_of(problem.dtype);
-  const View state_out = program.scratch("state.out", accumulator, on.out.rows, on.out.heads, program.width_of(on.out));
-  const View state_lse = program.scratch("state.lse", accumulator, on.lse.rows, on.lse.heads, 1);
+  const RunningState running = running_state(program, on);
+  const View state_out = running.out, state_lse = running.lse;
   with_ring<route>(problem, options, program.rank(), [&](const Ring& ring) {
     ring_forward(program, {on.q, on.k, on.v, state_out, state_lse}, ring);
   });

@@ -22,6 +22,12 @@ const std::array kStrategies{
 
 }  // namespace
 
+RunningState running_state(plan::ProgramBuilder& program, const ForwardSlots& on) {
+  const DType accumulator = accumulator_of(program.dtype_of(on.out));
+  return {program.scratch("state.out", accumulator, on.out.rows, on.out.heads, program.width_of(on.out)),
+          program.scratch("state.lse", accumulator, on.lse.rows, on.lse.heads, 1)};
+}
+
 plan::View sum_of(plan::ProgramBuilder& program, plan::View result, std::string name) {
   const DType storage = program.dtype_of(result), accumulator = accumulator_of(storage);
   if (storage == accumulator) return result;

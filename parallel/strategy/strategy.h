@@ -26,6 +26,16 @@ struct BackwardSlots {
 plan::View sum_of(plan::ProgramBuilder& program, plan::View result, std::string name);
 void settle(plan::ProgramBuilder& program, plan::View sum, plan::View result);
 
+/// The running state of a rank's own rows, in accumulator type; ProgramBuilder::finish turns it into out and lse.
+struct RunningState {
+  plan::View out, lse;
+};
+RunningState running_state(plan::ProgramBuilder& program, const ForwardSlots& on);
+
+/// Lanes by convention: blocks on their way there, results and sums on their way back, and what crosses nodes in a plan that
+/// tells nodes apart. Each lane keeps its order, so one does not hold up another.
+inline constexpr int kBlockLane = 0, kResultLane = 1, kNodeLane = 2;
+
 /// Members of AttentionOptions that a strategy may listen to.
 enum Knob : unsigned { kPieces = 1, kStages = 2, kHeadRanks = 4, kPlacement = 8, kRanksPerNode = 16, kMachine = 32 };
 

@@ -15,9 +15,6 @@ using plan::Rank;
 using plan::RotatingScratch;
 using plan::View;
 
-constexpr int kPacketLane = 0;
-constexpr int kResultLane = 1;
-
 /// Who needs which rows of whom, as one rank sees it. A step is the distance from the owner of a packet to its visitor.
 class Route {
  public:
@@ -89,7 +86,7 @@ class Packet {
       coming_.push_back(spare_[i].next(route_.held(step + 1).rows()));
       receives.push_back({route_.rank_at(1), coming_.back()});
     }
-    program_.exchange({"queries to step", step + 1}, kPacketLane, sends, receives);
+    program_.exchange({"queries to step", step + 1}, kBlockLane, sends, receives);
   }
   View used(std::size_t tensor, int step) const { return rows_of(views_[tensor], route_.held(step), route_.used(step)); }
   void take_next() { views_ = coming_; }
@@ -140,9 +137,8 @@ class Results {
 };
 
 void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const ForwardSlots& on) {
-  const DType accumulator = accumulator_of(problem.dtype);
-  const View state_out = program.scratch("state.out", accumulator, on.out.rows, on.out.heads, program.width_of(on.out));
-  const View state_lse = program.scratch("state.lse", accumulator, on.lse.rows, on.lse.heads, 1);
+  const RunningState running = running_state(program, on);
+  const View state_out = running.out, state_lse = running.lse;
   const Route route(problem, program.rank());
   constexpr std::string_view kNames[] = {"q"}, kResults[] = {"out", "lse"};
   const View own[] = {on.q}, state[] = {state_out, state_lse};

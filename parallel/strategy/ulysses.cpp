@@ -17,9 +17,6 @@ using plan::ProgramBuilder;
 using plan::Rank;
 using plan::View;
 
-constexpr int kThereLane = 0;
-constexpr int kBackLane = 1;
-
 /// The ranks as a grid: `heads` of them share heads, `contexts` of them form a ring.
 struct Grid {
   int heads, contexts;
@@ -163,7 +160,7 @@ class HeadTrade {
         append(receives, from, rank(from), results[i], true);
       }
     }
-    program_.exchange({"heads there", piece}, kThereLane, sends, receives);
+    program_.exchange({"heads there", piece}, kBlockLane, sends, receives);
     for (std::size_t i = 0; i < tensors.size() && grid_.heads > 1; ++i) {
       for (const GroupedLayout::Part& part : own_parts())
         program_.copy({"own part"}, range(tensors[i], self_).rows_at(part.from, part.rows), results[i].rows_at(part.to, part.rows));
@@ -203,7 +200,7 @@ class HeadTrade {
         append(receives, self_, rank(from), arriving[i].of(from), false);
       }
     }
-    program_.exchange({"heads back", piece}, kBackLane, sends, receives);
+    program_.exchange({"heads back", piece}, kResultLane, sends, receives);
   }
   /// `seen` says which KV heads of the sums already hold something; members are added in rank order.
   void arrive(int piece, std::span<const Returning> tensors, std::vector<std::vector<bool>>& seen) {
