@@ -24,20 +24,11 @@ std::uint64_t digest_of(std::span<const std::int64_t> words) {
 
 }  // namespace
 
-Truth::Truth(const Claim& claim)
-    : claim_(claim), group_(claim.q_heads / claim.kv_heads), fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u) {}
-
-/// Runs of evenly spaced global rows of [row0, row0 + rows) of a rank: fn(first row of the run, StridedRows).
-template <class Fn>
-void Truth::for_runs(Rank rank, std::int64_t row0, std::int64_t rows, Fn&& fn) const {
-  const auto segments = claim_.layout.segments_of(rank);
-  auto segment = std::upper_bound(segments.begin(), segments.end(), row0,
-                                  [](std::int64_t row, const Segment& s) { return row < s.local0 + s.length; });
-  for (; segment != segments.end() && segment->local0 < row0 + rows; ++segment) {
-    const std::int64_t begin = std::max(row0, segment->local0), end = std::min(row0 + rows, segment->local0 + segment->length);
-    if (begin < end) fn(begin, StridedRows{segment->global0 + (begin - segment->local0) * segment->stride, end - begin, segment->stride});
-  }
-}
+Truth::Truth(const Claim& claim, const RowOrders& orders)
+    : claim_(claim),
+      orders_(orders),
+      group_(claim.q_heads / claim.kv_heads),
+      fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u) {}
 
 AttendRecord::AttendRecord(const Program* of, const Step* attend, Pieces queries, Pieces keys, const View& q_view, const View& k_view)
     : program(of),
@@ -64,26 +55,27 @@ AttendRecord::AttendRecord(const Program* of, const Step* attend, Pieces queries
 }
 
 std::uint64_t Truth::demanded(const Piece& piece) const {
-  const bool keys = has_key_rows(piece.cell);
-  const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{piece.origin, piece.origin_row, piece.rows, keys});
-  auto [entry, is_new] = demanded_.try_emplace(key, 0);
-  if (is_new) entry->second = demanded_pairs(piece);
-  const std::int64_t per_row_head = keys ? group_ : 1;
-  return field::multiply(entry->second, fingerprint_.heads(piece.origin_head * per_row_head, piece.heads * per_row_head));
+  const std::int64_t per_row_head = has_key_rows(piece.cell) ? group_ : 1;
+  return field::multiply(demanded_pairs(piece), fingerprint_.heads(piece.origin_head * per_row_head, piece.heads * per_row_head));
 }
 
 std::uint64_t Truth::demanded_pairs(const Piece& piece) const {
   const bool keys = has_key_rows(piece.cell);
+  const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{piece.origin, piece.origin_row, piece.rows, keys});
+  auto [entry, is_new] = demanded_.try_emplace(key, 0);
+  if (!is_new) return entry->second;
   std::uint64_t sum = 0;
-  for_runs(piece.origin, piece.origin_row, piece.rows, [&](std::int64_t, const StridedRows& run) {
+  orders_.for_runs(piece.origin, piece.origin_row, piece.rows, [&](std::int64_t, const StridedRows& run) {
     for (const Band& band : claim_.mask.bands()) {
-      const StridedRows own = clip(run, keys ? band.k0 : band.q0, keys ? band.k1 : band.q1);
+      const std::int64_t begin = keys ? band.k0 : band.q0, end = keys ? band.k1 : band.q1;
+      if (begin > run.first + (run.count - 1) * run.stride || end <= run.first) continue;  // most, and cheaper than to clip
+      const StridedRows own = clip(run, begin, end);
       const StridedRows other = keys ? StridedRows{band.q0, band.q1 - band.q0, 1} : StridedRows{band.k0, band.k1 - band.k0, 1};
       if (own.count > 0)
         sum = field::add(sum, keys ? fingerprint_.band(other, own, band.lo, band.hi) : fingerprint_.band(own, other, band.lo, band.hi));
     }
   });
-  return sum;
+  return entry->second = sum;
 }
 
 /// Fingerprint of the pairs of one band between one query piece and one key piece, in global rows.
@@ -92,9 +84,9 @@ std::uint64_t Truth::band_between(const Band& band, const Piece& q, const Piece&
   const std::int64_t k0 = std::max(band.k0, k.row0), k1 = std::min(band.k1, k.row0 + k.rows);
   if (q0 >= q1 || k0 >= k1) return 0;
   std::uint64_t sum = 0;
-  for_runs(q.origin, q.origin_row + q0 - q.row0, q1 - q0, [&](std::int64_t q_begin, const StridedRows& q_run) {
+  orders_.for_runs(q.origin, q.origin_row + q0 - q.row0, q1 - q0, [&](std::int64_t q_begin, const StridedRows& q_run) {
     const std::int64_t q_view = q_begin - q.origin_row + q.row0;
-    for_runs(k.origin, k.origin_row + k0 - k.row0, k1 - k0, [&](std::int64_t k_begin, const StridedRows& k_run) {
+    orders_.for_runs(k.origin, k.origin_row + k0 - k.row0, k1 - k0, [&](std::int64_t k_begin, const StridedRows& k_run) {
       const std::int64_t k_view = k_begin - k.origin_row + k.row0;
       // The band speaks of view rows: in runs of spacing s, lo <= u - t <= hi becomes global bounds around the two first rows.
       const auto add_run = [&](const StridedRows& a, std::int64_t a_view, const StridedRows& b) {
@@ -115,8 +107,35 @@ std::uint64_t Truth::band_between(const Band& band, const Piece& q, const Piece&
   return sum;
 }
 
+/// Query head of head `head` of the queries or keys of a record.
+std::int64_t query_head(const AttendRecord& r, bool keys, std::int64_t head) { return *r.first_head + head * (keys ? r.group : 1); }
+
 std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const AttendRecord& r) const {
   if (!r.first_head) return contributed_by_pieces(piece, term, r);
+  const bool keys = has_key_rows(piece.cell);
+  const std::uint64_t pairs = term.whole ? demanded_pairs(piece) : contributed_pairs(piece, term, r);
+  return field::multiply(pairs, fingerprint_.heads(query_head(r, keys, term.head), piece.heads * (keys ? r.group : 1)));
+}
+
+std::optional<Term> Truth::whole(const Piece& piece, const std::deque<AttendRecord>& records) const {
+  const bool keys = has_key_rows(piece.cell);
+  std::optional<Term> result;
+  std::uint64_t sum = 0;
+  bool alike = true;
+  for_terms(piece, [&](const Term& term) {
+    const AttendRecord& r = records[static_cast<std::size_t>(term.record)];
+    alike = alike && r.first_head && !term.whole;
+    if (!alike) return;
+    if (!result) result = Term{term.record, 0, term.head, true};
+    const AttendRecord& first = records[static_cast<std::size_t>(result->record)];
+    alike = query_head(r, keys, term.head) == query_head(first, keys, result->head) && r.group == first.group;
+    sum = field::add(sum, contributed_pairs(piece, term, r));
+  });
+  if (!alike || !result || sum != demanded_pairs(piece)) return std::nullopt;
+  return result;
+}
+
+std::uint64_t Truth::contributed_pairs(const Piece& piece, const Term& term, const AttendRecord& r) const {
   const bool keys = has_key_rows(piece.cell);
   const bool all_rows = term.row == 0 && piece.rows == (keys ? r.k_rows : r.q_rows);
   // All rows of one axis are all pairs, whichever axis it is.
@@ -124,9 +143,7 @@ std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const Att
       all_rows ? r.geometry : digest_of(std::array<std::int64_t, 4>{static_cast<std::int64_t>(r.geometry), term.row, piece.rows, keys});
   auto [entry, is_new] = pairs_.try_emplace(key, 0);
   if (is_new) entry->second = pairs(r, keys, term.row, piece.rows);
-  const std::int64_t heads_per_row_head = keys ? r.group : 1;
-  return field::multiply(entry->second,
-                         fingerprint_.heads(*r.first_head + term.head * heads_per_row_head, piece.heads * heads_per_row_head));
+  return entry->second;
 }
 
 std::uint64_t Truth::pairs(const AttendRecord& r, bool keys, std::int64_t row, std::int64_t rows) const {

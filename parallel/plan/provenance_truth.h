@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <unordered_map>
 
@@ -26,24 +27,27 @@ struct AttendRecord {
 /// Global rows and their fingerprints, straight from the claim.
 class Truth {
  public:
-  explicit Truth(const Claim& claim);
+  Truth(const Claim& claim, const RowOrders& orders);
 
   std::int64_t group() const { return group_; }
   /// Fingerprint of what the mask demands of the rows of a piece (queries, or keys with all their queries) and its heads.
   std::uint64_t demanded(const Piece& piece) const;
   /// Fingerprint of what one term gives a piece.
   std::uint64_t contributed(const Piece& piece, const Term& term, const AttendRecord& record) const;
+  /// The whole term that can take the place of all terms of a sum; none if they are no such sum. What is added to a row has
+  /// pairs of that row only, so what holds for all rows of a piece together holds for any part of them.
+  std::optional<Term> whole(const Piece& piece, const std::deque<AttendRecord>& records) const;
 
  private:
   /// Of the pairs only, as if there were one head; `pairs` of the rows [row, row + rows) of one axis of a record.
   std::uint64_t demanded_pairs(const Piece& piece) const;
+  std::uint64_t contributed_pairs(const Piece& piece, const Term& term, const AttendRecord& record) const;
   std::uint64_t pairs(const AttendRecord& record, bool keys, std::int64_t row, std::int64_t rows) const;
   std::uint64_t contributed_by_pieces(const Piece& piece, const Term& term, const AttendRecord& record) const;
-  template <class Fn>
-  void for_runs(Rank rank, std::int64_t row0, std::int64_t rows, Fn&& fn) const;
   std::uint64_t band_between(const Band& band, const Piece& q, const Piece& k) const;
 
   const Claim& claim_;
+  const RowOrders& orders_;
   std::int64_t group_;
   Fingerprint fingerprint_;
   /// What was asked before. Ranks ask for the same rows again and again: for out and lse, dq and dk, for every rank of a

@@ -19,7 +19,8 @@ namespace {
 /// Plays the programs of all ranks.
 class Player {
  public:
-  explicit Player(const Plan& plan) : plan_(plan), truth_(plan.claim), slots_(plan.programs.size()), next_(plan.programs.size(), 0) {
+  explicit Player(const Plan& plan)
+      : plan_(plan), orders_(plan.claim.layout), truth_(plan.claim, orders_), slots_(plan.programs.size()), next_(plan.programs.size(), 0) {
     for (const Program& program : plan.programs) bind_inputs(program);
   }
 
@@ -119,7 +120,7 @@ class Player {
   /// Every part of the view is `cell` and the same rows and heads as `wanted`.
   void require_like(const Pieces& wanted, const View& view, Cell cell) {
     read_as(view, cell, scratch_);
-    together(wanted, scratch_, require_same_origin);
+    together(wanted, scratch_, [this](const Piece& x, const Piece& y) { require_same_origin(x, y, orders_); });
   }
 
   // --- steps ---
@@ -180,7 +181,7 @@ class Player {
       case Op::delta:
         return run_delta(a);
       case Op::copy:
-        return write(a[transfer_operand::destination].view, moved(read(a[transfer_operand::source].view), program().moves_of(step)));
+        return run_copy(step, a);
       case Op::add:
         return add(a[transfer_operand::source].view, a[transfer_operand::destination].view, std::nullopt);
       case Op::exchange:
@@ -213,7 +214,7 @@ class Player {
     read_as(view, cell, scratch_);
     Pieces after;
     together(scratch_, pieces, [&](const Piece& held, const Piece& more) {
-      require_same_origin(held, more);
+      require_same_origin(held, more, orders_);
       after.push_back(added(held, more, store_));
     });
     write(view, std::move(after));
@@ -251,6 +252,20 @@ class Player {
     put(a[dv], sums_like(key, Cell::dv, id, contributes, store_), Cell::dv);
   }
 
+  void run_copy(const Step& step, std::span<const Access> a) {
+    Pieces pieces = read(a[transfer_operand::source].view);
+    const auto moves = program().moves_of(step);
+    // Rows of sums in another order would no longer follow each other in the views of their terms.
+    for (Piece& piece : pieces) {
+      if (moves.empty() || piece.terms == nullptr) continue;
+      if (const std::optional<Term> whole = truth_.whole(piece, records_)) {
+        piece.terms = store_.add({*whole, nullptr, 0, 0});
+        piece.term_row = piece.term_head = 0;
+      }
+    }
+    write(a[transfer_operand::destination].view, moved(std::move(pieces), moves, orders_));
+  }
+
   void add(const View& source, const View& destination, std::optional<Cell> wanted) {
     const Pieces pieces = read(source);
     if (pieces.empty()) return;
@@ -278,8 +293,8 @@ class Player {
     using namespace finish_operand;
     const Pieces state = read_as(a[state_out].view, Cell::state_out), state_lses = read_as(a[state_lse].view, Cell::state_lse);
     require_sink(a[sink].view, state);
-    together(state, state_lses, [](const Piece& x, const Piece& y) {
-      if (!x.same_origin(y) || !same_terms(x, y)) throw ProvenanceFailure{"out and lse of the state did not see the same keys"};
+    together(state, state_lses, [this](const Piece& x, const Piece& y) {
+      if (!same_origin(x, y, orders_) || !same_terms(x, y)) throw ProvenanceFailure{"out and lse of the state did not see the same keys"};
     });
     for (const Piece& piece : state) require_complete(piece);
     write(a[out].view, sums_like(state, Cell::out, 0, false, store_));
@@ -336,7 +351,9 @@ class Player {
         throw ProvenanceFailure{
             fmt::format("output '{}' has {} rows and {} heads instead of {} and {}", name, slot.rows, slot.heads, rows, heads)};
       for (const Piece& piece : read_as({id, 0, slot.rows, 0, slot.heads}, cell)) {
-        if (piece.origin != rank_ || piece.origin_row != piece.row0 || piece.origin_head != piece.head0) {
+        Piece expected = piece;
+        expected.origin = rank_, expected.origin_row = piece.row0, expected.origin_head = piece.head0;
+        if (!same_origin(piece, expected, orders_)) {
           throw ProvenanceFailure{fmt::format("output '{}' row {} head {} holds row {} head {} of rank {}", name, piece.row0, piece.head0,
                                               piece.origin_row, piece.origin_head, piece.origin)};
         }
@@ -355,6 +372,7 @@ class Player {
   }
 
   const Plan& plan_;
+  RowOrders orders_;
   Truth truth_;
   std::vector<std::vector<Pieces>> slots_;  ///< by rank and slot
   std::vector<std::size_t> next_;
