@@ -22,6 +22,23 @@ std::uint64_t digest_of(std::span<const std::int64_t> words) {
   return hash64({reinterpret_cast<const char*>(words.data()), words.size_bytes()});
 }
 
+/// The first piece that ends behind a row. Pieces of all heads do not overlap and lie by rising row.
+Pieces::const_iterator first_behind(const Pieces& pieces, std::int64_t row) {
+  return std::ranges::upper_bound(pieces, row, {}, [](const Piece& piece) { return piece.row0 + piece.rows; });
+}
+
+/// fn(query piece, key piece) for those that a band may meet.
+template <class Fn>
+void for_pieces(const AttendRecord& r, const Band& band, Fn&& fn) {
+  const auto keys = first_behind(r.k, band.k0);
+  for (auto x = first_behind(r.q, band.q0); x != r.q.end() && x->row0 < band.q1; ++x) {
+    for (auto y = keys; y != r.k.end() && y->row0 < band.k1; ++y) fn(*x, *y);
+  }
+}
+
+/// Query head of head `head` of the queries or keys of a record.
+std::int64_t query_head(const AttendRecord& r, bool keys, std::int64_t head) { return *r.first_head + head * (keys ? r.group : 1); }
+
 }  // namespace
 
 Truth::Truth(const Claim& claim, const RowOrders& orders)
@@ -107,9 +124,6 @@ std::uint64_t Truth::band_between(const Band& band, const Piece& q, const Piece&
   return sum;
 }
 
-/// Query head of head `head` of the queries or keys of a record.
-std::int64_t query_head(const AttendRecord& r, bool keys, std::int64_t head) { return *r.first_head + head * (keys ? r.group : 1); }
-
 std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const AttendRecord& r) const {
   if (!r.first_head) return contributed_by_pieces(piece, term, r);
   const bool keys = has_key_rows(piece.cell);
@@ -147,18 +161,50 @@ std::uint64_t Truth::contributed_pairs(const Piece& piece, const Term& term, con
 }
 
 std::uint64_t Truth::pairs(const AttendRecord& r, bool keys, std::int64_t row, std::int64_t rows) const {
-  // Pieces of all heads do not overlap and lie by rising row: those of a range follow each other.
-  const auto first = [](const Pieces& pieces, std::int64_t at) {
-    return std::ranges::upper_bound(pieces, at, {}, [](const Piece& piece) { return piece.row0 + piece.rows; });
-  };
+  PairSums& sums = sums_of(r);
+  const Pieces& pieces = keys ? r.k : r.q;
+  const std::vector<std::uint64_t>& by_piece = keys ? sums.by_key_piece : sums.by_query_piece;
   std::uint64_t sum = 0;
-  for (Band band : r.program->bands_of(*r.step)) {
-    std::int64_t &begin = keys ? band.k0 : band.q0, &end = keys ? band.k1 : band.q1;
-    begin = std::max(begin, row), end = std::min(end, row + rows);
-    if (begin >= end) continue;
-    for (auto x = first(r.q, band.q0); x != r.q.end() && x->row0 < band.q1; ++x) {
-      for (auto y = first(r.k, band.k0); y != r.k.end() && y->row0 < band.k1; ++y) sum = field::add(sum, band_between(band, *x, *y));
-    }
+  for (auto piece = first_behind(pieces, row); piece != pieces.end() && piece->row0 < row + rows; ++piece) {
+    const std::int64_t begin = std::max(row, piece->row0), end = std::min(row + rows, piece->row0 + piece->rows);
+    const bool all = end - begin == piece->rows;
+    sum = field::add(sum, all ? by_piece[static_cast<std::size_t>(piece - pieces.begin())] : pairs_of_part(r, sums, keys, begin, end));
+  }
+  return sum;
+}
+
+Truth::PairSums& Truth::sums_of(const AttendRecord& r) const {
+  auto [entry, is_new] = sums_.try_emplace(r.geometry);
+  PairSums& sums = entry->second;
+  if (!is_new) return sums;
+  sums.by_query_piece.assign(r.q.size(), 0), sums.by_key_piece.assign(r.k.size(), 0);
+  for (const Band& band : r.program->bands_of(*r.step)) {
+    for_pieces(r, band, [&](const Piece& x, const Piece& y) {
+      const std::uint64_t pairs = band_between(band, x, y);
+      std::uint64_t &of_x = sums.by_query_piece[static_cast<std::size_t>(&x - r.q.data())],
+                    &of_y = sums.by_key_piece[static_cast<std::size_t>(&y - r.k.data())];
+      of_x = field::add(of_x, pairs), of_y = field::add(of_y, pairs);
+    });
+  }
+  return sums;
+}
+
+std::uint64_t Truth::pairs_of_part(const AttendRecord& r, PairSums& sums, bool keys, std::int64_t begin, std::int64_t end) const {
+  const auto from = keys ? &Band::k0 : &Band::q0, to = keys ? &Band::k1 : &Band::q1;
+  BandsByRow& by_row = keys ? sums.by_key : sums.by_query;
+  if (by_row.bands.empty()) {
+    const auto bands = r.program->bands_of(*r.step);
+    by_row.bands.assign(bands.begin(), bands.end());
+    std::ranges::sort(by_row.bands, {}, from);
+    for (const Band& band : by_row.bands) by_row.reach.push_back(std::max(band.*to, by_row.reach.empty() ? 0 : by_row.reach.back()));
+  }
+  std::uint64_t sum = 0;
+  const auto first = std::ranges::upper_bound(by_row.reach, begin) - by_row.reach.begin();
+  for (auto found = by_row.bands.begin() + first; found != by_row.bands.end() && (*found).*from < end; ++found) {
+    Band band = *found;
+    band.*from = std::max(band.*from, begin), band.*to = std::min(band.*to, end);
+    if (band.*from >= band.*to) continue;
+    for_pieces(r, band, [&](const Piece& x, const Piece& y) { sum = field::add(sum, band_between(band, x, y)); });
   }
   return sum;
 }

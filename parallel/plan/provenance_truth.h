@@ -5,6 +5,7 @@
 #include <deque>
 #include <optional>
 #include <unordered_map>
+#include <vector>
 
 #include "parallel/plan/fingerprint.h"
 #include "parallel/plan/provenance_pieces.h"
@@ -22,6 +23,12 @@ struct AttendRecord {
   std::uint64_t geometry = 0;  ///< Digest of bands and rows: ranks that share heads work on the same pairs.
 
   AttendRecord(const Program* of, const Step* attend, Pieces queries, Pieces keys, const View& q_view, const View& k_view);
+};
+
+/// Bands in the order of their first queries or keys, for a look at few rows.
+struct BandsByRow {
+  std::vector<Band> bands;
+  std::vector<std::int64_t> reach;  ///< Where the bands up to each of them end, at most.
 };
 
 /// Global rows and their fingerprints, straight from the claim.
@@ -43,6 +50,13 @@ class Truth {
   std::uint64_t demanded_pairs(const Piece& piece) const;
   std::uint64_t contributed_pairs(const Piece& piece, const Term& term, const AttendRecord& record) const;
   std::uint64_t pairs(const AttendRecord& record, bool keys, std::int64_t row, std::int64_t rows) const;
+  /// All pairs of a record, by its pieces, so that each band is summed up once.
+  struct PairSums {
+    std::vector<std::uint64_t> by_query_piece, by_key_piece;
+    BandsByRow by_query, by_key;  ///< Empty until rows of a part of a piece are asked for.
+  };
+  PairSums& sums_of(const AttendRecord& record) const;
+  std::uint64_t pairs_of_part(const AttendRecord& record, PairSums& sums, bool keys, std::int64_t begin, std::int64_t end) const;
   std::uint64_t contributed_by_pieces(const Piece& piece, const Term& term, const AttendRecord& record) const;
   std::uint64_t band_between(const Band& band, const Piece& q, const Piece& k) const;
 
@@ -53,6 +67,7 @@ class Truth {
   /// What was asked before. Ranks ask for the same rows again and again: for out and lse, dq and dk, for every rank of a
   /// head group, and all-to-all plans for each of P pieces of P x P.
   mutable std::unordered_map<std::uint64_t, std::uint64_t> demanded_, pairs_;
+  mutable std::unordered_map<std::uint64_t, PairSums> sums_;  ///< By geometry.
 };
 
 }  // namespace periplus::plan
