@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 #include <utility>
 
 #include "runtime/file.h"
@@ -18,8 +19,14 @@ StridedRows clip(const StridedRows& run, std::int64_t begin, std::int64_t end) {
   return {run.first + first * run.stride, last - first, run.stride};
 }
 
-std::uint64_t digest_of(std::span<const std::int64_t> words) {
-  return hash64({reinterpret_cast<const char*>(words.data()), words.size_bytes()});
+template <class T>
+std::uint64_t digest_of(std::span<const T> items) {
+  static_assert(std::has_unique_object_representations_v<T>);
+  return hash64({reinterpret_cast<const char*>(items.data()), items.size_bytes()});
+}
+template <class Items>
+std::uint64_t digest_of(const Items& words) {
+  return digest_of(std::span<const std::int64_t>(words));
 }
 
 /// The first piece that ends behind a row. Pieces of all heads do not overlap and lie by rising row.
@@ -47,7 +54,8 @@ Truth::Truth(const Claim& claim, const RowOrders& orders)
       group_(claim.q_heads / claim.kv_heads),
       fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u) {}
 
-AttendRecord::AttendRecord(const Program* of, const Step* attend, Pieces queries, Pieces keys, const View& q_view, const View& k_view)
+AttendRecord::AttendRecord(const Program* of, const Step* attend, std::uint64_t bands, Pieces queries, Pieces keys, const View& q_view,
+                           const View& k_view)
     : program(of),
       step(attend),
       q(std::move(queries)),
@@ -67,8 +75,16 @@ AttendRecord::AttendRecord(const Program* of, const Step* attend, Pieces queries
     }
   }
   if (whole) first_head = q.front().origin_head;
-  for (const Band& band : program->bands_of(*step)) words.insert(words.end(), {band.q0, band.q1, band.k0, band.k1, band.lo, band.hi});
+  words.push_back(static_cast<std::int64_t>(bands));
   geometry = digest_of(words);
+}
+
+std::uint64_t DigestsOfBands::operator()(std::span<const Band> bands) {
+  if (bands.data() != last_.data() || bands.size() != last_.size()) {
+    last_ = bands;
+    digest_ = digest_of(bands);
+  }
+  return digest_;
 }
 
 std::uint64_t Truth::demanded(const Piece& piece) const {

@@ -22,7 +22,18 @@ struct AttendRecord {
   std::optional<std::int64_t> first_head = {};
   std::uint64_t geometry = 0;  ///< Digest of bands and rows: ranks that share heads work on the same pairs.
 
-  AttendRecord(const Program* of, const Step* attend, Pieces queries, Pieces keys, const View& q_view, const View& k_view);
+  AttendRecord(const Program* of, const Step* attend, std::uint64_t bands, Pieces queries, Pieces keys, const View& q_view,
+               const View& k_view);
+};
+
+/// Digests of the bands of steps; those that share bands follow each other.
+class DigestsOfBands {
+ public:
+  std::uint64_t operator()(std::span<const Band> bands);
+
+ private:
+  std::span<const Band> last_;
+  std::uint64_t digest_ = 0;
 };
 
 /// Bands in the order of their first queries or keys, for a look at few rows.

@@ -68,11 +68,8 @@ std::span<const NamedRows> RowOrders::moved(const std::vector<NamedRows>& rows, 
 const RowMove* RowOrders::known(std::span<const RowMove> moves) {
   auto [entry, is_new] = known_moves_.try_emplace(moves.data(), moves.data());
   if (!is_new) return entry->second;
-  const auto equal = [&](std::span<const RowMove> other) {
-    return std::ranges::equal(moves, other,
-                              [](const RowMove& x, const RowMove& y) { return x.from == y.from && x.to == y.to && x.rows == y.rows; });
-  };
-  const auto alike = std::ranges::find_if(distinct_moves_, equal);
+  const auto alike =
+      std::ranges::find_if(distinct_moves_, [&](std::span<const RowMove> other) { return std::ranges::equal(moves, other); });
   if (alike == distinct_moves_.end()) {
     distinct_moves_.push_back(moves);
   } else {

@@ -191,7 +191,7 @@ class Player {
 
   /// Remembers the step and checks that every query head meets its own KV head.
   int record(const Step& step, Pieces q, Pieces k, const View& q_view, const View& k_view) {
-    records_.emplace_back(&program(), &step, std::move(q), std::move(k), q_view, k_view);
+    records_.emplace_back(&program(), &step, digest_(program().bands_of(step)), std::move(q), std::move(k), q_view, k_view);
     const AttendRecord& made = records_.back();
     const std::int64_t group = made.group;
     // With all heads in every piece, one pair of pieces stands for all.
@@ -385,6 +385,7 @@ class Player {
   Pieces scratch_;
   TermStore store_;
   std::deque<AttendRecord> records_;
+  DigestsOfBands digest_;
   Rank rank_ = 0;
   StepId step_ = -1;
 };
