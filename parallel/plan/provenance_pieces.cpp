@@ -72,6 +72,7 @@ std::optional<Cell> input_cell(std::string_view slot_name) {
 }
 
 bool same_terms(const Piece& x, const Piece& y) {
+  if (x.terms == nullptr && y.terms == nullptr) return true;
   std::vector<Term> terms;
   for_terms(x, [&](const Term& term) { terms.push_back(term); });
   std::size_t count = 0;
@@ -95,14 +96,13 @@ void keep_outside(const Piece& piece, const View& hole, Pieces& kept) {
   keep(r0, r1, hole.head0 + hole.heads, kFar);
 }
 
-Pieces sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store) {
-  Pieces sums = identity;
+void sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store, Pieces& sums) {
+  sums.assign(identity.begin(), identity.end());
   for (Piece& piece : sums) {
     piece.cell = cell;
     piece.terms = contributes ? store.add({{record, piece.row0, piece.head0}, nullptr, 0, 0}) : nullptr;
     piece.term_row = piece.term_head = 0;
   }
-  return sums;
 }
 
 Piece added(const Piece& held, const Piece& more, TermStore& store) {

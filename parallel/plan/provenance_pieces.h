@@ -100,8 +100,8 @@ inline std::optional<Piece> cut(const Piece& piece, std::int64_t row0, std::int6
 }
 /// Appends what remains of a piece outside a view of its slot.
 void keep_outside(const Piece& piece, const View& hole, Pieces& kept);
-/// Pieces with the rows of `identity`, each a sum of one term of `record` (or of none).
-Pieces sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store);
+/// Makes `sums` pieces with the rows of `identity`, each a sum of one term of `record` (or of none).
+void sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store, Pieces& sums);
 /// The sum of two pieces on the same rectangle.
 Piece added(const Piece& held, const Piece& more, TermStore& store);
 /// The pieces after the moves, if there are any, with as few names as RowOrders finds.

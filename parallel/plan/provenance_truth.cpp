@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <type_traits>
 #include <utility>
 
 #include "runtime/file.h"
@@ -19,14 +18,8 @@ StridedRows clip(const StridedRows& run, std::int64_t begin, std::int64_t end) {
   return {run.first + first * run.stride, last - first, run.stride};
 }
 
-template <class T>
-std::uint64_t digest_of(std::span<const T> items) {
-  static_assert(std::has_unique_object_representations_v<T>);
-  return hash64({reinterpret_cast<const char*>(items.data()), items.size_bytes()});
-}
-template <class Items>
-std::uint64_t digest_of(const Items& words) {
-  return digest_of(std::span<const std::int64_t>(words));
+std::uint64_t digest_of(std::span<const std::int64_t> words) {
+  return hash64({reinterpret_cast<const char*>(words.data()), words.size_bytes()});
 }
 
 /// The first piece that ends behind a row. Pieces of all heads do not overlap and lie by rising row.
@@ -36,7 +29,7 @@ Pieces::const_iterator first_behind(const Pieces& pieces, std::int64_t row) {
 
 /// fn(query piece, key piece) for those that a band may meet.
 template <class Fn>
-void for_pieces(const AttendRecord& r, const Band& band, Fn&& fn) {
+void for_pieces(const AttendGeometry& r, const Band& band, Fn&& fn) {
   const auto keys = first_behind(r.k, band.k0);
   for (auto x = first_behind(r.q, band.q0); x != r.q.end() && x->row0 < band.q1; ++x) {
     for (auto y = keys; y != r.k.end() && y->row0 < band.k1; ++y) fn(*x, *y);
@@ -53,39 +46,6 @@ Truth::Truth(const Claim& claim, const RowOrders& orders)
       orders_(orders),
       group_(claim.q_heads / claim.kv_heads),
       fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u) {}
-
-AttendRecord::AttendRecord(const Program* of, const Step* attend, std::uint64_t bands, Pieces queries, Pieces keys, const View& q_view,
-                           const View& k_view)
-    : program(of),
-      step(attend),
-      q(std::move(queries)),
-      k(std::move(keys)),
-      q_rows(q_view.rows),
-      q_heads(q_view.heads),
-      k_rows(k_view.rows),
-      group(q_view.heads / k_view.heads) {
-  std::vector<std::int64_t> words;
-  bool whole = !q.empty() && !k.empty();
-  for (auto [pieces, heads] : {std::pair(&q, q_view.heads), std::pair(&k, k_view.heads)}) {
-    std::ranges::stable_sort(*pieces, {}, &Piece::row0);
-    words.push_back(static_cast<std::int64_t>(pieces->size()));
-    for (const Piece& piece : *pieces) {
-      words.insert(words.end(), {piece.row0, piece.rows, piece.origin, piece.origin_row});
-      whole = whole && piece.head0 == 0 && piece.heads == heads && piece.origin_head == pieces->front().origin_head;
-    }
-  }
-  if (whole) first_head = q.front().origin_head;
-  words.push_back(static_cast<std::int64_t>(bands));
-  geometry = digest_of(words);
-}
-
-std::uint64_t DigestsOfBands::operator()(std::span<const Band> bands) {
-  if (bands.data() != last_.data() || bands.size() != last_.size()) {
-    last_ = bands;
-    digest_ = digest_of(bands);
-  }
-  return digest_;
-}
 
 std::uint64_t Truth::demanded(const Piece& piece) const {
   const std::int64_t per_row_head = has_key_rows(piece.cell) ? group_ : 1;
@@ -147,17 +107,17 @@ std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const Att
   return field::multiply(pairs, fingerprint_.heads(query_head(r, keys, term.head), piece.heads * (keys ? r.group : 1)));
 }
 
-std::optional<Term> Truth::whole(const Piece& piece, const std::deque<AttendRecord>& records) const {
+std::optional<Term> Truth::whole(const Piece& piece, const AttendRecords& records) const {
   const bool keys = has_key_rows(piece.cell);
   std::optional<Term> result;
   std::uint64_t sum = 0;
   bool alike = true;
   for_terms(piece, [&](const Term& term) {
-    const AttendRecord& r = records[static_cast<std::size_t>(term.record)];
+    const AttendRecord& r = records[term.record];
     alike = alike && r.first_head && !term.whole;
     if (!alike) return;
     if (!result) result = Term{term.record, 0, term.head, true};
-    const AttendRecord& first = records[static_cast<std::size_t>(result->record)];
+    const AttendRecord& first = records[result->record];
     alike = query_head(r, keys, term.head) == query_head(first, keys, result->head) && r.group == first.group;
     sum = field::add(sum, contributed_pairs(piece, term, r));
   });
@@ -167,50 +127,50 @@ std::optional<Term> Truth::whole(const Piece& piece, const std::deque<AttendReco
 
 std::uint64_t Truth::contributed_pairs(const Piece& piece, const Term& term, const AttendRecord& r) const {
   const bool keys = has_key_rows(piece.cell);
-  const bool all_rows = term.row == 0 && piece.rows == (keys ? r.k_rows : r.q_rows);
+  const AttendGeometry& of = *r.geometry;
   // All rows of one axis are all pairs, whichever axis it is.
-  const std::uint64_t key =
-      all_rows ? r.geometry : digest_of(std::array<std::int64_t, 4>{static_cast<std::int64_t>(r.geometry), term.row, piece.rows, keys});
+  if (term.row == 0 && piece.rows == (keys ? of.k_rows : of.q_rows)) return all_pairs(of);
+  const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{static_cast<std::int64_t>(of.digest), term.row, piece.rows, keys});
   auto [entry, is_new] = pairs_.try_emplace(key, 0);
-  if (is_new) entry->second = pairs(r, keys, term.row, piece.rows);
+  if (is_new) entry->second = pairs(of, keys, term.row, piece.rows);
   return entry->second;
 }
 
-std::uint64_t Truth::pairs(const AttendRecord& r, bool keys, std::int64_t row, std::int64_t rows) const {
-  PairSums& sums = sums_of(r);
-  const Pieces& pieces = keys ? r.k : r.q;
-  const std::vector<std::uint64_t>& by_piece = keys ? sums.by_key_piece : sums.by_query_piece;
+std::uint64_t Truth::pairs(const AttendGeometry& of, bool keys, std::int64_t row, std::int64_t rows) const {
+  const std::uint64_t all = all_pairs(of);
+  const Pieces& pieces = keys ? of.k : of.q;
+  if (row <= 0 && row + rows >= (keys ? of.k_rows : of.q_rows)) return all;
+  const std::vector<std::uint64_t>& by_piece = keys ? of.by_key_piece : of.by_query_piece;
   std::uint64_t sum = 0;
   for (auto piece = first_behind(pieces, row); piece != pieces.end() && piece->row0 < row + rows; ++piece) {
     const std::int64_t begin = std::max(row, piece->row0), end = std::min(row + rows, piece->row0 + piece->rows);
-    const bool all = end - begin == piece->rows;
-    sum = field::add(sum, all ? by_piece[static_cast<std::size_t>(piece - pieces.begin())] : pairs_of_part(r, sums, keys, begin, end));
+    const bool whole = end - begin == piece->rows;
+    sum = field::add(sum, whole ? by_piece[static_cast<std::size_t>(piece - pieces.begin())] : pairs_of_part(of, keys, begin, end));
   }
   return sum;
 }
 
-Truth::PairSums& Truth::sums_of(const AttendRecord& r) const {
-  auto [entry, is_new] = sums_.try_emplace(r.geometry);
-  PairSums& sums = entry->second;
-  if (!is_new) return sums;
-  sums.by_query_piece.assign(r.q.size(), 0), sums.by_key_piece.assign(r.k.size(), 0);
-  for (const Band& band : r.program->bands_of(*r.step)) {
-    for_pieces(r, band, [&](const Piece& x, const Piece& y) {
+std::uint64_t Truth::all_pairs(const AttendGeometry& of) const {
+  if (of.all_pairs) return *of.all_pairs;
+  of.by_query_piece.assign(of.q.size(), 0), of.by_key_piece.assign(of.k.size(), 0);
+  std::uint64_t sum = 0;
+  for (const Band& band : of.bands) {
+    for_pieces(of, band, [&](const Piece& x, const Piece& y) {
       const std::uint64_t pairs = band_between(band, x, y);
-      std::uint64_t &of_x = sums.by_query_piece[static_cast<std::size_t>(&x - r.q.data())],
-                    &of_y = sums.by_key_piece[static_cast<std::size_t>(&y - r.k.data())];
-      of_x = field::add(of_x, pairs), of_y = field::add(of_y, pairs);
+      std::uint64_t &of_x = of.by_query_piece[static_cast<std::size_t>(&x - of.q.data())],
+                    &of_y = of.by_key_piece[static_cast<std::size_t>(&y - of.k.data())];
+      of_x = field::add(of_x, pairs), of_y = field::add(of_y, pairs), sum = field::add(sum, pairs);
     });
   }
-  return sums;
+  of.all_pairs = sum;
+  return sum;
 }
 
-std::uint64_t Truth::pairs_of_part(const AttendRecord& r, PairSums& sums, bool keys, std::int64_t begin, std::int64_t end) const {
+std::uint64_t Truth::pairs_of_part(const AttendGeometry& of, bool keys, std::int64_t begin, std::int64_t end) const {
   const auto from = keys ? &Band::k0 : &Band::q0, to = keys ? &Band::k1 : &Band::q1;
-  BandsByRow& by_row = keys ? sums.by_key : sums.by_query;
+  BandsByRow& by_row = keys ? of.by_key : of.by_query;
   if (by_row.bands.empty()) {
-    const auto bands = r.program->bands_of(*r.step);
-    by_row.bands.assign(bands.begin(), bands.end());
+    by_row.bands.assign(of.bands.begin(), of.bands.end());
     std::ranges::sort(by_row.bands, {}, from);
     for (const Band& band : by_row.bands) by_row.reach.push_back(std::max(band.*to, by_row.reach.empty() ? 0 : by_row.reach.back()));
   }
@@ -220,7 +180,7 @@ std::uint64_t Truth::pairs_of_part(const AttendRecord& r, PairSums& sums, bool k
     Band band = *found;
     band.*from = std::max(band.*from, begin), band.*to = std::min(band.*to, end);
     if (band.*from >= band.*to) continue;
-    for_pieces(r, band, [&](const Piece& x, const Piece& y) { sum = field::add(sum, band_between(band, x, y)); });
+    for_pieces(of, band, [&](const Piece& x, const Piece& y) { sum = field::add(sum, band_between(band, x, y)); });
   }
   return sum;
 }
@@ -231,13 +191,13 @@ std::uint64_t Truth::contributed_by_pieces(const Piece& piece, const Term& term,
   const std::int64_t heads_per_row_head = keys ? r.group : 1;
   const std::int64_t h0 = term.head * heads_per_row_head, h1 = h0 + piece.heads * heads_per_row_head;
   std::uint64_t sum = 0;
-  for (const Piece& x : r.q) {
-    for (const Piece& y : r.k) {
+  for (const Piece& x : r.geometry->q) {
+    for (const Piece& y : r.geometry->k) {
       const std::int64_t head0 = std::max({h0, x.head0, y.head0 * r.group}),
                          head1 = std::min({h1, x.head0 + x.heads, (y.head0 + y.heads) * r.group});
       if (head0 >= head1) continue;
       std::uint64_t pairs = 0;
-      for (Band band : r.program->bands_of(*r.step)) {
+      for (Band band : r.geometry->bands) {
         std::int64_t &begin = keys ? band.k0 : band.q0, &end = keys ? band.k1 : band.q1;
         begin = std::max(begin, term.row), end = std::min(end, term.row + piece.rows);
         pairs = field::add(pairs, band_between(band, x, y));
