@@ -1,6 +1,8 @@
 #include "parallel/plan/builder.h"
 
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -153,7 +155,10 @@ void ProgramBuilder::emit(Op op, Label label, std::span<const Access> accesses, 
 Range ProgramBuilder::keep(std::span<const Band> bands) {
   if (bands.empty()) return {};
   // Steps that differ in heads only have equal bands, and follow each other.
-  if (!std::ranges::equal(bands, program_.of(program_.bands, last_bands_))) last_bands_ = append(program_.bands, bands);
+  const std::span<const Band> last = program_.of(program_.bands, last_bands_);
+  static_assert(std::has_unique_object_representations_v<Band>);
+  const bool same = bands.size() == last.size() && std::memcmp(bands.data(), last.data(), bands.size_bytes()) == 0;
+  if (!same) last_bands_ = append(program_.bands, bands);
   return last_bands_;
 }
 

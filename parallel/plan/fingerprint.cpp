@@ -11,12 +11,6 @@ namespace periplus::plan {
 
 namespace field {
 
-std::uint64_t multiply(std::uint64_t a, std::uint64_t b) noexcept {
-  __extension__ using Wide = unsigned __int128;
-  const Wide product = static_cast<Wide>(a) * b;
-  return add(static_cast<std::uint64_t>(product) & kPrime, static_cast<std::uint64_t>(product >> 61));
-}
-
 std::uint64_t power(std::uint64_t base, std::uint64_t exponent) noexcept {
   std::uint64_t result = 1;
   for (; exponent > 0; exponent >>= 1, base = multiply(base, base)) {

@@ -15,7 +15,11 @@ inline std::uint64_t add(std::uint64_t a, std::uint64_t b) noexcept {
   return sum >= kPrime ? sum - kPrime : sum;
 }
 inline std::uint64_t subtract(std::uint64_t a, std::uint64_t b) noexcept { return add(a, kPrime - b); }
-std::uint64_t multiply(std::uint64_t a, std::uint64_t b) noexcept;
+inline std::uint64_t multiply(std::uint64_t a, std::uint64_t b) noexcept {
+  __extension__ using Wide = unsigned __int128;
+  const Wide product = static_cast<Wide>(a) * b;
+  return add(static_cast<std::uint64_t>(product) & kPrime, static_cast<std::uint64_t>(product >> 61));
+}
 std::uint64_t power(std::uint64_t base, std::uint64_t exponent) noexcept;
 std::uint64_t inverse(std::uint64_t a) noexcept;
 }  // namespace field

@@ -71,6 +71,7 @@ enum class Op : std::uint8_t { attend, attend_backward, merge, finish, delta, co
 /// [begin, begin + count) of one of the pools of the program.
 struct Range {
   std::uint32_t begin = 0, count = 0;
+  friend bool operator==(const Range&, const Range&) = default;
 };
 
 /// What a step is for, for people: "hop" 3.

@@ -1,6 +1,7 @@
 #include "parallel/plan/provenance_pieces.h"
 
 #include <array>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -11,13 +12,53 @@ constexpr std::array<std::string_view, 15> kCellNames{"q",     "k",           "v
                                                       "delta", "partial out", "partial lse", "dq",   "dk",  "dv",  "dsink"};
 constexpr std::size_t kInputs = 8;
 
-/// Whether `next` is the same history some rows further on.
-bool continues(const Piece& piece, const Piece& next) {
-  const bool rows = next.row0 == piece.row0 + piece.rows && next.origin_row == piece.origin_row + piece.rows;
-  const bool heads = next.head0 == piece.head0 && next.heads == piece.heads && next.origin_head == piece.origin_head;
-  const bool terms = next.terms == piece.terms && next.term_head == piece.term_head &&
-                     (next.terms == nullptr || next.term_row == piece.term_row + piece.rows);
-  return rows && heads && terms && next.cell == piece.cell && next.origin == piece.origin;
+/// Whether nothing but their rows, which RowOrders can move, tells the pieces apart.
+bool differ_in_rows_only(const Piece& x, const Piece& y) {
+  const bool heads = x.head0 == y.head0 && x.heads == y.heads && x.origin_head == y.origin_head;
+  return heads && x.cell == y.cell && x.terms == y.terms && x.term_head == y.term_head;
+}
+bool rows_can_move_alone(const Piece& piece) {
+  return has_sequence_rows(piece.cell) && (piece.terms == nullptr || (piece.terms->term.whole && piece.terms->rest == nullptr));
+}
+
+/// Pieces by rising row, part by part.
+void move_each(const Pieces& pieces, std::span<const RowMove> moves, Pieces& result) {
+  std::int64_t longest = 0;
+  for (const Piece& piece : pieces) longest = std::max(longest, piece.rows);
+  constexpr std::int64_t kAllHeads = std::int64_t{1} << 40;
+  for (const RowMove& move : moves) {
+    // Pieces that reach into the rows start no earlier than the longest is long; they may overlap where heads differ.
+    auto piece = std::ranges::upper_bound(pieces, move.from - longest, {}, &Piece::row0);
+    for (; piece != pieces.end() && piece->row0 < move.from + move.rows; ++piece) {
+      if (std::optional<Piece> part = cut(*piece, move.from, move.rows, 0, kAllHeads)) {
+        part->row0 += move.to - move.from;
+        result.push_back(*part);
+      }
+    }
+  }
+}
+
+std::int64_t total_rows(std::span<const RowMove> moves) {
+  return std::accumulate(moves.begin(), moves.end(), std::int64_t{0},
+                         [](std::int64_t sum, const RowMove& move) { return sum + move.rows; });
+}
+
+/// Pieces by rising row that differ in their rows only.
+void move_together(const Pieces& pieces, std::span<const RowMove> moves, RowOrders& orders, Pieces& result) {
+  std::vector<NamedRows> rows;
+  std::int64_t next = 0;
+  bool gapless = true;
+  for (const Piece& piece : pieces) {
+    gapless = gapless && piece.row0 == next;
+    next = piece.row0 + piece.rows;
+    rows.push_back({piece.row0, piece.rows, piece.origin, piece.origin_row});
+  }
+  if (!gapless || next != total_rows(moves)) return move_each(pieces, moves, result);
+  for (const NamedRows& part : orders.moved(rows, moves)) {
+    Piece piece = pieces.front();
+    piece.row0 = part.at, piece.rows = part.rows, piece.origin = part.order, piece.origin_row = part.first;
+    result.push_back(piece);
+  }
 }
 
 }  // namespace
@@ -31,6 +72,7 @@ std::optional<Cell> input_cell(std::string_view slot_name) {
 }
 
 bool same_terms(const Piece& x, const Piece& y) {
+  if (x.terms == nullptr && y.terms == nullptr) return true;
   std::vector<Term> terms;
   for_terms(x, [&](const Term& term) { terms.push_back(term); });
   std::size_t count = 0;
@@ -54,14 +96,13 @@ void keep_outside(const Piece& piece, const View& hole, Pieces& kept) {
   keep(r0, r1, hole.head0 + hole.heads, kFar);
 }
 
-Pieces sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store) {
-  Pieces sums = identity;
+void sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store, Pieces& sums) {
+  sums.assign(identity.begin(), identity.end());
   for (Piece& piece : sums) {
     piece.cell = cell;
     piece.terms = contributes ? store.add({{record, piece.row0, piece.head0}, nullptr, 0, 0}) : nullptr;
     piece.term_row = piece.term_head = 0;
   }
-  return sums;
 }
 
 Piece added(const Piece& held, const Piece& more, TermStore& store) {
@@ -73,32 +114,32 @@ Piece added(const Piece& held, const Piece& more, TermStore& store) {
   return sum;
 }
 
-Pieces moved(Pieces pieces, std::span<const RowMove> moves) {
+Pieces moved(Pieces pieces, std::span<const RowMove> moves, RowOrders& orders) {
   if (moves.empty()) return pieces;
   std::ranges::stable_sort(pieces, {}, &Piece::row0);
-  std::int64_t longest = 0;
-  for (const Piece& piece : pieces) longest = std::max(longest, piece.rows);
-  constexpr std::int64_t kAllHeads = std::int64_t{1} << 40;
-  Pieces result;
-  for (const RowMove& move : moves) {
-    // Pieces that reach into the rows start no earlier than the longest is long; they may overlap where heads differ.
-    auto piece = std::ranges::upper_bound(pieces, move.from - longest, {}, &Piece::row0);
-    for (; piece != pieces.end() && piece->row0 < move.from + move.rows; ++piece) {
-      std::optional<Piece> part = cut(*piece, move.from, move.rows, 0, kAllHeads);
-      if (!part) continue;
-      part->row0 += move.to - move.from;
-      if (!result.empty() && continues(result.back(), *part)) {
-        result.back().rows += part->rows;
-      } else {
-        result.push_back(*part);
-      }
-    }
+  Pieces result, alike;
+  while (!pieces.empty()) {
+    const Piece first = pieces.front();
+    const bool alone = rows_can_move_alone(first);
+    alike.clear();
+    std::erase_if(pieces, [&](const Piece& piece) {
+      const bool taken = alone ? differ_in_rows_only(first, piece) : !rows_can_move_alone(piece);
+      if (taken) alike.push_back(piece);
+      return taken;
+    });
+    alone ? move_together(alike, moves, orders, result) : move_each(alike, moves, result);
   }
   return result;
 }
 
-void require_same_origin(const Piece& x, const Piece& y) {
-  if (x.same_origin(y)) return;
+bool same_origin(const Piece& x, const Piece& y, const RowOrders& orders) {
+  if (x.origin_head != y.origin_head) return false;
+  if (x.origin == y.origin) return x.origin_row == y.origin_row;
+  return has_sequence_rows(x.cell) && x.rows == y.rows && orders.same_rows(x.origin, x.origin_row, y.origin, y.origin_row, x.rows);
+}
+
+void require_same_origin(const Piece& x, const Piece& y, const RowOrders& orders) {
+  if (same_origin(x, y, orders)) return;
   throw ProvenanceFailure{fmt::format("{} of rank {} row {} head {} meets {} of rank {} row {} head {}", name_of(x.cell), x.origin,
                                       x.origin_row, x.origin_head, name_of(y.cell), y.origin, y.origin_row, y.origin_head)};
 }

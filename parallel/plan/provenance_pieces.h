@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "parallel/plan/plan.h"
+#include "parallel/plan/row_orders.h"
 
 /// Symbols that verify's provenance check plays with in place of numbers.
 namespace periplus::plan {
@@ -26,15 +27,20 @@ inline bool is_sum(Cell cell) {
   return cell == Cell::state_out || cell == Cell::state_lse || cell == Cell::dq || cell == Cell::dk || cell == Cell::dv;
 }
 
+/// Its rows are rows of the packed sequence: all but sinks.
+inline bool has_sequence_rows(Cell cell) { return cell != Cell::sink && cell != Cell::dsink; }
+
 /// Thrown while playing, caught by check_provenance.
 struct ProvenanceFailure {
   std::string what;
 };
 
-/// One contribution to a sum: what a recorded attend step computed, from row and head of its query or key view on.
+/// One contribution to a sum: what a recorded attend step computed, from row and head of its query or key view on. A whole
+/// one stands for several that together are all that the mask demands of the rows at hand, with the heads of the record.
 struct Term {
   int record;
   std::int64_t row, head;
+  bool whole = false;
   friend bool operator==(const Term&, const Term&) = default;
 };
 
@@ -53,19 +59,16 @@ class TermStore {
   std::deque<TermNode> nodes_;
 };
 
-/// A rectangle of equal history. Its rows and heads are those of rank `origin`, from origin_row and origin_head on; so
-/// global rows follow from the layout. Copies share the list of terms, shifted by rows and heads of their own.
+/// A rectangle of equal history. Its rows are those of an order of RowOrders, from origin_row on: nearly always of the
+/// rank of that number. Copies share the list of terms, shifted by rows and heads of their own.
 struct Piece {
   std::int64_t row0, rows, head0, heads;  ///< Where it lies: in a slot, or in a view once read.
   Cell cell;
-  Rank origin;
+  int origin;
   std::int64_t origin_row, origin_head;
   const TermNode* terms = nullptr;
   std::int64_t term_row = 0, term_head = 0;
 
-  bool same_origin(const Piece& other) const {
-    return origin == other.origin && origin_row == other.origin_row && origin_head == other.origin_head;
-  }
   bool covers(std::int64_t first_row, std::int64_t row_count, std::int64_t first_head, std::int64_t head_count) const {
     return row0 == first_row && rows == row_count && head0 == first_head && heads == head_count;
   }
@@ -75,7 +78,8 @@ template <class Fn>
 void for_terms(const Piece& piece, Fn&& fn) {
   std::int64_t row = piece.term_row, head = piece.term_head;
   for (const TermNode* node = piece.terms; node != nullptr; node = node->rest) {
-    fn(Term{node->term.record, node->term.row + row, node->term.head + head});
+    const Term& term = node->term;
+    fn(Term{term.record, term.whole ? 0 : term.row + row, term.head + head, term.whole});
     row += node->rest_row, head += node->rest_head;
   }
 }
@@ -96,14 +100,16 @@ inline std::optional<Piece> cut(const Piece& piece, std::int64_t row0, std::int6
 }
 /// Appends what remains of a piece outside a view of its slot.
 void keep_outside(const Piece& piece, const View& hole, Pieces& kept);
-/// Pieces with the rows of `identity`, each a sum of one term of `record` (or of none).
-Pieces sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store);
+/// Makes `sums` pieces with the rows of `identity`, each a sum of one term of `record` (or of none).
+void sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store, Pieces& sums);
 /// The sum of two pieces on the same rectangle.
 Piece added(const Piece& held, const Piece& more, TermStore& store);
-/// The pieces after the moves, if there are any; neighbours of one history join.
-Pieces moved(Pieces pieces, std::span<const RowMove> moves);
-/// Throws ProvenanceFailure unless both are the same rows and heads of the same rank.
-void require_same_origin(const Piece& x, const Piece& y);
+/// The pieces after the moves, if there are any, with as few names as RowOrders finds.
+Pieces moved(Pieces pieces, std::span<const RowMove> moves, RowOrders& orders);
+/// Whether both are the same rows and heads.
+bool same_origin(const Piece& x, const Piece& y, const RowOrders& orders);
+/// Throws ProvenanceFailure unless they are.
+void require_same_origin(const Piece& x, const Piece& y, const RowOrders& orders);
 
 /// Calls fn(part of a, part of b) for every rectangle on which both are in one piece; they cover the same view.
 template <class Fn>

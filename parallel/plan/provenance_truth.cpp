@@ -22,68 +22,53 @@ std::uint64_t digest_of(std::span<const std::int64_t> words) {
   return hash64({reinterpret_cast<const char*>(words.data()), words.size_bytes()});
 }
 
+/// The first piece that ends behind a row. Pieces of all heads do not overlap and lie by rising row.
+Pieces::const_iterator first_behind(const Pieces& pieces, std::int64_t row) {
+  return std::ranges::upper_bound(pieces, row, {}, [](const Piece& piece) { return piece.row0 + piece.rows; });
+}
+
+/// fn(query piece, key piece) for those that a band may meet.
+template <class Fn>
+void for_pieces(const AttendGeometry& r, const Band& band, Fn&& fn) {
+  const auto keys = first_behind(r.k, band.k0);
+  for (auto x = first_behind(r.q, band.q0); x != r.q.end() && x->row0 < band.q1; ++x) {
+    for (auto y = keys; y != r.k.end() && y->row0 < band.k1; ++y) fn(*x, *y);
+  }
+}
+
+/// Query head of head `head` of the queries or keys of a record.
+std::int64_t query_head(const AttendRecord& r, bool keys, std::int64_t head) { return *r.first_head + head * (keys ? r.group : 1); }
+
 }  // namespace
 
-Truth::Truth(const Claim& claim)
-    : claim_(claim), group_(claim.q_heads / claim.kv_heads), fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u) {}
-
-/// Runs of evenly spaced global rows of [row0, row0 + rows) of a rank: fn(first row of the run, StridedRows).
-template <class Fn>
-void Truth::for_runs(Rank rank, std::int64_t row0, std::int64_t rows, Fn&& fn) const {
-  const auto segments = claim_.layout.segments_of(rank);
-  auto segment = std::upper_bound(segments.begin(), segments.end(), row0,
-                                  [](std::int64_t row, const Segment& s) { return row < s.local0 + s.length; });
-  for (; segment != segments.end() && segment->local0 < row0 + rows; ++segment) {
-    const std::int64_t begin = std::max(row0, segment->local0), end = std::min(row0 + rows, segment->local0 + segment->length);
-    if (begin < end) fn(begin, StridedRows{segment->global0 + (begin - segment->local0) * segment->stride, end - begin, segment->stride});
-  }
-}
-
-AttendRecord::AttendRecord(const Program* of, const Step* attend, Pieces queries, Pieces keys, const View& q_view, const View& k_view)
-    : program(of),
-      step(attend),
-      q(std::move(queries)),
-      k(std::move(keys)),
-      q_rows(q_view.rows),
-      q_heads(q_view.heads),
-      k_rows(k_view.rows),
-      group(q_view.heads / k_view.heads) {
-  std::vector<std::int64_t> words;
-  bool whole = !q.empty() && !k.empty();
-  for (auto [pieces, heads] : {std::pair(&q, q_view.heads), std::pair(&k, k_view.heads)}) {
-    std::ranges::stable_sort(*pieces, {}, &Piece::row0);
-    words.push_back(static_cast<std::int64_t>(pieces->size()));
-    for (const Piece& piece : *pieces) {
-      words.insert(words.end(), {piece.row0, piece.rows, piece.origin, piece.origin_row});
-      whole = whole && piece.head0 == 0 && piece.heads == heads && piece.origin_head == pieces->front().origin_head;
-    }
-  }
-  if (whole) first_head = q.front().origin_head;
-  for (const Band& band : program->bands_of(*step)) words.insert(words.end(), {band.q0, band.q1, band.k0, band.k1, band.lo, band.hi});
-  geometry = digest_of(words);
-}
+Truth::Truth(const Claim& claim, const RowOrders& orders)
+    : claim_(claim),
+      orders_(orders),
+      group_(claim.q_heads / claim.kv_heads),
+      fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u) {}
 
 std::uint64_t Truth::demanded(const Piece& piece) const {
-  const bool keys = has_key_rows(piece.cell);
-  const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{piece.origin, piece.origin_row, piece.rows, keys});
-  auto [entry, is_new] = demanded_.try_emplace(key, 0);
-  if (is_new) entry->second = demanded_pairs(piece);
-  const std::int64_t per_row_head = keys ? group_ : 1;
-  return field::multiply(entry->second, fingerprint_.heads(piece.origin_head * per_row_head, piece.heads * per_row_head));
+  const std::int64_t per_row_head = has_key_rows(piece.cell) ? group_ : 1;
+  return field::multiply(demanded_pairs(piece), fingerprint_.heads(piece.origin_head * per_row_head, piece.heads * per_row_head));
 }
 
 std::uint64_t Truth::demanded_pairs(const Piece& piece) const {
   const bool keys = has_key_rows(piece.cell);
+  const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{piece.origin, piece.origin_row, piece.rows, keys});
+  auto [entry, is_new] = demanded_.try_emplace(key, 0);
+  if (!is_new) return entry->second;
   std::uint64_t sum = 0;
-  for_runs(piece.origin, piece.origin_row, piece.rows, [&](std::int64_t, const StridedRows& run) {
+  orders_.for_runs(piece.origin, piece.origin_row, piece.rows, [&](std::int64_t, const StridedRows& run) {
     for (const Band& band : claim_.mask.bands()) {
-      const StridedRows own = clip(run, keys ? band.k0 : band.q0, keys ? band.k1 : band.q1);
+      const std::int64_t begin = keys ? band.k0 : band.q0, end = keys ? band.k1 : band.q1;
+      if (begin > run.first + (run.count - 1) * run.stride || end <= run.first) continue;  // most, and cheaper than to clip
+      const StridedRows own = clip(run, begin, end);
       const StridedRows other = keys ? StridedRows{band.q0, band.q1 - band.q0, 1} : StridedRows{band.k0, band.k1 - band.k0, 1};
       if (own.count > 0)
         sum = field::add(sum, keys ? fingerprint_.band(other, own, band.lo, band.hi) : fingerprint_.band(own, other, band.lo, band.hi));
     }
   });
-  return sum;
+  return entry->second = sum;
 }
 
 /// Fingerprint of the pairs of one band between one query piece and one key piece, in global rows.
@@ -92,9 +77,9 @@ std::uint64_t Truth::band_between(const Band& band, const Piece& q, const Piece&
   const std::int64_t k0 = std::max(band.k0, k.row0), k1 = std::min(band.k1, k.row0 + k.rows);
   if (q0 >= q1 || k0 >= k1) return 0;
   std::uint64_t sum = 0;
-  for_runs(q.origin, q.origin_row + q0 - q.row0, q1 - q0, [&](std::int64_t q_begin, const StridedRows& q_run) {
+  orders_.for_runs(q.origin, q.origin_row + q0 - q.row0, q1 - q0, [&](std::int64_t q_begin, const StridedRows& q_run) {
     const std::int64_t q_view = q_begin - q.origin_row + q.row0;
-    for_runs(k.origin, k.origin_row + k0 - k.row0, k1 - k0, [&](std::int64_t k_begin, const StridedRows& k_run) {
+    orders_.for_runs(k.origin, k.origin_row + k0 - k.row0, k1 - k0, [&](std::int64_t k_begin, const StridedRows& k_run) {
       const std::int64_t k_view = k_begin - k.origin_row + k.row0;
       // The band speaks of view rows: in runs of spacing s, lo <= u - t <= hi becomes global bounds around the two first rows.
       const auto add_run = [&](const StridedRows& a, std::int64_t a_view, const StridedRows& b) {
@@ -118,30 +103,84 @@ std::uint64_t Truth::band_between(const Band& band, const Piece& q, const Piece&
 std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const AttendRecord& r) const {
   if (!r.first_head) return contributed_by_pieces(piece, term, r);
   const bool keys = has_key_rows(piece.cell);
-  const bool all_rows = term.row == 0 && piece.rows == (keys ? r.k_rows : r.q_rows);
-  // All rows of one axis are all pairs, whichever axis it is.
-  const std::uint64_t key =
-      all_rows ? r.geometry : digest_of(std::array<std::int64_t, 4>{static_cast<std::int64_t>(r.geometry), term.row, piece.rows, keys});
-  auto [entry, is_new] = pairs_.try_emplace(key, 0);
-  if (is_new) entry->second = pairs(r, keys, term.row, piece.rows);
-  const std::int64_t heads_per_row_head = keys ? r.group : 1;
-  return field::multiply(entry->second,
-                         fingerprint_.heads(*r.first_head + term.head * heads_per_row_head, piece.heads * heads_per_row_head));
+  const std::uint64_t pairs = term.whole ? demanded_pairs(piece) : contributed_pairs(piece, term, r);
+  return field::multiply(pairs, fingerprint_.heads(query_head(r, keys, term.head), piece.heads * (keys ? r.group : 1)));
 }
 
-std::uint64_t Truth::pairs(const AttendRecord& r, bool keys, std::int64_t row, std::int64_t rows) const {
-  // Pieces of all heads do not overlap and lie by rising row: those of a range follow each other.
-  const auto first = [](const Pieces& pieces, std::int64_t at) {
-    return std::ranges::upper_bound(pieces, at, {}, [](const Piece& piece) { return piece.row0 + piece.rows; });
-  };
+std::optional<Term> Truth::whole(const Piece& piece, const AttendRecords& records) const {
+  const bool keys = has_key_rows(piece.cell);
+  std::optional<Term> result;
   std::uint64_t sum = 0;
-  for (Band band : r.program->bands_of(*r.step)) {
-    std::int64_t &begin = keys ? band.k0 : band.q0, &end = keys ? band.k1 : band.q1;
-    begin = std::max(begin, row), end = std::min(end, row + rows);
-    if (begin >= end) continue;
-    for (auto x = first(r.q, band.q0); x != r.q.end() && x->row0 < band.q1; ++x) {
-      for (auto y = first(r.k, band.k0); y != r.k.end() && y->row0 < band.k1; ++y) sum = field::add(sum, band_between(band, *x, *y));
-    }
+  bool alike = true;
+  for_terms(piece, [&](const Term& term) {
+    const AttendRecord& r = records[term.record];
+    alike = alike && r.first_head && !term.whole;
+    if (!alike) return;
+    if (!result) result = Term{term.record, 0, term.head, true};
+    const AttendRecord& first = records[result->record];
+    alike = query_head(r, keys, term.head) == query_head(first, keys, result->head) && r.group == first.group;
+    sum = field::add(sum, contributed_pairs(piece, term, r));
+  });
+  if (!alike || !result || sum != demanded_pairs(piece)) return std::nullopt;
+  return result;
+}
+
+std::uint64_t Truth::contributed_pairs(const Piece& piece, const Term& term, const AttendRecord& r) const {
+  const bool keys = has_key_rows(piece.cell);
+  const AttendGeometry& of = *r.geometry;
+  // All rows of one axis are all pairs, whichever axis it is.
+  if (term.row == 0 && piece.rows == (keys ? of.k_rows : of.q_rows)) return all_pairs(of);
+  const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{static_cast<std::int64_t>(of.digest), term.row, piece.rows, keys});
+  auto [entry, is_new] = pairs_.try_emplace(key, 0);
+  if (is_new) entry->second = pairs(of, keys, term.row, piece.rows);
+  return entry->second;
+}
+
+std::uint64_t Truth::pairs(const AttendGeometry& of, bool keys, std::int64_t row, std::int64_t rows) const {
+  const std::uint64_t all = all_pairs(of);
+  const Pieces& pieces = keys ? of.k : of.q;
+  if (row <= 0 && row + rows >= (keys ? of.k_rows : of.q_rows)) return all;
+  const std::vector<std::uint64_t>& by_piece = keys ? of.by_key_piece : of.by_query_piece;
+  std::uint64_t sum = 0;
+  for (auto piece = first_behind(pieces, row); piece != pieces.end() && piece->row0 < row + rows; ++piece) {
+    const std::int64_t begin = std::max(row, piece->row0), end = std::min(row + rows, piece->row0 + piece->rows);
+    const bool whole = end - begin == piece->rows;
+    sum = field::add(sum, whole ? by_piece[static_cast<std::size_t>(piece - pieces.begin())] : pairs_of_part(of, keys, begin, end));
+  }
+  return sum;
+}
+
+std::uint64_t Truth::all_pairs(const AttendGeometry& of) const {
+  if (of.all_pairs) return *of.all_pairs;
+  of.by_query_piece.assign(of.q.size(), 0), of.by_key_piece.assign(of.k.size(), 0);
+  std::uint64_t sum = 0;
+  for (const Band& band : of.bands) {
+    for_pieces(of, band, [&](const Piece& x, const Piece& y) {
+      const std::uint64_t pairs = band_between(band, x, y);
+      std::uint64_t &of_x = of.by_query_piece[static_cast<std::size_t>(&x - of.q.data())],
+                    &of_y = of.by_key_piece[static_cast<std::size_t>(&y - of.k.data())];
+      of_x = field::add(of_x, pairs), of_y = field::add(of_y, pairs), sum = field::add(sum, pairs);
+    });
+  }
+  of.all_pairs = sum;
+  return sum;
+}
+
+std::uint64_t Truth::pairs_of_part(const AttendGeometry& of, bool keys, std::int64_t begin, std::int64_t end) const {
+  const auto from = keys ? &Band::k0 : &Band::q0, to = keys ? &Band::k1 : &Band::q1;
+  BandsByRow& by_row = keys ? of.by_key : of.by_query;
+  if (by_row.bands.empty()) {
+    by_row.bands.assign(of.bands.begin(), of.bands.end());
+    std::ranges::sort(by_row.bands, {}, from);
+    for (const Band& band : by_row.bands) by_row.reach.push_back(std::max(band.*to, by_row.reach.empty() ? 0 : by_row.reach.back()));
+  }
+  std::uint64_t sum = 0;
+  const auto first = std::ranges::upper_bound(by_row.reach, begin) - by_row.reach.begin();
+  for (auto found = by_row.bands.begin() + first; found != by_row.bands.end() && (*found).*from < end; ++found) {
+    Band band = *found;
+    band.*from = std::max(band.*from, begin), band.*to = std::min(band.*to, end);
+    if (band.*from >= band.*to) continue;
+    for_pieces(of, band, [&](const Piece& x, const Piece& y) { sum = field::add(sum, band_between(band, x, y)); });
   }
   return sum;
 }
@@ -152,13 +191,13 @@ std::uint64_t Truth::contributed_by_pieces(const Piece& piece, const Term& term,
   const std::int64_t heads_per_row_head = keys ? r.group : 1;
   const std::int64_t h0 = term.head * heads_per_row_head, h1 = h0 + piece.heads * heads_per_row_head;
   std::uint64_t sum = 0;
-  for (const Piece& x : r.q) {
-    for (const Piece& y : r.k) {
+  for (const Piece& x : r.geometry->q) {
+    for (const Piece& y : r.geometry->k) {
       const std::int64_t head0 = std::max({h0, x.head0, y.head0 * r.group}),
                          head1 = std::min({h1, x.head0 + x.heads, (y.head0 + y.heads) * r.group});
       if (head0 >= head1) continue;
       std::uint64_t pairs = 0;
-      for (Band band : r.program->bands_of(*r.step)) {
+      for (Band band : r.geometry->bands) {
         std::int64_t &begin = keys ? band.k0 : band.q0, &end = keys ? band.k1 : band.q1;
         begin = std::max(begin, term.row), end = std::min(end, term.row + piece.rows);
         pairs = field::add(pairs, band_between(band, x, y));

@@ -1,49 +1,41 @@
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <unordered_map>
 
 #include "parallel/plan/fingerprint.h"
-#include "parallel/plan/provenance_pieces.h"
+#include "parallel/plan/provenance_records.h"
 
 namespace periplus::plan {
-
-/// An attend or attend_backward step with the identity of its views at the time it ran: pieces by rising row.
-struct AttendRecord {
-  const Program* program;
-  const Step* step;
-  Pieces q, k;
-  std::int64_t q_rows, q_heads, k_rows, group;
-  /// Query head of head 0 where every piece has all heads of its view; then pairs and heads can be counted apart.
-  std::optional<std::int64_t> first_head = {};
-  std::uint64_t geometry = 0;  ///< Digest of bands and rows: ranks that share heads work on the same pairs.
-
-  AttendRecord(const Program* of, const Step* attend, Pieces queries, Pieces keys, const View& q_view, const View& k_view);
-};
 
 /// Global rows and their fingerprints, straight from the claim.
 class Truth {
  public:
-  explicit Truth(const Claim& claim);
+  Truth(const Claim& claim, const RowOrders& orders);
 
   std::int64_t group() const { return group_; }
   /// Fingerprint of what the mask demands of the rows of a piece (queries, or keys with all their queries) and its heads.
   std::uint64_t demanded(const Piece& piece) const;
   /// Fingerprint of what one term gives a piece.
   std::uint64_t contributed(const Piece& piece, const Term& term, const AttendRecord& record) const;
+  /// The whole term that can take the place of all terms of a sum; none if they are no such sum. What is added to a row has
+  /// pairs of that row only, so what holds for all rows of a piece together holds for any part of them.
+  std::optional<Term> whole(const Piece& piece, const AttendRecords& records) const;
 
  private:
   /// Of the pairs only, as if there were one head; `pairs` of the rows [row, row + rows) of one axis of a record.
   std::uint64_t demanded_pairs(const Piece& piece) const;
-  std::uint64_t pairs(const AttendRecord& record, bool keys, std::int64_t row, std::int64_t rows) const;
+  std::uint64_t contributed_pairs(const Piece& piece, const Term& term, const AttendRecord& record) const;
+  std::uint64_t pairs(const AttendGeometry& of, bool keys, std::int64_t row, std::int64_t rows) const;
+  /// Sums up the pairs of each query and key piece, so that each band is looked at once.
+  std::uint64_t all_pairs(const AttendGeometry& of) const;
+  std::uint64_t pairs_of_part(const AttendGeometry& of, bool keys, std::int64_t begin, std::int64_t end) const;
   std::uint64_t contributed_by_pieces(const Piece& piece, const Term& term, const AttendRecord& record) const;
-  template <class Fn>
-  void for_runs(Rank rank, std::int64_t row0, std::int64_t rows, Fn&& fn) const;
   std::uint64_t band_between(const Band& band, const Piece& q, const Piece& k) const;
 
   const Claim& claim_;
+  const RowOrders& orders_;
   std::int64_t group_;
   Fingerprint fingerprint_;
   /// What was asked before. Ranks ask for the same rows again and again: for out and lse, dq and dk, for every rank of a

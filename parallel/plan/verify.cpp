@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <optional>
 #include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
 
-#include "parallel/plan/arena.h"
-#include "parallel/plan/ops.h"
 #include "parallel/plan/order.h"
+#include "parallel/plan/verify_form.h"
 #include "parallel/plan/verify_provenance.h"
 
 namespace periplus::plan {
@@ -27,233 +25,6 @@ void collect_accesses(const Program& program, const Step& step, std::vector<Acce
   for (const Message& message : program.sends_of(step)) accesses.push_back({message.view, Mode::read});
   for (const Message& message : program.receives_of(step)) accesses.push_back({message.view, Mode::write});
 }
-
-/// Part 1 for one program.
-class FormCheck {
- public:
-  FormCheck(const Program& program, int ranks, std::vector<std::string>& failures)
-      : program_(program), ranks_(ranks), failures_(failures) {}
-
-  void run() {
-    std::vector<std::string_view> names;
-    for (const Slot& slot : program_.slots) {
-      check_slot(slot);
-      names.push_back(slot.name);
-    }
-    std::ranges::sort(names);
-    const auto twice = std::ranges::adjacent_find(names);
-    require(twice == names.end(), "two slots are called '{}'", twice == names.end() ? std::string_view() : *twice);
-    for (id_ = 0; id_ < static_cast<StepId>(program_.steps.size()); ++id_) {
-      const Step& step = program_.steps[static_cast<std::size_t>(id_)];
-      if (!check_ranges(step)) continue;
-      for (const StepId other : program_.after_of(step))
-        require(other >= 0 && other < id_, "waits for step {}, which is not earlier", other);
-      if (step.op == Op::exchange) {
-        check_exchange(step);
-      } else {
-        check_operands(step);
-      }
-    }
-  }
-
- private:
-  template <class... Args>
-  void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
-    if (holds) return;
-    failures_.push_back(fmt::format("rank {} step {}: {}", program_.rank, id_, fmt::format(what, std::forward<Args>(args)...)));
-  }
-
-  void check_slot(const Slot& slot) {
-    if (slot.role != Role::scratch) return;
-    require(slot.offset >= 0 && slot.offset % kArenaAlignment == 0 && slot.offset + slot.bytes() <= program_.workspace_bytes,
-            "scratch '{}' of {} bytes at {} does not fit the workspace of {} bytes", slot.name, slot.bytes(), slot.offset,
-            program_.workspace_bytes);
-  }
-
-  bool check_ranges(const Step& step) {
-    const auto fits = [](Range range, const auto& pool) { return range.begin <= pool.size() && range.count <= pool.size() - range.begin; };
-    const bool fit = fits(step.accesses, program_.accesses) && fits(step.bands, program_.bands) && fits(step.sends, program_.sends) &&
-                     fits(step.receives, program_.receives) && fits(step.after, program_.after) && fits(step.moves, program_.moves);
-    require(fit, "ranges leave the pools of the program");
-    if (!fit) return false;
-    require(step.op == Op::copy || step.moves.count == 0, "{} moves rows", info(step.op).name);
-    require(step.op == Op::exchange || step.sends.count + step.receives.count == 0, "{} has messages", info(step.op).name);
-    return true;
-  }
-
-  bool check_view(const View& view, std::string_view what) {
-    const bool slot_exists = view.slot >= 0 && view.slot < static_cast<SlotId>(program_.slots.size());
-    require(slot_exists, "{} names slot {}, which does not exist", what, view.slot);
-    if (!slot_exists) return false;
-    const Slot& slot = program_.slot_of(view);
-    const bool fits = view.row0 >= 0 && view.rows >= 0 && view.row0 + view.rows <= slot.rows && view.head0 >= 0 && view.heads >= 0 &&
-                      view.head0 + view.heads <= slot.heads;
-    require(fits, "{} takes rows {}+{} heads {}+{} of '{}', which has {} rows and {} heads", what, view.row0, view.rows, view.head0,
-            view.heads, slot.name, slot.rows, slot.heads);
-    return fits;
-  }
-
-  void check_message(const Message& message, std::string_view what) {
-    if (!check_view(message.view, what)) return;
-    const Slot& slot = program_.slot_of(message.view);
-    require(message.peer >= 0 && message.peer < ranks_ && message.peer != program_.rank, "{} has peer {} of {} ranks", what, message.peer,
-            ranks_);
-    require(message.view.rows > 0 && message.view.heads == slot.heads && slot.contiguous,
-            "{} is not a contiguous part of '{}' with all heads", what, slot.name);
-  }
-
-  void check_exchange(const Step& step) {
-    require(step.lane >= 0 && step.lane < kPlanLanes, "lane {} does not exist", step.lane);
-    require(step.accesses.count == 0, "an exchange has operands");
-    require(step.phase > last_phase_, "phase {} does not rise above {}", step.phase, last_phase_);
-    last_phase_ = step.phase;
-    for (const Message& m : program_.sends_of(step)) check_message(m, "a send");
-    for (const Message& m : program_.receives_of(step)) {
-      check_message(m, "a receive");
-      require(program_.slot_of(m.view).role != Role::input, "receives into the input '{}'", program_.slot_of(m.view).name);
-    }
-  }
-
-  void check_operands(const Step& step) {
-    const OpInfo& op = info(step.op);
-    const auto accesses = program_.accesses_of(step);
-    require(accesses.size() == op.operands.size(), "{} has {} operands instead of {}", op.name, accesses.size(), op.operands.size());
-    if (accesses.size() != op.operands.size()) return;
-    for (std::size_t i = 0; i < accesses.size(); ++i) {
-      const Operand& operand = op.operands[i];
-      if (!accesses[i].view.present()) {
-        require(operand.optional, "{} lacks operand {}", op.name, operand.name);
-        continue;
-      }
-      if (!check_view(accesses[i].view, operand.name)) return;
-      require(operand.modes.find(letter(accesses[i].mode)) != std::string_view::npos, "operand {} of {} has mode {}", operand.name, op.name,
-              letter(accesses[i].mode));
-      require(accesses[i].mode == Mode::read || program_.slot_of(accesses[i].view).role != Role::input, "writes the input '{}'",
-              program_.slot_of(accesses[i].view).name);
-    }
-    check_types(op, accesses);
-    check_shapes(step, accesses);
-  }
-
-  /// One storage type, and the accumulator type that belongs to it.
-  void check_types(const OpInfo& op, std::span<const Access> accesses) {
-    std::optional<DType> storage, accumulator;
-    for (std::size_t i = 0; i < accesses.size(); ++i) {
-      const OperandType type = op.operands[i].type;
-      if (!accesses[i].view.present() || type == OperandType::any) continue;
-      const DType dtype = program_.slot_of(accesses[i].view).dtype;
-      std::optional<DType>& expected = type == OperandType::storage ? storage : accumulator;
-      if (!expected) expected = dtype;
-      require(dtype == *expected, "operand {} of {} is {} where {} is needed", op.operands[i].name, op.name, to_string(dtype),
-              to_string(*expected));
-    }
-    if (storage && accumulator) {
-      require(*accumulator == accumulator_of(*storage), "{} of {} operands keeps its sums in {} instead of {}", op.name,
-              to_string(*storage), to_string(*accumulator), to_string(accumulator_of(*storage)));
-    }
-  }
-
-  void like(const Access& a, const Access& b, bool same_width, std::string_view what) {
-    if (!a.view.present() || !b.view.present()) return;
-    const bool equal = a.view.rows == b.view.rows && a.view.heads == b.view.heads &&
-                       (!same_width || program_.slot_of(a.view).width == program_.slot_of(b.view).width);
-    require(equal, "{} differ in shape", what);
-  }
-
-  void check_sink(const Access& sink, const Access& queries) {
-    require(!sink.view.present() || (sink.view.rows == 1 && sink.view.heads == queries.view.heads),
-            "{} rows and {} heads of sinks for {} query heads", sink.view.rows, sink.view.heads, queries.view.heads);
-  }
-
-  /// Every row of both sides once. Copies share moves, which are looked at once.
-  void check_moves(const Step& step, std::int64_t rows) {
-    const auto moves = program_.moves_of(step);
-    const bool known = std::ranges::any_of(checked_moves_, [&](const CheckedMoves& checked) {
-      return checked.range.begin == step.moves.begin && checked.range.count == step.moves.count && checked.rows == rows;
-    });
-    if (moves.empty() || known) return;
-    std::vector<RowMove> sorted(moves.begin(), moves.end());
-    for (auto side : {&RowMove::from, &RowMove::to}) {
-      std::ranges::sort(sorted, {}, side);
-      std::int64_t next = 0;
-      for (const RowMove& move : sorted) {
-        require(move.*side == next && move.rows > 0, "moves {} rows at {} where {} is next", move.rows, move.*side, next);
-        if (move.*side != next || move.rows <= 0) return;
-        next += move.rows;
-      }
-      require(next == rows, "moves {} of {} rows", next, rows);
-      if (next != rows) return;
-    }
-    checked_moves_.push_back({step.moves, rows});
-  }
-
-  void check_shapes(const Step& step, std::span<const Access> a) {
-    switch (step.op) {
-      case Op::attend:
-      case Op::attend_backward: {
-        using namespace attend_operand;
-        like(a[q], a[out], false, "q and out");
-        like(a[q], a[lse], false, "q and lse");
-        like(a[k], a[v], false, "k and v");
-        require(a[k].view.heads > 0 && a[q].view.heads % a[k].view.heads == 0, "{} query heads on {} KV heads", a[q].view.heads,
-                a[k].view.heads);
-        require(program_.slot_of(a[q].view).width == program_.slot_of(a[k].view).width, "q and k differ in width");
-        require(program_.slot_of(a[v].view).width == program_.slot_of(a[out].view).width, "v and out differ in width");
-        if (step.op == Op::attend_backward) {
-          namespace b = attend_backward_operand;
-          like(a[q], a[b::delta], false, "q and delta");
-          like(a[q], a[b::dq], true, "q and dq");
-          like(a[k], a[b::dk], true, "k and dk");
-          like(a[v], a[b::dv], true, "v and dv");
-        }
-        for (const Band& band : program_.bands_of(step)) {
-          require(band.q0 >= 0 && band.q1 <= a[q].view.rows && band.k0 >= 0 && band.k1 <= a[k].view.rows && band.q0 < band.q1 &&
-                      band.k0 < band.k1,
-                  "band q {}:{} k {}:{} leaves the views of {} rows and {} keys", band.q0, band.q1, band.k0, band.k1, a[q].view.rows,
-                  a[k].view.rows);
-        }
-        break;
-      }
-      case Op::merge:
-        like(a[merge_operand::part_out], a[merge_operand::out], true, "part and state");
-        like(a[merge_operand::part_lse], a[merge_operand::lse], true, "part and state");
-        break;
-      case Op::finish:
-        like(a[finish_operand::state_out], a[finish_operand::out], true, "state and out");
-        like(a[finish_operand::state_lse], a[finish_operand::lse], true, "state and lse");
-        like(a[finish_operand::out], a[finish_operand::lse], false, "out and lse");
-        check_sink(a[finish_operand::sink], a[finish_operand::out]);
-        break;
-      case Op::delta:
-        like(a[delta_operand::dout], a[delta_operand::out], true, "dout and out");
-        like(a[delta_operand::dout], a[delta_operand::lse], false, "dout and lse");
-        like(a[delta_operand::dout], a[delta_operand::dlse], false, "dout and dlse");
-        like(a[delta_operand::dout], a[delta_operand::delta], false, "dout and delta");
-        check_sink(a[delta_operand::sink], a[delta_operand::dout]);
-        check_sink(a[delta_operand::dsink], a[delta_operand::dout]);
-        break;
-      case Op::copy:
-        check_moves(step, a[transfer_operand::destination].view.rows);
-        [[fallthrough]];
-      case Op::add:
-        like(a[transfer_operand::source], a[transfer_operand::destination], true, "source and destination");
-        break;
-      case Op::exchange:
-        break;
-    }
-  }
-
-  const Program& program_;
-  int ranks_;
-  std::vector<std::string>& failures_;
-  struct CheckedMoves {
-    Range range;
-    std::int64_t rows;
-  };
-  std::vector<CheckedMoves> checked_moves_;
-  StepId id_ = -1;
-  std::int32_t last_phase_ = -1;
-};
 
 /// Part 2. A message as one of its ends sees it.
 struct Letter {
@@ -449,13 +220,14 @@ class RaceCheck {
 Verdict verify(const Plan& plan) {
   Verdict verdict;
   const int ranks = static_cast<int>(plan.programs.size());
+  ProperOrders proper_orders;
   if (ranks != plan.claim.layout.ranks())
     verdict.failures.push_back(fmt::format("{} programs for a layout of {} ranks", ranks, plan.claim.layout.ranks()));
   for (int r = 0; r < ranks && verdict.failures.size() < kMostFailures; ++r) {
     const Program& program = plan.programs[static_cast<std::size_t>(r)];
     if (program.rank != r) verdict.failures.push_back(fmt::format("program {} says it is of rank {}", r, program.rank));
     verdict.steps += static_cast<std::int64_t>(program.steps.size());
-    FormCheck(program, ranks, verdict.failures).run();
+    check_form(program, ranks, proper_orders, verdict.failures);
   }
   if (!verdict.ok()) return verdict;
   check_messages(plan, verdict);

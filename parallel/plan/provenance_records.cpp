@@ -1,0 +1,44 @@
+#include "parallel/plan/provenance_records.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+#include "runtime/file.h"
+
+namespace periplus::plan {
+
+int AttendRecords::add(std::span<const Band> bands, const View& q_view, Pieces& q, const View& k_view, Pieces& k) {
+  words_.assign(1, static_cast<std::int64_t>(digest_of_bands(bands)));
+  bool whole = !q.empty() && !k.empty();
+  for (auto [pieces, view] : {std::pair(&q, &q_view), std::pair(&k, &k_view)}) {
+    if (!std::ranges::is_sorted(*pieces, {}, &Piece::row0)) std::ranges::stable_sort(*pieces, {}, &Piece::row0);
+    words_.insert(words_.end(), {view->rows, static_cast<std::int64_t>(pieces->size())});
+    for (const Piece& piece : *pieces) {
+      words_.insert(words_.end(), {piece.row0, piece.rows, piece.origin, piece.origin_row});
+      whole = whole && piece.head0 == 0 && piece.heads == view->heads && piece.origin_head == pieces->front().origin_head;
+    }
+  }
+  const std::uint64_t digest = hash64({reinterpret_cast<const char*>(words_.data()), words_.size() * sizeof(std::int64_t)});
+  const AttendGeometry* geometry = nullptr;
+  if (const auto known = by_digest_.find(digest); whole && known != by_digest_.end()) {
+    geometry = known->second;
+  } else {
+    geometry = &geometries_.emplace_back(AttendGeometry{bands, q, k, q_view.rows, k_view.rows, digest});
+    if (whole) by_digest_.emplace(digest, geometry);
+  }
+  const std::optional<std::int64_t> first_head = whole ? std::optional(q.front().origin_head) : std::nullopt;
+  records_.push_back({geometry, q_view.heads / k_view.heads, first_head});
+  return static_cast<int>(records_.size()) - 1;
+}
+
+std::uint64_t AttendRecords::digest_of_bands(std::span<const Band> bands) {
+  static_assert(std::has_unique_object_representations_v<Band>);
+  if (bands.data() != last_bands_.data() || bands.size() != last_bands_.size()) {
+    last_bands_ = bands;
+    last_digest_ = hash64({reinterpret_cast<const char*>(bands.data()), bands.size_bytes()});
+  }
+  return last_digest_;
+}
+
+}  // namespace periplus::plan

@@ -1,0 +1,55 @@
+#include "parallel/plan/provenance_slot.h"
+
+#include <algorithm>
+
+namespace periplus::plan {
+namespace {
+
+bool meets(const Piece& piece, const View& view) {
+  return piece.row0 < view.row0 + view.rows && view.row0 < piece.row0 + piece.rows && piece.head0 < view.head0 + view.heads &&
+         view.head0 < piece.head0 + piece.heads;
+}
+
+}  // namespace
+
+std::int64_t SlotPieces::read(const View& view, Pieces& found) const {
+  std::int64_t cells = 0;
+  const std::int64_t all = view.rows * view.heads;
+  for (auto piece = held_.begin(); piece != held_.end() && cells < all; ++piece) {
+    std::optional<Piece> part = cut(*piece, view.row0, view.rows, view.head0, view.heads);
+    if (!part) continue;
+    part->row0 -= view.row0;
+    part->head0 -= view.head0;
+    cells += part->rows * part->heads;
+    found.push_back(*part);
+  }
+  return cells;
+}
+
+void SlotPieces::write(const View& view, std::span<const Piece> pieces) {
+  const auto moved_in = [&](Piece piece) {
+    piece.row0 += view.row0;
+    piece.head0 += view.head0;
+    return piece;
+  };
+  // Nearly always a view is written as it was before.
+  if (Piece* const before = pieces.size() == 1 ? only(view) : nullptr) {
+    *before = moved_in(pieces.front());
+    return;
+  }
+  Pieces rest;
+  std::erase_if(held_, [&](const Piece& piece) {
+    const bool replaced = meets(piece, view);
+    if (replaced) keep_outside(piece, view, rest);
+    return replaced;
+  });
+  held_.insert(held_.end(), rest.begin(), rest.end());
+  for (const Piece& piece : pieces) held_.push_back(moved_in(piece));
+}
+
+Piece* SlotPieces::only(const View& view) {
+  const auto piece = std::ranges::find_if(held_, [&](const Piece& p) { return p.covers(view.row0, view.rows, view.head0, view.heads); });
+  return piece == held_.end() ? nullptr : &*piece;
+}
+
+}  // namespace periplus::plan
