@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "runtime/file.h"
 
@@ -105,6 +107,34 @@ std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const Att
   const bool keys = has_key_rows(piece.cell);
   const std::uint64_t pairs = term.whole ? demanded_pairs(piece) : contributed_pairs(piece, term, r);
   return field::multiply(pairs, fingerprint_.heads(query_head(r, keys, term.head), piece.heads * (keys ? r.group : 1)));
+}
+
+bool Truth::complete(const Pieces& sums, const AttendRecords& records) const {
+  struct Share {
+    Piece piece;
+    Term term;
+    auto key() const { return std::tuple(term.record, term.whole, term.head, piece.heads, term.row); }
+  };
+  std::vector<Share> shares;
+  std::uint64_t wanted = 0, sum = 0;
+  for (const Piece& piece : sums) {
+    wanted = field::add(wanted, demanded(piece));
+    for_terms(piece, [&](const Term& term) { shares.push_back({piece, term}); });
+  }
+  std::ranges::sort(shares, {}, &Share::key);
+  for (auto share = shares.begin(); share != shares.end();) {
+    Piece rows = share->piece;
+    auto next = share + 1;
+    for (; next != shares.end() && !share->term.whole; ++next) {
+      Share follows{rows, share->term};
+      follows.term.row += rows.rows;
+      if (next->key() != follows.key()) break;
+      rows.rows += next->piece.rows;
+    }
+    sum = field::add(sum, contributed(rows, share->term, records[share->term.record]));
+    share = next;
+  }
+  return sum == wanted;
 }
 
 std::optional<Term> Truth::whole(const Piece& piece, const AttendRecords& records) const {
