@@ -182,14 +182,21 @@ std::uint64_t Truth::pairs(const AttendGeometry& of, bool keys, std::int64_t row
 
 std::uint64_t Truth::all_pairs(const AttendGeometry& of) const {
   if (of.all_pairs) return *of.all_pairs;
-  of.by_query_piece.assign(of.q.size(), 0), of.by_key_piece.assign(of.k.size(), 0);
+  // A single piece has all of them.
+  if (of.q.size() > 1) of.by_query_piece.assign(of.q.size(), 0);
+  if (of.k.size() > 1) of.by_key_piece.assign(of.k.size(), 0);
+  const auto add_to = [](std::vector<std::uint64_t>& sums, std::ptrdiff_t piece, std::uint64_t pairs) {
+    if (sums.empty()) return;
+    std::uint64_t& sum = sums[static_cast<std::size_t>(piece)];
+    sum = field::add(sum, pairs);
+  };
   std::uint64_t sum = 0;
   for (const Band& band : of.bands) {
     for_pieces(of, band, [&](const Piece& x, const Piece& y) {
       const std::uint64_t pairs = band_between(band, x, y);
-      std::uint64_t &of_x = of.by_query_piece[static_cast<std::size_t>(&x - of.q.data())],
-                    &of_y = of.by_key_piece[static_cast<std::size_t>(&y - of.k.data())];
-      of_x = field::add(of_x, pairs), of_y = field::add(of_y, pairs), sum = field::add(sum, pairs);
+      add_to(of.by_query_piece, &x - of.q.data(), pairs);
+      add_to(of.by_key_piece, &y - of.k.data(), pairs);
+      sum = field::add(sum, pairs);
     });
   }
   of.all_pairs = sum;
