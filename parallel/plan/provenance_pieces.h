@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <span>
 #include <string>
@@ -53,10 +52,15 @@ struct TermNode {
 /// Keeps the nodes of one proof.
 class TermStore {
  public:
-  const TermNode* add(const TermNode& node) { return &nodes_.emplace_back(node); }
+  const TermNode* add(const TermNode& node) {
+    // A deque would allocate for every nine nodes.
+    if (blocks_.empty() || blocks_.back().size() == kBlock) blocks_.emplace_back().reserve(kBlock);
+    return &blocks_.back().emplace_back(node);
+  }
 
  private:
-  std::deque<TermNode> nodes_;
+  static constexpr std::size_t kBlock = 1024;
+  std::vector<std::vector<TermNode>> blocks_;
 };
 
 /// A rectangle of equal history. Its rows are those of an order of RowOrders, from origin_row on: nearly always of the

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "runtime/file.h"
 
@@ -107,6 +109,34 @@ std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const Att
   return field::multiply(pairs, fingerprint_.heads(query_head(r, keys, term.head), piece.heads * (keys ? r.group : 1)));
 }
 
+bool Truth::complete(const Pieces& sums, const AttendRecords& records) const {
+  struct Share {
+    Piece piece;
+    Term term;
+    auto key() const { return std::tuple(term.record, term.whole, term.head, piece.heads, term.row); }
+  };
+  std::vector<Share> shares;
+  std::uint64_t wanted = 0, sum = 0;
+  for (const Piece& piece : sums) {
+    wanted = field::add(wanted, demanded(piece));
+    for_terms(piece, [&](const Term& term) { shares.push_back({piece, term}); });
+  }
+  std::ranges::sort(shares, {}, &Share::key);
+  for (auto share = shares.begin(); share != shares.end();) {
+    Piece rows = share->piece;
+    auto next = share + 1;
+    for (; next != shares.end() && !share->term.whole; ++next) {
+      Share follows{rows, share->term};
+      follows.term.row += rows.rows;
+      if (next->key() != follows.key()) break;
+      rows.rows += next->piece.rows;
+    }
+    sum = field::add(sum, contributed(rows, share->term, records[share->term.record]));
+    share = next;
+  }
+  return sum == wanted;
+}
+
 std::optional<Term> Truth::whole(const Piece& piece, const AttendRecords& records) const {
   const bool keys = has_key_rows(piece.cell);
   std::optional<Term> result;
@@ -152,14 +182,21 @@ std::uint64_t Truth::pairs(const AttendGeometry& of, bool keys, std::int64_t row
 
 std::uint64_t Truth::all_pairs(const AttendGeometry& of) const {
   if (of.all_pairs) return *of.all_pairs;
-  of.by_query_piece.assign(of.q.size(), 0), of.by_key_piece.assign(of.k.size(), 0);
+  // A single piece has all of them.
+  if (of.q.size() > 1) of.by_query_piece.assign(of.q.size(), 0);
+  if (of.k.size() > 1) of.by_key_piece.assign(of.k.size(), 0);
+  const auto add_to = [](std::vector<std::uint64_t>& sums, std::ptrdiff_t piece, std::uint64_t pairs) {
+    if (sums.empty()) return;
+    std::uint64_t& sum = sums[static_cast<std::size_t>(piece)];
+    sum = field::add(sum, pairs);
+  };
   std::uint64_t sum = 0;
   for (const Band& band : of.bands) {
     for_pieces(of, band, [&](const Piece& x, const Piece& y) {
       const std::uint64_t pairs = band_between(band, x, y);
-      std::uint64_t &of_x = of.by_query_piece[static_cast<std::size_t>(&x - of.q.data())],
-                    &of_y = of.by_key_piece[static_cast<std::size_t>(&y - of.k.data())];
-      of_x = field::add(of_x, pairs), of_y = field::add(of_y, pairs), sum = field::add(sum, pairs);
+      add_to(of.by_query_piece, &x - of.q.data(), pairs);
+      add_to(of.by_key_piece, &y - of.k.data(), pairs);
+      sum = field::add(sum, pairs);
     });
   }
   of.all_pairs = sum;

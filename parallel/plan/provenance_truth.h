@@ -19,6 +19,9 @@ class Truth {
   std::uint64_t demanded(const Piece& piece) const;
   /// Fingerprint of what one term gives a piece.
   std::uint64_t contributed(const Piece& piece, const Term& term, const AttendRecord& record) const;
+  /// Whether sums of one kind are together all that the mask demands of their rows and heads. Much cheaper than piece by
+  /// piece, where rows of a step lie in many.
+  bool complete(const Pieces& sums, const AttendRecords& records) const;
   /// The whole term that can take the place of all terms of a sum; none if they are no such sum. What is added to a row has
   /// pairs of that row only, so what holds for all rows of a piece together holds for any part of them.
   std::optional<Term> whole(const Piece& piece, const AttendRecords& records) const;

@@ -284,7 +284,7 @@ class Player {
     together(queries_, scratch_, [this](const Piece& x, const Piece& y) {
       if (!same_origin(x, y, orders_) || !same_terms(x, y)) throw ProvenanceFailure{"out and lse of the state did not see the same keys"};
     });
-    for (const Piece& piece : queries_) require_complete(piece);
+    require_complete(queries_);
     put(a[out], queries_, Cell::out, 0, false);
     put(a[lse], queries_, Cell::lse, 0, false);
   }
@@ -314,6 +314,11 @@ class Player {
 
   // --- sums ---
 
+  void require_complete(const Pieces& sums) const {
+    if (truth_.complete(sums, records_)) return;
+    for (const Piece& piece : sums) require_complete(piece);
+    throw ProvenanceFailure{"sums do not hold each (head, query, key) of the mask exactly once"};
+  }
   void require_complete(const Piece& piece) const {
     std::uint64_t sum = 0;
     std::size_t terms = 0;
@@ -346,8 +351,8 @@ class Player {
           throw ProvenanceFailure{fmt::format("output '{}' row {} head {} holds row {} head {} of rank {}", name, piece.row0, piece.head0,
                                               piece.origin_row, piece.origin_head, piece.origin)};
         }
-        if (is_sum(cell)) require_complete(piece);
       }
+      if (is_sum(cell)) require_complete(scratch_);
     };
     if (!plan_.claim.backward) {
       expect("out", Cell::out);
