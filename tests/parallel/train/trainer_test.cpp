@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "parallel/strategy/strategy.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
 #include "tests/parallel/train/scenario.h"
@@ -72,6 +73,23 @@ TEST_F(Trainer, LossesDoNotDependOnRanksOrLayout) {
       for (std::size_t i = 0; i < single.size(); ++i)
         EXPECT_NEAR(losses[i], single[i], 1e-10) << layout << " " << ranks << " step " << i + 1;
     }
+  }
+}
+
+TEST_F(Trainer, LossesDoNotDependOnTheStrategy) {
+  Config config = tiny_config(folder_.path());
+  config.run.dtype = "f64";
+  config.run.directory = (folder_ / "single").string();
+  const std::vector<double> single = run_training(config, 1).losses();
+  for (const strategy::Strategy& strategy : strategy::strategies()) {
+    const std::string name(strategy.name);
+    if (name == "halo") continue;  // it is for sliding windows, and the trainer's mask is causal
+    config.parallel.attention.strategy = name;
+    config.parallel.layout = name == "balanced_helper" ? "contiguous" : "document_zigzag";
+    config.run.directory = (folder_ / name).string();
+    const std::vector<double> losses = run_training(config, 3).losses();
+    ASSERT_EQ(losses.size(), single.size());
+    for (std::size_t i = 0; i < single.size(); ++i) EXPECT_NEAR(losses[i], single[i], 1e-10) << name << " step " << i + 1;
   }
 }
 
