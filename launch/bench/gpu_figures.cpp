@@ -2,19 +2,18 @@
 #include "launch/bench/gpu_figures.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <thread>
 
 #include <fmt/format.h>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/matmul.h"
-#include "kernels/cuda/occupy.h"
 #include "kernels/matmul.h"
 #include "kernels/transfer.h"
 #include "launch/bench/documents.h"
+#include "launch/bench/gpu_beside.h"
 #include "launch/bench/gpu_problem.h"
+#include "launch/bench/gpu_sides.h"
 #include "launch/bench/statistics.h"
 #include "parallel/layout.h"
 #include "parallel/mask.h"
@@ -24,85 +23,6 @@ namespace {
 
 using kernels::Update;
 using kernels::cuda::Rung;
-
-/// Something timed, and how much of it a run does.
-struct Side {
-  std::function<void(StreamView)> work;
-  double amount = 0;
-};
-
-struct Samples {
-  std::vector<double> ours, yardstick;  ///< seconds
-};
-
-/// Both sides in turn, after one run of each that does not count.
-Samples alternate(const Side& ours, const Side& yardstick, const GpuSampling& sampling) {
-  Samples samples;
-  for (int i = -1; i < sampling.samples; ++i) {
-    const double a = gpu_seconds(ours.work, sampling.stream), b = gpu_seconds(yardstick.work, sampling.stream);
-    if (i < 0) continue;
-    samples.ours.push_back(a);
-    samples.yardstick.push_back(b);
-  }
-  return samples;
-}
-
-Line named(const std::string& name, const std::string& unit) {
-  Line line;
-  line.name = name;
-  line.unit = unit;
-  return line;
-}
-
-void fill_ratios(Line& line, std::vector<double> ratios) {
-  line.ratio = median(ratios);
-  line.ratio_min = std::ranges::min(ratios);
-  line.ratio_max = std::ranges::max(ratios);
-  line.kept = line.taken = ratios.size();
-}
-
-/// Rates, ours over the yardstick's.
-Line rate_line(const std::string& name, const Side& ours, const Side& yardstick, const std::string& unit, double per_unit,
-               std::optional<Goal> goal, const GpuSampling& sampling) {
-  const Samples samples = alternate(ours, yardstick, sampling);
-  Line line = named(name, unit);
-  line.value = ours.amount / median(samples.ours) / per_unit;
-  line.yardstick = yardstick.amount / median(samples.yardstick) / per_unit;
-  std::vector<double> ratios;
-  for (std::size_t i = 0; i < samples.ours.size(); ++i) {
-    ratios.push_back(ours.amount / samples.ours[i] / (yardstick.amount / samples.yardstick[i]));
-  }
-  fill_ratios(line, ratios);
-  line.goal = goal;
-  return line;
-}
-
-/// Times in ms, ours over the yardstick's.
-Line time_line(const std::string& name, const Side& ours, const Side& yardstick, Goal goal, const GpuSampling& sampling) {
-  const Samples samples = alternate(ours, yardstick, sampling);
-  Line line = named(name, "ms");
-  line.value = median(samples.ours) * 1e3;
-  line.yardstick = median(samples.yardstick) * 1e3;
-  std::vector<double> ratios;
-  for (std::size_t i = 0; i < samples.ours.size(); ++i) ratios.push_back(samples.ours[i] / samples.yardstick[i]);
-  fill_ratios(line, ratios);
-  line.goal = goal;
-  return line;
-}
-
-std::vector<Line> wrong_or(const std::string& wrong, const std::string& name, const std::function<std::vector<Line>()>& measure) {
-  if (wrong.empty()) return measure();
-  Line line = named(name, "");
-  line.wrong = wrong;
-  return {line};
-}
-
-Side forward_side(const GpuProblem& problem, Update update = Update::overwrite) {
-  return {[&problem, update](StreamView stream) { problem.forward(update, stream); }, problem.forward_flop()};
-}
-Side backward_side(const GpuProblem& problem, Update update = Update::overwrite) {
-  return {[&problem, update](StreamView stream) { problem.backward(update, stream); }, problem.backward_flop()};
-}
 
 constexpr std::int64_t kProductSize = 8192;
 
@@ -220,68 +140,8 @@ std::vector<Line> measure_blocks(const GpuSampling& sampling) {
       whole.backward(Update::overwrite, stream);
     }};
     return std::vector{
-        time_line("8 shards of 8K, zigzag, 32/8 heads, by blocks / 64K, forward", forward, forward_side(whole), {1.04, {}, true}, sampling),
-        time_line("8 shards of 8K, zigzag, 32/8 heads, by blocks / 64K, both", both, whole_both, {1.03, {}, true}, sampling)};
-  });
-}
-
-/// Copies within device memory at a given pace while it lives.
-class PacedCopies {
- public:
-  PacedCopies(int device, double bytes_per_second)
-      : source_(gpu_random({kBytes / 2}, DType::bf16, 21, device)),
-        target_({kBytes / 2}, DType::bf16, Memory({DeviceKind::cuda, device})),
-        stream_(cuda::make_stream(device, cuda::Priority::high)),
-        thread_([this, bytes_per_second](const std::stop_token& stop) { run(stop, bytes_per_second); }) {}
-  double rate() const {
-    return static_cast<double>(copied_.load()) / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
-  }
-
- private:
-  static constexpr std::int64_t kBytes = std::int64_t{4} << 20;
-  void run(const std::stop_token& stop, double bytes_per_second) {
-    const std::chrono::duration<double> pause(static_cast<double>(kBytes) / bytes_per_second);
-    auto next = std::chrono::steady_clock::now();
-    while (!stop.stop_requested()) {
-      cuda::copy_bytes(target_.view().bytes(), source_.view().bytes(), static_cast<std::size_t>(kBytes), stream_);
-      copied_ += kBytes;
-      next += std::chrono::duration_cast<std::chrono::steady_clock::duration>(pause);
-      while (std::chrono::steady_clock::now() < next) {
-      }
-    }
-    cuda::synchronize(stream_);
-  }
-  Tensor source_, target_;
-  Stream stream_;
-  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
-  std::atomic<std::int64_t> copied_{0};
-  std::jthread thread_;  // last: it uses the others
-};
-
-std::vector<Line> measure_beside_copies(const GpuSampling& sampling) {
-  constexpr double kPace = 370e9;
-  const GpuProblem problem(gpu_causal_case(16384, 16, 128), sampling.device);
-  const std::string name = "causal forward 16K beside copies at 370 GB/s / alone";
-  return wrong_or(problem.check(false, sampling.stream), name, [&] {
-    std::vector<double> alone, beside, rates;
-    const Side side = forward_side(problem);
-    gpu_seconds(side.work, sampling.stream);
-    for (int i = 0; i < sampling.samples; ++i) {
-      alone.push_back(gpu_seconds(side.work, sampling.stream, 4));
-      const PacedCopies copies(sampling.device, kPace);
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-      beside.push_back(gpu_seconds(side.work, sampling.stream, 4));
-      rates.push_back(copies.rate());
-    }
-    Line line = named(name, "ms");
-    line.value = median(beside) * 1e3;
-    line.yardstick = median(alone) * 1e3;
-    std::vector<double> ratios;
-    for (std::size_t i = 0; i < alone.size(); ++i) ratios.push_back(beside[i] / alone[i]);
-    fill_ratios(line, ratios);
-    line.goal = Goal{1.03, {}, true};
-    line.more = {{"copied_gb_per_second", median(rates) * 1e-9}};
-    return std::vector{line};
+        time_line("8 shards of 8K, zigzag, 32/8 heads, by blocks / 64K, forward", alternate(forward, forward_side(whole), sampling), 1.04),
+        time_line("8 shards of 8K, zigzag, 32/8 heads, by blocks / 64K, both", alternate(both, whole_both, sampling), 1.03)};
   });
 }
 
@@ -321,33 +181,6 @@ std::vector<Line> measure_documents(const GpuSampling& sampling) {
                                  Goal{0.85, 0.90}, sampling),
                        rate_line(name("backward"), documents.side(backward, &GpuProblem::backward_flop), backward_side(dense), "TFLOP/s",
                                  1e12, {}, sampling)};
-  });
-}
-
-std::vector<Line> measure_beside_kernels(const GpuSampling& sampling) {
-  constexpr int kHeld = 8;
-  const GpuProblem problem(gpu_causal_case(16384, 16, 128), sampling.device);
-  const int all = cuda::known_properties(sampling.device).multiprocessors;
-  const std::string name = fmt::format("causal forward 16K, {} of {} multiprocessors held / alone on the rest", kHeld, all);
-  return wrong_or(problem.check(false, sampling.stream), name, [&] {
-    kernels::cuda::set_reserved_multiprocessors(kHeld);
-    std::vector<double> alone, beside, ratios;
-    const Side side = forward_side(problem);
-    gpu_seconds(side.work, sampling.stream);
-    for (int i = 0; i < sampling.samples; ++i) {
-      alone.push_back(gpu_seconds(side.work, sampling.stream, 2));
-      const kernels::cuda::Occupation held(sampling.device, kHeld);
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      beside.push_back(gpu_seconds(side.work, sampling.stream, 2));
-      ratios.push_back(beside.back() / alone.back());
-    }
-    kernels::cuda::set_reserved_multiprocessors(0);
-    Line line = named(name, "ms");
-    line.value = median(beside) * 1e3;
-    line.yardstick = median(alone) * 1e3;
-    fill_ratios(line, ratios);
-    line.goal = Goal{1.03, {}, true};
-    return std::vector{line};
   });
 }
 
