@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/tables.h"
+#include "kernels/cuda/turns.cuh"
 
 namespace periplus::kernels::cuda::hopper {
 
@@ -41,15 +42,6 @@ struct WorkOrder {
     return {rest / here, first + rest % here};
   }
 };
-
-__device__ inline std::int32_t load_acquire(const std::int32_t* address) {
-  std::int32_t value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
-  return value;
-}
-__device__ inline void store_release(std::int32_t* address, std::int32_t value) {
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
-}
 
 /// Takes the next item; -1 when there is none left.
 __device__ inline int next_item(std::int32_t* counters, const WorkOrder& order) {

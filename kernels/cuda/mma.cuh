@@ -59,17 +59,6 @@ __device__ __forceinline__ void store_shared_4(std::uint32_t address, std::uint3
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
 
-/// What was stored before the value was released, by any multiprocessor, is seen by this thread afterwards, and by those that
-/// it meets at a barrier.
-__device__ __forceinline__ std::int32_t load_acquire(const std::int32_t* from) {
-  std::int32_t value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-  return value;
-}
-__device__ __forceinline__ void store_release(std::int32_t* to, std::int32_t value) {
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
-}
-
 /// 16 bytes from global to shared memory, or 16 zeros without a look at `from`. Complete after wait_copies().
 __device__ __forceinline__ void copy_16_or_zero(std::uint32_t to, const void* from, bool copies) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(copies ? 16 : 0) : "memory");

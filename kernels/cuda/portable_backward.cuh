@@ -4,6 +4,7 @@
 #include "kernels/cuda/portable.cuh"
 #include "kernels/cuda/shared_tile.cuh"
 #include "kernels/cuda/tables.h"
+#include "kernels/cuda/turns.cuh"
 
 /// What one thread of the backward kernel holds and does.
 namespace periplus::kernels::cuda::portable {

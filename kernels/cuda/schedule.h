@@ -42,7 +42,6 @@ struct Schedule {
   std::vector<ColumnTile> columns;
   std::vector<MaskBand> masks;
   std::vector<std::int32_t> unreached;  ///< Fixed column tiles (by number) that no band reaches.
-  std::int64_t tile_pairs() const noexcept { return static_cast<std::int64_t>(columns.size()); }
 };
 
 struct ScheduleTiles {

@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/transfer.h"
 #include "runtime/cuda/check.h"
 #include "runtime/error.h"
@@ -226,26 +227,12 @@ void copy_bytes_of_moves(const ConstTensorView& source, const TensorView& destin
   in_units(uint4{}) || in_units(std::uint64_t{}) || in_units(std::uint32_t{}) || in_units(std::uint16_t{}) || in_units(std::uint8_t{});
 }
 
-template <class T>
-struct DeviceTypeOf {
-  using type = T;
-};
-template <>
-struct DeviceTypeOf<bfloat16> {
-  using type = __nv_bfloat16;
-};
-template <>
-struct DeviceTypeOf<float16> {
-  using type = __half;
-};
-
 template <class Operation>
 void with_conversion(const ConstTensorView& source, const TensorView& destination, std::span<const RowMove> moves, bool all_rows,
                      std::string_view name, StreamView stream) {
   visit_dtype<double, float, bfloat16, float16>(source.dtype(), name, [&]<class From>() {
     visit_dtype<double, float, bfloat16, float16>(destination.dtype(), name, [&]<class To>() {
-      convert_moves<Operation, typename DeviceTypeOf<From>::type, typename DeviceTypeOf<To>::type>(source, destination, moves, all_rows,
-                                                                                                   stream);
+      convert_moves<Operation, DeviceValue<From>, DeviceValue<To>>(source, destination, moves, all_rows, stream);
     });
   });
 }

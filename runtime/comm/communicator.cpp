@@ -5,6 +5,7 @@
 #include <cstring>
 #include <exception>
 #include <iterator>
+#include <thread>
 #include <utility>
 
 #include <fmt/format.h>
@@ -107,6 +108,17 @@ std::size_t total_bytes(const std::vector<Message>& messages) {
 }
 
 }  // namespace
+
+bool poll_any(std::span<Operation* const> operations, std::chrono::steady_clock::time_point until) {
+  constexpr auto kSpin = std::chrono::microseconds(50);
+  const auto spin_end = std::chrono::steady_clock::now() + kSpin;
+  while (std::ranges::none_of(operations, [](Operation* operation) { return operation->test(); })) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now >= until) return false;
+    if (now >= spin_end) std::this_thread::yield();
+  }
+  return true;
+}
 
 std::string describe_exchange(const Purpose& purpose, std::span<const Send> sends, std::span<const Receive> receives) {
   constexpr std::size_t kListed = 8;  // an all-to-all over many ranks must still fit a line

@@ -18,8 +18,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kSpin = std::chrono::microseconds(50);  // then the core is offered to other ranks between polls
-constexpr int kPollWindow = 64;                        // requests looked at per poll: a poll stays cheap for huge messages
+constexpr int kPollWindow = 64;  // requests looked at per poll: a poll stays cheap for huge messages
 
 std::string error_text(int code) {
   std::array<char, MPI_MAX_ERROR_STRING> text{};
@@ -237,15 +236,7 @@ std::shared_ptr<Operation> MpiTransport::post(std::span<const Send> sends, std::
   return operation;
 }
 
-bool MpiTransport::wait_any(std::span<Operation* const> operations, Clock::time_point until) {
-  const Clock::time_point spin_end = Clock::now() + kSpin;
-  while (std::ranges::none_of(operations, [](Operation* operation) { return operation->test(); })) {
-    const Clock::time_point now = Clock::now();
-    if (now >= until) return false;
-    if (now >= spin_end) std::this_thread::yield();
-  }
-  return true;
-}
+bool MpiTransport::wait_any(std::span<Operation* const> operations, Clock::time_point until) { return poll_any(operations, until); }
 
 void MpiTransport::progress() noexcept {
   for (MpiOperation* operation : open_) {

@@ -19,7 +19,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kSpin = std::chrono::microseconds(50);  // then the core is offered to others between polls
 constexpr auto kWatch = std::chrono::milliseconds(20);
 
 struct Exchange {
@@ -210,15 +209,7 @@ void NcclTransport::advance(int index) {
   }
 }
 
-bool NcclTransport::wait_any(std::span<Operation* const> operations, Clock::time_point until) {
-  const Clock::time_point spin_end = Clock::now() + kSpin;
-  while (std::ranges::none_of(operations, [](Operation* operation) { return operation->test(); })) {
-    const Clock::time_point now = Clock::now();
-    if (now >= until) return false;
-    if (now >= spin_end) std::this_thread::yield();
-  }
-  return true;
-}
+bool NcclTransport::wait_any(std::span<Operation* const> operations, Clock::time_point until) { return poll_any(operations, until); }
 
 void NcclTransport::progress() noexcept {
   try {

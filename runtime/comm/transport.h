@@ -29,6 +29,10 @@ class Operation {
   virtual Transport& transport() const noexcept = 0;
 };
 
+/// Transport::wait_any for transports that only learn of progress by asking: it asks at once for 50 us, and then offers the core
+/// to others between polls.
+bool poll_any(std::span<Operation* const> operations, std::chrono::steady_clock::time_point until);
+
 /// What Operation::describe returns, given the messages that are still open.
 std::string describe_exchange(const Purpose& purpose, std::span<const Send> sends, std::span<const Receive> receives);
 
