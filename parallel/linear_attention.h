@@ -1,0 +1,99 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/linear_attention.h"
+#include "parallel/layout.h"
+#include "parallel/plan/plan.h"
+#include "parallel/problem.h"
+#include "runtime/comm/communicator.h"
+#include "runtime/tensor.h"
+#include "runtime/trace.h"
+
+namespace periplus {
+
+/// log_decay of a problem: absent, one number per token and head, or one per channel of the key too.
+enum class Decay : std::uint8_t { none, scalar, diagonal };
+
+/// One distributed linear attention or delta rule (kernels/linear_attention.h): what is computed. Equal on all ranks. A state
+/// ends with its document.
+struct LinearAttentionProblem {
+  SequenceLayout layout;
+  int heads = 1;
+  int head_size = 64;
+  int value_size = 0;        ///< 0: the head size.
+  DType dtype = DType::f32;  ///< Storage type of q, k, v, out: f64, f32, bf16 or f16.
+  Decay decay = Decay::none;
+  bool delta_rule = false;  ///< beta is given.
+  double scale = 0;         ///< 0: 1/sqrt(head_size).
+
+  int value() const noexcept { return value_size != 0 ? value_size : head_size; }
+  double scale_or_default() const { return scale != 0 ? scale : 1 / std::sqrt(static_cast<double>(head_size)); }
+  kernels::Transition transition() const noexcept;
+  /// Numbers of one state, and of one element: the state with its transition.
+  std::int64_t state_width() const noexcept { return static_cast<std::int64_t>(head_size) * value(); }
+  std::int64_t element_width() const noexcept { return kernels::transition_width(transition(), head_size) + state_width(); }
+  std::uint64_t digest() const;
+};
+
+/// How states get from rank to rank. Equal on all ranks.
+struct LinearAttentionOptions {
+  /// lasp2: one all-gather of elements, every rank folds them; lasp: a state goes from unit to unit; all_scan: the same in slices
+  /// that follow each other.
+  std::string strategy = "lasp2";
+  /// Groups of heads: while the states of one travel, another is computed. 0: the strategy's own choice.
+  int pieces = 0;
+  /// Plan layouts that cut a rank's tokens into more than two units, although each moves a state of its own.
+  bool any_layout = false;
+  std::uint64_t digest() const;
+};
+
+plan::Program make_program(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass, int rank);
+plan::Plan make_plan(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass);
+
+struct LinearAttentionInputs {
+  ConstTensorView q, k;            ///< [rows, heads, head_size], this rank's rows of the layout; any strides of rows and heads
+  ConstTensorView v;               ///< [rows, heads, value_size]
+  ConstTensorView log_decay = {};  ///< [rows, heads, 1 or head_size], accumulator type; empty unless problem.decay
+  ConstTensorView beta = {};       ///< [rows, heads, 1], accumulator type; empty unless problem.delta_rule
+};
+struct LinearAttentionOutputs {
+  TensorView out;       ///< [rows, heads, value_size], storage type
+  TensorView incoming;  ///< [units, heads, head_size * value_size], accumulator type: the state at the start of each of the rank's
+                        ///< units, which backward needs
+};
+/// Dense. Results must not overlap the inputs.
+struct LinearAttentionGradients {
+  TensorView dq, dk, dv;                   ///< As q, k, v, in storage type.
+  TensorView dlog_decay = {}, dbeta = {};  ///< As log_decay and beta.
+};
+
+/// Linear attention over the ranks of a communicator: plans once, then runs forward and backward as often as wanted. Collective
+/// as DistributedAttention is.
+class DistributedLinearAttention {
+ public:
+  DistributedLinearAttention(LinearAttentionProblem problem, LinearAttentionOptions options, comm::Communicator communicator, Memory memory,
+                             Tracer* tracer = nullptr, Stream stream = {});
+  ~DistributedLinearAttention();
+  DistributedLinearAttention(DistributedLinearAttention&&) noexcept;
+  DistributedLinearAttention& operator=(DistributedLinearAttention&&) noexcept;
+
+  const LinearAttentionProblem& problem() const noexcept;
+  /// Units of this rank: rows of `incoming`.
+  std::int64_t units() const noexcept;
+  void forward(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs);
+  /// Needs what forward was given and `incoming` as it left it; nothing of forward is run again.
+  void backward(const LinearAttentionInputs& inputs, ConstTensorView incoming, ConstTensorView dout,
+                const LinearAttentionGradients& results);
+  const plan::Program& program(Pass pass) const;
+  AttentionStatistics statistics() const noexcept;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace periplus
