@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/linear_attention.h"
+#include "parallel/attention.h"
 #include "parallel/layout.h"
 #include "parallel/plan/plan.h"
 #include "parallel/problem.h"
