@@ -77,10 +77,10 @@ PERIPLUS_INLINE void apply_edge(const ScanShape& shape, const Dense<A>& transiti
 }
 
 // to := T from + M. A few rows share each load of `from`, and their sums stay in registers.
-template <int kBytes, class A>
+template <class A>
 PERIPLUS_INLINE void apply_dense(const ScanShape& shape, const Dense<A>& transition, const A* added, const A* from, A* to) {
-  using Vec [[gnu::vector_size(kBytes), gnu::aligned(alignof(A)), gnu::may_alias]] = A;
-  constexpr std::int64_t kRows = kBytes == 64 ? 8 : 4, kLanes = kBytes / sizeof(A), kVectors = 2;
+  using Vec [[gnu::vector_size(64), gnu::aligned(alignof(A)), gnu::may_alias]] = A;
+  constexpr std::int64_t kRows = 8, kLanes = 64 / sizeof(A), kVectors = 2;
   const std::int64_t full_rows = shape.rows / kRows * kRows, columns = shape.columns;
   const std::int64_t full_columns = columns / (kVectors * kLanes) * (kVectors * kLanes);
   const auto vector = [](auto* at, std::int64_t i) { return reinterpret_cast<const Vec*>(at) + i; };
@@ -105,12 +105,12 @@ PERIPLUS_INLINE void apply_dense(const ScanShape& shape, const Dense<A>& transit
 }
 
 /// state := element of state.
-template <int kBytes, class A>
+template <class A>
 PERIPLUS_INLINE void apply(const ScanShape& shape, const A* element, bool reverse, A* state, std::vector<A>& scratch) {
   const A* added = element + transition_numbers(shape);
   if (shape.transition != Transition::dense) return apply_rows(shape, element, added, state);
   const Dense<A> transition{element, reverse ? 1 : shape.rows, reverse ? shape.rows : 1};
-  apply_dense<kBytes>(shape, transition, added, state, scratch.data());
+  apply_dense(shape, transition, added, state, scratch.data());
   std::copy_n(scratch.data(), shape.rows * shape.columns, state);
 }
 
@@ -134,8 +134,7 @@ void scan_head(const ScanShape& shape, const Strided<const A>& elements, std::sp
       if (empty) {
         std::copy_n(element + transition_numbers(shape), size, state);
       } else {
-        with_best_vectors([&]<int kBytes>(std::integral_constant<int, kBytes>)
-                              __attribute__((always_inline)) { apply<kBytes>(shape, element, reverse, state, scratch); });
+        with_best_instructions([&]() __attribute__((always_inline)) { apply(shape, element, reverse, state, scratch); });
       }
       empty = false;
       progress();

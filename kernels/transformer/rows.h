@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <string_view>
-#include <type_traits>
 
 #include "kernels/attention.h"
 #include "kernels/cpu/parallel.h"
@@ -41,26 +40,20 @@ template <class Body>
 [[gnu::target("avx2,fma")]] void run_avx2(const Body& body) {
   body();
 }
-/// Runs `body` compiled for the instruction set in use; it is given the bytes of a vector as a std::integral_constant. It and all
-/// it calls must be always_inline, or they stay baseline code. Not target_clones: its load-time resolvers run before a sanitizer
-/// is ready.
+/// Runs `body` compiled for the instruction set in use. It and all it calls must be always_inline, or they stay baseline
+/// code. Not target_clones: its load-time resolvers run before a sanitizer is ready.
 template <class Body>
-void with_best_vectors(const Body& body) {
+void with_best_instructions(const Body& body) {
   switch (cpu_level()) {
     case CpuLevel::amx:
     case CpuLevel::avx512:
-      return run_avx512([&]() __attribute__((always_inline)) { body(std::integral_constant<int, 64>{}); });
+      return run_avx512(body);
     case CpuLevel::avx2:
-      return run_avx2([&]() __attribute__((always_inline)) { body(std::integral_constant<int, 32>{}); });
+      return run_avx2(body);
     case CpuLevel::scalar:
     case CpuLevel::emulated_amx:
-      return body(std::integral_constant<int, 16>{});
+      return body();
   }
-}
-/// The same for a body that leaves vectors to the compiler.
-template <class Body>
-void with_best_instructions(const Body& body) {
-  with_best_vectors([&](auto) __attribute__((always_inline)) { body(); });
 }
 
 }  // namespace periplus::kernels
