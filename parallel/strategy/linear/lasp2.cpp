@@ -33,7 +33,12 @@ View gather(ProgramBuilder& program, UnitPass& pass, int group) {
   }
   program.exchange({"elements", group}, kBlockLane, sends, receives);
   for (std::int64_t i = 0; i < own.rows; ++i) {
-    program.copy({"own elements", group}, own.rows_at(i, 1), all.rows_at(pass.own()[static_cast<std::size_t>(i)], 1));
+    // Only another unit of the rank folds it.
+    const std::int64_t unit = pass.own()[static_cast<std::size_t>(i)];
+    const auto folds = [&](const kernels::UnitFold& fold) { return fold.begin <= unit && unit < fold.end; };
+    if (std::ranges::any_of(pass.folds_of(program.rank()), folds)) {
+      program.copy({"own elements", group}, own.rows_at(i, 1), all.rows_at(unit, 1));
+    }
   }
   return all;
 }
