@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "parallel/execute/rehearse.h"
 #include "parallel/linear_attention.h"
 #include "parallel/plan/ops.h"
 #include "parallel/plan/print.h"
@@ -91,12 +92,24 @@ TEST(LinearSchedule, ChainsTakeAMessagePerHopAndSlicesFollowEachOther) {
   }
 }
 
+TEST(LinearPlans, CanBeRehearsed) {
+  for (const char* strategy : {"lasp2", "lasp", "all_scan"}) {
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      const plan::Plan plan = make_plan(problem_of(LayoutKind::zigzag, 3, {0, 20, 42}), {.strategy = strategy}, pass);
+      EXPECT_EQ(execute::rehearse(plan, std::nullopt, {}).total_bytes_sent(), plan.claim.bytes_sent);
+    }
+  }
+}
+
 TEST(LinearPlans, OneRankMakesNoElements) {
   for (const LinearAttentionOptions& options : test::linear_variants()) {
     for (const Pass pass : {Pass::forward, Pass::backward}) {
       const plan::Program program = make_program(problem_of(LayoutKind::zigzag, 1, {0, 20, 42}), options, pass, 0);
       for (const plan::Step& step : program.steps) {
         EXPECT_TRUE(step.op == Op::unit_scan || step.op == Op::unit_apply || step.op == Op::unit_apply_backward);
+        if (options.pieces == 0) {
+          EXPECT_EQ(program.accesses_of(step)[0].view.heads, 6) << "no groups without messages";
+        }
       }
     }
   }
@@ -128,8 +141,9 @@ TEST(LinearPlans, FlopsAreThoseOfTheRunsInChunks) {
 TEST(LinearPlans, TextAndJsonNameRunsFoldsAndTransitions) {
   const plan::Plan plan = make_plan(problem_of(LayoutKind::zigzag, 3, {0, 20, 42}), {}, Pass::backward);
   const std::string text = plan::to_text(plan.programs[1]);
-  for (const char* part : {"unit_states_backward", "elements 0", "runs 2 diagonal", "unit_scan", "fold 2:3 to 0 fold 4:5 to 1", "diagonal reverse",
-                           "unit_apply_backward", "doutgoing:r=doutgoing.0[0:2]", "dlog_decay:w=dlog_decay[0:14, heads 0:3]"}) {
+  for (const char* part :
+       {"unit_states_backward", "elements 0", "runs 2 diagonal", "unit_scan", "fold 2:3 to 0 fold 4:5 to 1", "diagonal reverse",
+        "unit_apply_backward", "doutgoing:r=doutgoing.0[0:2]", "dlog_decay:w=dlog_decay[0:14, heads 0:3]"}) {
     EXPECT_NE(text.find(part), std::string::npos) << "no '" << part << "' in\n" << text;
   }
   const auto json = nlohmann::json::parse(plan::to_json(plan));
