@@ -10,6 +10,7 @@
 #include "kernels/attention.h"
 #include "launch/attention_options.h"
 #include "launch/attention_run.h"
+#include "launch/rows.h"
 #include "parallel/balanced_layout.h"
 #include "runtime/comm/thread_transport.h"
 
