@@ -73,8 +73,8 @@ void print_report(const OptionTable& table, const ApplyReport& report, const App
 }
 
 int apply_command(Arguments arguments) {
-  take_operation("apply", arguments);
-  return apply_attention(arguments);
+  const std::string operation = take_operation("apply", arguments);
+  return operation == "attention" ? apply_attention(arguments) : apply_linear(operation, arguments);
 }
 
 }  // namespace periplus::launch

@@ -17,6 +17,8 @@
 namespace periplus::launch {
 
 int apply_attention(Arguments arguments);
+/// `operation` is linear_attention or delta_rule.
+int apply_linear(const std::string& operation, Arguments arguments);
 
 struct ApplyFiles {
   std::string input, output;

@@ -92,8 +92,8 @@ nlohmann::json show_passes(const OptionTable& table, const PlanRequest& request,
 }
 
 int plan_command(Arguments arguments) {
-  take_operation("plan", arguments);
-  return plan_attention(arguments);
+  const std::string operation = take_operation("plan", arguments);
+  return operation == "attention" ? plan_attention(arguments) : plan_linear(operation, arguments);
 }
 
 }  // namespace periplus::launch

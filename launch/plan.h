@@ -16,6 +16,8 @@
 namespace periplus::launch {
 
 int plan_attention(Arguments arguments);
+/// `operation` is linear_attention or delta_rule.
+int plan_linear(const std::string& operation, Arguments arguments);
 
 /// Which plan is wanted, but for the operator itself.
 struct PlanRequest {
