@@ -126,7 +126,7 @@ Tally verify_row(const VerifySubject& row, const std::set<int>& ranks, std::opti
 
 nlohmann::json to_json(const VerifySubject& row, const Tally& tally) {
   return {{"strategy", row.strategy}, {"layout", row.layout},
-          {"problem", row.kind},         {"plans", tally.plans},
+          {"problem", row.kind},      {"plans", tally.plans},
           {"refused", tally.refused}, {"first_refusal", tally.first_refusal},
           {"steps", tally.steps},     {"failures", tally.failures},
           {"numeric", tally.numeric}, {"largest_error", tally.largest_error},
@@ -138,8 +138,8 @@ struct Widths {
 };
 
 std::string header(const Widths& widths) {
-  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8} {:>8}", "strategy", "layout", "problem", widths.kind, "ranks",
-                     widths.ranks, "plans", "refused", "steps", "fp64 runs", "error", "seconds");
+  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8} {:>8}", "strategy", "layout", "problem", widths.kind,
+                     "ranks", widths.ranks, "plans", "refused", "steps", "fp64 runs", "error", "seconds");
 }
 
 std::string line(const Widths& widths, const VerifySubject& row, const std::string& ranks, const Tally& tally) {

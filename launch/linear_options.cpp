@@ -1,8 +1,14 @@
 #include "launch/linear_options.h"
 
-#include "launch/attention_options.h"
+#include "parallel/strategy/linear/strategy.h"
 
 namespace periplus::launch {
+
+std::vector<std::string> linear_strategy_names() {
+  std::vector<std::string> names;
+  for (const strategy::linear::Strategy& strategy : strategy::linear::strategies()) names.emplace_back(strategy.name);
+  return names;
+}
 
 std::vector<std::string> linear_layout_names() {
   std::vector<std::string> names;

@@ -5,6 +5,7 @@
 #include "launch/attention_options.h"
 #include "launch/linear_check.h"
 #include "launch/linear_options.h"
+#include "parallel/strategy/linear/strategy.h"
 #include "parallel/strategy/strategy.h"
 
 namespace periplus::launch {
@@ -24,8 +25,8 @@ VerifySubject::Problem linear_problem(const std::string& strategy, const std::st
   const auto problem =
       std::make_shared<const LinearAttentionProblem>(verification_problem(layout_kind_from_string(layout), kind, borders, ranks));
   const LinearAttentionOptions how{.strategy = strategy};
-  return {refusal(*problem, how), [=](Pass pass) { return make_plan(*problem, how, pass); },
-          [=](Device) { return compare_with_reference(*problem, how); }};
+  return {strategy::linear::refusal(strategy::linear::find_strategy(strategy), *problem, how),
+          [=](Pass pass) { return make_plan(*problem, how, pass); }, [=](Device) { return compare_with_reference(*problem, how); }};
 }
 
 }  // namespace
