@@ -33,18 +33,28 @@ comm::Links links(double gbytes, double latency) {
   return {{.bytes_per_second = gbytes * 1e9, .latency_seconds = latency, .sharing = comm::Sharing::port}};
 }
 
-/// Seconds of forward and backward, and the largest share of it that a rank waits for messages.
+/// Seconds of forward and backward, and what of them is not the compute of the busiest rank.
 struct Layer {
   double seconds = 0, exposed = 0;
 };
+double busiest_compute(const plan::Plan& plan) { return bounds_of(plan, links(1, 0), kPace).compute; }
+Layer simulated_layer(const LinearAttentionProblem& what, const std::string& strategy, const comm::Links& over) {
+  Layer layer;
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    const plan::Plan plan = make_plan(what, {.strategy = strategy}, pass);
+    const double seconds = simulated_seconds(plan, over, kPace);
+    layer.seconds += seconds;
+    layer.exposed += seconds - busiest_compute(plan);
+  }
+  return layer;
+}
 Layer run_layer(const LinearAttentionProblem& what, const std::string& strategy, const comm::Links& over) {
   Layer layer;
   for (const Pass pass : {Pass::forward, Pass::backward}) {
-    const execute::Rehearsal run = execute::rehearse(make_plan(what, {.strategy = strategy}, pass), over, kPace);
-    layer.seconds += run.seconds;
-    double exposed = 0;
-    for (const execute::Statistics& rank : run.ranks) exposed = std::max(exposed, rank.exposed_seconds);
-    layer.exposed += exposed;
+    const plan::Plan plan = make_plan(what, {.strategy = strategy}, pass);
+    const double seconds = execute::rehearse(plan, over, kPace).seconds;
+    layer.seconds += seconds;
+    layer.exposed += seconds - busiest_compute(plan);
   }
   return layer;
 }
@@ -65,14 +75,16 @@ Figure chain_figure(double gbytes, double latency_ms, const Goal& goal) {
             line.value = median(gather), line.yardstick = median(chain), line.ratio = median(ratios);
             line.ratio_min = *std::ranges::min_element(ratios), line.ratio_max = *std::ranges::max_element(ratios);
             line.kept = line.taken = ratios.size();
-            line.more = {{"all_scan", 1e3 * run_layer(what, "all_scan", links(gbytes, latency_ms * 1e-3)).seconds}};
+            const comm::Links over = links(gbytes, latency_ms * 1e-3);
+            line.more = {{"all_scan", 1e3 * run_layer(what, "all_scan", over).seconds},
+                         {"simulated_ratio", simulated_layer(what, "lasp", over).seconds / simulated_layer(what, "lasp2", over).seconds}};
             line.goal = goal;
             return std::vector{line};
           }};
 }
 
 Figure exposed_figure(LayoutKind layout) {
-  return {"exposed", fmt::format("lasp2, {}: waits for messages / layer time, 1 GB/s", to_string(layout)), [=](Sampling& sampling) {
+  return {"exposed", fmt::format("lasp2, {}: time beyond compute / layer time, 1 GB/s", to_string(layout)), [=](Sampling& sampling) {
             Line line;
             line.unit = "ms";
             std::vector<double> waits, layers, ratios;
@@ -84,12 +96,15 @@ Figure exposed_figure(LayoutKind layout) {
             line.value = median(waits), line.yardstick = median(layers), line.ratio = median(ratios);
             line.ratio_min = *std::ranges::min_element(ratios), line.ratio_max = *std::ranges::max_element(ratios);
             line.kept = line.taken = ratios.size();
+            const Layer simulated = simulated_layer(problem(layout), "lasp2", links(1, 20e-6));
+            line.more = {{"simulated_ratio", simulated.exposed / simulated.seconds}, {"simulated_ms", 1e3 * simulated.seconds}};
             line.goal = Goal{0.03, std::nullopt, true};
             return std::vector{line};
           }};
 }
 
-/// Independent of the sequence: (P - 1) H (d e + gate) x 4 bytes x units of a rank, each pass.
+/// Independent of the sequence: (P - 1) H (d e + gate) x 4 bytes x units of a rank, each pass. Of the rank that sends most: the two
+/// units of the last rank of a zigzag layout follow each other and are one.
 Figure bytes_figure(LayoutKind layout, int units) {
   return {"bytes", fmt::format("lasp2, {}: bytes sent by a rank, forward / formula", to_string(layout)), [=](Sampling&) {
             Line line;
@@ -99,8 +114,7 @@ Figure bytes_figure(LayoutKind layout, int units) {
             line.value = static_cast<double>(*std::ranges::max_element(run.bytes_sent));
             line.yardstick = static_cast<double>(kRanks - 1) * kHeads * (kWidth * kWidth + 1) * 4 * units;
             line.ratio = line.value / line.yardstick;
-            if (*std::ranges::min_element(run.bytes_sent) != *std::ranges::max_element(run.bytes_sent) || line.ratio != 1)
-              line.wrong = fmt::format("a rank sends {:.0f} bytes instead of {:.0f}", line.value, line.yardstick);
+            if (line.ratio != 1) line.wrong = fmt::format("a rank sends {:.0f} bytes instead of {:.0f}", line.value, line.yardstick);
             return std::vector{line};
           }};
 }
