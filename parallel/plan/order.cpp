@@ -2,7 +2,7 @@
 
 namespace periplus::plan {
 
-bool Lifetime::ends_before(const Lifetime& other, const StepOrders& orders) const {
+bool Lifetime::all_ordered_before(const Lifetime& other, const StepOrders& orders) const {
   for (const StepId last : last_) {
     for (const StepId first : other.first_) {
       if (last >= 0 && first >= 0 && !orders.ordered(last, first)) return false;

@@ -71,16 +71,23 @@ class Lifetime {
     const auto q = static_cast<std::size_t>(queue);
     if (first_[q] < 0) first_[q] = step;
     last_[q] = step;
+    if (begin_ < 0) begin_ = step;
+    end_ = step;
   }
-  bool used() const noexcept { return first_ != no_steps(); }
-  /// Whether every use of this slot has surely finished before any use of the other starts.
-  bool ends_before(const Lifetime& other, const StepOrders& orders) const;
+  bool used() const noexcept { return begin_ >= 0; }
+  /// Whether every use of this slot has surely finished before any use of the other starts: in program order at least.
+  bool ends_before(const Lifetime& other, const StepOrders& orders) const {
+    return end_ < other.begin_ ? all_ordered_before(other, orders) : !used() || !other.used();
+  }
   bool apart(const Lifetime& other, const StepOrders& orders) const {
     return ends_before(other, orders) || other.ends_before(*this, orders);
   }
 
  private:
+  bool all_ordered_before(const Lifetime& other, const StepOrders& orders) const;
+
   std::array<StepId, kQueues> first_ = no_steps(), last_ = no_steps();
+  StepId begin_ = -1, end_ = -1;
 };
 
 /// Whether two views share cells.

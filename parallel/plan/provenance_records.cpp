@@ -20,12 +20,14 @@ int AttendRecords::add(std::span<const Band> bands, const View& q_view, Pieces& 
     }
   }
   const std::uint64_t digest = hash64({reinterpret_cast<const char*>(words_.data()), words_.size() * sizeof(std::int64_t)});
+  const auto made = [&] { return geometries_.add({bands, pieces_.add_all(q), pieces_.add_all(k), q_view.rows, k_view.rows, digest}); };
   const AttendGeometry* geometry = nullptr;
-  if (const auto known = by_digest_.find(digest); whole && known != by_digest_.end()) {
-    geometry = known->second;
+  if (whole) {
+    const auto [known, is_new] = by_digest_.find_or_add(digest);
+    if (is_new) *known = made();
+    geometry = *known;
   } else {
-    geometry = &geometries_.emplace_back(AttendGeometry{bands, q, k, q_view.rows, k_view.rows, digest});
-    if (whole) by_digest_.emplace(digest, geometry);
+    geometry = made();
   }
   const std::optional<std::int64_t> first_head = whole ? std::optional(q.front().origin_head) : std::nullopt;
   records_.push_back({geometry, q_view.heads / k_view.heads, first_head});

@@ -1,10 +1,9 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
+#include <memory>
 #include <optional>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "parallel/plan/provenance_pieces.h"
@@ -20,14 +19,17 @@ struct BandsByRow {
 /// All that tells which (query, key) pairs an attend step works on. Steps that differ in heads only share it.
 struct AttendGeometry {
   std::span<const Band> bands;
-  Pieces q, k;  ///< By rising row.
+  std::span<const Piece> q, k;  ///< By rising row.
   std::int64_t q_rows, k_rows;
   std::uint64_t digest;
 
   /// What Truth found out about it so far.
   mutable std::optional<std::uint64_t> all_pairs = {};
-  mutable std::vector<std::uint64_t> by_query_piece = {}, by_key_piece = {};
-  mutable BandsByRow by_query = {}, by_key = {};
+  struct Parts {
+    std::vector<std::uint64_t> by_query_piece, by_key_piece;
+    BandsByRow by_query, by_key;
+  };
+  mutable std::unique_ptr<Parts> parts = {};  ///< Few are asked for.
 };
 
 /// An attend or attend_backward step with the identity of its views at the time it ran.
@@ -49,8 +51,9 @@ class AttendRecords {
   /// Steps that share bands follow each other.
   std::uint64_t digest_of_bands(std::span<const Band> bands);
 
-  std::deque<AttendGeometry> geometries_;
-  std::unordered_map<std::uint64_t, const AttendGeometry*> by_digest_;  ///< Of those with all heads in every piece.
+  Store<AttendGeometry> geometries_;
+  Store<Piece> pieces_;
+  DigestMap<const AttendGeometry*> by_digest_;  ///< Of those with all heads in every piece.
   std::vector<AttendRecord> records_;
   std::vector<std::int64_t> words_;
   std::span<const Band> last_bands_;

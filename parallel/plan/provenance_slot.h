@@ -19,6 +19,8 @@ class SlotPieces {
   Piece* only(const View& view);
 
  private:
+  Pieces::const_iterator exactly(const View& view) const;
+
   Pieces held_;
 };
 

@@ -2,7 +2,8 @@
 
 #include <cstdint>
 #include <optional>
-#include <unordered_map>
+#include <tuple>
+#include <vector>
 
 #include "parallel/plan/fingerprint.h"
 #include "parallel/plan/provenance_records.h"
@@ -43,7 +44,14 @@ class Truth {
   Fingerprint fingerprint_;
   /// What was asked before. Ranks ask for the same rows again and again: for out and lse, dq and dk, for every rank of a
   /// head group, and all-to-all plans for each of P pieces of P x P.
-  mutable std::unordered_map<std::uint64_t, std::uint64_t> demanded_, pairs_;
+  mutable DigestMap<std::uint64_t> demanded_, pairs_;
+  /// One term of one of the sums of `complete`.
+  struct Share {
+    const Piece* piece;
+    Term term;
+    auto key() const { return std::tuple(term.record, term.whole, term.head, piece->heads, term.row); }
+  };
+  mutable std::vector<Share> shares_;
 };
 
 }  // namespace periplus::plan
