@@ -83,16 +83,21 @@ struct Row {
   std::string strategy, layout, mask;
 };
 
-void prove(const AttentionProblem& problem, const std::string& strategy, Pass pass, const std::string& subject, Tally& tally) {
-  const plan::Verdict verdict = plan::verify(make_plan(problem, {.strategy = strategy}, pass));
-  ++tally.plans;
-  tally.steps += verdict.steps;
-  if (verdict.ok()) return;
-  ++tally.failures;
-  std::fputs(fmt::format("periplus verify: {}, {}: {}\n", subject, pass == Pass::forward ? "forward" : "backward", verdict.failures.front())
-                 .c_str(),
-             stderr);
-}
+/// Plans proven one after another, and where their verdicts go.
+struct Prover {
+  plan::Verifier verifier;
+  void prove(const AttentionProblem& problem, const std::string& strategy, Pass pass, const std::string& subject, Tally& tally) {
+    const plan::Verdict verdict = verifier.verify(make_plan(problem, {.strategy = strategy}, pass));
+    ++tally.plans;
+    tally.steps += verdict.steps;
+    if (verdict.ok()) return;
+    ++tally.failures;
+    std::fputs(
+        fmt::format("periplus verify: {}, {}: {}\n", subject, pass == Pass::forward ? "forward" : "backward", verdict.failures.front())
+            .c_str(),
+        stderr);
+  }
+};
 
 void check_numerically(const AttentionProblem& problem, const std::string& strategy, Device device, const std::string& subject,
                        Tally& tally) {
@@ -107,29 +112,46 @@ void check_numerically(const AttentionProblem& problem, const std::string& strat
              stderr);
 }
 
-/// Without a device there is no fp64 comparison.
-Tally verify_row(const Row& row, const VerificationCase& problem_case, const std::set<int>& ranks, std::optional<Device> device) {
-  constexpr int kMostThreads = 8, kPasses = 2;
+/// A row of the table as it fills.
+struct Entry {
+  Row row;
   Tally tally;
+};
+
+/// One problem for one row. Without a device there is no fp64 comparison.
+void verify_problem(const AttentionProblem& problem, std::optional<Device> device, Prover& prover, Entry& entry) {
+  constexpr int kMostThreads = 8, kPasses = 2;
   const auto begin = Clock::now();
+  Tally& tally = entry.tally;
+  const int ranks = problem.layout.ranks();
+  const std::string& strategy = entry.row.strategy;
+  const std::string subject = fmt::format("{} {} {}, {} ranks, {} documents, {} tokens", strategy, entry.row.layout, entry.row.mask, ranks,
+                                          problem.layout.cu_seqlens().size() - 1, problem.layout.tokens());
+  const std::string refusal = strategy::refusal(strategy::find_strategy(strategy), problem, {.strategy = strategy});
+  if (!refusal.empty()) {
+    if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, refusal);
+    tally.refused += kPasses;
+  } else {
+    prover.prove(problem, strategy, Pass::forward, subject, tally);
+    prover.prove(problem, strategy, Pass::backward, subject, tally);
+    if (device && ranks <= kMostThreads) check_numerically(problem, strategy, *device, subject, tally);
+  }
+  tally.seconds += std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// All strategies on one layout and mask. They follow each other on each problem, of which the proofs know more and more.
+std::vector<Entry> verify_layout(const std::vector<std::string>& strategies, const std::string& layout,
+                                 const VerificationCase& problem_case, const std::set<int>& ranks, std::optional<Device> device,
+                                 Prover& prover) {
+  std::vector<Entry> entries;
+  for (const std::string& strategy : strategies) entries.push_back({{strategy, layout, problem_case.name()}, {}});
   for (const int count : ranks) {
     for (const std::vector<std::int64_t>& borders : verification_documents(count)) {
-      AttentionProblem problem = verification_problem(layout_kind_from_string(row.layout), problem_case, borders, count);
-      const std::string subject = fmt::format("{} {} {}, {} ranks, {} documents, {} tokens", row.strategy, row.layout, row.mask, count,
-                                              borders.size() - 1, borders.back());
-      if (const std::string refusal = strategy::refusal(strategy::find_strategy(row.strategy), problem, {.strategy = row.strategy});
-          !refusal.empty()) {
-        if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, refusal);
-        tally.refused += kPasses;
-        continue;
-      }
-      prove(problem, row.strategy, Pass::forward, subject, tally);
-      prove(problem, row.strategy, Pass::backward, subject, tally);
-      if (device && count <= kMostThreads) check_numerically(problem, row.strategy, *device, subject, tally);
+      const AttentionProblem problem = verification_problem(layout_kind_from_string(layout), problem_case, borders, count);
+      for (Entry& entry : entries) verify_problem(problem, device, prover, entry);
     }
   }
-  tally.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-  return tally;
+  return entries;
 }
 
 nlohmann::json to_json(const Row& row, const Tally& tally) {
@@ -198,11 +220,11 @@ int verify_command(Arguments arguments) {
   say(table, header(widths));
   Tally total;
   nlohmann::json rows = nlohmann::json::array();
-  for (const std::string& strategy : chosen(options.strategy, strategy_names())) {
-    for (const std::string& layout : chosen(options.layout, layout_names())) {
-      for (const VerificationCase& problem_case : verification_cases()) {
-        const Row row{strategy, layout, problem_case.name()};
-        const Tally tally = verify_row(row, problem_case, ranks, device);
+  const std::vector<std::string> strategies = chosen(options.strategy, strategy_names());
+  Prover prover;
+  for (const std::string& layout : chosen(options.layout, layout_names())) {
+    for (const VerificationCase& problem_case : verification_cases()) {
+      for (const auto& [row, tally] : verify_layout(strategies, layout, problem_case, ranks, device, prover)) {
         say(table, line(widths, row, options.ranks, tally));
         if (tally.refused > 0) say(table, fmt::format("    {} refused; the first: {}", tally.refused, tally.first_refusal));
         rows.push_back(to_json(row, tally));

@@ -48,11 +48,12 @@ std::int64_t query_head(const AttendRecord& r, bool keys, std::int64_t head) { r
 
 }  // namespace
 
-Truth::Truth(const Claim& claim, const RowOrders& orders)
+Truth::Truth(const Claim& claim, const RowOrders& orders, KnownPairs& lasting)
     : claim_(claim),
       orders_(orders),
       group_(claim.q_heads / claim.kv_heads),
-      fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u) {}
+      fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u),
+      lasting_(lasting) {}
 
 std::uint64_t Truth::demanded(const Piece& piece) const {
   const std::int64_t per_row_head = has_key_rows(piece.cell) ? group_ : 1;
@@ -62,7 +63,7 @@ std::uint64_t Truth::demanded(const Piece& piece) const {
 std::uint64_t Truth::demanded_pairs(const Piece& piece) const {
   const bool keys = has_key_rows(piece.cell);
   const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{piece.origin, piece.origin_row, piece.rows, keys});
-  const auto [known, is_new] = demanded_.find_or_add(key);
+  const auto [known, is_new] = (orders_.is_rank(piece.origin) ? lasting_ : of_plan_).demanded.find_or_add(key);
   if (!is_new) return *known;
   std::uint64_t sum = 0;
   orders_.for_runs(piece.origin, piece.origin_row, piece.rows, [&](std::int64_t, const StridedRows& run) {
@@ -167,7 +168,7 @@ std::uint64_t Truth::contributed_pairs(const Piece& piece, const Term& term, con
   // All rows of one axis are all pairs, whichever axis it is.
   if (term.row == 0 && piece.rows == (keys ? of.k_rows : of.q_rows)) return all_pairs(of);
   const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{static_cast<std::int64_t>(of.digest), term.row, piece.rows, keys});
-  const auto [known, is_new] = pairs_.find_or_add(key);
+  const auto [known, is_new] = (of.lasting ? lasting_ : of_plan_).contributed.find_or_add(key);
   if (is_new) *known = pairs(of, keys, term.row, piece.rows);
   return *known;
 }

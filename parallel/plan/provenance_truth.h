@@ -10,10 +10,18 @@
 
 namespace periplus::plan {
 
+/// What Truth was asked before. Ranks ask for the same rows again and again: for out and lse, dq and dk, for every rank of a
+/// head group, and all-to-all plans for each of P pieces of P x P.
+struct KnownPairs {
+  DigestMap<std::uint64_t> demanded, contributed;
+  void clear() { demanded.clear(), contributed.clear(); }
+};
+
 /// Global rows and their fingerprints, straight from the claim.
 class Truth {
  public:
-  Truth(const Claim& claim, const RowOrders& orders);
+  /// `lasting` is of this layout and mask: what is known of rows in terms of the layout.
+  Truth(const Claim& claim, const RowOrders& orders, KnownPairs& lasting);
 
   std::int64_t group() const { return group_; }
   /// Fingerprint of what the mask demands of the rows of a piece (queries, or keys with all their queries) and its heads.
@@ -42,9 +50,8 @@ class Truth {
   const RowOrders& orders_;
   std::int64_t group_;
   Fingerprint fingerprint_;
-  /// What was asked before. Ranks ask for the same rows again and again: for out and lse, dq and dk, for every rank of a
-  /// head group, and all-to-all plans for each of P pieces of P x P.
-  mutable DigestMap<std::uint64_t> demanded_, pairs_;
+  KnownPairs& lasting_;
+  mutable KnownPairs of_plan_;
   /// One term of one of the sums of `complete`.
   struct Share {
     const Piece* piece;

@@ -23,14 +23,24 @@ class Store {
     return std::span<const T>(block).subspan(begin);
   }
 
+  /// Drops all items and keeps their memory.
+  void clear() {
+    for (std::vector<T>& block : blocks_) block.clear();
+    current_ = 0;
+  }
+
  private:
   static constexpr std::size_t kBlock = 1024;
   std::vector<T>& with_room_for(std::size_t count) {
-    if (blocks_.empty() || blocks_.back().capacity() - blocks_.back().size() < count)
-      blocks_.emplace_back().reserve(std::max(kBlock, count));
+    for (; current_ < blocks_.size(); ++current_) {
+      std::vector<T>& block = blocks_[current_];
+      if (block.capacity() - block.size() >= count) return block;
+    }
+    blocks_.emplace_back().reserve(std::max(kBlock, count));
     return blocks_.back();
   }
   std::vector<std::vector<T>> blocks_;
+  std::size_t current_ = 0;  ///< The first block that may have room.
 };
 
 /// What belongs to a digest. Entries move when others come.
@@ -41,32 +51,34 @@ class DigestMap {
   std::pair<Value*, bool> find_or_add(std::uint64_t digest) {
     if (2 * (count_ + 1) > entries_.size()) grow();
     Entry& entry = entries_[place_of(digest)];
-    const bool is_new = !entry.used;
-    if (is_new) entry.used = true, entry.digest = digest, ++count_;
+    const bool is_new = entry.age != age_;
+    if (is_new) entry = {digest, Value{}, age_}, ++count_;
     return {&entry.value, is_new};
   }
+  void clear() { ++age_, count_ = 0; }
 
  private:
   struct Entry {
     std::uint64_t digest = 0;
     Value value{};
-    bool used = false;
+    std::uint64_t age = 0;  ///< Used if it is that of the map.
   };
   /// Digests are even already: their low bits say where to look first.
   std::size_t place_of(std::uint64_t digest) const {
     std::size_t place = digest & (entries_.size() - 1);
-    while (entries_[place].used && entries_[place].digest != digest) place = (place + 1) & (entries_.size() - 1);
+    while (entries_[place].age == age_ && entries_[place].digest != digest) place = (place + 1) & (entries_.size() - 1);
     return place;
   }
   void grow() {
     std::vector<Entry> old(std::max<std::size_t>(64, 2 * entries_.size()));
     old.swap(entries_);
     for (Entry& entry : old) {
-      if (entry.used) entries_[place_of(entry.digest)] = std::move(entry);
+      if (entry.age == age_) entries_[place_of(entry.digest)] = std::move(entry);
     }
   }
   std::vector<Entry> entries_;  ///< A power of two of them, at most half used.
   std::size_t count_ = 0;
+  std::uint64_t age_ = 1;
 };
 
 }  // namespace periplus::plan

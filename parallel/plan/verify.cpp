@@ -113,10 +113,9 @@ void check_messages(const Plan& plan, Verdict& verdict) {
 /// Part 3, program by program: memory is kept from one to the next.
 class RaceCheck {
  public:
-  explicit RaceCheck(std::vector<std::string>& failures) : failures_(failures) {}
-
-  void run(const Program& program) {
+  void run(const Program& program, std::vector<std::string>& failures) {
     program_ = &program;
+    failures_ = &failures;
     orders_.clear();
     for (SlotUses& slot : slots_) slot.clear();
     if (slots_.size() < program.slots.size()) slots_.resize(program.slots.size());
@@ -137,14 +136,14 @@ class RaceCheck {
     const int queue = orders_.queue_of(id);
     for (const Use& use : uses.latest_first()) {
       if (use.queue == queue || !overlap(use.view, view) || orders_.ordered(use.step, id)) continue;
-      failures_.push_back(
+      failures_->push_back(
           fmt::format("rank {} step {}: touches '{}' while step {} may still use it", program_->rank, id, slot_of(view).name, use.step));
       return;
     }
   }
 
   void fail_shared(StepId id, const View& view) {
-    failures_.push_back(
+    failures_->push_back(
         fmt::format("rank {} step {}: two operands share rows of '{}' and one is written", program_->rank, id, slot_of(view).name));
   }
 
@@ -196,13 +195,13 @@ class RaceCheck {
       const std::int64_t end = slot(a).offset + slot(a).bytes();
       for (std::size_t b = a + 1; b < by_offset_.size() && slot(b).offset < end; ++b) {
         if (slots_[by_offset_[a]].lifetime.apart(slots_[by_offset_[b]].lifetime, orders_)) continue;
-        failures_.push_back(fmt::format("rank {}: scratch '{}' and '{}' share workspace bytes but may be alive together", program_->rank,
-                                        slot(a).name, slot(b).name));
+        failures_->push_back(fmt::format("rank {}: scratch '{}' and '{}' share workspace bytes but may be alive together", program_->rank,
+                                         slot(a).name, slot(b).name));
       }
     }
   }
 
-  std::vector<std::string>& failures_;
+  std::vector<std::string>* failures_ = nullptr;
   const Program* program_ = nullptr;
   std::vector<SlotUses> slots_;            ///< May be more than the program has.
   std::vector<Access> accesses_, by_row_;  // of the step at hand
@@ -212,7 +211,17 @@ class RaceCheck {
 
 }  // namespace
 
-Verdict verify(const Plan& plan) {
+struct Verifier::State {
+  RaceCheck races;
+  ProvenanceMemory provenance;
+};
+
+Verifier::Verifier() : state_(std::make_unique<State>()) {}
+Verifier::~Verifier() = default;
+
+Verdict verify(const Plan& plan) { return Verifier().verify(plan); }
+
+Verdict Verifier::verify(const Plan& plan) {
   Verdict verdict;
   const int ranks = static_cast<int>(plan.programs.size());
   ProperOrders proper_orders;
@@ -226,12 +235,11 @@ Verdict verify(const Plan& plan) {
   }
   if (!verdict.ok()) return verdict;
   check_messages(plan, verdict);
-  RaceCheck races(verdict.failures);
   for (const Program& program : plan.programs) {
-    if (verdict.failures.size() < kMostFailures) races.run(program);
+    if (verdict.failures.size() < kMostFailures) state_->races.run(program, verdict.failures);
   }
   if (!verdict.ok()) return verdict;
-  if (std::string failure = check_provenance(plan); !failure.empty()) verdict.failures.push_back(std::move(failure));
+  if (std::string failure = check_provenance(plan, state_->provenance); !failure.empty()) verdict.failures.push_back(std::move(failure));
   if (plan.claim.bytes_sent >= 0 && verdict.bytes_sent != plan.claim.bytes_sent) {
     verdict.failures.push_back(fmt::format("the plan sends {} bytes, its formula says {}", verdict.bytes_sent, plan.claim.bytes_sent));
   }
