@@ -5,6 +5,7 @@
 #include <set>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "launch/attention_options.h"
@@ -83,14 +84,18 @@ void complain(const std::string& subject, const std::string& what) {
   std::fputs(fmt::format("periplus verify: {}{}\n", subject, what).c_str(), stderr);
 }
 
-void prove(const plan::Plan& plan, Pass pass, const std::string& subject, Tally& tally) {
-  const plan::Verdict verdict = plan::verify(plan);
-  ++tally.plans;
-  tally.steps += verdict.steps;
-  if (verdict.ok()) return;
-  ++tally.failures;
-  complain(subject, fmt::format(", {}: {}", pass == Pass::forward ? "forward" : "backward", verdict.failures.front()));
-}
+/// Plans proven one after another, and where their verdicts go.
+struct Prover {
+  plan::Verifier verifier;
+  void prove(const plan::Plan& plan, Pass pass, const std::string& subject, Tally& tally) {
+    const plan::Verdict verdict = verifier.verify(plan);
+    ++tally.plans;
+    tally.steps += verdict.steps;
+    if (verdict.ok()) return;
+    ++tally.failures;
+    complain(subject, fmt::format(", {}: {}", pass == Pass::forward ? "forward" : "backward", verdict.failures.front()));
+  }
+};
 
 void check_numerically(const NumericCheck& check, const std::string& subject, Tally& tally) {
   ++tally.numeric;
@@ -101,30 +106,45 @@ void check_numerically(const NumericCheck& check, const std::string& subject, Ta
            fmt::format(": differs from the fp64 reference by {:.3g} forward, {:.3g} backward", check.forward_error, check.backward_error));
 }
 
-/// Without a device there is no fp64 comparison.
-Tally verify_row(const VerifySubject& row, const std::set<int>& ranks, std::optional<Device> device) {
+/// A row of the table as it fills.
+struct Entry {
+  std::string strategy, layout, kind;
+  Tally tally{};
+};
+
+/// One problem for one row. Without a device there is no fp64 comparison.
+void verify_problem(const VerifySubject::Problem& problem, int ranks, const std::string& documents, std::optional<Device> device,
+                    Prover& prover, Entry& entry) {
   constexpr int kMostThreads = 8, kPasses = 2;
-  Tally tally;
   const auto begin = Clock::now();
-  for (const int count : ranks) {
-    for (const std::vector<std::int64_t>& borders : verification_documents(count)) {
-      const VerifySubject::Problem problem = row.problem(borders, count);
-      const std::string subject = fmt::format("{} {} {}, {} ranks, {} documents, {} tokens", row.strategy, row.layout, row.kind, count,
-                                              borders.size() - 1, borders.back());
-      if (!problem.refusal.empty()) {
-        if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, problem.refusal);
-        tally.refused += kPasses;
-        continue;
-      }
-      for (const Pass pass : {Pass::forward, Pass::backward}) prove(problem.plan(pass), pass, subject, tally);
-      if (device && count <= kMostThreads) check_numerically(problem.compare(*device), subject, tally);
-    }
+  Tally& tally = entry.tally;
+  const std::string subject = fmt::format("{} {} {}, {} ranks, {}", entry.strategy, entry.layout, entry.kind, ranks, documents);
+  if (const std::string refusal = problem.refusal(entry.strategy); !refusal.empty()) {
+    if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, refusal);
+    tally.refused += kPasses;
+  } else {
+    for (const Pass pass : {Pass::forward, Pass::backward}) prover.prove(problem.plan(entry.strategy, pass), pass, subject, tally);
+    if (device && ranks <= kMostThreads) check_numerically(problem.compare(entry.strategy, *device), subject, tally);
   }
-  tally.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-  return tally;
+  tally.seconds += std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-nlohmann::json to_json(const VerifySubject& row, const Tally& tally) {
+/// All strategies of a subject. They follow each other on each problem, of which the proofs know more and more.
+std::vector<Entry> verify_subject(const VerifySubject& subject, const std::set<int>& ranks, std::optional<Device> device, Prover& prover) {
+  std::vector<Entry> entries;
+  for (const std::string& strategy : subject.strategies) entries.push_back({strategy, subject.layout, subject.kind});
+  for (const int count : ranks) {
+    for (const std::vector<std::int64_t>& borders : verification_documents(count)) {
+      const VerifySubject::Problem problem = subject.problem(borders, count);
+      const std::string documents = fmt::format("{} documents, {} tokens", borders.size() - 1, borders.back());
+      for (Entry& entry : entries) verify_problem(problem, count, documents, device, prover, entry);
+    }
+  }
+  return entries;
+}
+
+nlohmann::json to_json(const Entry& row) {
+  const Tally& tally = row.tally;
   return {{"strategy", row.strategy}, {"layout", row.layout},
           {"problem", row.kind},      {"plans", tally.plans},
           {"refused", tally.refused}, {"first_refusal", tally.first_refusal},
@@ -142,7 +162,8 @@ std::string header(const Widths& widths) {
                      "ranks", widths.ranks, "plans", "refused", "steps", "fp64 runs", "error", "seconds");
 }
 
-std::string line(const Widths& widths, const VerifySubject& row, const std::string& ranks, const Tally& tally) {
+std::string line(const Widths& widths, const Entry& row, const std::string& ranks) {
+  const Tally& tally = row.tally;
   const std::string verdict = tally.failures > 0 ? fmt::format("{} FAILED", tally.failures) : tally.plans == 0 ? "refused" : "ok";
   return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8.2g} {:>8.2f}  {}", row.strategy, row.layout, row.kind,
                      widths.kind, ranks, widths.ranks, tally.plans, tally.refused, tally.steps, tally.numeric, tally.largest_error,
@@ -184,30 +205,37 @@ int verify_command(Arguments arguments) {
   const std::optional<Device> device = device_of(options, table);
 
   const std::vector<VerifySubject> subjects = verify_subjects(options.strategy, options.layout);
+  if (subjects.empty()) {
+    throw InvalidArgument(fmt::format("verify: --strategy {} knows the layouts {} and not {}", options.strategy,
+                                      fmt::join(linear_layout_names(), ", "), options.layout));
+  }
   Widths widths{.ranks = std::max(Widths().ranks, options.ranks.size())};
   for (const VerifySubject& subject : subjects) widths.kind = std::max(widths.kind, subject.kind.size());
   say(table, header(widths));
-  Tally total;
+  Entry total{"total", "", ""};
+  Prover prover;
   nlohmann::json rows = nlohmann::json::array();
   bool left_out = false;
   for (const VerifySubject& subject : subjects) {
     const bool runs = device && (subject.on_devices || device->kind == DeviceKind::cpu);
     left_out = left_out || (device && !runs);
-    const Tally tally = verify_row(subject, ranks, runs ? device : std::nullopt);
-    say(table, line(widths, subject, options.ranks, tally));
-    if (tally.refused > 0) say(table, fmt::format("    {} refused; the first: {}", tally.refused, tally.first_refusal));
-    rows.push_back(to_json(subject, tally));
-    total.add(tally);
+    for (const Entry& entry : verify_subject(subject, ranks, runs ? device : std::nullopt, prover)) {
+      const Tally& tally = entry.tally;
+      say(table, line(widths, entry, options.ranks));
+      if (tally.refused > 0) say(table, fmt::format("    {} refused; the first: {}", tally.refused, tally.first_refusal));
+      rows.push_back(to_json(entry));
+      total.tally.add(tally);
+    }
   }
   if (left_out) say(table, "linear strategies have no CUDA kernels: their fp64 runs were left out");
-  say(table, line(widths, {"total", "", "", false, {}}, options.ranks, total));
-  print_result(table, {{"ok", total.ok()},
-                       {"plans", total.plans},
-                       {"refused", total.refused},
-                       {"failures", total.failures},
-                       {"seconds", total.seconds},
+  say(table, line(widths, total, options.ranks));
+  print_result(table, {{"ok", total.tally.ok()},
+                       {"plans", total.tally.plans},
+                       {"refused", total.tally.refused},
+                       {"failures", total.tally.failures},
+                       {"seconds", total.tally.seconds},
                        {"rows", rows}});
-  return total.ok() ? kOk : kFailedCheck;
+  return total.tally.ok() ? kOk : kFailedCheck;
 }
 
 }  // namespace periplus::launch

@@ -1,5 +1,6 @@
 #include "launch/verify_subjects.h"
 
+#include <algorithm>
 #include <memory>
 
 #include "launch/attention_options.h"
@@ -11,49 +12,46 @@
 namespace periplus::launch {
 namespace {
 
-VerifySubject::Problem attention_problem(const std::string& strategy, const std::string& layout, const VerificationCase& kind,
-                                         std::span<const std::int64_t> borders, int ranks) {
+VerifySubject::Problem attention_problem(const std::string& layout, const VerificationCase& kind, std::span<const std::int64_t> borders,
+                                         int ranks) {
   const auto problem =
       std::make_shared<const AttentionProblem>(verification_problem(layout_kind_from_string(layout), kind, borders, ranks));
-  const AttentionOptions how{.strategy = strategy};
-  return {strategy::refusal(strategy::find_strategy(strategy), *problem, how), [=](Pass pass) { return make_plan(*problem, how, pass); },
-          [=](Device device) { return compare_with_reference(*problem, how, device); }};
+  return {[=](const std::string& name) { return strategy::refusal(strategy::find_strategy(name), *problem, {.strategy = name}); },
+          [=](const std::string& name, Pass pass) { return make_plan(*problem, {.strategy = name}, pass); },
+          [=](const std::string& name, Device device) { return compare_with_reference(*problem, {.strategy = name}, device); }};
 }
 
-VerifySubject::Problem linear_problem(const std::string& strategy, const std::string& layout, const LinearVerificationCase& kind,
-                                      std::span<const std::int64_t> borders, int ranks) {
+VerifySubject::Problem linear_problem(const std::string& layout, const LinearVerificationCase& kind, std::span<const std::int64_t> borders,
+                                      int ranks) {
+  namespace linear = strategy::linear;
   const auto problem =
       std::make_shared<const LinearAttentionProblem>(verification_problem(layout_kind_from_string(layout), kind, borders, ranks));
-  const LinearAttentionOptions how{.strategy = strategy};
-  return {strategy::linear::refusal(strategy::linear::find_strategy(strategy), *problem, how),
-          [=](Pass pass) { return make_plan(*problem, how, pass); }, [=](Device) { return compare_with_reference(*problem, how); }};
+  return {[=](const std::string& name) { return linear::refusal(linear::find_strategy(name), *problem, {.strategy = name}); },
+          [=](const std::string& name, Pass pass) { return make_plan(*problem, {.strategy = name}, pass); },
+          [=](const std::string& name, Device) { return compare_with_reference(*problem, {.strategy = name}); }};
+}
+
+std::vector<std::string> chosen(const std::string& choice, const std::vector<std::string>& all) {
+  if (choice == "all") return all;
+  return std::ranges::find(all, choice) == all.end() ? std::vector<std::string>{} : std::vector<std::string>{choice};
 }
 
 }  // namespace
 
 std::vector<VerifySubject> verify_subjects(const std::string& strategy, const std::string& layout) {
-  const auto wanted = [](const std::string& choice, const std::string& name) { return choice == "all" || choice == name; };
   std::vector<VerifySubject> subjects;
-  for (const std::string& name : strategy_names()) {
-    for (const std::string& where : layout_names()) {
-      if (!wanted(strategy, name) || !wanted(layout, where)) continue;
-      for (const VerificationCase& kind : verification_cases()) {
-        subjects.push_back({name, where, kind.name(), true, [=](std::span<const std::int64_t> borders, int ranks) {
-                              return attention_problem(name, where, kind, borders, ranks);
-                            }});
+  const auto add = [&](const auto& kinds, std::vector<std::string> strategies, const std::vector<std::string>& layouts, bool on_devices,
+                       auto make) {
+    if (strategies.empty()) return;
+    for (const std::string& where : chosen(layout, layouts)) {
+      for (const auto& kind : kinds) {
+        subjects.push_back({where, kind.name(), strategies, on_devices,
+                            [=](std::span<const std::int64_t> borders, int ranks) { return make(where, kind, borders, ranks); }});
       }
     }
-  }
-  for (const std::string& name : linear_strategy_names()) {
-    for (const std::string& where : linear_layout_names()) {
-      if (!wanted(strategy, name) || !wanted(layout, where)) continue;
-      for (const LinearVerificationCase& kind : linear_verification_cases()) {
-        subjects.push_back({name, where, kind.name(), false, [=](std::span<const std::int64_t> borders, int ranks) {
-                              return linear_problem(name, where, kind, borders, ranks);
-                            }});
-      }
-    }
-  }
+  };
+  add(verification_cases(), chosen(strategy, strategy_names()), layout_names(), true, attention_problem);
+  add(linear_verification_cases(), chosen(strategy, linear_strategy_names()), linear_layout_names(), false, linear_problem);
   return subjects;
 }
 

@@ -11,16 +11,17 @@
 
 namespace periplus::launch {
 
-/// What one line of `periplus verify` is about: a strategy on one layout and one kind of problem.
+/// One layout and one kind of problem that `periplus verify` looks at, and the strategies for it.
 struct VerifySubject {
-  std::string strategy, layout, kind;
-  bool on_devices = true;  ///< Whether its kernels run on CUDA devices too.
+  std::string layout, kind;
+  std::vector<std::string> strategies;
+  bool on_devices = true;  ///< Whether the kernels run on CUDA devices too.
 
-  /// The problem of so many ranks and such documents.
+  /// The problem of so many ranks and such documents. Each by strategy.
   struct Problem {
-    std::string refusal;  ///< Why the strategy cannot plan it; then there is nothing else.
-    std::function<plan::Plan(Pass)> plan;
-    std::function<NumericCheck(Device)> compare;  ///< With the fp64 reference.
+    std::function<std::string(const std::string& strategy)> refusal;  ///< Empty, or why it cannot be planned.
+    std::function<plan::Plan(const std::string& strategy, Pass)> plan;
+    std::function<NumericCheck(const std::string& strategy, Device)> compare;  ///< With the fp64 reference.
   };
   std::function<Problem(std::span<const std::int64_t> borders, int ranks)> problem;
 };
