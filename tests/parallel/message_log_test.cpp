@@ -42,7 +42,7 @@ void expect_program(MessageLog& log, const plan::Program& program) {
   }
 }
 
-/// DistributedAttention compares one digest with all ranks when it is made.
+/// Operators compare one digest with all ranks when they are made.
 void expect_digests(MessageLog& log, const comm::Communicator& communicator) {
   for (int peer = 0; peer < communicator.size(); ++peer) {
     if (peer == communicator.rank()) continue;
