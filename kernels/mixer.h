@@ -15,7 +15,8 @@
 ///          of rows and heads; everything else is contiguous.
 /// Types    Activations and weights share a storage type T in {bf16, f32, f64}; decays, factors, betas and the gradients of weights
 ///          are f32 (f64 for f64). Gradients of weights accumulate; those of activations overwrite unless said.
-/// Effects  Bitwise independent of the number of threads. N = 0 is allowed everywhere.
+/// Effects  Bitwise independent of the number of threads. N = 0 is allowed everywhere. The gradients of x, a and b in decays and
+///          betas may replace x, a and b.
 /// Devices  CPU; streams of other devices are refused (BackendUnavailable).
 namespace periplus::kernels {
 

@@ -155,6 +155,24 @@ TEST(Decays, BitsDoNotDependOnThreads) {
   });
 }
 
+TEST(Decays, GradientsMayReplaceTheirInputs) {
+  for_each_storage_type([]<class T>() {
+    SoftplusCase<T> apart(50, 7), aliased(50, 7);
+    apart.backward();
+    softplus_decay_backward(aliased.inputs(), view(aliased.ddecay, aliased.shape()), view(aliased.dstep, aliased.shape()),
+                            view(aliased.a, aliased.shape()), view(aliased.da_log, {7}), view(aliased.ddt_bias, {7}), aliased.stream);
+    EXPECT_TRUE(same_bits(apart.da, aliased.a));
+    auto x = random_values<T>(350, 1, 3), gate = x, beta = x;
+    std::vector<T> dx(x.size());
+    logsigmoid_decay_backward(view(apart.ddecay, {350}), view(x, {350}), 16, view(dx, {350}), apart.stream);
+    logsigmoid_decay_backward(view(apart.ddecay, {350}), view(gate, {350}), 16, view(gate, {350}), apart.stream);
+    EXPECT_TRUE(same_bits(dx, gate));
+    sigmoid_beta_backward(view(apart.ddecay, {350}), view(x, {350}), 2, view(dx, {350}), apart.stream);
+    sigmoid_beta_backward(view(apart.ddecay, {350}), view(beta, {350}), 2, view(beta, {350}), apart.stream);
+    EXPECT_TRUE(same_bits(dx, beta));
+  });
+}
+
 TEST(Decays, ConstantsOfRetentionAndLightning) {
   const auto retention = retention_log_decays(3);
   EXPECT_NEAR(std::exp(retention[0]), 1 - 1.0 / 32, 1e-15);
