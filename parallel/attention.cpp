@@ -133,7 +133,13 @@ plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& as
   plan::Plan plan{{},
                   {problem.layout, problem.mask, problem.q_heads, problem.kv_heads, pass == Pass::backward,
                    strategy.bytes_sent(problem, options, pass)}};
-  for (int rank = 0; rank < problem.layout.ranks(); ++rank) plan.programs.push_back(make_program(problem, options, pass, rank));
+  plan.programs.reserve(static_cast<std::size_t>(problem.layout.ranks()));
+  ProgramBuilder program(0);
+  for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
+    program.restart(rank);
+    (pass == Pass::forward ? build_forward : build_backward)(program, problem, options, strategy);
+    plan.programs.push_back(program.build());
+  }
   return plan;
 }
 

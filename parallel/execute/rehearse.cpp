@@ -18,10 +18,11 @@ Tensor made_up(const plan::Slot& slot, bool zeros, const Memory& memory) {
   const Extents shape{slot.rows, slot.heads, slot.width};
   if (zeros) return Tensor::zeros(shape, slot.dtype, memory);
   const Tensor wide(shape, DType::f32, memory);
+  const bool decays = slot.name == "log_decay";  // positive ones would let states grow without bound
   std::uint32_t state = 1;
   for (float& x : wide.view().span<float>()) {
     state = state * 1664525U + 1013904223U;
-    x = static_cast<float>(state >> 8) * 0x1p-24F - 0.5F;
+    x = static_cast<float>(state >> 8) * 0x1p-24F - (decays ? 1.0F : 0.5F);
   }
   Tensor tensor(shape, slot.dtype, memory);
   copy(wide, tensor);

@@ -37,7 +37,7 @@ View ProgramBuilder::slot(std::string name, Role role, DType dtype, std::int64_t
     throw InternalError(fmt::format("plan: two slots of rank {} are called '{}'", rank(), name));
   }
   program_.slots.push_back({std::move(name), role, dtype, rows, heads, width, 0, contiguous});
-  history_.emplace_back();
+  if (history_.size() < program_.slots.size()) history_.emplace_back();
   return {id, 0, rows, 0, heads};
 }
 
@@ -181,15 +181,15 @@ void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
 
 std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::span<const Access> accesses) const {
   std::array<StepId, kQueues> latest = no_steps();
-  const auto scan = [&](const std::vector<Use>& uses, const View& view) {
-    for (auto use = uses.rbegin(); use != uses.rend(); ++use) {
-      const int other = orders_.queue_of(use->step);
-      if (other != queue && use->step > latest[other] && overlap(use->view, view)) latest[other] = use->step;
+  const auto scan = [&](const Uses& uses, const View& view) {
+    for (const Use& use : uses.latest_first()) {
+      if (use.queue != queue && use.step > latest[static_cast<std::size_t>(use.queue)] && overlap(use.view, view))
+        latest[static_cast<std::size_t>(use.queue)] = use.step;
     }
   };
   for (const Access& access : accesses) {
     if (!access.view.present()) continue;
-    const SlotHistory& history = history_[static_cast<std::size_t>(access.view.slot)];
+    const SlotUses& history = history_[static_cast<std::size_t>(access.view.slot)];
     scan(history.writes, access.view);
     if (access.mode != Mode::read) scan(history.reads, access.view);
   }
@@ -199,44 +199,46 @@ std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::spa
 void ProgramBuilder::remember(StepId step, std::span<const Access> accesses) {
   const int queue = orders_.queue_of(step);
   for (const Access& access : accesses) {
-    if (!access.view.present()) continue;
-    SlotHistory& history = history_[static_cast<std::size_t>(access.view.slot)];
-    history.lifetime.use(queue, step);
-    if (access.mode == Mode::read) {
-      history.reads.push_back({step, access.view});
-      continue;
-    }
-    // Whatever conflicts with an earlier use of these cells conflicts with this write too, which follows that use.
-    const auto covered = [&](const Use& use) { return contains(access.view, use.view); };
-    std::erase_if(history.reads, covered);
-    std::erase_if(history.writes, covered);
-    history.writes.push_back({step, access.view});
+    if (access.view.present()) history_[static_cast<std::size_t>(access.view.slot)].remember({access.view, step, queue}, access.mode);
   }
 }
 
 void ProgramBuilder::place_scratch() {
-  std::vector<SlotId> ids;
-  std::vector<std::int64_t> bytes;
+  scratch_ids_.clear(), scratch_bytes_.clear();
   for (std::size_t i = 0; i < program_.slots.size(); ++i) {
     if (program_.slots[i].role != Role::scratch) continue;
     if (!history_[i].lifetime.used()) program_.slots[i].rows = 0;  // takes no memory
-    ids.push_back(static_cast<SlotId>(i));
-    bytes.push_back(program_.slots[i].bytes());
+    scratch_ids_.push_back(static_cast<SlotId>(i));
+    scratch_bytes_.push_back(program_.slots[i].bytes());
   }
-  std::vector<std::int64_t> offsets(ids.size());
-  const auto apart = [&](int a, int b) {
-    const auto lifetime = [&](int i) -> const Lifetime& {
-      return history_[static_cast<std::size_t>(ids[static_cast<std::size_t>(i)])].lifetime;
-    };
-    return lifetime(a).apart(lifetime(b), orders_);
+  const auto lifetime = [&](int i) -> const Lifetime& {
+    return history_[static_cast<std::size_t>(scratch_ids_[static_cast<std::size_t>(i)])].lifetime;
   };
-  program_.workspace_bytes = place_blocks(bytes, apart, offsets);
-  for (std::size_t i = 0; i < ids.size(); ++i) program_.slots[static_cast<std::size_t>(ids[i])].offset = offsets[i];
+  scratch_offsets_.resize(scratch_ids_.size());
+  program_.workspace_bytes = place_blocks(
+      scratch_bytes_, [&](int a, int b) { return lifetime(a).apart(lifetime(b), orders_); }, scratch_offsets_);
+  for (std::size_t i = 0; i < scratch_ids_.size(); ++i)
+    program_.slots[static_cast<std::size_t>(scratch_ids_[i])].offset = scratch_offsets_[i];
 }
 
 Program ProgramBuilder::build() {
   place_scratch();
+  const Program& p = program_;
+  last_ = {p.slots.size(), p.steps.size(),    p.accesses.size(), p.bands.size(),
+           p.sends.size(), p.receives.size(), p.after.size(),    p.moves.size()};
   return std::move(program_);
+}
+
+void ProgramBuilder::restart(Rank rank) {
+  program_ = {};
+  program_.rank = rank;
+  program_.slots.reserve(last_.slots), program_.steps.reserve(last_.steps), program_.accesses.reserve(last_.accesses);
+  program_.bands.reserve(last_.bands), program_.sends.reserve(last_.sends), program_.receives.reserve(last_.receives);
+  program_.after.reserve(last_.after), program_.moves.reserve(last_.moves);
+  for (SlotUses& uses : history_) uses.clear();
+  phase_ = 0;
+  last_bands_ = {};
+  orders_.clear();
 }
 
 }  // namespace periplus::plan

@@ -36,6 +36,8 @@ class RotatingScratch {
 class ProgramBuilder {
  public:
   explicit ProgramBuilder(Rank rank) { program_.rank = rank; }
+  /// Begins the program of another rank, with the memory of the one built before and room for as much as that had.
+  void restart(Rank rank);
   Rank rank() const noexcept { return program_.rank; }
 
   /// Declares a slot, under a name of its own, and returns the view of all of it.
@@ -115,19 +117,10 @@ class ProgramBuilder {
   /// Messages to and from the rank itself and of zero rows are dropped.
   void exchange(Label label, int lane, std::span<const Message> sends, std::span<const Message> receives);
 
-  /// Places scratch slots in the workspace and returns the program. The builder is spent.
+  /// Places scratch slots in the workspace and returns the program. The builder is spent until `restart`.
   Program build();
 
  private:
-  struct Use {
-    StepId step;
-    View view;
-  };
-  struct SlotHistory {
-    std::vector<Use> reads, writes;  ///< Those a later access may have to wait for, oldest first.
-    Lifetime lifetime;
-  };
-
   StepId begin_step(Op op, Label label);
   void emit(Op op, Label label, std::span<const Access> accesses, std::span<const Band> bands = {}, double scale = 1, double softcap = 0);
   void emit(Op op, Label label, std::span<const Access> accesses, const Recurrence& how);
@@ -139,10 +132,17 @@ class ProgramBuilder {
 
   Program program_;
   std::int32_t phase_ = 0;
-  std::vector<SlotHistory> history_;  ///< by slot
-  Range last_bands_;                  ///< In the pool.
-  std::vector<Access> touched_;       ///< of the exchange at hand
+  std::vector<SlotUses> history_;  ///< by slot; more than there are once restarted
+  Range last_bands_;               ///< In the pool.
+  std::vector<Access> touched_;    ///< of the exchange at hand
   StepOrders orders_;
+  std::vector<std::int64_t> scratch_bytes_, scratch_offsets_;  ///< of place_scratch
+  std::vector<SlotId> scratch_ids_;
+  /// How much the program built last had.
+  struct Sizes {
+    std::size_t slots = 0, steps = 0, accesses = 0, bands = 0, sends = 0, receives = 0, after = 0, moves = 0;
+  };
+  Sizes last_;
 };
 
 }  // namespace periplus::plan

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <ranges>
 #include <vector>
 
 #include "parallel/plan/plan.h"
@@ -16,16 +18,40 @@ inline std::array<StepId, kQueues> no_steps() noexcept {
 }
 
 /// Which steps of one program have surely finished when another starts, given the queues and `after`: vector clocks with
-/// one entry per queue. Steps are entered in program order.
+/// one entry per queue. Steps are entered in program order. All of it is inline: builder and verifier ask for every access.
 class StepOrders {
  public:
+  /// Forgets all steps and keeps their memory.
+  void clear() {
+    orders_.clear();
+    tail_ = no_steps();
+  }
   /// Enters the next step, ordered after its predecessor in the queue.
-  void begin(int queue);
+  void begin(int queue) {
+    StepId& tail = tail_[static_cast<std::size_t>(queue)];
+    Order order;
+    if (tail >= 0) {
+      order = orders_[static_cast<std::size_t>(tail)];
+      order.before[static_cast<std::size_t>(queue)] = ++order.position;
+    }
+    order.queue = queue;
+    orders_.push_back(order);
+    tail = last();
+  }
   /// Orders the step entered last after `earlier` too.
-  void wait_for(StepId earlier);
+  void wait_for(StepId earlier) {
+    const Order& e = orders_[static_cast<std::size_t>(earlier)];
+    Order& order = orders_.back();
+    for (std::size_t q = 0; q < kQueues; ++q) order.before[q] = std::max(order.before[q], e.before[q]);
+    std::int32_t& own = order.before[static_cast<std::size_t>(e.queue)];
+    own = std::max(own, e.position + 1);
+  }
   int queue_of(StepId step) const { return orders_[static_cast<std::size_t>(step)].queue; }
   /// Whether `earlier` has surely finished when `later` starts.
-  bool ordered(StepId earlier, StepId later) const;
+  bool ordered(StepId earlier, StepId later) const {
+    const Order &e = orders_[static_cast<std::size_t>(earlier)], &l = orders_[static_cast<std::size_t>(later)];
+    return e.queue == l.queue ? e.position < l.position : e.position < l.before[static_cast<std::size_t>(e.queue)];
+  }
   StepId last() const { return static_cast<StepId>(orders_.size()) - 1; }
 
  private:
@@ -45,16 +71,23 @@ class Lifetime {
     const auto q = static_cast<std::size_t>(queue);
     if (first_[q] < 0) first_[q] = step;
     last_[q] = step;
+    if (begin_ < 0) begin_ = step;
+    end_ = step;
   }
-  bool used() const noexcept { return first_ != no_steps(); }
-  /// Whether every use of this slot has surely finished before any use of the other starts.
-  bool ends_before(const Lifetime& other, const StepOrders& orders) const;
+  bool used() const noexcept { return begin_ >= 0; }
+  /// Whether every use of this slot has surely finished before any use of the other starts: in program order at least.
+  bool ends_before(const Lifetime& other, const StepOrders& orders) const {
+    return end_ < other.begin_ ? all_ordered_before(other, orders) : !used() || !other.used();
+  }
   bool apart(const Lifetime& other, const StepOrders& orders) const {
     return ends_before(other, orders) || other.ends_before(*this, orders);
   }
 
  private:
+  bool all_ordered_before(const Lifetime& other, const StepOrders& orders) const;
+
   std::array<StepId, kQueues> first_ = no_steps(), last_ = no_steps();
+  StepId begin_ = -1, end_ = -1;
 };
 
 /// Whether two views share cells.
@@ -68,5 +101,52 @@ inline bool contains(const View& outer, const View& inner) noexcept {
   return outer.slot == inner.slot && outer.row0 <= inner.row0 && inner.row0 + inner.rows <= outer.row0 + outer.rows &&
          outer.head0 <= inner.head0 && inner.head0 + inner.heads <= outer.head0 + outer.heads;
 }
+
+/// A step's use of part of a slot.
+struct Use {
+  View view;
+  StepId step;
+  int queue;
+};
+
+/// Uses of one kind of a slot that a later step may have to wait for, oldest first. Queues finish in order, so a use that
+/// lies in the rectangle of a later one of its queue tells nothing more.
+class Uses {
+ public:
+  void add(const Use& use) {
+    if (!uses_.empty() && uses_.back().queue == use.queue && contains(use.view, uses_.back().view)) {
+      uses_.back() = use;
+    } else {
+      uses_.push_back(use);
+    }
+  }
+  /// Drops those within a view. Whoever conflicts with one of them conflicts with the write of the view too, which follows it.
+  void drop_within(const View& view) {
+    std::erase_if(uses_, [&](const Use& use) { return contains(view, use.view); });
+  }
+  void clear() { uses_.clear(); }
+  auto latest_first() const { return std::views::reverse(uses_); }
+
+ private:
+  std::vector<Use> uses_;
+};
+
+/// What uses of a slot there were.
+struct SlotUses {
+  Uses reads, writes;
+  Lifetime lifetime;
+  /// Enters a use of a step that is ordered behind all earlier ones it conflicts with.
+  void remember(const Use& use, Mode mode) {
+    lifetime.use(use.queue, use.step);
+    if (mode == Mode::read) return reads.add(use);
+    reads.drop_within(use.view);
+    writes.drop_within(use.view);
+    writes.add(use);
+  }
+  void clear() {
+    reads.clear(), writes.clear();
+    lifetime = {};
+  }
+};
 
 }  // namespace periplus::plan

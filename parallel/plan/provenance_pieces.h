@@ -10,6 +10,7 @@
 
 #include "parallel/plan/plan.h"
 #include "parallel/plan/row_orders.h"
+#include "parallel/plan/store.h"
 
 /// Symbols that verify's provenance check plays with in place of numbers.
 namespace periplus::plan {
@@ -49,19 +50,7 @@ struct TermNode {
   const TermNode* rest;
   std::int64_t rest_row, rest_head;
 };
-/// Keeps the nodes of one proof.
-class TermStore {
- public:
-  const TermNode* add(const TermNode& node) {
-    // A deque would allocate for every nine nodes.
-    if (blocks_.empty() || blocks_.back().size() == kBlock) blocks_.emplace_back().reserve(kBlock);
-    return &blocks_.back().emplace_back(node);
-  }
-
- private:
-  static constexpr std::size_t kBlock = 1024;
-  std::vector<std::vector<TermNode>> blocks_;
-};
+using TermStore = Store<TermNode>;
 
 /// A rectangle of equal history. Its rows are those of an order of RowOrders, from origin_row on: nearly always of the
 /// rank of that number. Copies share the list of terms, shifted by rows and heads of their own.

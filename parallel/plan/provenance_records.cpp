@@ -8,24 +8,43 @@
 
 namespace periplus::plan {
 
+void AttendRecords::begin(const Claim& claim) {
+  const std::array<std::uint64_t, 2> now{claim.layout.digest(), claim.mask.digest()};
+  same_claim_ = now == claim_;
+  claim_ = now;
+  ranks_ = claim.layout.ranks();
+  records_.clear();
+  of_plan_.clear();
+  if (!same_claim_) lasting_.clear();
+  last_bands_ = {};
+}
+
 int AttendRecords::add(std::span<const Band> bands, const View& q_view, Pieces& q, const View& k_view, Pieces& k) {
   words_.assign(1, static_cast<std::int64_t>(digest_of_bands(bands)));
-  bool whole = !q.empty() && !k.empty();
+  bool whole = !q.empty() && !k.empty(), by_rank = true;
   for (auto [pieces, view] : {std::pair(&q, &q_view), std::pair(&k, &k_view)}) {
     if (!std::ranges::is_sorted(*pieces, {}, &Piece::row0)) std::ranges::stable_sort(*pieces, {}, &Piece::row0);
     words_.insert(words_.end(), {view->rows, static_cast<std::int64_t>(pieces->size())});
     for (const Piece& piece : *pieces) {
       words_.insert(words_.end(), {piece.row0, piece.rows, piece.origin, piece.origin_row});
+      by_rank = by_rank && piece.origin < ranks_;
       whole = whole && piece.head0 == 0 && piece.heads == view->heads && piece.origin_head == pieces->front().origin_head;
     }
   }
   const std::uint64_t digest = hash64({reinterpret_cast<const char*>(words_.data()), words_.size() * sizeof(std::int64_t)});
+  const bool lasts = whole && by_rank;
+  Geometries& among = lasts ? lasting_ : of_plan_;
+  const auto made = [&] {
+    const std::span<const Band> kept = lasts ? among.bands.add_all(bands) : bands;
+    return among.all.add({lasts, kept, among.pieces.add_all(q), among.pieces.add_all(k), q_view.rows, k_view.rows, digest});
+  };
   const AttendGeometry* geometry = nullptr;
-  if (const auto known = by_digest_.find(digest); whole && known != by_digest_.end()) {
-    geometry = known->second;
+  if (whole) {
+    const auto [known, is_new] = among.by_digest.find_or_add(digest);
+    if (is_new) *known = made();
+    geometry = *known;
   } else {
-    geometry = &geometries_.emplace_back(AttendGeometry{bands, q, k, q_view.rows, k_view.rows, digest});
-    if (whole) by_digest_.emplace(digest, geometry);
+    geometry = made();
   }
   const std::optional<std::int64_t> first_head = whole ? std::optional(q.front().origin_head) : std::nullopt;
   records_.push_back({geometry, q_view.heads / k_view.heads, first_head});

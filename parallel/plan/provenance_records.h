@@ -1,10 +1,10 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <deque>
+#include <memory>
 #include <optional>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "parallel/plan/provenance_pieces.h"
@@ -19,15 +19,19 @@ struct BandsByRow {
 
 /// All that tells which (query, key) pairs an attend step works on. Steps that differ in heads only share it.
 struct AttendGeometry {
+  bool lasting;  ///< It names rows by the layout only, and so stands for steps of other plans too.
   std::span<const Band> bands;
-  Pieces q, k;  ///< By rising row.
+  std::span<const Piece> q, k;  ///< By rising row.
   std::int64_t q_rows, k_rows;
   std::uint64_t digest;
 
   /// What Truth found out about it so far.
   mutable std::optional<std::uint64_t> all_pairs = {};
-  mutable std::vector<std::uint64_t> by_query_piece = {}, by_key_piece = {};
-  mutable BandsByRow by_query = {}, by_key = {};
+  struct Parts {
+    std::vector<std::uint64_t> by_query_piece, by_key_piece;
+    BandsByRow by_query, by_key;
+  };
+  mutable std::unique_ptr<Parts> parts = {};  ///< Few are asked for.
 };
 
 /// An attend or attend_backward step with the identity of its views at the time it ran.
@@ -38,19 +42,31 @@ struct AttendRecord {
   std::optional<std::int64_t> first_head;
 };
 
-/// All steps of a proof.
+/// All steps of a proof. Geometries in terms of the layout serve the proofs of other plans as well.
 class AttendRecords {
  public:
+  /// Forgets the steps; geometries that last too unless the claim has the same layout and mask as before.
+  void begin(const Claim& claim);
+  bool same_claim() const { return same_claim_; }
   /// Sorts the pieces of the two views by row. Returns the number of the record.
   int add(std::span<const Band> bands, const View& q_view, Pieces& q, const View& k_view, Pieces& k);
   const AttendRecord& operator[](int record) const { return records_[static_cast<std::size_t>(record)]; }
 
  private:
+  struct Geometries {
+    Store<AttendGeometry> all;
+    Store<Piece> pieces;
+    Store<Band> bands;
+    DigestMap<const AttendGeometry*> by_digest;  ///< Of those with all heads in every piece.
+    void clear() { all.clear(), pieces.clear(), bands.clear(), by_digest.clear(); }
+  };
   /// Steps that share bands follow each other.
   std::uint64_t digest_of_bands(std::span<const Band> bands);
 
-  std::deque<AttendGeometry> geometries_;
-  std::unordered_map<std::uint64_t, const AttendGeometry*> by_digest_;  ///< Of those with all heads in every piece.
+  Geometries lasting_, of_plan_;
+  std::array<std::uint64_t, 2> claim_{};  ///< Digests of layout and mask.
+  bool same_claim_ = false;
+  int ranks_ = 0;
   std::vector<AttendRecord> records_;
   std::vector<std::int64_t> words_;
   std::span<const Band> last_bands_;

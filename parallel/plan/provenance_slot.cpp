@@ -13,6 +13,12 @@ bool meets(const Piece& piece, const View& view) {
 }  // namespace
 
 std::int64_t SlotPieces::read(const View& view, Pieces& found) const {
+  // Nearly always a view is read as it was written.
+  if (const auto piece = exactly(view); piece != held_.end()) {
+    Piece& part = found.emplace_back(*piece);
+    part.row0 = part.head0 = 0;
+    return view.rows * view.heads;
+  }
   std::int64_t cells = 0;
   const std::int64_t all = view.rows * view.heads;
   for (auto piece = held_.begin(); piece != held_.end() && cells < all; ++piece) {
@@ -47,9 +53,13 @@ void SlotPieces::write(const View& view, std::span<const Piece> pieces) {
   for (const Piece& piece : pieces) held_.push_back(moved_in(piece));
 }
 
+Pieces::const_iterator SlotPieces::exactly(const View& view) const {
+  return std::ranges::find_if(held_, [&](const Piece& p) { return p.covers(view.row0, view.rows, view.head0, view.heads); });
+}
+
 Piece* SlotPieces::only(const View& view) {
-  const auto piece = std::ranges::find_if(held_, [&](const Piece& p) { return p.covers(view.row0, view.rows, view.head0, view.heads); });
-  return piece == held_.end() ? nullptr : &*piece;
+  const auto piece = exactly(view);
+  return piece == held_.end() ? nullptr : &held_[static_cast<std::size_t>(piece - held_.begin())];
 }
 
 }  // namespace periplus::plan

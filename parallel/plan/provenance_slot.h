@@ -10,6 +10,7 @@ namespace periplus::plan {
 /// What a slot holds: pieces that do not overlap.
 class SlotPieces {
  public:
+  void clear() { held_.clear(); }
   void hold(const Piece& piece) { held_.push_back(piece); }
   /// Appends the pieces of a view, in its coordinates. Returns how many of its cells are defined.
   std::int64_t read(const View& view, Pieces& found) const;
@@ -19,6 +20,8 @@ class SlotPieces {
   Piece* only(const View& view);
 
  private:
+  Pieces::const_iterator exactly(const View& view) const;
+
   Pieces held_;
 };
 

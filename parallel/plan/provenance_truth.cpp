@@ -25,7 +25,7 @@ std::uint64_t digest_of(std::span<const std::int64_t> words) {
 }
 
 /// The first piece that ends behind a row. Pieces of all heads do not overlap and lie by rising row.
-Pieces::const_iterator first_behind(const Pieces& pieces, std::int64_t row) {
+std::span<const Piece>::iterator first_behind(std::span<const Piece> pieces, std::int64_t row) {
   return std::ranges::upper_bound(pieces, row, {}, [](const Piece& piece) { return piece.row0 + piece.rows; });
 }
 
@@ -38,16 +38,22 @@ void for_pieces(const AttendGeometry& r, const Band& band, Fn&& fn) {
   }
 }
 
+AttendGeometry::Parts& parts_of(const AttendGeometry& of) {
+  if (!of.parts) of.parts = std::make_unique<AttendGeometry::Parts>();
+  return *of.parts;
+}
+
 /// Query head of head `head` of the queries or keys of a record.
 std::int64_t query_head(const AttendRecord& r, bool keys, std::int64_t head) { return *r.first_head + head * (keys ? r.group : 1); }
 
 }  // namespace
 
-Truth::Truth(const Claim& claim, const RowOrders& orders)
+Truth::Truth(const Claim& claim, const RowOrders& orders, KnownPairs& lasting)
     : claim_(claim),
       orders_(orders),
       group_(claim.q_heads / claim.kv_heads),
-      fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u) {}
+      fingerprint_(claim.layout.tokens(), claim.q_heads, 0x9e3779b97f4a7c15u),
+      lasting_(lasting) {}
 
 std::uint64_t Truth::demanded(const Piece& piece) const {
   const std::int64_t per_row_head = has_key_rows(piece.cell) ? group_ : 1;
@@ -57,8 +63,8 @@ std::uint64_t Truth::demanded(const Piece& piece) const {
 std::uint64_t Truth::demanded_pairs(const Piece& piece) const {
   const bool keys = has_key_rows(piece.cell);
   const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{piece.origin, piece.origin_row, piece.rows, keys});
-  auto [entry, is_new] = demanded_.try_emplace(key, 0);
-  if (!is_new) return entry->second;
+  const auto [known, is_new] = (orders_.is_rank(piece.origin) ? lasting_ : of_plan_).demanded.find_or_add(key);
+  if (!is_new) return *known;
   std::uint64_t sum = 0;
   orders_.for_runs(piece.origin, piece.origin_row, piece.rows, [&](std::int64_t, const StridedRows& run) {
     for (const Band& band : claim_.mask.bands()) {
@@ -70,7 +76,7 @@ std::uint64_t Truth::demanded_pairs(const Piece& piece) const {
         sum = field::add(sum, keys ? fingerprint_.band(other, own, band.lo, band.hi) : fingerprint_.band(own, other, band.lo, band.hi));
     }
   });
-  return entry->second = sum;
+  return *known = sum;
 }
 
 /// Fingerprint of the pairs of one band between one query piece and one key piece, in global rows.
@@ -110,26 +116,27 @@ std::uint64_t Truth::contributed(const Piece& piece, const Term& term, const Att
 }
 
 bool Truth::complete(const Pieces& sums, const AttendRecords& records) const {
-  struct Share {
-    Piece piece;
-    Term term;
-    auto key() const { return std::tuple(term.record, term.whole, term.head, piece.heads, term.row); }
-  };
-  std::vector<Share> shares;
+  std::vector<Share>& shares = shares_;
+  shares.clear();
   std::uint64_t wanted = 0, sum = 0;
   for (const Piece& piece : sums) {
     wanted = field::add(wanted, demanded(piece));
-    for_terms(piece, [&](const Term& term) { shares.push_back({piece, term}); });
+    for_terms(piece, [&](const Term& term) { shares.push_back({&piece, term}); });
+  }
+  // Terms of one piece have no others that go on from their rows.
+  if (sums.size() == 1) {
+    for (const Share& share : shares) sum = field::add(sum, contributed(*share.piece, share.term, records[share.term.record]));
+    return sum == wanted;
   }
   std::ranges::sort(shares, {}, &Share::key);
   for (auto share = shares.begin(); share != shares.end();) {
-    Piece rows = share->piece;
+    Piece rows = *share->piece;
     auto next = share + 1;
     for (; next != shares.end() && !share->term.whole; ++next) {
-      Share follows{rows, share->term};
+      Share follows{&rows, share->term};
       follows.term.row += rows.rows;
       if (next->key() != follows.key()) break;
-      rows.rows += next->piece.rows;
+      rows.rows += next->piece->rows;
     }
     sum = field::add(sum, contributed(rows, share->term, records[share->term.record]));
     share = next;
@@ -161,16 +168,16 @@ std::uint64_t Truth::contributed_pairs(const Piece& piece, const Term& term, con
   // All rows of one axis are all pairs, whichever axis it is.
   if (term.row == 0 && piece.rows == (keys ? of.k_rows : of.q_rows)) return all_pairs(of);
   const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{static_cast<std::int64_t>(of.digest), term.row, piece.rows, keys});
-  auto [entry, is_new] = pairs_.try_emplace(key, 0);
-  if (is_new) entry->second = pairs(of, keys, term.row, piece.rows);
-  return entry->second;
+  const auto [known, is_new] = (of.lasting ? lasting_ : of_plan_).contributed.find_or_add(key);
+  if (is_new) *known = pairs(of, keys, term.row, piece.rows);
+  return *known;
 }
 
 std::uint64_t Truth::pairs(const AttendGeometry& of, bool keys, std::int64_t row, std::int64_t rows) const {
   const std::uint64_t all = all_pairs(of);
-  const Pieces& pieces = keys ? of.k : of.q;
+  const std::span<const Piece> pieces = keys ? of.k : of.q;
   if (row <= 0 && row + rows >= (keys ? of.k_rows : of.q_rows)) return all;
-  const std::vector<std::uint64_t>& by_piece = keys ? of.by_key_piece : of.by_query_piece;
+  const std::vector<std::uint64_t>& by_piece = keys ? parts_of(of).by_key_piece : parts_of(of).by_query_piece;
   std::uint64_t sum = 0;
   for (auto piece = first_behind(pieces, row); piece != pieces.end() && piece->row0 < row + rows; ++piece) {
     const std::int64_t begin = std::max(row, piece->row0), end = std::min(row + rows, piece->row0 + piece->rows);
@@ -183,8 +190,10 @@ std::uint64_t Truth::pairs(const AttendGeometry& of, bool keys, std::int64_t row
 std::uint64_t Truth::all_pairs(const AttendGeometry& of) const {
   if (of.all_pairs) return *of.all_pairs;
   // A single piece has all of them.
-  if (of.q.size() > 1) of.by_query_piece.assign(of.q.size(), 0);
-  if (of.k.size() > 1) of.by_key_piece.assign(of.k.size(), 0);
+  std::vector<std::uint64_t> none, &by_query = of.q.size() > 1 ? parts_of(of).by_query_piece : none,
+                                   &by_key = of.k.size() > 1 ? parts_of(of).by_key_piece : none;
+  if (of.q.size() > 1) by_query.assign(of.q.size(), 0);
+  if (of.k.size() > 1) by_key.assign(of.k.size(), 0);
   const auto add_to = [](std::vector<std::uint64_t>& sums, std::ptrdiff_t piece, std::uint64_t pairs) {
     if (sums.empty()) return;
     std::uint64_t& sum = sums[static_cast<std::size_t>(piece)];
@@ -194,8 +203,8 @@ std::uint64_t Truth::all_pairs(const AttendGeometry& of) const {
   for (const Band& band : of.bands) {
     for_pieces(of, band, [&](const Piece& x, const Piece& y) {
       const std::uint64_t pairs = band_between(band, x, y);
-      add_to(of.by_query_piece, &x - of.q.data(), pairs);
-      add_to(of.by_key_piece, &y - of.k.data(), pairs);
+      add_to(by_query, &x - of.q.data(), pairs);
+      add_to(by_key, &y - of.k.data(), pairs);
       sum = field::add(sum, pairs);
     });
   }
@@ -205,7 +214,7 @@ std::uint64_t Truth::all_pairs(const AttendGeometry& of) const {
 
 std::uint64_t Truth::pairs_of_part(const AttendGeometry& of, bool keys, std::int64_t begin, std::int64_t end) const {
   const auto from = keys ? &Band::k0 : &Band::q0, to = keys ? &Band::k1 : &Band::q1;
-  BandsByRow& by_row = keys ? of.by_key : of.by_query;
+  BandsByRow& by_row = keys ? parts_of(of).by_key : parts_of(of).by_query;
   if (by_row.bands.empty()) {
     by_row.bands.assign(of.bands.begin(), of.bands.end());
     std::ranges::sort(by_row.bands, {}, from);

@@ -2,17 +2,26 @@
 
 #include <cstdint>
 #include <optional>
-#include <unordered_map>
+#include <tuple>
+#include <vector>
 
 #include "parallel/plan/fingerprint.h"
 #include "parallel/plan/provenance_records.h"
 
 namespace periplus::plan {
 
+/// What Truth was asked before. Ranks ask for the same rows again and again: for out and lse, dq and dk, for every rank of a
+/// head group, and all-to-all plans for each of P pieces of P x P.
+struct KnownPairs {
+  DigestMap<std::uint64_t> demanded, contributed;
+  void clear() { demanded.clear(), contributed.clear(); }
+};
+
 /// Global rows and their fingerprints, straight from the claim.
 class Truth {
  public:
-  Truth(const Claim& claim, const RowOrders& orders);
+  /// `lasting` is of this layout and mask: what is known of rows in terms of the layout.
+  Truth(const Claim& claim, const RowOrders& orders, KnownPairs& lasting);
 
   std::int64_t group() const { return group_; }
   /// Fingerprint of what the mask demands of the rows of a piece (queries, or keys with all their queries) and its heads.
@@ -41,9 +50,15 @@ class Truth {
   const RowOrders& orders_;
   std::int64_t group_;
   Fingerprint fingerprint_;
-  /// What was asked before. Ranks ask for the same rows again and again: for out and lse, dq and dk, for every rank of a
-  /// head group, and all-to-all plans for each of P pieces of P x P.
-  mutable std::unordered_map<std::uint64_t, std::uint64_t> demanded_, pairs_;
+  KnownPairs& lasting_;
+  mutable KnownPairs of_plan_;
+  /// One term of one of the sums of `complete`.
+  struct Share {
+    const Piece* piece;
+    Term term;
+    auto key() const { return std::tuple(term.record, term.whole, term.head, piece->heads, term.row); }
+  };
+  mutable std::vector<Share> shares_;
 };
 
 }  // namespace periplus::plan

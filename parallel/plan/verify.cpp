@@ -15,7 +15,7 @@
 namespace periplus::plan {
 namespace {
 
-constexpr std::size_t kMostFailures = 8;
+constexpr std::size_t kMostFailures = 8, kFewAccesses = 8;
 
 /// Everything a step touches, messages included.
 void collect_accesses(const Program& program, const Step& step, std::vector<Access>& accesses) {
@@ -111,67 +111,56 @@ void check_messages(const Plan& plan, Verdict& verdict) {
   }
 }
 
-/// Part 3 for one program.
+/// Part 3, program by program: memory is kept from one to the next.
 class RaceCheck {
  public:
-  RaceCheck(const Program& program, std::vector<std::string>& failures)
-      : program_(program), failures_(failures), slots_(program.slots.size()) {}
-
-  void run() {
-    for (StepId id = 0; id < static_cast<StepId>(program_.steps.size()); ++id) {
-      const Step& step = program_.steps[static_cast<std::size_t>(id)];
+  void run(const Program& program, std::vector<std::string>& failures) {
+    program_ = &program;
+    failures_ = &failures;
+    orders_.clear();
+    for (SlotUses& slot : slots_) slot.clear();
+    if (slots_.size() < program.slots.size()) slots_.resize(program.slots.size());
+    for (StepId id = 0; id < static_cast<StepId>(program.steps.size()); ++id) {
+      const Step& step = program.steps[static_cast<std::size_t>(id)];
       orders_.begin(queue_of(step));
-      for (const StepId other : program_.after_of(step)) orders_.wait_for(other);
-      collect_accesses(program_, step, accesses_);
-      check_step(id, accesses_);
+      for (const StepId other : program.after_of(step)) orders_.wait_for(other);
+      collect_accesses(program, step, accesses_);
+      check_step(id);
     }
-    for (std::size_t a = 0; a < slots_.size(); ++a) {
-      for (std::size_t b = a + 1; b < slots_.size(); ++b) check_shared_bytes(a, b);
-    }
+    check_shared_bytes();
   }
 
  private:
-  struct Use {
-    StepId step;
-    View view;
-  };
-  struct SlotUses {
-    std::array<std::vector<Use>, kQueues> reads, writes;
-    Lifetime lifetime;
-  };
+  const Slot& slot_of(const View& view) const { return program_->slot_of(view); }
 
-  /// The latest overlapping use in another queue decides: its queue finishes in order.
-  void check_against(const std::array<std::vector<Use>, kQueues>& uses, StepId id, const View& view) {
-    for (int queue = 0; queue < kQueues; ++queue) {
-      if (queue == orders_.queue_of(id)) continue;
-      for (auto use = uses[queue].rbegin(); use != uses[queue].rend(); ++use) {
-        if (!overlap(use->view, view)) continue;
-        if (!orders_.ordered(use->step, id)) {
-          failures_.push_back(fmt::format("rank {} step {}: touches '{}' while step {} may still use it", program_.rank, id,
-                                          program_.slot_of(view).name, use->step));
-        }
-        break;
-      }
+  void check_against(const Uses& uses, StepId id, const View& view) {
+    const int queue = orders_.queue_of(id);
+    for (const Use& use : uses.latest_first()) {
+      if (use.queue == queue || !overlap(use.view, view) || orders_.ordered(use.step, id)) continue;
+      failures_->push_back(
+          fmt::format("rank {} step {}: touches '{}' while step {} may still use it", program_->rank, id, slot_of(view).name, use.step));
+      return;
     }
   }
 
   void fail_shared(StepId id, const View& view) {
-    failures_.push_back(
-        fmt::format("rank {} step {}: two operands share rows of '{}' and one is written", program_.rank, id, program_.slot_of(view).name));
+    failures_->push_back(
+        fmt::format("rank {} step {}: two operands share rows of '{}' and one is written", program_->rank, id, slot_of(view).name));
   }
 
-  void check_operands(StepId id, const std::vector<Access>& accesses) {
-    for (std::size_t i = 0; i < accesses.size(); ++i) {
-      for (std::size_t j = 0; j < i; ++j) {
-        const bool harmless = accesses[i].mode == Mode::read && accesses[j].mode == Mode::read;
-        if (!harmless && overlap(accesses[i].view, accesses[j].view)) fail_shared(id, accesses[i].view);
+  void check_operands(StepId id) {
+    for (std::size_t i = 0; i < accesses_.size(); ++i) {
+      if (accesses_[i].mode == Mode::read) continue;
+      for (std::size_t j = 0; j < accesses_.size(); ++j) {
+        if (i != j && (accesses_[j].mode == Mode::read || j < i) && overlap(accesses_[i].view, accesses_[j].view))
+          fail_shared(id, accesses_[i].view);
       }
     }
   }
 
   /// Messages have all heads of their slots and are many: by slot and row, each has to begin behind those before it.
-  void check_messages_apart(StepId id, const std::vector<Access>& accesses) {
-    by_row_.assign(accesses.begin(), accesses.end());
+  void check_messages_apart(StepId id) {
+    by_row_.assign(accesses_.begin(), accesses_.end());
     std::ranges::sort(by_row_, {}, [](const Access& access) { return std::pair(access.view.slot, access.view.row0); });
     std::int64_t end = 0, written_end = 0;
     for (std::size_t i = 0; i < by_row_.size(); ++i) {
@@ -183,42 +172,57 @@ class RaceCheck {
     }
   }
 
-  void check_step(StepId id, const std::vector<Access>& accesses) {
+  void check_step(StepId id) {
     const int queue = orders_.queue_of(id);
-    queue == 0 ? check_operands(id, accesses) : check_messages_apart(id, accesses);
-    for (std::size_t i = 0; i < accesses.size(); ++i) {
-      const auto& [view, mode] = accesses[i];
-      SlotUses& slot = slots_[static_cast<std::size_t>(view.slot)];
+    // Pair by pair where that is less than to sort.
+    queue == 0 || accesses_.size() <= kFewAccesses ? check_operands(id) : check_messages_apart(id);
+    for (const auto& [view, mode] : accesses_) {
+      const SlotUses& slot = slots_[static_cast<std::size_t>(view.slot)];
       check_against(slot.writes, id, view);
       if (mode != Mode::read) check_against(slot.reads, id, view);
     }
-    for (const auto& [view, mode] : accesses) {
-      SlotUses& slot = slots_[static_cast<std::size_t>(view.slot)];
-      (mode == Mode::read ? slot.reads : slot.writes)[static_cast<std::size_t>(queue)].push_back({id, view});
-      slot.lifetime.use(queue, id);
+    for (const auto& [view, mode] : accesses_) slots_[static_cast<std::size_t>(view.slot)].remember({view, id, queue}, mode);
+  }
+
+  /// Slots whose bytes meet are never alive together. By rising offset, those that may meet one are those that begin in it.
+  void check_shared_bytes() {
+    by_offset_.clear();
+    for (std::size_t i = 0; i < program_->slots.size(); ++i) {
+      if (program_->slots[i].role == Role::scratch && program_->slots[i].bytes() > 0) by_offset_.push_back(i);
+    }
+    const auto slot = [&](std::size_t place) -> const Slot& { return program_->slots[by_offset_[place]]; };
+    std::ranges::sort(by_offset_, {}, [&](std::size_t i) { return program_->slots[i].offset; });
+    for (std::size_t a = 0; a < by_offset_.size(); ++a) {
+      const std::int64_t end = slot(a).offset + slot(a).bytes();
+      for (std::size_t b = a + 1; b < by_offset_.size() && slot(b).offset < end; ++b) {
+        if (slots_[by_offset_[a]].lifetime.apart(slots_[by_offset_[b]].lifetime, orders_)) continue;
+        failures_->push_back(fmt::format("rank {}: scratch '{}' and '{}' share workspace bytes but may be alive together", program_->rank,
+                                         slot(a).name, slot(b).name));
+      }
     }
   }
 
-  void check_shared_bytes(std::size_t a, std::size_t b) {
-    const Slot &x = program_.slots[a], &y = program_.slots[b];
-    if (x.role != Role::scratch || y.role != Role::scratch) return;
-    if (x.offset >= y.offset + y.bytes() || y.offset >= x.offset + x.bytes()) return;
-    if (!slots_[a].lifetime.apart(slots_[b].lifetime, orders_)) {
-      failures_.push_back(
-          fmt::format("rank {}: scratch '{}' and '{}' share workspace bytes but may be alive together", program_.rank, x.name, y.name));
-    }
-  }
-
-  const Program& program_;
-  std::vector<std::string>& failures_;
-  std::vector<SlotUses> slots_;
+  std::vector<std::string>* failures_ = nullptr;
+  const Program* program_ = nullptr;
+  std::vector<SlotUses> slots_;            ///< May be more than the program has.
   std::vector<Access> accesses_, by_row_;  // of the step at hand
+  std::vector<std::size_t> by_offset_;     ///< Scratch slots.
   StepOrders orders_;
 };
 
 }  // namespace
 
-Verdict verify(const Plan& plan) {
+struct Verifier::State {
+  RaceCheck races;
+  ProvenanceMemory provenance;
+};
+
+Verifier::Verifier() : state_(std::make_unique<State>()) {}
+Verifier::~Verifier() = default;
+
+Verdict verify(const Plan& plan) { return Verifier().verify(plan); }
+
+Verdict Verifier::verify(const Plan& plan) {
   Verdict verdict;
   const int ranks = static_cast<int>(plan.programs.size());
   ProperOrders proper_orders;
@@ -233,11 +237,11 @@ Verdict verify(const Plan& plan) {
   if (!verdict.ok()) return verdict;
   check_messages(plan, verdict);
   for (const Program& program : plan.programs) {
-    if (verdict.failures.size() < kMostFailures) RaceCheck(program, verdict.failures).run();
+    if (verdict.failures.size() < kMostFailures) state_->races.run(program, verdict.failures);
   }
   if (!verdict.ok()) return verdict;
-  if (std::string failure = plan.claim.computes == Computes::linear ? check_states(plan) : check_provenance(plan); !failure.empty())
-    verdict.failures.push_back(std::move(failure));
+  std::string failure = plan.claim.computes == Computes::linear ? check_states(plan) : check_provenance(plan, state_->provenance);
+  if (!failure.empty()) verdict.failures.push_back(std::move(failure));
   if (plan.claim.bytes_sent >= 0 && verdict.bytes_sent != plan.claim.bytes_sent) {
     verdict.failures.push_back(fmt::format("the plan sends {} bytes, its formula says {}", verdict.bytes_sent, plan.claim.bytes_sent));
   }

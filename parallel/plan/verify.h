@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -28,5 +29,18 @@ struct Verdict {
 /// Stops at the first kind of failure that makes the later checks meaningless. Cost: O(steps + bands) but for slots cut
 /// into many pieces.
 Verdict verify(const Plan& plan);
+
+/// Proves one plan after another, as `verify` does. Keeps memory from one to the next and, while layout and mask stay the
+/// same, what it found out about their rows: plans of a problem should follow each other.
+class Verifier {
+ public:
+  Verifier();
+  ~Verifier();
+  Verdict verify(const Plan& plan);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 }  // namespace periplus::plan

@@ -20,8 +20,14 @@ namespace {
 /// Plays the programs of all ranks.
 class Player {
  public:
-  explicit Player(const Plan& plan)
-      : plan_(plan), orders_(plan.claim.layout), truth_(plan.claim, orders_), slots_(plan.programs.size()), next_(plan.programs.size(), 0) {
+  Player(const Plan& plan, ProvenanceMemory& memory)
+      : plan_(plan),
+        orders_(plan.claim.layout),
+        truth_(plan.claim, orders_, memory.known),
+        slots_(memory.slots),
+        next_(plan.programs.size(), 0),
+        store_(memory.terms),
+        records_(memory.records) {
     for (const Program& program : plan.programs) bind_inputs(program);
   }
 
@@ -45,7 +51,7 @@ class Player {
 
   void bind_inputs(const Program& program) {
     std::vector<SlotPieces>& slots = slots_[static_cast<std::size_t>(program.rank)];
-    slots.resize(program.slots.size());
+    if (slots.size() < program.slots.size()) slots.resize(program.slots.size());
     for (std::size_t i = 0; i < program.slots.size(); ++i) {
       const Slot& slot = program.slots[i];
       if (slot.role != Role::input) continue;
@@ -109,7 +115,7 @@ class Player {
 
   /// All messages of a phase leave before any arrives: an exchange never sends what it receives.
   void play_phase(int phase) {
-    mail_.resize(slots_.size());
+    mail_.resize(next_.size());
     for (std::vector<Letter>& box : mail_) box.clear();
     mailed_.clear();
     const auto in_phase = [&] { return next() < program().steps.size() && program().steps[next()].phase == phase; };
@@ -122,7 +128,7 @@ class Player {
       if (!in_phase()) continue;
       step_ = static_cast<StepId>(next());
       std::vector<Letter>& box = mail_[static_cast<std::size_t>(rank_)];
-      taken_.assign(slots_.size(), 0);
+      taken_.assign(next_.size(), 0);
       for (const Message& m : program().receives_of(program().steps[next()])) {
         // Senders were met in rank order, so the letters of each lie together.
         const auto first = std::ranges::lower_bound(box, m.peer, {}, &Letter::from);
@@ -370,7 +376,7 @@ class Player {
   const Plan& plan_;
   RowOrders orders_;
   Truth truth_;
-  std::vector<std::vector<SlotPieces>> slots_;  ///< by rank and slot
+  std::vector<std::vector<SlotPieces>>& slots_;  ///< by rank and slot
   std::vector<std::size_t> next_;
   struct Letter {
     Rank from;
@@ -380,18 +386,29 @@ class Player {
   std::vector<std::ptrdiff_t> taken_;      ///< How many letters of each sender the receiver has.
   Pieces mailed_;
   Pieces queries_, keys_, sums_, scratch_, after_;  ///< Of the step at hand.
-  TermStore store_;
-  AttendRecords records_;
+  TermStore& store_;
+  AttendRecords& records_;
   Rank rank_ = 0;
   StepId step_ = -1;
 };
 
 }  // namespace
 
-std::string check_provenance(const Plan& plan) {
+void ProvenanceMemory::begin(const Plan& plan) {
+  records.begin(plan.claim);
+  if (!records.same_claim()) known.clear();
+  terms.clear();
+  for (std::vector<SlotPieces>& of_rank : slots) {
+    for (SlotPieces& slot : of_rank) slot.clear();
+  }
+  if (slots.size() < plan.programs.size()) slots.resize(plan.programs.size());
+}
+
+std::string check_provenance(const Plan& plan, ProvenanceMemory& memory) {
+  memory.begin(plan);
   std::optional<Player> player;
   try {
-    player.emplace(plan);
+    player.emplace(plan, memory);
     player->play();
   } catch (const ProvenanceFailure& failure) {
     return (player ? player->where() : std::string()) + failure.what;

@@ -136,6 +136,7 @@ class StatePlayer {
 
   // --- messages ---
 
+  /// All of a view, which must be defined.
   Cells read(const View& view) {
     Cells cells;
     for (std::int64_t row = 0; row < view.rows; ++row) {
@@ -348,9 +349,14 @@ class StatePlayer {
 
   void play_apply(const Step& step, const View& base, const View& incoming, const View* doutgoing) {
     require(claim_.backward == (doutgoing != nullptr), "{} is of the other pass", info(step.op).name);
+    require(program().slot_of(incoming).name == "incoming" && incoming.head0 == base.head0, "incoming is not '{}' head {}",
+            program().slot_of(incoming).name, incoming.head0);
+    read(incoming);
     for (const UnitRun& run : program().runs_of(step)) {
       const std::size_t index = index_of(base, run);
       const auto unit = static_cast<std::size_t>(self().runs[index].unit);
+      require(incoming.row0 + run.unit == self().runs[index].unit, "its run of rows {}+{} takes the states of unit {} instead of {}",
+              base.row0 + run.row0, run.rows, incoming.row0 + run.unit, unit);
       for (std::int64_t head = 0; head < base.heads; ++head) {
         const std::int64_t own_head = base.head0 + head;
         if (run.enters) require_state(incoming, run.unit, head, state_of(self().incoming[unit], false, own_head));

@@ -18,6 +18,7 @@
 #include "runtime/comm/mpi_transport.h"
 #include "runtime/comm/split.h"
 #include "tests/parallel/attention_cases.h"
+#include "tests/parallel/linear_cases.h"
 
 namespace periplus::test {
 namespace {
@@ -113,7 +114,18 @@ MessageLog run_cases(const comm::Communicator& communicator, std::size_t cases_p
     for (const Pass pass : {Pass::forward, Pass::backward})
       expect_program(planned, make_program(problem_of(c, DType::f32, communicator.size()), c.options, pass, communicator.rank()));
   }
-  if (communicator.rank() == 0) fmt::print("{} configurations on {} ranks\n", cases.size(), communicator.size());
+  std::size_t linear_cases = 0;
+  for (const LinearAttentionOptions& options : linear_variants()) {
+    const std::vector<LinearCase> all = linear_sweep(communicator.size(), options);
+    for (std::size_t i = 0; i < cases_per_variant; ++i, ++linear_cases) {
+      const LinearCase& c = all[(7 * i + linear_cases) % all.size()];
+      run_linear_case(c, make_linear_oracle(c, memory), DType::f32, communicator);
+      expect_digests(planned, communicator);
+      for (const Pass pass : {Pass::forward, Pass::backward})
+        expect_program(planned, make_program(problem_of(c, DType::f32, communicator.size()), c.options, pass, communicator.rank()));
+    }
+  }
+  if (communicator.rank() == 0) fmt::print("{} configurations on {} ranks\n", cases.size() + linear_cases, communicator.size());
   return planned;
 }
 

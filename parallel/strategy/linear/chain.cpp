@@ -45,7 +45,8 @@ class Chain {
       : program_(program), pass_(pass), way_(pass.units(), pass.reverse()), nothing_(fold(0)), one_(fold(1)) {}
 
   /// Slices follow each other at the distance of one unit. In a wave the unit that is furthest sends first, so that it is rid of
-  /// one slice when the next comes; neighbours use different lanes, so that a unit receives while it sends.
+  /// one slice when the next comes. Neighbours use different lanes, so that a unit receives while it sends; with all three the two
+  /// units of a zigzag rank in the middle of the way seldom meet on one.
   void emit() {
     for (std::int64_t wave = 0; wave < way_.length() + pass_.groups() - 1; ++wave) {
       if (wave < pass_.groups()) begin_slice(static_cast<int>(wave));
@@ -84,7 +85,7 @@ class Chain {
       std::vector<Message> sends, receives;
       if (own(place)) sends.push_back({way_.rank(place + 1), slice.outgoing.rows_at(row(place), 1)});
       if (own(place + 1)) receives.push_back({way_.rank(place), slice.arriving.rows_at(row(place + 1), 1)});
-      program_.exchange({"slice", k}, static_cast<int>(place % 2), sends, receives);
+      program_.exchange({"slice", k}, static_cast<int>(place % plan::kPlanLanes), sends, receives);
     } else if (own(place) && way_.leaves(place)) {
       program_.copy({"slice", k}, slice.outgoing.rows_at(row(place), 1), slice.arriving.rows_at(row(place + 1), 1));
     }

@@ -13,11 +13,6 @@ using plan::Mode;
 using plan::ProgramBuilder;
 using plan::View;
 
-/// A state that ends with its unit goes nowhere: then nothing is gathered. Both passes agree.
-bool any_state_passes(const Units& units) {
-  return std::ranges::any_of(folds_of_all(units, false), [](const kernels::UnitFold& fold) { return fold.begin < fold.end; });
-}
-
 /// The elements of a group of heads, of all units in the order of the sequence. The other ranks' arrive while later steps run.
 /// Ranks without tokens take no part.
 View gather(ProgramBuilder& program, UnitPass& pass, int group) {

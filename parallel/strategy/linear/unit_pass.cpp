@@ -1,5 +1,7 @@
 #include "parallel/strategy/linear/unit_pass.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "parallel/strategy/heads.h"
@@ -92,6 +94,10 @@ std::vector<kernels::UnitFold> folds_of_all(const Units& units, bool reverse) {
     for (std::size_t i = 0; i < own.size(); ++i) folds[static_cast<std::size_t>(own[i])] = mine[i];
   }
   return folds;
+}
+
+bool any_state_passes(const Units& units) {
+  return std::ranges::any_of(folds_of_all(units, false), [](const kernels::UnitFold& fold) { return fold.begin < fold.end; });
 }
 
 }  // namespace periplus::strategy::linear

@@ -64,5 +64,7 @@ class UnitPass {
 
 /// Units that a state passes from or to, in the direction of the pass: by unit, the fold that gives what comes to it.
 std::vector<kernels::UnitFold> folds_of_all(const Units& units, bool reverse);
+/// Whether any document goes on from one unit into the next. Else nothing has to be made or sent, in both passes.
+bool any_state_passes(const Units& units);
 
 }  // namespace periplus::strategy::linear

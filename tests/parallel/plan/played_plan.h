@@ -162,6 +162,8 @@ class PlayedPlan {
       case Op::merge:
         play_sum(r, accesses[merge_operand::part_out].view, accesses[merge_operand::out].view);
         return play_sum(r, accesses[merge_operand::part_lse].view, accesses[merge_operand::lse].view);
+      case Op::unit_scan:
+        return play_scan(r, s);
       default:
         for (const Access& a : accesses) {
           for_cells(r, a.view, [&](Cell& cell, std::int64_t, std::int64_t) {
@@ -185,6 +187,18 @@ class PlayedPlan {
       used_ = used_ || next->wrong || cell.wrong;
       cell.empty = cell.empty && next->empty;
       ++next;
+    });
+  }
+  /// Elements that no fold mentions are not looked at.
+  void play_scan(std::size_t r, const Step& s) {
+    const auto accesses = plan_.programs[r].accesses_of(s);
+    for (const kernels::UnitFold& fold : plan_.programs[r].folds_of(s)) {
+      const View elements = accesses[unit_scan_operand::elements].view.rows_at(fold.begin, fold.end - fold.begin);
+      for_cells(r, elements, [&](Cell& cell, std::int64_t, std::int64_t) { used_ = used_ || cell.wrong; });
+    }
+    for_cells(r, accesses[unit_scan_operand::states].view, [&](Cell& cell, std::int64_t, std::int64_t) {
+      if (accesses[unit_scan_operand::states].mode == Mode::add) used_ = used_ || cell.wrong;
+      cell = {};
     });
   }
   void play_attend(std::size_t r, const Step& s) {
