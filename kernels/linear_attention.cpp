@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cpu/linear/units.h"
 #include "kernels/cpu/unit_scan.h"
 #include "kernels/linear_attention_problem.h"
 #include "kernels/operands.h"
@@ -12,7 +13,7 @@ namespace periplus::kernels {
 namespace {
 
 /// What all storage types but f64 run on.
-namespace fast = reference;
+namespace fast = cpu;
 
 void refuse_cuda(std::string_view op, StreamView stream) {
   if (!on_cuda(stream)) return;

@@ -1,6 +1,7 @@
 #include "launch/train_options.h"
 
 #include "launch/attention_options.h"
+#include "parallel/strategy/linear/strategy.h"
 
 namespace periplus::launch {
 namespace {
@@ -33,7 +34,24 @@ void add_model(OptionTable& table, train::ModelConfig& model) {
              .flag = "pattern",
              .target = &model.pattern,
              .value = "TEXT",
-             .help = "Kind of each layer, repeated: S = softmax attention."});
+             .help = "Kind of each layer, repeated: S softmax attention, W the same in a window, L linear attention, D gated delta rule."});
+  table.add({.key = "model.window",
+             .flag = "model-window",
+             .target = &model.window,
+             .value = "N",
+             .help = "W layers: tokens back that a token sees.",
+             .least = 0});
+  table.add({.key = "model.gate",
+             .flag = "gate",
+             .target = &model.gate,
+             .value = "NAME",
+             .help = "L layers: how a state decays: basic (not), retention, lightning, gla or mamba2."});
+  table.add({.key = "model.conv_width",
+             .flag = "conv-width",
+             .target = &model.conv_width,
+             .value = "N",
+             .help = "D layers, and L layers with mamba2: tokens that the short convolution reads; 0: 4.",
+             .least = 0});
   table.add({.key = "model.tie_embeddings",
              .flag = "tie-embeddings",
              .target = &model.tie_embeddings,
@@ -44,6 +62,17 @@ void add_model(OptionTable& table, train::ModelConfig& model) {
              .value = "X",
              .help = "Base of the rotary angles.",
              .least = 1});
+}
+
+void add_linear_strategy(OptionTable& table, LinearAttentionOptions& linear) {
+  std::vector<std::string> names;
+  for (const strategy::linear::Strategy& strategy : strategy::linear::strategies()) names.emplace_back(strategy.name);
+  table.add({.key = "parallel.linear_strategy",
+             .flag = "linear-strategy",
+             .target = &linear.strategy,
+             .value = "NAME",
+             .help = "How states of L and D layers get from rank to rank:",
+             .choices = std::move(names)});
 }
 
 void add_optimizer(OptionTable& table, train::OptimizerConfig& optimizer) {
@@ -122,6 +151,7 @@ void add_train_options(OptionTable& table, train::Config& config, RankOptions& r
              .choices = {"best_fit", "concat"}});
   add_run(table, config.run);
   add_strategy_options(table, config.parallel.attention, config.parallel.layout);
+  add_linear_strategy(table, config.parallel.linear);
   ranks.deadline_seconds = config.run.deadline_seconds;
   add_rank_options(table, ranks);
   add_model(table, config.model);

@@ -39,5 +39,23 @@ template <class Vec, class Words, class Halves>
   return Vec((magnitude >= 0x0f800000u ? magnitude + 0x70000000u : number) | (word & 0x8000u) << 16);
 }
 
+/// f32 to f16 in 16-bit lanes, rounded to nearest even; subnormals are kept, NaN stays NaN.
+template <class Vec, class Words, class Halves>
+[[gnu::always_inline]] inline Halves narrow_f16(Vec x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Vec) == 64) return Halves(_mm512_maskz_cvtps_ph(0xffff, __m512(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
+#if defined(__F16C__)
+  if constexpr (sizeof(Vec) == 32) return Halves(_mm256_cvtps_ph(__m256(x), _MM_FROUND_TO_NEAREST_INT));
+#endif
+  // As float16's own conversion, dtype.h.
+  const Words word = Words(x), magnitude = word & 0x7fffffffu;
+  const Words tiny = Words(Vec(magnitude) + 0.5f) - 0x3f000000u;
+  const Words rounded = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  const Words number = magnitude < 0x38800000u ? tiny : rounded;
+  const Words special = magnitude > 0x7f800000u ? 0x7e00u | (magnitude >> 13 & 0x1ffu) : Words{} + 0x7c00u;
+  return __builtin_convertvector((magnitude >= 0x477ff000u ? special : number) | (word >> 16 & 0x8000u), Halves);
+}
+
 }  // namespace
 }  // namespace periplus::kernels::cpu

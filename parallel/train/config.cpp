@@ -1,6 +1,7 @@
 // What can be trained, said before anything is read, allocated or sent.
 #include "parallel/train/config.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <span>
@@ -11,19 +12,16 @@
 
 #include "kernels/matmul.h"
 #include "parallel/layout.h"
+#include "parallel/strategy/linear/strategy.h"
 #include "parallel/strategy/strategy.h"
+#include "parallel/train/mixer.h"
 #include "runtime/error.h"
 
 namespace periplus::train {
 namespace {
 
-struct LayerKind {
-  char letter;
-  std::string_view meaning;
-};
-/// Layer kinds that layer.cpp can compute. A new mixer adds its letter here and its branch there.
-constexpr std::array kLayerKinds = {LayerKind{'S', "softmax attention"}};
-
+constexpr std::array<std::string_view, 5> kGates = {"basic", "retention", "lightning", "gla", "mamba2"};
+constexpr std::int64_t kLargestConvolution = 64;
 constexpr std::array<std::string_view, 2> kPackings = {"best_fit", "concat"};
 constexpr std::array<std::string_view, 4> kDtypes = {"auto", "bf16", "f32", "f64"};
 constexpr std::int64_t kByteValues = 256;
@@ -54,13 +52,35 @@ void require_one_of(std::string_view key, std::string_view value, std::span<cons
 
 void check_pattern(std::string_view pattern) {
   std::string accepted;
-  for (const LayerKind& kind : kLayerKinds) accepted += fmt::format("{}{} = {}", accepted.empty() ? "" : ", ", kind.letter, kind.meaning);
+  for (const MixerKind& kind : mixer_kinds()) accepted += fmt::format("{}{} = {}", accepted.empty() ? "" : ", ", kind.letter, kind.meaning);
   require(!pattern.empty(), "model.pattern", "empty", fmt::format("one or more letters ({})", accepted));
   for (const char letter : pattern) {
-    bool known = false;
-    for (const LayerKind& kind : kLayerKinds) known = known || kind.letter == letter;
-    if (!known)
+    if (find_mixer_kind(letter) == nullptr)
       throw InvalidArgument(fmt::format("config: model.pattern is '{}'; '{}' is no layer kind, accepted: {}", pattern, letter, accepted));
+  }
+}
+
+/// Keys of some layer kinds: needed where there are such layers, and refused where there are none.
+void check_layer_kinds(const ModelConfig& model) {
+  std::string used;
+  for (std::int64_t layer = 0; layer < model.layers && used.size() < model.pattern.size(); ++layer) used += model.letter_of(layer);
+  const auto has = [&](char letter) { return used.find(letter) != std::string::npos; };
+  if (has('W')) {
+    require(model.window >= 1 && model.window <= kLargestContext, "model.window", model.window,
+            fmt::format("1 to {}, because model.pattern '{}' has W layers: tokens back that a token sees", kLargestContext, model.pattern));
+  } else {
+    require(model.window == 0, "model.window", model.window, fmt::format("left out: model.pattern '{}' has no W layers", model.pattern));
+  }
+  if (has('L')) {
+    require_one_of("model.gate", model.gate, kGates);
+  } else {
+    require(model.gate.empty(), "model.gate", model.gate, fmt::format("left out: model.pattern '{}' has no L layers", model.pattern));
+  }
+  if (has('D') || model.gate == "mamba2") {
+    require(model.conv_width == 0 || (model.conv_width >= 2 && model.conv_width <= kLargestConvolution), "model.conv_width",
+            model.conv_width, fmt::format("2 to {}", kLargestConvolution));
+  } else {
+    require(model.conv_width == 0, "model.conv_width", model.conv_width, "left out: only D layers and L layers with mamba2 have one");
   }
 }
 
@@ -77,6 +97,32 @@ void check_model(const ModelConfig& model) {
   require(model.vocabulary >= kByteValues, "model.vocabulary", model.vocabulary, "at least 256: tokens are bytes");
   require(std::isfinite(model.rope_theta) && model.rope_theta > 0, "model.rope_theta", model.rope_theta, "a positive number");
   check_pattern(model.pattern);
+  check_layer_kinds(model);
+}
+
+/// A state moves between ranks for every unit, so layouts that cut a rank's tokens into many are no use.
+void check_recurrent(const ModelConfig& model, const ParallelConfig& parallel) {
+  try {
+    strategy::linear::find_strategy(parallel.linear.strategy);
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(fmt::format("config: parallel.linear_strategy: {}", error.what()));
+  }
+  const MixerKind* recurrent = nullptr;
+  for (std::int64_t layer = 0; layer < std::min(model.layers, std::ssize(model.pattern)); ++layer) {
+    const MixerKind* const kind = find_mixer_kind(model.letter_of(layer));
+    if (kind->recurrent) recurrent = kind;
+  }
+  if (recurrent == nullptr) {
+    require(parallel.linear.strategy == LinearAttentionOptions().strategy, "parallel.linear_strategy", parallel.linear.strategy,
+            fmt::format("left out: no layer of model.pattern '{}' passes a state on", model.pattern));
+    return;
+  }
+  if (parallel.layout != "contiguous" && parallel.layout != "zigzag") {
+    throw InvalidArgument(
+        fmt::format("config: parallel.layout is {}, but model.pattern '{}' has {} layers ({}), whose states follow the sequence from rank "
+                    "to rank; set parallel.layout to zigzag (softmax layers stay balanced) or contiguous (half the states)",
+                    parallel.layout, model.pattern, recurrent->letter, recurrent->meaning));
+  }
 }
 
 void check_optimizer(const OptimizerConfig& optimizer) {
@@ -109,6 +155,7 @@ void check(const Config& config) {
   } catch (const InvalidArgument& error) {
     throw InvalidArgument(fmt::format("config: parallel.layout: {}", error.what()));
   }
+  check_recurrent(config.model, config.parallel);
   require(config.run.steps >= 1, "run.steps", config.run.steps, "1 or more");
   require(!config.run.directory.empty(), "run.directory", "empty", "a folder to write to");
   require(config.run.checkpoint_every >= 0, "run.checkpoint_every", config.run.checkpoint_every, "0 (only at the end) or more");
@@ -133,12 +180,16 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"model.ffn", text(model.ffn)},
           {"model.vocabulary", text(model.vocabulary)},
           {"model.pattern", model.pattern},
+          {"model.window", text(model.window)},
+          {"model.gate", model.gate},
+          {"model.conv_width", text(model.conv_width)},
           {"model.tie_embeddings", text(model.tie_embeddings)},
           {"model.rope_theta", text(model.rope_theta)},
           {"data.paths", fmt::format("{}", fmt::join(data.paths, ", "))},
           {"data.context", text(data.context)},
           {"data.packing", data.packing},
           {"parallel.strategy", parallel.attention.strategy},
+          {"parallel.linear_strategy", parallel.linear.strategy},
           {"parallel.pieces", text(parallel.attention.pieces)},
           {"parallel.stages", text(parallel.attention.stages)},
           {"parallel.head_ranks", text(parallel.attention.head_ranks)},

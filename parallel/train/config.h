@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "parallel/linear_attention.h"
 #include "parallel/problem.h"
 #include "runtime/dtype.h"
 
@@ -19,9 +20,15 @@ struct ModelConfig {
   std::int64_t head_size = 64;
   std::int64_t ffn = 1344;
   std::int64_t vocabulary = 256;
-  std::string pattern = "S";  ///< Kind of each layer, repeated: S = softmax attention.
+  std::string pattern = "S";    ///< Kind of each layer, repeated: letters of mixer_kinds().
+  std::int64_t window = 0;      ///< W layers: tokens back that a token sees; 0: not set.
+  std::string gate = {};        ///< L layers: basic | retention | lightning | gla | mamba2; empty: not set.
+  std::int64_t conv_width = 0;  ///< Tokens that the short convolution of D and mamba2 layers reads; 0: not set, 4.
   bool tie_embeddings = true;
   double rope_theta = 10000;
+
+  char letter_of(std::int64_t layer) const { return pattern[static_cast<std::size_t>(layer) % pattern.size()]; }
+  std::int64_t convolution_width() const noexcept { return conv_width != 0 ? conv_width : 4; }
 };
 
 struct DataConfig {
@@ -32,6 +39,7 @@ struct DataConfig {
 
 struct ParallelConfig {
   AttentionOptions attention;
+  LinearAttentionOptions linear;  ///< Of the layers that a state passes through.
   std::string layout = "document_zigzag";
 };
 

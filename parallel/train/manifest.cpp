@@ -1,8 +1,12 @@
 // manifest.json: what a checkpoint says about itself, and whether a run may continue from it.
+#include <map>
+#include <string>
+
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "parallel/train/checkpoint.h"
+#include "parallel/train/config.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
 
@@ -88,11 +92,14 @@ Manifest read_manifest(const fs::path& checkpoint) {
 }
 
 void require_same_run(const Manifest& saved, const Manifest& now) {
+  // A checkpoint older than a key was written with what is its default now.
+  const auto entries = key_values(Config{});
+  const std::map<std::string, std::string> defaults(entries.begin(), entries.end());
   for (const auto& [key, value] : now.config) {
     if (!decides_numbers(key)) continue;
     const auto entry = saved.config.find(key);
-    if (entry == saved.config.end()) throw differs(key, "nothing", value);
-    if (entry->second != value) throw differs(key, entry->second, value);
+    const std::string& before = entry != saved.config.end() ? entry->second : defaults.at(key);
+    if (before != value) throw differs(key, before, value);
   }
   if (saved.corpus_digest != now.corpus_digest)
     throw differs("corpus digest (paths and sizes of data.paths)", saved.corpus_digest, now.corpus_digest);

@@ -1,13 +1,9 @@
 #include "parallel/train/model.h"
 
 #include "kernels/transformer.h"
+#include "runtime/error.h"
 
 namespace periplus::train {
-namespace {
-
-TensorView top(const Tensor& tensor, std::int64_t rows) { return tensor.view().slice(0, 0, rows); }
-
-}  // namespace
 
 Model::Model(const ModelConfig& config, DType dtype, const Memory& memory)
     : config_(config),
@@ -15,93 +11,102 @@ Model::Model(const ModelConfig& config, DType dtype, const Memory& memory)
       memory_(memory),
       parameters_(config),
       weights_({parameters_.elements()}, dtype, memory),
-      gradients_(Tensor::zeros({parameters_.elements()}, accumulator_of(dtype), memory)) {}
+      gradients_(Tensor::zeros({parameters_.elements()}, accumulator_of(dtype), memory)) {
+  make_mixers();
+}
 
-AttentionProblem Model::attention_problem(const Batch& batch) const {
-  const int head_size = static_cast<int>(config_.head_size);
-  return {.layout = batch.layout,
-          .mask = Mask(MaskSpec{}, batch.layout.cu_seqlens()),
-          .q_heads = static_cast<int>(config_.heads),
-          .kv_heads = static_cast<int>(config_.kv_heads),
-          .head_size = head_size,
-          .value_size = head_size,
-          .dtype = dtype_};
+void Model::make_mixers() {
+  mixing_.resize(static_cast<std::size_t>(config_.layers));
+  for (const MixerKind& kind : mixer_kinds()) {
+    std::vector<std::int64_t> layers;
+    for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+      if (config_.letter_of(layer) == kind.letter) layers.push_back(layer);
+    }
+    if (layers.empty()) continue;
+    mixers_.push_back(kind.make({config_, dtype_, memory_, layers}));
+    for (std::size_t slot = 0; slot < layers.size(); ++slot) {
+      mixing_[static_cast<std::size_t>(layers[slot])] = {mixers_.back().get(), slot};
+    }
+  }
+}
+
+void Model::plan(const Batch& batch, const Planning& planning) {
+  batch_ = &batch;
+  for (const auto& mixer : mixers_) mixer->plan(batch, planning);
+  reserve(rows());
+}
+
+std::int64_t Model::rows() const {
+  if (batch_ == nullptr) throw InternalError("model: no batch is planned; call plan first");
+  return std::ssize(batch_->tokens);
 }
 
 void Model::reserve(std::int64_t rows) {
   if (rows <= capacity_) return;
   // Old tensors go first: two generations at once would double the peak.
   scratch_ = LayerScratch();
-  saved_.clear();
-  for (Tensor* tensor : {&output_, &normed_, &rstd_, &dnormed_, &dx_}) *tensor = Tensor();
-  const DType accumulator = accumulator_of(dtype_);
+  inputs_.clear();
+  for (Tensor* tensor : {&normed_, &rstd_, &dnormed_, &dx_}) *tensor = Tensor();
   const Extents hidden = {rows, config_.hidden};
   scratch_ = LayerScratch(config_, dtype_, rows, memory_);
-  for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
-    saved_.push_back({Tensor(hidden, dtype_, memory_), Tensor({rows, config_.heads * config_.head_size}, dtype_, memory_),
-                      Tensor({rows, config_.heads, 1}, accumulator, memory_)});
-  }
-  for (Tensor* tensor : {&output_, &normed_, &dnormed_, &dx_}) *tensor = Tensor(hidden, dtype_, memory_);
-  rstd_ = Tensor({rows}, accumulator, memory_);
+  for (std::int64_t layer = 0; layer <= config_.layers; ++layer) inputs_.emplace_back(hidden, dtype_, memory_);
+  for (Tensor* tensor : {&normed_, &dnormed_, &dx_}) *tensor = Tensor(hidden, dtype_, memory_);
+  rstd_ = Tensor({rows}, accumulator_of(dtype_), memory_);
   capacity_ = rows;
 }
 
-LayerContext Model::context(const Batch& batch, DistributedAttention& attention, StreamView stream) const {
-  return {config_, scratch_, batch.positions, attention, stream};
+LayerContext Model::context(std::int64_t layer, StreamView stream) const {
+  const auto& [mixer, slot] = mixing_[static_cast<std::size_t>(layer)];
+  return {scratch_, *mixer, slot, stream};
 }
 
-LayerSaved Model::saved(std::int64_t layer, std::int64_t rows) const {
-  const Saved& tensors = saved_[static_cast<std::size_t>(layer)];
-  return {top(tensors.x, rows), top(tensors.attended, rows), top(tensors.lse, rows)};
-}
-
-void Model::forward_layers(const Batch& batch, DistributedAttention& attention, StreamView stream) {
-  const auto rows = static_cast<std::int64_t>(batch.tokens.size());
-  reserve(rows);
+void Model::forward_layers(StreamView stream) {
   const ConstTensorView weights = weights_;
-  kernels::embedding(batch.tokens, parameters_.embedding(weights), saved(0, rows).x, stream);
+  kernels::embedding(batch_->tokens, parameters_.embedding(weights), input(0), stream);
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
-    const bool last = layer + 1 == config_.layers;
-    const TensorView x_next = last ? top(output_, rows) : saved(layer + 1, rows).x;
-    layer_forward(context(batch, attention, stream), parameters_.layer(layer, weights), saved(layer, rows), x_next);
+    layer_forward(context(layer, stream), parameters_.layer(layer, weights), input(layer), input(layer + 1));
   }
 }
 
-double Model::output_loss(const Batch& batch, TensorView dnormed, TensorView dhead, StreamView stream) {
-  const auto rows = static_cast<std::int64_t>(batch.tokens.size());
+double Model::output_loss(TensorView dnormed, TensorView dhead, StreamView stream) {
   const ConstTensorView weights = weights_;
-  const TensorView normed = top(normed_, rows);
-  kernels::rms_norm(top(output_, rows), parameters_.final_norm(weights), kNormEpsilon, normed, top(rstd_, rows), stream);
-  const double scale = batch.valid_labels > 0 ? 1.0 / static_cast<double>(batch.valid_labels) : 0.0;
-  return kernels::cross_entropy(normed, parameters_.head(weights), batch.labels, {.gradient_scale = scale}, dnormed, dhead, memory_, stream)
+  const TensorView normed = top(normed_, rows());
+  kernels::rms_norm(input(config_.layers), parameters_.final_norm(weights), kNormEpsilon, normed, top(rstd_, rows()), stream);
+  const double scale = batch_->valid_labels > 0 ? 1.0 / static_cast<double>(batch_->valid_labels) : 0.0;
+  return kernels::cross_entropy(normed, parameters_.head(weights), batch_->labels, {.gradient_scale = scale}, dnormed, dhead, memory_,
+                                stream)
       .loss_sum;
 }
 
-double Model::loss(const Batch& batch, DistributedAttention& attention, StreamView stream) {
-  forward_layers(batch, attention, stream);
-  return output_loss(batch, {}, {}, stream);
+double Model::loss(StreamView stream) {
+  forward_layers(stream);
+  return output_loss({}, {}, stream);
 }
 
-double Model::loss_and_gradients(const Batch& batch, DistributedAttention& attention, StreamView stream) {
-  forward_layers(batch, attention, stream);
-  const auto rows = static_cast<std::int64_t>(batch.tokens.size());
+double Model::loss_and_gradients(StreamView stream) {
+  forward_layers(stream);
   const ConstTensorView weights = weights_;
-  const TensorView gradients = gradients_, dnormed = top(dnormed_, rows), dx = top(dx_, rows);
-  const double loss_sum = output_loss(batch, dnormed, parameters_.head(gradients), stream);
-  kernels::rms_norm_backward(dnormed, top(output_, rows), parameters_.final_norm(weights), top(rstd_, rows), dx, kernels::Update::overwrite,
-                             parameters_.final_norm(gradients), stream);
+  const TensorView gradients = gradients_, dnormed = top(dnormed_, rows()), dx = top(dx_, rows());
+  const double loss_sum = output_loss(dnormed, parameters_.head(gradients), stream);
+  kernels::rms_norm_backward(dnormed, input(config_.layers), parameters_.final_norm(weights), top(rstd_, rows()), dx,
+                             kernels::Update::overwrite, parameters_.final_norm(gradients), stream);
   for (std::int64_t layer = config_.layers - 1; layer >= 0; --layer) {
-    layer_backward(context(batch, attention, stream), parameters_.layer(layer, weights), parameters_.layer(layer, gradients),
-                   saved(layer, rows), dx);
+    layer_backward(context(layer, stream), parameters_.layer(layer, weights), parameters_.layer(layer, gradients), input(layer), dx);
   }
-  kernels::embedding_backward(batch.tokens, dx, parameters_.embedding(gradients), stream);
+  kernels::embedding_backward(batch_->tokens, dx, parameters_.embedding(gradients), stream);
   return loss_sum;
 }
 
 double Model::flops(const Batch& batch) const {
-  const auto area = static_cast<double>(Mask(MaskSpec{}, batch.layout.cu_seqlens()).area());
-  const double matrices = 6.0 * static_cast<double>(parameters_.matmul_elements()) * static_cast<double>(batch.layout.tokens());
-  return matrices + 14.0 * static_cast<double>(config_.layers * config_.heads * config_.head_size) * area;
+  double flops = 6.0 * static_cast<double>(parameters_.matmul_elements()) * static_cast<double>(batch.layout.tokens());
+  for (const Mixing& mixing : mixing_) flops += mixing.mixer->flops(batch);
+  return flops;
+}
+
+double Model::exposed_seconds() const {
+  double seconds = 0;
+  for (const auto& mixer : mixers_) seconds += mixer->exposed_seconds();
+  return seconds;
 }
 
 }  // namespace periplus::train

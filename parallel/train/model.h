@@ -1,21 +1,25 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include "parallel/attention.h"
 #include "parallel/train/batch.h"
 #include "parallel/train/config.h"
 #include "parallel/train/layer.h"
+#include "parallel/train/mixer.h"
 #include "parallel/train/parameters.h"
 #include "runtime/tensor.h"
 
 namespace periplus::train {
 
-/// A Llama-shaped language model on one rank of a context-parallel group: all weights, this rank's rows of the activations.
+/// A Llama-shaped language model, whose layers mix tokens as model.pattern says, on one rank of a context-parallel group: all weights, this
+/// rank's rows of the activations.
 class Model {
  public:
   Model(const ModelConfig& config, DType dtype, const Memory& memory);
+  Model(const Model&) = delete;  // mixers refer to the configuration
+  Model& operator=(const Model&) = delete;
 
   const ModelConfig& config() const noexcept { return config_; }
   const ParameterTable& parameters() const noexcept { return parameters_; }
@@ -25,28 +29,35 @@ class Model {
   TensorView gradients() const { return gradients_; }
   void zero_gradients() { fill_zero(gradients_); }
 
-  /// What DistributedAttention must be made from for this batch; one object serves all layers.
-  AttentionProblem attention_problem(const Batch& batch) const;
+  /// Plans the distributed operators for a batch, which must live until the next plan: one for each kind of layer. Collective.
+  void plan(const Batch& batch, const Planning& planning);
 
-  /// Sum of the losses (nats) of this rank's labels. Collective.
-  double loss(const Batch& batch, DistributedAttention& attention, StreamView stream);
+  /// Sum of the losses (nats) of this rank's labels of the planned batch. Collective.
+  double loss(StreamView stream);
   /// The same, and adds to gradients() those of the mean loss over the labels of all ranks: summed over ranks, never
   /// averaged, they are its gradient. Collective.
-  double loss_and_gradients(const Batch& batch, DistributedAttention& attention, StreamView stream);
+  double loss_and_gradients(StreamView stream);
 
-  /// Forward and backward operations of a row, all ranks, recomputation not counted: 6 per matrix weight and token,
-  /// 4 + 10 per head, channel and allowed pair.
+  /// Forward and backward operations of a row, all ranks, recomputation not counted: 6 per matrix weight and token, and
+  /// what the mixers add.
   double flops(const Batch& batch) const;
+  /// Host time of the planned operators spent waiting for messages.
+  double exposed_seconds() const;
 
  private:
-  struct Saved {
-    Tensor x, attended, lse;
+  /// The mixer of a layer, and which of its layers that is.
+  struct Mixing {
+    Mixer* mixer;
+    std::size_t slot;
   };
+  void make_mixers();
   void reserve(std::int64_t rows);
-  LayerContext context(const Batch& batch, DistributedAttention& attention, StreamView stream) const;
-  LayerSaved saved(std::int64_t layer, std::int64_t rows) const;
-  void forward_layers(const Batch& batch, DistributedAttention& attention, StreamView stream);
-  double output_loss(const Batch& batch, TensorView dnormed, TensorView dhead, StreamView stream);
+  std::int64_t rows() const;
+  LayerContext context(std::int64_t layer, StreamView stream) const;
+  /// [rows, hidden]: input of a layer; behind the last one its output.
+  TensorView input(std::int64_t layer) const { return top(inputs_.at(static_cast<std::size_t>(layer)), rows()); }
+  void forward_layers(StreamView stream);
+  double output_loss(TensorView dnormed, TensorView dhead, StreamView stream);
 
   ModelConfig config_;
   DType dtype_;
@@ -54,10 +65,13 @@ class Model {
   ParameterTable parameters_;
   Tensor weights_;
   Tensor gradients_;
-  std::int64_t capacity_ = -1;  // rows the activations below have room for; kept from step to step
+  std::int64_t capacity_ = -1;                  // rows the activations below have room for; kept from step to step
+  std::vector<std::unique_ptr<Mixer>> mixers_;  // one for each kind of layer
+  std::vector<Mixing> mixing_;                  // by layer
+  const Batch* batch_ = nullptr;                // the planned one
   LayerScratch scratch_;
-  std::vector<Saved> saved_;
-  Tensor output_, normed_, rstd_, dnormed_, dx_;
+  std::vector<Tensor> inputs_;
+  Tensor normed_, rstd_, dnormed_, dx_;
 };
 
 }  // namespace periplus::train

@@ -4,55 +4,86 @@
 
 #include <fmt/format.h>
 
+#include "parallel/train/mixer.h"
 #include "parallel/train/random.h"
+#include "runtime/error.h"
 
 namespace periplus::train {
 namespace {
 
-constexpr double kDeviation = 0.02;
+/// Of normal starts. Every layer adds twice to the residual stream; without the smaller start its variance would grow with depth.
+double deviation_of(Start start, const Extents& shape, const ModelConfig& model) {
+  constexpr double kDeviation = 0.02;
+  switch (start) {
+    case Start::projection:
+      return kDeviation;
+    case Start::residual:
+      return kDeviation / std::sqrt(2.0 * static_cast<double>(model.layers));
+    case Start::taps:
+      return 1 / std::sqrt(3.0 * static_cast<double>(shape[shape.dims - 1]));
+    default:
+      return 0;
+  }
+}
+
+/// What softplus makes `step` of.
+double inverse_softplus(double step) { return step + std::log(-std::expm1(-step)); }
+
+double initial_value(Start start, double deviation, std::mt19937_64& engine) {
+  switch (start) {
+    case Start::ones:
+      return 1;
+    case Start::decay_rates:
+      return std::log(1 + 15 * uniform(engine));
+    case Start::time_steps:
+      return inverse_softplus(0.001 * std::pow(100, uniform(engine)));
+    default:
+      return deviation * normal(engine);
+  }
+}
 
 }  // namespace
 
 ParameterTable::ParameterTable(const ModelConfig& model) {
-  add("model.embed_tokens.weight", {model.vocabulary, model.hidden}, kDeviation, false);
+  add("model.embed_tokens.weight", {model.vocabulary, model.hidden}, Start::projection, model);
+  matmul_elements_ = 0;  // the embedding is looked up
   for (std::int64_t layer = 0; layer < model.layers; ++layer) add_layer(model, layer);
+  first_of_layer_.push_back(parameters_.size());
   final_norm_ = parameters_.size();
-  add("model.norm.weight", {model.hidden}, 0, false);
+  add("model.norm.weight", {model.hidden}, Start::ones, model);
   if (model.tie_embeddings) {
     matmul_elements_ += parameters_.front().elements;
   } else {
     head_ = parameters_.size();
-    add("lm_head.weight", {model.vocabulary, model.hidden}, kDeviation, true);
+    add("lm_head.weight", {model.vocabulary, model.hidden}, Start::projection, model);
   }
 }
 
-void ParameterTable::add(std::string name, const Extents& shape, double deviation, bool in_matmul) {
-  parameters_.push_back({std::move(name), shape, elements_, shape.product(), deviation});
+void ParameterTable::add(std::string name, const Extents& shape, Start start, const ModelConfig& model) {
+  parameters_.push_back({std::move(name), shape, elements_, shape.product(), start, deviation_of(start, shape, model)});
   elements_ += shape.product();
-  if (in_matmul) matmul_elements_ += shape.product();
+  if (parameters_.back().deviation > 0) matmul_elements_ += shape.product();
 }
 
 void ParameterTable::add_layer(const ModelConfig& model, std::int64_t layer) {
-  // Every layer adds twice to the residual stream; without the smaller start its variance would grow with depth.
-  const double residual = kDeviation / std::sqrt(2.0 * static_cast<double>(model.layers));
-  const std::int64_t queries = model.heads * model.head_size, keys = model.kv_heads * model.head_size;
-  const auto name = [&](std::string_view part) { return fmt::format("model.layers.{}.{}.weight", layer, part); };
-  add(name("input_layernorm"), {model.hidden}, 0, false);
-  add(name("self_attn.q_proj"), {queries, model.hidden}, kDeviation, true);
-  add(name("self_attn.k_proj"), {keys, model.hidden}, kDeviation, true);
-  add(name("self_attn.v_proj"), {keys, model.hidden}, kDeviation, true);
-  add(name("self_attn.o_proj"), {model.hidden, queries}, residual, true);
-  add(name("post_attention_layernorm"), {model.hidden}, 0, false);
-  add(name("mlp.gate_proj"), {model.ffn, model.hidden}, kDeviation, true);
-  add(name("mlp.up_proj"), {model.ffn, model.hidden}, kDeviation, true);
-  add(name("mlp.down_proj"), {model.hidden, model.ffn}, residual, true);
+  first_of_layer_.push_back(parameters_.size());
+  const auto add_to_layer = [&](std::string_view part, const Extents& shape, Start start) {
+    add(fmt::format("model.layers.{}.{}", layer, part), shape, start, model);
+  };
+  add_to_layer("input_layernorm.weight", {model.hidden}, Start::ones);
+  const MixerKind* const kind = find_mixer_kind(model.letter_of(layer));
+  if (kind == nullptr) throw InternalError(fmt::format("parameters: layer kind '{}' was not checked", model.letter_of(layer)));
+  for (const auto& [part, shape, start] : kind->parameters(model)) add_to_layer(part, shape, start);
+  add_to_layer("post_attention_layernorm.weight", {model.hidden}, Start::ones);
+  add_to_layer("mlp.gate_proj.weight", {model.ffn, model.hidden}, Start::projection);
+  add_to_layer("mlp.up_proj.weight", {model.ffn, model.hidden}, Start::projection);
+  add_to_layer("mlp.down_proj.weight", {model.hidden, model.ffn}, Start::residual);
 }
 
 std::vector<double> initial_values(const Parameter& parameter, std::uint64_t seed) {
-  std::vector<double> values(static_cast<std::size_t>(parameter.elements), 1.0);
-  if (parameter.deviation == 0) return values;
   std::mt19937_64 engine = engine_for(seed, parameter.name);
-  for (double& value : values) value = parameter.deviation * normal(engine);
+  std::vector<double> values(static_cast<std::size_t>(parameter.elements));
+  for (double& value : values) value = initial_value(parameter.start, parameter.deviation, engine);
   return values;
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "parallel/train/config.h"
@@ -10,19 +11,38 @@
 
 namespace periplus::train {
 
+/// What a parameter starts from.
+enum class Start : std::uint8_t {
+  projection,  ///< Normal.
+  residual,    ///< Of a projection that adds to the residual stream: normal, smaller with more layers.
+  taps,        ///< Of a convolution: normal, of variance 1 / (3 taps).
+  ones,
+  decay_rates,  ///< log A, A uniform in [1, 16] (Mamba-2, Gated DeltaNet).
+  time_steps    ///< What softplus makes a step of, steps log-uniform in [0.001, 0.1] (the same).
+};
+
+struct ParameterShape {
+  std::string_view name;  ///< Inside the layer; a literal.
+  Extents shape;
+  Start start;
+};
+
 struct Parameter {
-  std::string name;         ///< As Hugging Face names Llama tensors.
-  Extents shape;            ///< [out, in] of a projection, [channels] of a norm.
+  std::string name;         ///< As Hugging Face names the tensors of Llama and its relatives.
+  Extents shape;            ///< [out, in] of a projection, [channels, 1, taps] of a convolution, [channels] of a norm.
   std::int64_t offset = 0;  ///< First element in the flat buffers.
   std::int64_t elements = 0;
-  double deviation = 0;  ///< Of the normal distribution it starts from; 0: it starts as ones.
+  Start start = Start::ones;
+  double deviation = 0;  ///< Of the normal distribution it starts from, if it does.
   bool decays() const noexcept { return shape.dims > 1; }
 };
 
 /// Views of the tensors of one layer in one flat buffer.
 template <class View>
 struct LayerTensors {
-  View input_norm, q, k, v, o, post_norm, gate, up, down;
+  View input_norm;
+  std::vector<View> mixer;  ///< As MixerKind::parameters lists them, without the output projection.
+  View o, post_norm, gate, up, down;
 };
 using LayerWeights = LayerTensors<ConstTensorView>;
 using LayerGradients = LayerTensors<TensorView>;
@@ -34,7 +54,7 @@ class ParameterTable {
 
   std::span<const Parameter> all() const noexcept { return parameters_; }
   std::int64_t elements() const noexcept { return elements_; }
-  /// Of the matrices every token is multiplied with: projections and the output head, not the embedding look-up.
+  /// Of the matrices every token is multiplied with: projections, taps and the output head, not the embedding look-up.
   std::int64_t matmul_elements() const noexcept { return matmul_elements_; }
 
   template <class View>
@@ -57,17 +77,23 @@ class ParameterTable {
   }
   template <class View>
   LayerTensors<View> layer(std::int64_t layer, View flat) const {
-    const auto at = [&](std::size_t role) { return view(1 + static_cast<std::size_t>(layer) * kPerLayer + role, flat); };
-    return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8)};
+    std::size_t next = first_of_layer_.at(static_cast<std::size_t>(layer));
+    const std::size_t end = first_of_layer_.at(static_cast<std::size_t>(layer) + 1);
+    LayerTensors<View> tensors;
+    tensors.input_norm = view(next++, flat);
+    while (next + kBehindMixer < end) tensors.mixer.push_back(view(next++, flat));
+    for (View* tensor : {&tensors.o, &tensors.post_norm, &tensors.gate, &tensors.up, &tensors.down}) *tensor = view(next++, flat);
+    return tensors;
   }
 
  private:
-  static constexpr std::size_t kPerLayer = 9;
-  void add(std::string name, const Extents& shape, double deviation, bool in_matmul);
+  static constexpr std::size_t kBehindMixer = 5;  // o, post_norm, gate, up, down
+  void add(std::string name, const Extents& shape, Start start, const ModelConfig& model);
   void add_layer(const ModelConfig& model, std::int64_t layer);
   std::vector<Parameter> parameters_;
   std::int64_t elements_ = 0;
   std::int64_t matmul_elements_ = 0;
+  std::vector<std::size_t> first_of_layer_;  // and one behind the last
   std::size_t final_norm_ = 0;
   std::size_t head_ = 0;
 };

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <deque>
+#include <map>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -125,15 +126,24 @@ class Run {
         static_cast<std::int64_t>(values[2]));
   }
 
+  /// As in "SLLLS with gla gates".
+  std::string layer_kinds() const {
+    std::string text;
+    for (std::int64_t layer = 0; layer < config_.model.layers; ++layer) text += config_.model.letter_of(layer);
+    if (!config_.model.gate.empty()) text += fmt::format(" with {} gates", config_.model.gate);
+    return text;
+  }
+
   void describe() const {
     const PackingStatistics& packing = packing_.statistics();
     say("packing ({}): {} rows of {} tokens, {:.2f} % unfilled, {:.2f} % of the documents cut, attention work {:.1f} % of full rows",
         config_.data.packing, packing_.rows(), config_.data.context, 100 * packing.padding_fraction, 100 * packing.truncated_fraction,
         100 * packing.attention_share);
-    say("model: {} parameters in {}, on {} {} ({} transport), strategy {}, layout {}; {:.1f} MiB of weights, gradients and optimizer state "
+    say("model: {} parameters in {}, on {} {} ({} transport), layers {}, strategy {}, layout {}; {:.1f} MiB of weights, gradients and "
+        "optimizer state "
         "here",
         model_.parameters().elements(), to_string(dtype_), communicator_.size(), communicator_.size() == 1 ? "rank" : "ranks",
-        communicator_.transport_name(), config_.parallel.attention.strategy, config_.parallel.layout,
+        communicator_.transport_name(), layer_kinds(), config_.parallel.attention.strategy, config_.parallel.layout,
         static_cast<double>(result_.state_bytes) / (1 << 20));
   }
 
@@ -191,12 +201,13 @@ class Run {
     say("matrix peak of all ranks together: {:.1f} Gflop/s in {}", peak_flops_ * 1e-9, to_string(dtype_));
   }
 
-  /// The options of this step; with strategy "auto" the choice is told whenever it changes.
-  AttentionOptions strategy_for(const AttentionProblem& problem) {
+  /// The options of softmax layers in this step; with strategy "auto" the choice is told whenever it changes.
+  AttentionOptions strategy_for(char letter, const AttentionProblem& problem) {
     if (config_.parallel.attention.strategy != "auto") return config_.parallel.attention;
     Choice choice = choose_strategy(problem, config_.parallel.attention);
-    if (choice.options.digest() != chosen_) say("strategy auto: {}", choice.why);
-    chosen_ = choice.options.digest();
+    std::uint64_t& chosen = chosen_[letter];
+    if (choice.options.digest() != chosen) say("strategy auto, {} layers: {}", letter, choice.why);
+    chosen = choice.options.digest();
     return std::move(choice.options);
   }
 
@@ -213,14 +224,16 @@ class Run {
       const TraceSpan span(tracer, "read row");
       batch.emplace(make_batch(corpus_, packing_.row(order_.row_of_step(step)), layout_, communicator_.size(), communicator_.rank()));
     });
-    const AttentionProblem problem = model_.attention_problem(*batch);
-    DistributedAttention attention(problem, strategy_for(problem), communicator_, memory_, tracer);
+    model_.plan(*batch, {.communicator = communicator_,
+                         .linear = config_.parallel.linear,
+                         .attention = [&](char letter, const AttentionProblem& problem) { return strategy_for(letter, problem); },
+                         .tracer = tracer});
     const double waited_before_model = communicator_.traffic().wait_seconds;
     model_.zero_gradients();
     std::array<double, 2> sums = {0, 0};
     {
       const TraceSpan span(tracer, "forward and backward");
-      sums[0] = model_.loss_and_gradients(*batch, attention, stream_);
+      sums[0] = model_.loss_and_gradients(stream_);
     }
     const double waited_in_model = communicator_.traffic().wait_seconds - waited_before_model;
 
@@ -240,8 +253,7 @@ class Run {
     }
 
     const double waits_outside = communicator_.traffic().wait_seconds - waited - waited_in_model;
-    std::array<double, 2> largest = {waits_outside + attention.statistics().exposed_seconds,
-                                     static_cast<double>(memory_.account().peak_bytes())};
+    std::array<double, 2> largest = {waits_outside + model_.exposed_seconds(), static_cast<double>(memory_.account().peak_bytes())};
     all_reduce(communicator_, largest, comm::Reduce::max, stream_);
     metrics.exposed_comm_seconds = largest[0];
     metrics.peak_memory_bytes = static_cast<std::int64_t>(largest[1]);
@@ -291,8 +303,8 @@ class Run {
   Tracer tracer_;
   std::optional<MetricsFile> metrics_file_;
   std::deque<double> last_losses_;
-  std::uint64_t chosen_ = 0;  // digest of what strategy auto stands for
-  double peak_flops_ = 0;     // of all ranks together; 0: not measured
+  std::map<char, std::uint64_t> chosen_;  // digest of what strategy auto stands for, by kind of layer
+  double peak_flops_ = 0;                 // of all ranks together; 0: not measured
   std::int64_t saved_step_ = -1;
   TrainResult result_;
 };

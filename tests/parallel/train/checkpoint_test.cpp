@@ -44,6 +44,28 @@ std::string refusal(const Config& config, int ranks) {
 
 bool mentions(const std::string& message, const std::string& part) { return message.find(part) != std::string::npos; }
 
+TEST_F(Checkpoint, HybridsResumeBitForBit) {
+  for (const std::string gate : {"gla", "mamba2"}) {
+    for (const int ranks : {1, 3}) {
+      SCOPED_TRACE(gate + " ranks " + std::to_string(ranks));
+      const auto hybrid_in = [&](const std::string& run) {
+        Config config = config_in(gate + std::to_string(ranks) + run, "bf16");
+        config.model.layers = 4;
+        config.model.pattern = "SWLD";
+        config.model.window = 8;
+        config.model.gate = gate;
+        config.parallel.layout = "zigzag";
+        return config;
+      };
+      const std::vector<double> whole = run_training(hybrid_in("whole"), ranks).losses();
+      std::vector<double> losses = run_training(hybrid_in("parts"), ranks, false, 4).losses();
+      ASSERT_LT(losses.size(), whole.size());
+      for (const double loss : run_training(hybrid_in("parts"), ranks, true).losses()) losses.push_back(loss);
+      EXPECT_EQ(losses, whole);
+    }
+  }
+}
+
 TEST_F(Checkpoint, ResumingAtTheSameRanksContinuesBitForBit) {
   for (const std::string dtype : {"f32", "bf16", "f64"}) {
     for (const int ranks : {1, 2, 3}) {

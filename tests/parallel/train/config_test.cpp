@@ -17,6 +17,26 @@ Config valid() {
   return config;
 }
 
+void set_linear(Config& config, const std::string& pattern, const std::string& gate) {
+  config.model.pattern = pattern;
+  config.model.gate = gate;
+  config.parallel.layout = "zigzag";
+}
+
+TEST(Config, AcceptsEveryKindOfLayer) {
+  for (const char* gate : {"basic", "retention", "lightning", "gla", "mamba2"}) {
+    for (const char* layout : {"contiguous", "zigzag"}) {
+      Config config = valid();
+      set_linear(config, "SLWD", gate);
+      config.model.window = 100;
+      config.model.conv_width = 3;
+      config.parallel.layout = layout;
+      config.parallel.linear.strategy = "all_scan";
+      EXPECT_NO_THROW(check(config));
+    }
+  }
+}
+
 TEST(Config, DefaultsNeedOnlyData) {
   EXPECT_NO_THROW(check(valid()));
   EXPECT_THROW(check(Config{}), InvalidArgument);
@@ -31,7 +51,36 @@ TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
       {"model.ffn", [](Config& c) { c.model.ffn = std::int64_t{1} << 60; }},
       {"model.vocabulary", [](Config& c) { c.model.vocabulary = 255; }},
       {"model.pattern", [](Config& c) { c.model.pattern = ""; }},
-      {"S = softmax attention", [](Config& c) { c.model.pattern = "SL"; }},
+      {"S = softmax attention", [](Config& c) { c.model.pattern = "SX"; }},
+      {"D = gated delta rule", [](Config& c) { c.model.pattern = "S S"; }},
+      {"model.window is 0; it must be 1 to", [](Config& c) { c.model.pattern = "WS"; }},
+      {"model.window is 9; it must be left out", [](Config& c) { c.model.window = 9; }},
+      {"basic, retention, lightning, gla, mamba2", [](Config& c) { set_linear(c, "SL", ""); }},
+      {"model.gate is 'sigmoid'", [](Config& c) { set_linear(c, "SL", "sigmoid"); }},
+      {"model.gate is gla; it must be left out", [](Config& c) { set_linear(c, "SD", "gla"); }},
+      {"model.gate is gla; it must be left out", [](Config& c) { set_linear(c, "SSSSSL", "gla"); }},
+      {"model.conv_width is 4; it must be left out",
+       [](Config& c) {
+         set_linear(c, "L", "gla");
+         c.model.conv_width = 4;
+       }},
+      {"model.conv_width is 1; it must be 2 to 64",
+       [](Config& c) {
+         set_linear(c, "D", "");
+         c.model.conv_width = 1;
+       }},
+      {"document_zigzag, but model.pattern 'SL' has L layers",
+       [](Config& c) {
+         set_linear(c, "SL", "gla");
+         c.parallel.layout = "document_zigzag";
+       }},
+      {"set parallel.layout to zigzag",
+       [](Config& c) {
+         set_linear(c, "D", "");
+         c.parallel.layout = "balanced";
+       }},
+      {"parallel.linear_strategy is lasp; it must be left out", [](Config& c) { c.parallel.linear.strategy = "lasp"; }},
+      {"lasp2, lasp, all_scan", [](Config& c) { c.parallel.linear.strategy = "ring"; }},
       {"model.rope_theta", [](Config& c) { c.model.rope_theta = 0; }},
       {"data.context", [](Config& c) { c.data.context = 1; }},
       {"best_fit, concat", [](Config& c) { c.data.packing = "tight"; }},
@@ -73,7 +122,7 @@ TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
     EXPECT_TRUE(keys.insert(key).second) << key;
     EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
   }
-  EXPECT_EQ(keys.size(), 32u);
+  EXPECT_EQ(keys.size(), 36u);
 }
 
 }  // namespace

@@ -76,6 +76,29 @@ TEST_F(Trainer, LossesDoNotDependOnRanksOrLayout) {
   }
 }
 
+TEST_F(Trainer, LossesOfHybridsDoNotDependOnRanksLayoutOrStrategy) {
+  Config config = tiny_config(folder_.path());
+  config.run.dtype = "f64";
+  config.model.layers = 4;
+  config.model.pattern = "SWLD";
+  config.model.window = 20;
+  config.model.gate = "gla";
+  config.parallel.layout = "contiguous";
+  config.run.directory = (folder_ / "single").string();
+  const std::vector<double> single = run_training(config, 1).losses();
+  for (const std::string layout : {"contiguous", "zigzag"}) {
+    for (const std::string strategy : {"lasp2", "lasp", "all_scan"}) {
+      config.parallel.layout = layout;
+      config.parallel.linear.strategy = strategy;
+      config.run.directory = (folder_ / (layout + strategy)).string();
+      const std::vector<double> losses = run_training(config, 3).losses();
+      ASSERT_EQ(losses.size(), single.size());
+      for (std::size_t i = 0; i < single.size(); ++i)
+        EXPECT_NEAR(losses[i], single[i], 1e-10) << layout << " " << strategy << " step " << i + 1;
+    }
+  }
+}
+
 TEST_F(Trainer, LossesDoNotDependOnTheStrategy) {
   Config config = tiny_config(folder_.path());
   config.run.dtype = "f64";

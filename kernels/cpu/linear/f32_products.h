@@ -1,0 +1,64 @@
+// Products of f32 matrices on multiply-adds. Included by a level's source before runs.h; tile_products.h is its twin, on bf16 tiles.
+#pragma once
+
+#include "kernels/cpu/linear/rows.h"
+#include "kernels/cpu/packing.h"
+#include "kernels/cpu/products.h"
+
+namespace periplus::kernels::cpu {
+namespace {
+
+/// C = A B, in which an operand may be a matrix or its transpose. Only right operands that are transposes are copied here.
+class F32Products {
+ public:
+  static constexpr std::int64_t kPad = 16;             ///< Widths and rows of matrices are multiples.
+  static constexpr std::int64_t kRowBlock = 16;        ///< Rows of a triangle that are computed together.
+  static constexpr std::int64_t kLargestOperands = 2;  ///< As large as the largest, alive at once.
+
+  using Left = periplus::kernels::cpu::Left;
+  struct Right {
+    const float* data;
+    std::int64_t stride;
+  };
+
+  F32Products(float* copies, std::int64_t floats, const Progress& progress) : copies_(copies), floats_(floats), pulse_{progress} {}
+
+  /// What the memory for copies must hold for an operand of this size.
+  static std::int64_t floats(std::int64_t rows, std::int64_t columns) {
+    return smaller(rows * packed_stride(columns), columns * packed_stride(rows)) + 16 * larger(rows, columns);
+  }
+
+  /// The operands made since a mark are gone.
+  std::int64_t mark() const { return used_; }
+  void release(std::int64_t mark) { used_ = mark; }
+  Pulse& pulse() { return pulse_; }
+
+  Left left(Matrix m, std::int64_t /*rows*/, std::int64_t /*depth*/) { return {m.data, m.stride, 1}; }
+  Left left_transposed(Matrix m, std::int64_t /*rows*/, std::int64_t /*depth*/) { return {m.data, 1, m.stride}; }
+  Right right(Matrix m, std::int64_t /*depth*/, std::int64_t /*columns*/) { return {m.data, m.stride}; }
+  /// m is [columns][depth].
+  Right right_transposed(Matrix m, std::int64_t depth, std::int64_t columns) {
+    const std::int64_t stride = packed_stride(columns);
+    float* to = copies_ + used_;
+    used_ += depth * stride;
+    if (used_ > floats_) __builtin_trap();
+    pack_transposed(m.data, m.stride, columns, depth, 1.0f, to, stride);
+    return {to, stride};
+  }
+
+  /// c (Add ? += : =) a[rows][depth] b[depth][columns], c beginning with the first of the rows and columns.
+  template <bool Add>
+  void multiply(const Left& a, Range rows, const Right& b, Range columns, Range depth, Matrix c) {
+    cpu::multiply<Add>({a.data + rows.begin * a.row + depth.begin * a.column, a.row, a.column},
+                       b.data + depth.begin * b.stride + columns.begin, b.stride, depth.size(), rows.size(), columns.size(), c.data,
+                       c.stride, pulse_);
+  }
+
+ private:
+  float* copies_;
+  std::int64_t floats_, used_ = 0;
+  Pulse pulse_;
+};
+
+}  // namespace
+}  // namespace periplus::kernels::cpu

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/parallel.h"
+#include "kernels/linear_attention_problem.h"
+
+/// Boundary between the driver (units.cpp), compiled for any CPU, and the kernels, compiled once per instruction set: plain data,
+/// as in ../tile_kernels.h.
+namespace periplus::kernels::cpu::linear {
+
+inline constexpr std::int64_t kChunk = 64;  ///< Tokens of a chunk.
+
+/// One run of one head.
+struct Item {
+  UnitRun run;
+  std::int64_t head;
+  std::byte* scratch;
+  Progress progress;
+};
+
+template <class S>
+struct Kernels {
+  /// For runs of up to `most_rows` rows.
+  std::int64_t (*scratch_bytes)(const LinearShape&);
+  std::int64_t (*backward_scratch_bytes)(const LinearShape&, std::int64_t most_rows);
+
+  void (*states)(const LinearProblem<S, float>&, Strided<float> elements, const Item&);
+  void (*states_backward)(const LinearProblem<S, float>&, Strided<const S> dout, Strided<float> elements, const Item&);
+  void (*apply)(const LinearProblem<S, float>&, Strided<const float> incoming, Strided<S> out, const Item&);
+  void (*apply_backward)(const LinearProblem<S, float>&, Strided<const float> incoming, Strided<const S> dout,
+                         Strided<const float> doutgoing, const LinearResults<S, float>&, const Item&);
+};
+
+/// For all storage types.
+struct KernelSet {
+  Kernels<float> f32;
+  Kernels<bfloat16> bf16;
+  Kernels<float16> f16;
+};
+
+KernelSet scalar_kernels() noexcept;
+KernelSet avx2_kernels() noexcept;
+KernelSet avx512_kernels() noexcept;
+
+}  // namespace periplus::kernels::cpu::linear

@@ -1,0 +1,232 @@
+// Products of tokens with earlier tokens of their chunk, under the decay between them, and the way back. Included by runs.h.
+//
+//   p_ij = sum over d of a_id b_jd exp(g_id - g_jd) for j <= i
+//
+// With one decay per head the exponential is a factor of the finished product. With a decay per channel it belongs to both operands
+// (algorithms.md 5.6): rows i of a strip of 16 carry the decay from the strip's first row on, rows j before the strip the decay
+// down to that row, and both are numbers up to 1. Pairs inside a strip are computed one by one.
+#pragma once
+
+#include "kernels/cpu/linear/decay.h"
+
+namespace periplus::kernels::cpu {
+namespace {
+
+constexpr std::int64_t kStripRows = 16;
+
+/// Rows with their decay, to be the operand of strips before or behind them.
+struct ScoreSpace {
+  Matrix far;   ///< [kChunk][D]
+  Matrix near;  ///< [kStripRows][D]
+  Matrix sums;  ///< [kStripRows][D]
+};
+
+/// c (Add ? += : =) a b for a lower triangular a: row block by row block, as far as each reaches.
+template <bool Add, class P>
+void multiply_lower(P& products, const typename P::Left& a, const typename P::Right& b, std::int64_t rows, std::int64_t columns, Matrix c) {
+  for (std::int64_t i = 0; i < rows; i += P::kRowBlock) {
+    const std::int64_t end = smaller(i + P::kRowBlock, rows);
+    products.template multiply<Add>(a, {i, end}, b, {0, columns}, {0, end}, c.below(i));
+  }
+}
+/// The same for an upper triangular a.
+template <bool Add, class P>
+void multiply_upper(P& products, const typename P::Left& a, const typename P::Right& b, std::int64_t rows, std::int64_t columns, Matrix c) {
+  for (std::int64_t i = 0; i < rows; i += P::kRowBlock) {
+    products.template multiply<Add>(a, {i, smaller(i + P::kRowBlock, rows)}, b, {0, columns}, {i, rows}, c.below(i));
+  }
+}
+/// The lower triangle of c (Add ? += : =) a b; what lies above is not defined.
+template <bool Add, class P>
+void multiply_to_lower(P& products, const typename P::Left& a, const typename P::Right& b, std::int64_t rows, std::int64_t depth,
+                       Matrix c) {
+  for (std::int64_t i = 0; i < rows; i += P::kRowBlock) {
+    const std::int64_t end = smaller(i + P::kRowBlock, rows);
+    products.template multiply<Add>(a, {i, end}, b, {0, end}, {0, depth}, c.below(i));
+  }
+}
+
+/// p = between * p below the diagonal and on it, 0 above, whatever was there.
+inline void decay_lower(const Decay& decay, std::int64_t rows, Matrix p) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < rows; j += kLanes) {
+      store(p.row(i) + j, j <= i ? load(decay.between.row(i) + j) * load(p.row(i) + j) : Vec{});
+    }
+    // Not 0 times what is there: that may be infinite.
+    for (std::int64_t j = i + 1; j < smaller(round_up(i + 1, kLanes), rows); ++j) p.row(i)[j] = 0;
+  }
+}
+/// The same without decay.
+inline void mask_lower(std::int64_t rows, Matrix p) {
+  for (std::int64_t i = 0; i + 1 < rows; ++i) __builtin_memset(p.row(i) + i + 1, 0, static_cast<std::size_t>(rows - i - 1) * sizeof(float));
+}
+
+/// p of the pairs inside the strip from row `first` on.
+inline void strip_scores(const Decay& decay, Matrix a, Matrix b, std::int64_t first, std::int64_t width, Matrix p) {
+  for (std::int64_t j = 0; j < kStripRows; ++j) {
+    Vec sum[kStripRows] = {};
+    for (std::int64_t d = 0; d < width; d += kLanes) {
+      Vec x = load(b.row(first + j) + d);
+#pragma GCC unroll 16
+      for (std::int64_t i = 0; i < kStripRows; ++i) {
+        if (i < j) continue;
+        if (i > j) x *= load(decay.step.row(first + i) + d);
+        sum[i] += x * load(a.row(first + i) + d);
+      }
+    }
+#pragma GCC unroll 16
+    for (std::int64_t i = 0; i < kStripRows; ++i) p.row(first + i)[first + j] = i < j ? 0 : sum_of(sum[i]);
+  }
+}
+
+/// near = rows of the strip, with the decay from its first row on.
+inline void scale_near(const Decay& decay, Matrix a, std::int64_t first, std::int64_t width, Matrix near) {
+  for (std::int64_t d = 0; d < width; d += kLanes) {
+    Vec factor = splat(1.0f);
+    for (std::int64_t i = 0; i < kStripRows; ++i) {
+      if (i > 0) factor *= load(decay.step.row(first + i) + d);
+      store(near.row(i) + d, factor * load(a.row(first + i) + d));
+    }
+  }
+}
+/// to[strip] += sums * the same decay.
+inline void add_near(const Decay& decay, Matrix sums, std::int64_t first, std::int64_t width, Matrix to) {
+  for (std::int64_t d = 0; d < width; d += kLanes) {
+    Vec factor = splat(1.0f);
+    for (std::int64_t i = 0; i < kStripRows; ++i) {
+      if (i > 0) factor *= load(decay.step.row(first + i) + d);
+      float* at = to.row(first + i) + d;
+      store(at, load(at) + factor * load(sums.row(i) + d));
+    }
+  }
+}
+
+/// far = rows [0, first) of b with the decay down to row `first`, from the same for the strip before.
+inline void extend_down(const Decay& decay, Matrix b, std::int64_t first, std::int64_t width, Matrix far) {
+  for (std::int64_t d = 0; d < width; d += kLanes) {
+    Vec factor = load(decay.step.row(first) + d);
+    for (std::int64_t j = first - 1; j >= first - kStripRows; --j) {
+      store(far.row(j) + d, factor * load(b.row(j) + d));
+      if (j > first - kStripRows) factor *= load(decay.step.row(j) + d);
+    }
+    for (std::int64_t j = 0; j < first - kStripRows; ++j) store(far.row(j) + d, factor * load(far.row(j) + d));
+  }
+}
+/// far = rows [end, rows) of a with the decay from behind row end - 1 on, from the same for the strip behind.
+inline void extend_up(const Decay& decay, Matrix a, std::int64_t end, std::int64_t rows, std::int64_t width, Matrix far) {
+  for (std::int64_t d = 0; d < width; d += kLanes) {
+    Vec factor = splat(1.0f);
+    for (std::int64_t i = end; i < end + kStripRows; ++i) {
+      factor *= load(decay.step.row(i) + d);
+      store(far.row(i) + d, factor * load(a.row(i) + d));
+    }
+    for (std::int64_t i = end + kStripRows; i < rows; ++i) store(far.row(i) + d, factor * load(far.row(i) + d));
+  }
+}
+
+template <class P>
+void channel_scores(P& products, const Decay& decay, Matrix a, Matrix b, std::int64_t rows, std::int64_t width, const ScoreSpace& space,
+                    Matrix p) {
+  for (std::int64_t first = 0; first < rows; first += kStripRows) {
+    const std::int64_t end = first + kStripRows;
+    if (first > 0) {
+      const std::int64_t mark = products.mark();
+      extend_down(decay, b, first, width, space.far);
+      scale_near(decay, a, first, width, space.near);
+      products.template multiply<false>(products.left(space.near, kStripRows, width), {0, kStripRows},
+                                        products.right_transposed(space.far, width, first), {0, first}, {0, width}, p.below(first));
+      products.release(mark);
+    }
+    strip_scores(decay, a, b, first, width, p);
+    for (std::int64_t i = first; i < end && end < rows; ++i) {
+      __builtin_memset(p.row(i) + end, 0, static_cast<std::size_t>(rows - end) * sizeof(float));
+    }
+    products.pulse().beat();
+  }
+}
+
+/// p, with zeros above the diagonal.
+template <class P>
+void scores(P& products, const Decay& decay, Matrix a, Matrix b, std::int64_t rows, std::int64_t width, const ScoreSpace& space, Matrix p) {
+  if (decay.per_channel()) return channel_scores(products, decay, a, b, rows, width, space, p);
+  const std::int64_t mark = products.mark();
+  multiply_to_lower<false>(products, products.left(a, rows, width), products.right_transposed(b, width, rows), rows, width, p);
+  products.release(mark);
+  decay_lower(decay, rows, p);
+}
+
+/// da_i += sum over the strip's j <= i of dp_ij exp(g_i - g_j) b_j, and db likewise: each sum by Horner's rule.
+inline void strip_scores_backward(const Decay& decay, Matrix dp, Matrix a, Matrix b, std::int64_t first, std::int64_t width, Matrix da,
+                                  Matrix db) {
+  for (std::int64_t row = first; row < first + kStripRows; ++row) {
+    for (std::int64_t d = 0; d < width; d += kLanes) {
+      Vec earlier = {};
+      for (std::int64_t j = first; j <= row; ++j) {
+        earlier = earlier * load(decay.step.row(j) + d) + dp.row(row)[j] * load(b.row(j) + d);
+      }
+      Vec later = {};
+      for (std::int64_t i = first + kStripRows - 1; i > row; --i) {
+        later = (later + dp.row(i)[row] * load(a.row(i) + d)) * load(decay.step.row(i) + d);
+      }
+      later += dp.row(row)[row] * load(a.row(row) + d);
+      store(da.row(row) + d, load(da.row(row) + d) + earlier);
+      store(db.row(row) + d, load(db.row(row) + d) + later);
+    }
+  }
+}
+
+template <class P>
+void channel_scores_backward(P& products, const Decay& decay, Matrix dp, Matrix a, Matrix b, std::int64_t rows, std::int64_t width,
+                             const ScoreSpace& space, Matrix da, Matrix db) {
+  const std::int64_t mark = products.mark();
+  const auto left = products.left(dp, rows, rows);
+  const auto left_transposed = products.left_transposed(dp, rows, rows);
+  const std::int64_t strip_mark = products.mark();
+  // Rows that are not there yet must be zeros: a product may read a few more than it was asked for.
+  clear(space.far, rows, width);
+  for (std::int64_t first = kStripRows; first < rows; first += kStripRows) {
+    extend_down(decay, b, first, width, space.far);
+    products.template multiply<false>(left, {first, first + kStripRows}, products.right(space.far, rows, width), {0, width}, {0, first},
+                                      space.sums);
+    add_near(decay, space.sums, first, width, da);
+    products.release(strip_mark);
+  }
+  clear(space.far, rows, width);
+  for (std::int64_t end = rows - kStripRows; end > 0; end -= kStripRows) {
+    const std::int64_t first = end - kStripRows;
+    extend_up(decay, a, end, rows, width, space.far);
+    products.template multiply<false>(left_transposed, {first, end}, products.right(space.far, rows, width), {0, width}, {end, rows},
+                                      space.sums);
+    for (std::int64_t d = 0; d < width; d += kLanes) {
+      Vec factor = splat(1.0f);
+      for (std::int64_t j = end - 1; j >= first; --j) {
+        store(db.row(j) + d, load(db.row(j) + d) + factor * load(space.sums.row(j - first) + d));
+        factor *= load(decay.step.row(j) + d);
+      }
+    }
+    products.release(strip_mark);
+  }
+  products.release(mark);
+  for (std::int64_t first = 0; first < rows; first += kStripRows) {
+    strip_scores_backward(decay, dp, a, b, first, width, da, db);
+    products.pulse().beat();
+  }
+}
+
+/// da += , db += gradients, given that of p, of which nothing above the diagonal is read and which is lost.
+template <class P>
+void scores_backward(P& products, const Decay& decay, Matrix dp, Matrix a, Matrix b, std::int64_t rows, std::int64_t width,
+                     const ScoreSpace& space, Matrix da, Matrix db) {
+  if (decay.per_channel()) {
+    mask_lower(rows, dp);
+    return channel_scores_backward(products, decay, dp, a, b, rows, width, space, da, db);
+  }
+  decay_lower(decay, rows, dp);
+  const std::int64_t mark = products.mark();
+  multiply_lower<true>(products, products.left(dp, rows, rows), products.right(b, rows, width), rows, width, da);
+  multiply_upper<true>(products, products.left_transposed(dp, rows, rows), products.right(a, rows, width), rows, width, db);
+  products.release(mark);
+}
+
+}  // namespace
+}  // namespace periplus::kernels::cpu

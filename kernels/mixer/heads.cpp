@@ -1,0 +1,199 @@
+// Operations per token and head (algorithms.md 5.10).
+#include <cmath>
+
+#include "kernels/mixer.h"
+#include "kernels/mixer/operands.h"
+#include "kernels/transformer/vector_math.h"
+
+namespace periplus::kernels {
+namespace {
+
+constexpr std::int64_t kChunkRows = 64;
+
+struct HeadsShape {
+  std::int64_t rows, heads, width;
+  Extents extents() const { return {rows, heads, width}; }
+};
+HeadsShape check_x(std::string_view op, const ConstTensorView& x, StreamView stream) {
+  require_cpu(op, stream);
+  require_dims(op, "x", x, 3);
+  require_heads(op, "x", x, x.shape(), x.dtype());
+  return {x.size(0), x.size(1), x.size(2)};
+}
+
+/// body(n, h) for every token and head; vectorised inside if body is always_inline.
+template <class Body>
+void for_each_head(const HeadsShape& shape, StreamView stream, const Body& body) {
+  for_row_chunks(shape.rows, kChunkRows, shape.heads * shape.width, stream, [=](std::int64_t begin, std::int64_t end, std::int64_t) {
+    with_best_instructions([=]() __attribute__((always_inline)) {
+      for (std::int64_t n = begin; n < end; ++n) {
+        for (std::int64_t h = 0; h < shape.heads; ++h) body(n, h);
+      }
+    });
+  });
+}
+
+template <class T>
+[[gnu::always_inline]] inline T* at(const Strided<T>& x, std::int64_t n, std::int64_t h) {
+  return x.data + n * x.row + h * x.head;
+}
+
+template <class A, class T, class U>
+[[gnu::always_inline]] inline A product(const T* a, const U* b, std::int64_t width) {
+  return lane_sum<A>(
+      width, [&](std::int64_t i) __attribute__((always_inline)) { return widen(a[i]) * widen(b[i]); });
+}
+
+}  // namespace
+
+void l2_norm(ConstTensorView x, double eps, TensorView y, StreamView stream) {
+  const HeadsShape shape = check_x("l2_norm", x, stream);
+  require_heads("l2_norm", "y", y, x.shape(), x.dtype());
+  visit_dtype<bfloat16, float, double>(x.dtype(), "l2_norm", [&]<class T>() {
+    using A = Accumulator<T>;
+    const auto in = strided<T>(x);
+    const auto out = strided<T>(y);
+    for_each_head(
+        shape, stream, [ =, least = static_cast<A>(eps) ](std::int64_t n, std::int64_t h) __attribute__((always_inline)) {
+          const T* from = at(in, n, h);
+          T* to = at(out, n, h);
+          const A scale = A(1) / std::sqrt(product<A>(from, from, shape.width) + least);
+          for (std::int64_t i = 0; i < shape.width; ++i) store(to[i], widen(from[i]) * scale);
+        });
+  });
+}
+
+void l2_norm_backward(ConstTensorView dy, ConstTensorView x, double eps, TensorView dx, StreamView stream) {
+  constexpr std::string_view op = "l2_norm_backward";
+  const HeadsShape shape = check_x(op, x, stream);
+  require_heads(op, "dy", dy, x.shape(), x.dtype());
+  require_heads(op, "dx", dx, x.shape(), x.dtype());
+  visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
+    using A = Accumulator<T>;
+    const auto in = strided<T>(x), gradient = strided<T>(dy);
+    const auto out = strided<T>(dx);
+    for_each_head(
+        shape, stream, [ =, least = static_cast<A>(eps) ](std::int64_t n, std::int64_t h) __attribute__((always_inline)) {
+          const T *from = at(in, n, h), *d = at(gradient, n, h);
+          T* to = at(out, n, h);
+          const A scale = A(1) / std::sqrt(product<A>(from, from, shape.width) + least);
+          const A pull = scale * scale * scale * product<A>(from, d, shape.width);
+          for (std::int64_t i = 0; i < shape.width; ++i) store(to[i], scale * widen(d[i]) - pull * widen(from[i]));
+        });
+  });
+}
+
+void scale_heads(ConstTensorView x, ConstTensorView factor, TensorView y, StreamView stream) {
+  constexpr std::string_view op = "scale_heads";
+  const HeadsShape shape = check_x(op, x, stream);
+  require_dense(op, "factor", factor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
+  require_heads(op, "y", y, x.shape(), x.dtype());
+  visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
+    using A = Accumulator<T>;
+    const auto in = strided<T>(x);
+    const auto out = strided<T>(y);
+    const A* factors = factor.data<A>();
+    for_each_head(
+        shape, stream, [=](std::int64_t n, std::int64_t h) __attribute__((always_inline)) {
+          const T* from = at(in, n, h);
+          T* to = at(out, n, h);
+          const A f = factors[n * shape.heads + h];
+          for (std::int64_t i = 0; i < shape.width; ++i) store(to[i], f * widen(from[i]));
+        });
+  });
+}
+
+void scale_heads_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView factor, TensorView dx, TensorView dfactor,
+                          StreamView stream) {
+  constexpr std::string_view op = "scale_heads_backward";
+  const HeadsShape shape = check_x(op, x, stream);
+  require_heads(op, "dy", dy, x.shape(), x.dtype());
+  require_dense(op, "factor", factor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
+  require_heads(op, "dx", dx, x.shape(), x.dtype());
+  require_dense(op, "dfactor", dfactor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
+  visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
+    using A = Accumulator<T>;
+    const auto in = strided<T>(x), gradient = strided<T>(dy);
+    const auto out = strided<T>(dx);
+    const A* factors = factor.data<A>();
+    A* dfactors = dfactor.data<A>();
+    for_each_head(
+        shape, stream, [=](std::int64_t n, std::int64_t h) __attribute__((always_inline)) {
+          const T *from = at(in, n, h), *d = at(gradient, n, h);
+          T* to = at(out, n, h);
+          const A f = factors[n * shape.heads + h];
+          dfactors[n * shape.heads + h] = product<A>(from, d, shape.width);
+          for (std::int64_t i = 0; i < shape.width; ++i) store(to[i], f * widen(d[i]));
+        });
+  });
+}
+
+void add_skip(ConstTensorView x, ConstTensorView skip, TensorView y, StreamView stream) {
+  constexpr std::string_view op = "add_skip";
+  const HeadsShape shape = check_x(op, x, stream);
+  require_dense(op, "skip", skip, {shape.heads}, x.dtype());
+  require_heads(op, "y", y, x.shape(), x.dtype());
+  visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
+    const auto in = strided<T>(x);
+    const auto out = strided<T>(y);
+    const T* factors = skip.data<T>();
+    for_each_head(
+        shape, stream, [=](std::int64_t n, std::int64_t h) __attribute__((always_inline)) {
+          const T* from = at(in, n, h);
+          T* to = at(out, n, h);
+          for (std::int64_t i = 0; i < shape.width; ++i) store(to[i], widen(to[i]) + widen(factors[h]) * widen(from[i]));
+        });
+  });
+}
+
+void add_skip_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView skip, TensorView dx, TensorView dskip, StreamView stream) {
+  constexpr std::string_view op = "add_skip_backward";
+  const HeadsShape shape = check_x(op, x, stream);
+  require_heads(op, "dy", dy, x.shape(), x.dtype());
+  require_dense(op, "skip", skip, {shape.heads}, x.dtype());
+  require_heads(op, "dx", dx, x.shape(), x.dtype());
+  require_dense(op, "dskip", dskip, {shape.heads}, accumulator_of(x.dtype()));
+  visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
+    using A = Accumulator<T>;
+    const auto in = strided<T>(x), gradient = strided<T>(dy);
+    const auto out = strided<T>(dx);
+    const T* factors = skip.data<T>();
+    ChunkSums<A> sums(shape.rows, kChunkRows, shape.heads);
+    for_row_chunks(shape.rows, kChunkRows, shape.heads * shape.width, stream,
+                   [&](std::int64_t begin, std::int64_t end, std::int64_t chunk) {
+                     A* sum = sums.of(chunk);
+                     with_best_instructions([=]() __attribute__((always_inline)) {
+                       for (std::int64_t n = begin; n < end; ++n) {
+                         for (std::int64_t h = 0; h < shape.heads; ++h) {
+                           const T *from = at(in, n, h), *d = at(gradient, n, h);
+                           T* to = at(out, n, h);
+                           sum[h] += product<A>(from, d, shape.width);
+                           for (std::int64_t i = 0; i < shape.width; ++i) store(to[i], widen(to[i]) + widen(factors[h]) * widen(d[i]));
+                         }
+                       }
+                     });
+                   });
+    sums.add_to(dskip.data<A>());
+  });
+}
+
+void sum_heads(ConstTensorView x, TensorView y, StreamView stream) {
+  const HeadsShape shape = check_x("sum_heads", x, stream);
+  require_heads("sum_heads", "y", y, {shape.rows, 1, shape.width}, x.dtype());
+  visit_dtype<bfloat16, float, double>(x.dtype(), "sum_heads", [&]<class T>() {
+    using A = Accumulator<T>;
+    const auto in = strided<T>(x);
+    const auto out = strided<T>(y);
+    for_each_head(
+        {shape.rows, 1, shape.width}, stream, [=](std::int64_t n, std::int64_t) __attribute__((always_inline)) {
+          T* to = at(out, n, 0);
+          for (std::int64_t i = 0; i < shape.width; ++i) {
+            A sum = 0;
+            for (std::int64_t h = 0; h < shape.heads; ++h) sum += widen(at(in, n, h)[i]);
+            store(to[i], sum);
+          }
+        });
+  });
+}
+
+}  // namespace periplus::kernels

@@ -1,0 +1,56 @@
+// Tiles of rows, and the products of a projection on them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/matmul.h"
+#include "runtime/tensor.h"
+
+namespace periplus::train {
+
+/// Work between exchanges goes by tiles of rows, so that temporaries do not grow with the rows of a rank.
+inline constexpr std::int64_t kTileRows = 1024;
+
+struct Tile {
+  std::int64_t begin;
+  std::int64_t rows;
+  /// The tile's rows of a whole-shard tensor.
+  template <class View>
+  View of(const View& whole) const {
+    return whole.slice(0, begin, rows);
+  }
+  TensorView of(const Tensor& whole) const { return of(whole.view()); }
+  /// As many rows of a temporary.
+  TensorView top(const Tensor& scratch) const { return scratch.view().slice(0, 0, rows); }
+};
+
+template <class Body>
+void for_each_tile(std::int64_t rows, const Body& body) {
+  for (std::int64_t begin = 0; begin < rows; begin += kTileRows) body(Tile{begin, std::min(kTileRows, rows - begin)});
+}
+
+/// The first rows of a tensor that has room for more.
+inline TensorView top(const Tensor& tensor, std::int64_t rows) { return tensor.view().slice(0, 0, rows); }
+
+/// Columns [begin, begin + heads * width) of a matrix as [rows, heads, width].
+template <class View>
+View heads_of(const View& matrix, std::int64_t begin, std::int64_t heads, std::int64_t width) {
+  const View columns = matrix.slice(1, begin, heads * width);
+  return View(columns.bytes(), columns.dtype(), {columns.size(0), heads, width}, {columns.stride(0), width, 1});
+}
+
+/// y = x W^T for W [out, in].
+inline void project(ConstTensorView x, ConstTensorView weight, TensorView y, StreamView stream) {
+  kernels::matmul(x, weight, y, {.transpose_b = true}, stream);
+}
+/// dx (+)= dy W.
+inline void project_back(ConstTensorView dy, ConstTensorView weight, TensorView dx, kernels::Update update, StreamView stream) {
+  kernels::matmul(dy, weight, dx, {.update = update}, stream);
+}
+/// dW += dy^T x.
+inline void add_weight_gradient(ConstTensorView dy, ConstTensorView x, TensorView dweight, StreamView stream) {
+  kernels::matmul(dy, x, dweight, {.transpose_a = true, .update = kernels::Update::accumulate}, stream);
+}
+
+}  // namespace periplus::train

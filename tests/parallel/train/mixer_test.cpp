@@ -1,0 +1,152 @@
+#include "parallel/train/mixer.h"
+
+#include "runtime/error.h"
+#include "tests/parallel/train/model_runs.h"
+
+namespace periplus::train {
+namespace {
+
+ModelConfig hybrid(std::string pattern, std::string gate = {}) {
+  ModelConfig model{.layers = std::ssize(pattern), .hidden = 12, .heads = 2, .kv_heads = 1, .head_size = 4, .ffn = 16, .vocabulary = 256};
+  if (pattern.find('W') != std::string::npos) model.window = 5;
+  model.pattern = std::move(pattern);
+  model.gate = std::move(gate);
+  return model;
+}
+
+/// Every mixer by itself, and hybrids of several.
+std::vector<ModelConfig> models() {
+  std::vector<ModelConfig> all = {hybrid("D"), hybrid("W"), hybrid("SD")};
+  for (const char* gate : {"basic", "retention", "lightning", "gla", "mamba2"}) {
+    for (const char* pattern : {"SL", "SLLL", "SWLD"}) all.push_back(hybrid(pattern, gate));
+  }
+  return all;
+}
+
+std::string name_of(const ModelConfig& model) { return model.pattern + " " + model.gate; }
+
+/// Documents of one token, short ones, and one that spans all ranks.
+Row mixed_row() { return make_row({1, 9, 37, 2, 1, 26}); }
+
+TEST(Mixers, LossAndGradientsDoNotDependOnRanksOrLayout) {
+  const Row row = mixed_row();
+  for (const ModelConfig& model : models()) {
+    const Gradients single = run(model, row, LayoutKind::contiguous, 1);
+    for (const LayoutKind kind : {LayoutKind::contiguous, LayoutKind::zigzag}) {
+      for (const int ranks : {1, 2, 3, 4}) {
+        SCOPED_TRACE(testing::Message() << name_of(model) << " " << to_string(kind) << " ranks " << ranks);
+        const Gradients distributed = run(model, row, kind, ranks);
+        EXPECT_NEAR(distributed.loss, single.loss, 1e-10 * single.loss);
+        EXPECT_LT(largest_difference(distributed.values, single.values), 1e-10 * std::max(1.0, largest(single.values)));
+      }
+    }
+  }
+}
+
+TEST(Mixers, GradientsOfEveryTensorMatchFiniteDifferences) {
+  const Row row = make_row({1, 9, 17, 2});
+  for (const ModelConfig& model : models()) {
+    if (model.layers > 2 && model.pattern != "SWLD") continue;  // nothing new
+    SCOPED_TRACE(name_of(model));
+    expect_finite_differences_agree(model, row, LayoutKind::zigzag, 2);
+  }
+}
+
+TEST(Mixers, DocumentsOfARowAreAsIfAlone) {
+  const Row together = make_row({9, 23});
+  Row second{{together.bytes.begin() + 9, together.bytes.end()}, {0, 23}},
+      first{{together.bytes.begin(), together.bytes.begin() + 9}, {0, 9}};
+  for (const ModelConfig& model : models()) {
+    SCOPED_TRACE(name_of(model));
+    const double apart = run(model, first, LayoutKind::contiguous, 1).loss * 8 + run(model, second, LayoutKind::contiguous, 1).loss * 22;
+    EXPECT_NEAR(run(model, together, LayoutKind::zigzag, 3).loss * 30, apart, 1e-9);
+  }
+}
+
+TEST(Mixers, RepeatBitForBit) {
+  for (const ModelConfig& model : models()) {
+    const Gradients first = run(model, mixed_row(), LayoutKind::zigzag, 3), second = run(model, mixed_row(), LayoutKind::zigzag, 3);
+    EXPECT_EQ(first.loss, second.loss);
+    EXPECT_EQ(first.values, second.values) << name_of(model);
+  }
+}
+
+/// The same, with batches of other sizes before: tensors are kept from step to step.
+TEST(Mixers, EarlierBatchesLeaveNoTrace) {
+  for (const ModelConfig& config : models()) {
+    SCOPED_TRACE(name_of(config));
+    const Stream stream;
+    Model model(config, DType::f64, Memory());
+    fill_weights(model, 8);
+    std::vector<double> losses;
+    for (const std::int64_t length : {20, 31, 5, 20}) {
+      const Row row = make_row({length});
+      const Batch batch = shard_row(row.bytes, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
+      model.plan(batch, {.communicator = comm::Communicator()});
+      model.zero_gradients();
+      losses.push_back(model.loss_and_gradients(stream) / static_cast<double>(batch.valid_labels));
+    }
+    EXPECT_EQ(losses.front(), losses.back());
+    const Gradients fresh = run(config, make_row({20}), LayoutKind::contiguous, 1);
+    EXPECT_EQ(losses.back(), fresh.loss);
+    const auto gradients = model.gradients().span<double>();
+    EXPECT_EQ(std::vector<double>(gradients.begin(), gradients.end()), fresh.values);
+  }
+}
+
+TEST(Mixers, ParametersOfEachKindAreNamedAndStartAsTheyShould) {
+  const ParameterTable table(hybrid("SLD", "mamba2"));
+  std::map<std::string, const Parameter*> by_name;
+  for (const Parameter& parameter : table.all()) by_name[parameter.name] = &parameter;
+  ASSERT_TRUE(by_name.contains("model.layers.0.self_attn.q_proj.weight"));
+  ASSERT_TRUE(by_name.contains("model.layers.1.mixer.in_proj_xbc.weight"));
+  ASSERT_TRUE(by_name.contains("model.layers.2.linear_attn.dt_bias"));
+  const Parameter& taps = *by_name.at("model.layers.1.mixer.conv1d.weight");
+  EXPECT_EQ(taps.shape, (Extents{2 * 4 + 2 * 4, 1, 4}));
+  EXPECT_TRUE(taps.decays());
+  for (const char* name : {"model.layers.1.mixer.A_log", "model.layers.2.linear_attn.A_log"}) {
+    EXPECT_FALSE(by_name.at(name)->decays());
+    for (const double value : initial_values(*by_name.at(name), 1)) {
+      EXPECT_GE(value, 0);
+      EXPECT_LE(value, std::log(16));
+    }
+  }
+  for (const double value : initial_values(*by_name.at("model.layers.2.linear_attn.dt_bias"), 1)) {
+    const double step = std::log1p(std::exp(value));
+    EXPECT_GE(step, 0.0009999);
+    EXPECT_LE(step, 0.1000001);
+  }
+  EXPECT_EQ(initial_values(*by_name.at("model.layers.1.mixer.D"), 1), std::vector<double>(2, 1));
+}
+
+TEST(Mixers, FlopsCountMatricesTapsAndStates) {
+  const Row row = make_row({4, 6});
+  const Batch batch = shard_row(row.bytes, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
+  const Memory memory;
+  const Model model(hybrid("WD"), DType::f32, memory);
+  // Heads 2 of 4: q, o 8x12, k, v 4x12; z, o 8x12, qkv 24x12, a, b 2x12, taps 24x4; gate, up, down 16x12 twice; head 256x12.
+  const double matrices = 2 * 96 + 2 * 48 + 2 * 96 + 288 + 2 * 24 + 96 + 6 * 192 + 256 * 12;
+  // A window of five back hides nothing from documents of four and six tokens: 4*5/2 + 6*7/2 pairs.
+  EXPECT_DOUBLE_EQ(model.flops(batch), 6 * matrices * 10 + 14.0 * 8 * 31 + 18.0 * 10 * 8 * 4);
+}
+
+TEST(Mixers, NarrowTypesFollowF64) {
+  const Row row = make_row({40, 24});
+  const Batch batch = shard_row(row.bytes, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
+  const Stream stream;
+  for (const ModelConfig& config : models()) {
+    SCOPED_TRACE(name_of(config));
+    const double expected = run(config, row, LayoutKind::contiguous, 1).loss;
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      Model model(config, dtype, Memory()), wide(config, DType::f64, Memory());
+      fill_weights(wide, 8);
+      copy(wide.weights(), model.weights());
+      model.plan(batch, {.communicator = comm::Communicator()});
+      const double loss = model.loss_and_gradients(stream) / static_cast<double>(batch.valid_labels);
+      EXPECT_NEAR(loss, expected, (dtype == DType::bf16 ? 5e-2 : 1e-4) * expected);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace periplus::train
