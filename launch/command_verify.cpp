@@ -5,6 +5,7 @@
 #include <set>
 
 #include <fmt/format.h>
+#include <malloc.h>
 #include <nlohmann/json.hpp>
 
 #include "launch/attention_options.h"
@@ -195,6 +196,13 @@ std::vector<std::string> chosen(const std::string& choice, std::vector<std::stri
 
 }  // namespace
 
+/// Plans come and go by the thousand: without this the C library returns their memory to the system each time.
+void keep_freed_memory() {
+  constexpr int kKept = 1 << 30, kLargestKept = 32 << 20;
+  mallopt(M_TRIM_THRESHOLD, kKept);
+  mallopt(M_MMAP_THRESHOLD, kLargestKept);
+}
+
 int verify_command(Arguments arguments) {
   OptionTable table("verify", "proves plans symbolically and checks small ones (up to 8 ranks) against fp64",
                     "periplus verify --ranks 1-16,64 --strategy all --layout all");
@@ -221,6 +229,7 @@ int verify_command(Arguments arguments) {
   Tally total;
   nlohmann::json rows = nlohmann::json::array();
   const std::vector<std::string> strategies = chosen(options.strategy, strategy_names());
+  keep_freed_memory();
   Prover prover;
   for (const std::string& layout : chosen(options.layout, layout_names())) {
     for (const VerificationCase& problem_case : verification_cases()) {

@@ -119,7 +119,7 @@ void ProgramBuilder::exchange(Label label, int lane, std::span<const Message> se
     for (const Message& m : messages) {
       if (m.peer == rank() || m.view.empty()) continue;
       pool.push_back(m);
-      touched_.push_back({m.view, mode});
+      touched_.emplace_back(m.view, mode);
     }
     return Range{begin, static_cast<std::uint32_t>(pool.size()) - begin};
   };
@@ -135,10 +135,9 @@ void ProgramBuilder::exchange(Label label, int lane, std::span<const Message> se
 }
 
 StepId ProgramBuilder::begin_step(Op op, Label label) {
-  Step step;
+  Step& step = program_.steps.emplace_back();  // in place: steps are large
   step.op = op;
   step.label = label;
-  program_.steps.push_back(step);
   return static_cast<StepId>(program_.steps.size()) - 1;
 }
 
@@ -199,7 +198,7 @@ std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::spa
 void ProgramBuilder::remember(StepId step, std::span<const Access> accesses) {
   const int queue = orders_.queue_of(step);
   for (const Access& access : accesses) {
-    if (access.view.present()) history_[static_cast<std::size_t>(access.view.slot)].remember({access.view, step, queue}, access.mode);
+    if (access.view.present()) history_[static_cast<std::size_t>(access.view.slot)].remember(access.view, access.mode, step, queue);
   }
 }
 

@@ -29,13 +29,12 @@ class StepOrders {
   /// Enters the next step, ordered after its predecessor in the queue.
   void begin(int queue) {
     StepId& tail = tail_[static_cast<std::size_t>(queue)];
-    Order order;
+    Order& order = orders_.emplace_back();
     if (tail >= 0) {
       order = orders_[static_cast<std::size_t>(tail)];
       order.before[static_cast<std::size_t>(queue)] = ++order.position;
     }
     order.queue = queue;
-    orders_.push_back(order);
     tail = last();
   }
   /// Orders the step entered last after `earlier` too.
@@ -113,12 +112,10 @@ struct Use {
 /// lies in the rectangle of a later one of its queue tells nothing more.
 class Uses {
  public:
-  void add(const Use& use) {
-    if (!uses_.empty() && uses_.back().queue == use.queue && contains(use.view, uses_.back().view)) {
-      uses_.back() = use;
-    } else {
-      uses_.push_back(use);
-    }
+  void add(const View& view, StepId step, int queue) {
+    if (uses_.empty() || uses_.back().queue != queue || !contains(view, uses_.back().view)) uses_.emplace_back();
+    Use& use = uses_.back();
+    use.view = view, use.step = step, use.queue = queue;
   }
   /// Drops those within a view. Whoever conflicts with one of them conflicts with the write of the view too, which follows it.
   void drop_within(const View& view) {
@@ -136,12 +133,12 @@ struct SlotUses {
   Uses reads, writes;
   Lifetime lifetime;
   /// Enters a use of a step that is ordered behind all earlier ones it conflicts with.
-  void remember(const Use& use, Mode mode) {
-    lifetime.use(use.queue, use.step);
-    if (mode == Mode::read) return reads.add(use);
-    reads.drop_within(use.view);
-    writes.drop_within(use.view);
-    writes.add(use);
+  void remember(const View& view, Mode mode, StepId step, int queue) {
+    lifetime.use(queue, step);
+    if (mode == Mode::read) return reads.add(view, step, queue);
+    reads.drop_within(view);
+    writes.drop_within(view);
+    writes.add(view, step, queue);
   }
   void clear() {
     reads.clear(), writes.clear();

@@ -20,10 +20,10 @@ constexpr std::size_t kMostFailures = 8, kFewAccesses = 8;
 void collect_accesses(const Program& program, const Step& step, std::vector<Access>& accesses) {
   accesses.clear();
   for (const Access& access : program.accesses_of(step)) {
-    if (access.view.present()) accesses.push_back(access);
+    if (access.view.present()) accesses.emplace_back(access.view, access.mode);
   }
-  for (const Message& message : program.sends_of(step)) accesses.push_back({message.view, Mode::read});
-  for (const Message& message : program.receives_of(step)) accesses.push_back({message.view, Mode::write});
+  for (const Message& message : program.sends_of(step)) accesses.emplace_back(message.view, Mode::read);
+  for (const Message& message : program.receives_of(step)) accesses.emplace_back(message.view, Mode::write);
 }
 
 /// Part 2. A message as one of its ends sees it.
@@ -180,7 +180,7 @@ class RaceCheck {
       check_against(slot.writes, id, view);
       if (mode != Mode::read) check_against(slot.reads, id, view);
     }
-    for (const auto& [view, mode] : accesses_) slots_[static_cast<std::size_t>(view.slot)].remember({view, id, queue}, mode);
+    for (const auto& [view, mode] : accesses_) slots_[static_cast<std::size_t>(view.slot)].remember(view, mode, id, queue);
   }
 
   /// Slots whose bytes meet are never alive together. By rising offset, those that may meet one are those that begin in it.

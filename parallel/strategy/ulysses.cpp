@@ -108,10 +108,13 @@ class MemberScratch {
 class HeadTrade {
  public:
   HeadTrade(ProgramBuilder& program, const AttentionProblem& problem, const Grid& grid, const GroupedLayout& groups, int pieces)
-      : program_(program), problem_(problem), grid_(grid), pieces_(pieces), self_(grid.head_of(program.rank())) {
+      : program_(program), grid_(grid), pieces_(pieces), self_(grid.head_of(program.rank())) {
     const int context = grid.context_of(program.rank());
     ranks_ = grid.head_group(context);
     rows_ = groups.layout.rows_of(context);
+    for (int member = 0; member < grid.heads; ++member) {
+      for (int piece = 0; piece < pieces; ++piece) heads_.push_back(piece_of(heads_of(problem, grid, member), piece, pieces));
+    }
     parts_.resize(ranks_.size());
     for (const GroupedLayout::Part& part : groups.parts[static_cast<std::size_t>(context)])
       parts_[static_cast<std::size_t>(part.member)].push_back(part);
@@ -121,7 +124,7 @@ class HeadTrade {
     out_of_sequence_ = program.new_order(moves);
   }
 
-  HeadRange heads(int member, int piece) const { return piece_of(heads_of(problem_, grid_, member), piece, pieces_); }
+  const HeadRange& heads(int member, int piece) const { return heads_[static_cast<std::size_t>(member * pieces_ + piece)]; }
   HeadRange own_heads(int piece) const { return heads(self_, piece); }
   std::int64_t rows() const { return rows_; }
 
@@ -276,11 +279,11 @@ class HeadTrade {
   std::string suffix(int piece) const { return pieces_ > 1 ? fmt::format(".{}", piece) : ""; }
 
   ProgramBuilder& program_;
-  const AttentionProblem& problem_;
   Grid grid_;
   int pieces_, self_;
   std::vector<Rank> ranks_;
   std::int64_t rows_ = 0;
+  std::vector<HeadRange> heads_;                         ///< by member and piece
   std::vector<std::vector<GroupedLayout::Part>> parts_;  ///< by member
   plan::Range into_sequence_, out_of_sequence_;          ///< moves between the order of arrival and that of the layout
 };
