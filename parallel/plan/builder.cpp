@@ -180,17 +180,12 @@ void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
 
 std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::span<const Access> accesses) const {
   std::array<StepId, kQueues> latest = no_steps();
-  const auto scan = [&](const Uses& uses, const View& view) {
-    for (const Use& use : uses.latest_first()) {
-      if (use.queue != queue && use.step > latest[static_cast<std::size_t>(use.queue)] && overlap(use.view, view))
-        latest[static_cast<std::size_t>(use.queue)] = use.step;
-    }
-  };
   for (const Access& access : accesses) {
     if (!access.view.present()) continue;
-    const SlotUses& history = history_[static_cast<std::size_t>(access.view.slot)];
-    scan(history.writes, access.view);
-    if (access.mode != Mode::read) scan(history.reads, access.view);
+    history_[static_cast<std::size_t>(access.view.slot)].for_conflicts(access.view, access.mode, queue, [&](StepId step) {
+      StepId& last = latest[static_cast<std::size_t>(orders_.queue_of(step))];
+      last = std::max(last, step);
+    });
   }
   return latest;
 }
@@ -206,12 +201,12 @@ void ProgramBuilder::place_scratch() {
   scratch_ids_.clear(), scratch_bytes_.clear();
   for (std::size_t i = 0; i < program_.slots.size(); ++i) {
     if (program_.slots[i].role != Role::scratch) continue;
-    if (!history_[i].lifetime.used()) program_.slots[i].rows = 0;  // takes no memory
+    if (!history_[i].lifetime().used()) program_.slots[i].rows = 0;  // takes no memory
     scratch_ids_.push_back(static_cast<SlotId>(i));
     scratch_bytes_.push_back(program_.slots[i].bytes());
   }
   const auto lifetime = [&](int i) -> const Lifetime& {
-    return history_[static_cast<std::size_t>(scratch_ids_[static_cast<std::size_t>(i)])].lifetime;
+    return history_[static_cast<std::size_t>(scratch_ids_[static_cast<std::size_t>(i)])].lifetime();
   };
   scratch_offsets_.resize(scratch_ids_.size());
   program_.workspace_bytes = place_blocks(
