@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <malloc.h>
 #include <nlohmann/json.hpp>
 
 #include "launch/attention_options.h"
@@ -180,6 +181,13 @@ std::optional<Device> device_of(const VerifyOptions& options, const OptionTable&
   return shared_device(request);
 }
 
+/// Plans come and go by the thousand: without this the C library returns their memory to the system each time.
+void keep_freed_memory() {
+  constexpr int kKept = 1 << 30, kLargestKept = 32 << 20;
+  mallopt(M_TRIM_THRESHOLD, kKept);
+  mallopt(M_MMAP_THRESHOLD, kLargestKept);
+}
+
 }  // namespace
 
 int verify_command(Arguments arguments) {
@@ -213,6 +221,7 @@ int verify_command(Arguments arguments) {
   for (const VerifySubject& subject : subjects) widths.kind = std::max(widths.kind, subject.kind.size());
   say(table, header(widths));
   Entry total{"total", "", ""};
+  keep_freed_memory();
   Prover prover;
   nlohmann::json rows = nlohmann::json::array();
   bool left_out = false;

@@ -119,7 +119,7 @@ void ProgramBuilder::exchange(Label label, int lane, std::span<const Message> se
     for (const Message& m : messages) {
       if (m.peer == rank() || m.view.empty()) continue;
       pool.push_back(m);
-      touched_.push_back({m.view, mode});
+      touched_.emplace_back(m.view, mode);
     }
     return Range{begin, static_cast<std::uint32_t>(pool.size()) - begin};
   };
@@ -135,10 +135,9 @@ void ProgramBuilder::exchange(Label label, int lane, std::span<const Message> se
 }
 
 StepId ProgramBuilder::begin_step(Op op, Label label) {
-  Step step;
+  Step& step = program_.steps.emplace_back();  // in place: steps are large
   step.op = op;
   step.label = label;
-  program_.steps.push_back(step);
   return static_cast<StepId>(program_.steps.size()) - 1;
 }
 
@@ -181,17 +180,12 @@ void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
 
 std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::span<const Access> accesses) const {
   std::array<StepId, kQueues> latest = no_steps();
-  const auto scan = [&](const Uses& uses, const View& view) {
-    for (const Use& use : uses.latest_first()) {
-      if (use.queue != queue && use.step > latest[static_cast<std::size_t>(use.queue)] && overlap(use.view, view))
-        latest[static_cast<std::size_t>(use.queue)] = use.step;
-    }
-  };
   for (const Access& access : accesses) {
     if (!access.view.present()) continue;
-    const SlotUses& history = history_[static_cast<std::size_t>(access.view.slot)];
-    scan(history.writes, access.view);
-    if (access.mode != Mode::read) scan(history.reads, access.view);
+    history_[static_cast<std::size_t>(access.view.slot)].for_conflicts(access.view, access.mode, queue, [&](StepId step) {
+      StepId& last = latest[static_cast<std::size_t>(orders_.queue_of(step))];
+      last = std::max(last, step);
+    });
   }
   return latest;
 }
@@ -199,7 +193,7 @@ std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::spa
 void ProgramBuilder::remember(StepId step, std::span<const Access> accesses) {
   const int queue = orders_.queue_of(step);
   for (const Access& access : accesses) {
-    if (access.view.present()) history_[static_cast<std::size_t>(access.view.slot)].remember({access.view, step, queue}, access.mode);
+    if (access.view.present()) history_[static_cast<std::size_t>(access.view.slot)].remember(access.view, access.mode, step, queue);
   }
 }
 
@@ -207,12 +201,12 @@ void ProgramBuilder::place_scratch() {
   scratch_ids_.clear(), scratch_bytes_.clear();
   for (std::size_t i = 0; i < program_.slots.size(); ++i) {
     if (program_.slots[i].role != Role::scratch) continue;
-    if (!history_[i].lifetime.used()) program_.slots[i].rows = 0;  // takes no memory
+    if (!history_[i].lifetime().used()) program_.slots[i].rows = 0;  // takes no memory
     scratch_ids_.push_back(static_cast<SlotId>(i));
     scratch_bytes_.push_back(program_.slots[i].bytes());
   }
   const auto lifetime = [&](int i) -> const Lifetime& {
-    return history_[static_cast<std::size_t>(scratch_ids_[static_cast<std::size_t>(i)])].lifetime;
+    return history_[static_cast<std::size_t>(scratch_ids_[static_cast<std::size_t>(i)])].lifetime();
   };
   scratch_offsets_.resize(scratch_ids_.size());
   program_.workspace_bytes = place_blocks(

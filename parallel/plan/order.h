@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
-#include <ranges>
 #include <vector>
 
 #include "parallel/plan/plan.h"
@@ -29,13 +29,12 @@ class StepOrders {
   /// Enters the next step, ordered after its predecessor in the queue.
   void begin(int queue) {
     StepId& tail = tail_[static_cast<std::size_t>(queue)];
-    Order order;
+    Order& order = orders_.emplace_back();
     if (tail >= 0) {
       order = orders_[static_cast<std::size_t>(tail)];
       order.before[static_cast<std::size_t>(queue)] = ++order.position;
     }
     order.queue = queue;
-    orders_.push_back(order);
     tail = last();
   }
   /// Orders the step entered last after `earlier` too.
@@ -102,51 +101,76 @@ inline bool contains(const View& outer, const View& inner) noexcept {
          outer.head0 <= inner.head0 && inner.head0 + inner.heads <= outer.head0 + outer.heads;
 }
 
-/// A step's use of part of a slot.
-struct Use {
-  View view;
-  StepId step;
-  int queue;
-};
-
-/// Uses of one kind of a slot that a later step may have to wait for, oldest first. Queues finish in order, so a use that
-/// lies in the rectangle of a later one of its queue tells nothing more.
+/// Uses of one kind of a slot by one queue that a later step may have to wait for, oldest first. A queue finishes in order,
+/// so a use that lies in the rectangle of a later one tells nothing more.
 class Uses {
  public:
-  void add(const Use& use) {
-    if (!uses_.empty() && uses_.back().queue == use.queue && contains(use.view, uses_.back().view)) {
-      uses_.back() = use;
-    } else {
-      uses_.push_back(use);
-    }
+  void add(const View& view, StepId step) {
+    if (uses_.empty() || uses_.back().step != step) settled_ = uses_.size();
+    if (uses_.empty() || !contains(view, uses_.back().view)) uses_.emplace_back();
+    settled_ = std::min(settled_, uses_.size() - 1);
+    uses_.back().view = view, uses_.back().step = step;
   }
-  /// Drops those within a view. Whoever conflicts with one of them conflicts with the write of the view too, which follows it.
-  void drop_within(const View& view) {
-    std::erase_if(uses_, [&](const Use& use) { return contains(view, use.view); });
+  /// Drops those that a step writes over. Whoever conflicts with one of them conflicts with that write too, which follows it.
+  void drop_within(const View& view, StepId step) {
+    if (uses_.empty()) return;
+    // An exchange writes much, but nothing twice: its own uses need no look.
+    if (uses_.back().step != step) settled_ = uses_.size();
+    const auto end = uses_.begin() + static_cast<std::ptrdiff_t>(settled_);
+    const auto kept = std::remove_if(uses_.begin(), end, [&](const Use& use) { return contains(view, use.view); });
+    settled_ = static_cast<std::size_t>(kept - uses_.begin());
+    uses_.erase(kept, end);
   }
   void clear() { uses_.clear(); }
-  auto latest_first() const { return std::views::reverse(uses_); }
+  /// The latest step whose use shares cells with a view, or -1.
+  StepId latest_on(const View& view) const {
+    for (auto use = uses_.rbegin(); use != uses_.rend(); ++use) {
+      if (overlap(use->view, view)) return use->step;
+    }
+    return -1;
+  }
 
  private:
+  struct Use {
+    View view;
+    StepId step = -1;
+  };
   std::vector<Use> uses_;
+  std::size_t settled_ = 0;  ///< How many are of steps before that of the last.
 };
 
 /// What uses of a slot there were.
-struct SlotUses {
-  Uses reads, writes;
-  Lifetime lifetime;
+class SlotUses {
+ public:
+  /// The latest steps by queue that an access conflicts with, `own` queue left out: fn(step).
+  template <class Fn>
+  void for_conflicts(const View& view, Mode mode, int own, Fn&& fn) const {
+    for (int queue = 0; queue < kQueues; ++queue) {
+      if (queue == own) continue;
+      const auto q = static_cast<std::size_t>(queue);
+      if (const StepId step = writes_[q].latest_on(view); step >= 0) fn(step);
+      if (mode == Mode::read) continue;
+      if (const StepId step = reads_[q].latest_on(view); step >= 0) fn(step);
+    }
+  }
   /// Enters a use of a step that is ordered behind all earlier ones it conflicts with.
-  void remember(const Use& use, Mode mode) {
-    lifetime.use(use.queue, use.step);
-    if (mode == Mode::read) return reads.add(use);
-    reads.drop_within(use.view);
-    writes.drop_within(use.view);
-    writes.add(use);
+  void remember(const View& view, Mode mode, StepId step, int queue) {
+    lifetime_.use(queue, step);
+    if (mode == Mode::read) return reads_[static_cast<std::size_t>(queue)].add(view, step);
+    for (Uses& uses : reads_) uses.drop_within(view, step);
+    for (Uses& uses : writes_) uses.drop_within(view, step);
+    writes_[static_cast<std::size_t>(queue)].add(view, step);
   }
+  const Lifetime& lifetime() const { return lifetime_; }
   void clear() {
-    reads.clear(), writes.clear();
-    lifetime = {};
+    for (Uses& uses : reads_) uses.clear();
+    for (Uses& uses : writes_) uses.clear();
+    lifetime_ = {};
   }
+
+ private:
+  std::array<Uses, kQueues> reads_, writes_;  ///< by queue
+  Lifetime lifetime_;
 };
 
 }  // namespace periplus::plan

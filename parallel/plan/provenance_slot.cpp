@@ -43,18 +43,30 @@ void SlotPieces::write(const View& view, std::span<const Piece> pieces) {
     *before = moved_in(pieces.front());
     return;
   }
-  Pieces rest;
-  std::erase_if(held_, [&](const Piece& piece) {
-    const bool replaced = meets(piece, view);
-    if (replaced) keep_outside(piece, view, rest);
-    return replaced;
-  });
-  held_.insert(held_.end(), rest.begin(), rest.end());
-  for (const Piece& piece : pieces) held_.push_back(moved_in(piece));
+  if (!beyond_all(view)) {
+    Pieces rest;
+    std::erase_if(held_, [&](const Piece& piece) {
+      const bool replaced = meets(piece, view);
+      if (replaced) keep_outside(piece, view, rest);
+      return replaced;
+    });
+    held_.insert(held_.end(), rest.begin(), rest.end());
+  }
+  for (const Piece& piece : pieces) hold(moved_in(piece));
 }
 
 Pieces::const_iterator SlotPieces::exactly(const View& view) const {
-  return std::ranges::find_if(held_, [&](const Piece& p) { return p.covers(view.row0, view.rows, view.head0, view.heads); });
+  if (beyond_all(view)) return held_.end();
+  const auto covers = [&](const Piece& p) { return p.covers(view.row0, view.rows, view.head0, view.heads); };
+  // Views follow each other as they did when they were written.
+  const auto start = held_.begin() + static_cast<std::ptrdiff_t>(next_ < held_.size() ? next_ : 0);
+  auto piece = std::find_if(start, held_.end(), covers);
+  if (piece == held_.end()) {
+    piece = std::find_if(held_.begin(), start, covers);
+    if (piece == start) return held_.end();
+  }
+  next_ = static_cast<std::size_t>(piece - held_.begin()) + 1;
+  return piece;
 }
 
 Piece* SlotPieces::only(const View& view) {

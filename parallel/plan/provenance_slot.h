@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -10,8 +11,14 @@ namespace periplus::plan {
 /// What a slot holds: pieces that do not overlap.
 class SlotPieces {
  public:
-  void clear() { held_.clear(); }
-  void hold(const Piece& piece) { held_.push_back(piece); }
+  void clear() {
+    held_.clear();
+    end_ = next_ = 0;
+  }
+  void hold(const Piece& piece) {
+    held_.push_back(piece);
+    end_ = std::max(end_, piece.row0 + piece.rows);
+  }
   /// Appends the pieces of a view, in its coordinates. Returns how many of its cells are defined.
   std::int64_t read(const View& view, Pieces& found) const;
   /// Replaces what the view held; `pieces` are in its coordinates.
@@ -22,7 +29,12 @@ class SlotPieces {
  private:
   Pieces::const_iterator exactly(const View& view) const;
 
+  /// Whether a view begins behind all pieces.
+  bool beyond_all(const View& view) const { return view.row0 >= end_; }
+
   Pieces held_;
+  std::int64_t end_ = 0;          ///< No piece reaches further.
+  mutable std::size_t next_ = 0;  ///< Where the view asked for next may lie.
 };
 
 }  // namespace periplus::plan

@@ -21,10 +21,10 @@ constexpr std::size_t kMostFailures = 8, kFewAccesses = 8;
 void collect_accesses(const Program& program, const Step& step, std::vector<Access>& accesses) {
   accesses.clear();
   for (const Access& access : program.accesses_of(step)) {
-    if (access.view.present()) accesses.push_back(access);
+    if (access.view.present()) accesses.emplace_back(access.view, access.mode);
   }
-  for (const Message& message : program.sends_of(step)) accesses.push_back({message.view, Mode::read});
-  for (const Message& message : program.receives_of(step)) accesses.push_back({message.view, Mode::write});
+  for (const Message& message : program.sends_of(step)) accesses.emplace_back(message.view, Mode::read);
+  for (const Message& message : program.receives_of(step)) accesses.emplace_back(message.view, Mode::write);
 }
 
 /// Part 2. A message as one of its ends sees it.
@@ -133,16 +133,6 @@ class RaceCheck {
  private:
   const Slot& slot_of(const View& view) const { return program_->slot_of(view); }
 
-  void check_against(const Uses& uses, StepId id, const View& view) {
-    const int queue = orders_.queue_of(id);
-    for (const Use& use : uses.latest_first()) {
-      if (use.queue == queue || !overlap(use.view, view) || orders_.ordered(use.step, id)) continue;
-      failures_->push_back(
-          fmt::format("rank {} step {}: touches '{}' while step {} may still use it", program_->rank, id, slot_of(view).name, use.step));
-      return;
-    }
-  }
-
   void fail_shared(StepId id, const View& view) {
     failures_->push_back(
         fmt::format("rank {} step {}: two operands share rows of '{}' and one is written", program_->rank, id, slot_of(view).name));
@@ -177,11 +167,13 @@ class RaceCheck {
     // Pair by pair where that is less than to sort.
     queue == 0 || accesses_.size() <= kFewAccesses ? check_operands(id) : check_messages_apart(id);
     for (const auto& [view, mode] : accesses_) {
-      const SlotUses& slot = slots_[static_cast<std::size_t>(view.slot)];
-      check_against(slot.writes, id, view);
-      if (mode != Mode::read) check_against(slot.reads, id, view);
+      slots_[static_cast<std::size_t>(view.slot)].for_conflicts(view, mode, queue, [&](StepId other) {
+        if (orders_.ordered(other, id)) return;
+        failures_->push_back(
+            fmt::format("rank {} step {}: touches '{}' while step {} may still use it", program_->rank, id, slot_of(view).name, other));
+      });
     }
-    for (const auto& [view, mode] : accesses_) slots_[static_cast<std::size_t>(view.slot)].remember({view, id, queue}, mode);
+    for (const auto& [view, mode] : accesses_) slots_[static_cast<std::size_t>(view.slot)].remember(view, mode, id, queue);
   }
 
   /// Slots whose bytes meet are never alive together. By rising offset, those that may meet one are those that begin in it.
@@ -195,7 +187,7 @@ class RaceCheck {
     for (std::size_t a = 0; a < by_offset_.size(); ++a) {
       const std::int64_t end = slot(a).offset + slot(a).bytes();
       for (std::size_t b = a + 1; b < by_offset_.size() && slot(b).offset < end; ++b) {
-        if (slots_[by_offset_[a]].lifetime.apart(slots_[by_offset_[b]].lifetime, orders_)) continue;
+        if (slots_[by_offset_[a]].lifetime().apart(slots_[by_offset_[b]].lifetime(), orders_)) continue;
         failures_->push_back(fmt::format("rank {}: scratch '{}' and '{}' share workspace bytes but may be alive together", program_->rank,
                                          slot(a).name, slot(b).name));
       }

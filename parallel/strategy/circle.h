@@ -87,8 +87,8 @@ class Spare {
 struct Mail {
   std::vector<plan::Message> sends, receives;
   void clear() { sends.clear(), receives.clear(); }
-  void send(plan::Rank to, const Pair& pair) { sends.insert(sends.end(), {{to, pair.k}, {to, pair.v}}); }
-  void receive(plan::Rank from, const Pair& pair) { receives.insert(receives.end(), {{from, pair.k}, {from, pair.v}}); }
+  void send(plan::Rank to, const Pair& pair) { sends.emplace_back(to, pair.k), sends.emplace_back(to, pair.v); }
+  void receive(plan::Rank from, const Pair& pair) { receives.emplace_back(from, pair.k), receives.emplace_back(from, pair.v); }
 };
 
 /// Pieces [begin, end) of a block.

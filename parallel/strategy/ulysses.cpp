@@ -108,10 +108,14 @@ class MemberScratch {
 class HeadTrade {
  public:
   HeadTrade(ProgramBuilder& program, const AttentionProblem& problem, const Grid& grid, const GroupedLayout& groups, int pieces)
-      : program_(program), problem_(problem), grid_(grid), pieces_(pieces), self_(grid.head_of(program.rank())) {
+      : program_(program), grid_(grid), pieces_(pieces), self_(grid.head_of(program.rank())) {
     const int context = grid.context_of(program.rank());
     ranks_ = grid.head_group(context);
     rows_ = groups.layout.rows_of(context);
+    for (int member = 0; member < grid.heads; ++member) {
+      for (int piece = 0; piece < pieces; ++piece) heads_.push_back(piece_of(heads_of(problem, grid, member), piece, pieces));
+    }
+    find_alike();
     parts_.resize(ranks_.size());
     for (const GroupedLayout::Part& part : groups.parts[static_cast<std::size_t>(context)])
       parts_[static_cast<std::size_t>(part.member)].push_back(part);
@@ -121,7 +125,7 @@ class HeadTrade {
     out_of_sequence_ = program.new_order(moves);
   }
 
-  HeadRange heads(int member, int piece) const { return piece_of(heads_of(problem_, grid_, member), piece, pieces_); }
+  const HeadRange& heads(int member, int piece) const { return heads_[static_cast<std::size_t>(member * pieces_ + piece)]; }
   HeadRange own_heads(int piece) const { return heads(self_, piece); }
   std::int64_t rows() const { return rows_; }
 
@@ -142,7 +146,7 @@ class HeadTrade {
                             : program_.scratch(t.name + suffix(piece), program_.dtype_of(own), rows(), own.heads, program_.width_of(own)));
     }
     std::vector<MemberScratch> packed;
-    std::vector<View> filled;
+    std::vector<bool> filled(tensors.size() * ranks_.size(), false);
     for (const Outgoing& t : tensors) {
       const auto packs = [&](int member) { return first_alike(t.kv, member, piece) == member; };
       packed.push_back(member_scratch(t.name + ".packed" + suffix(piece), t.home, t.kv, piece, program_.dtype_of(t.home), packs));
@@ -152,9 +156,11 @@ class HeadTrade {
       for (std::size_t i = 0; i < tensors.size(); ++i) {
         View leaving = range(tensors[i], to);
         if (!program_.is_sendable(leaving)) {
-          const View& block = packed[i].of(first_alike(tensors[i].kv, to, piece));
-          if (std::ranges::find(filled, block) == filled.end()) program_.copy({"pack"}, leaving, filled.emplace_back(block));
-          leaving = block;
+          const int alike = first_alike(tensors[i].kv, to, piece);
+          auto is_filled = filled[i * ranks_.size() + static_cast<std::size_t>(alike)];
+          if (!is_filled) program_.copy({"pack"}, leaving, packed[i].of(alike));
+          is_filled = true;
+          leaving = packed[i].of(alike);
         }
         append(sends, self_, rank(to), leaving, false);
         append(receives, from, rank(from), results[i], true);
@@ -255,12 +261,18 @@ class HeadTrade {
   }
   /// The first member that uses the same heads: they are packed once for all of them.
   int first_alike(bool kv, int member, int piece) const {
-    const auto same = [&](int other) {
-      const HeadRange a = heads(member, piece), b = heads(other, piece);
-      return a.kv_first() == b.kv_first() && a.kv_count() == b.kv_count();
-    };
-    while (kv && member > 0 && same(member - 1)) --member;
-    return member;
+    return kv ? first_alike_[static_cast<std::size_t>(member * pieces_ + piece)] : member;
+  }
+  void find_alike() {
+    for (int member = 0; member < grid_.heads; ++member) {
+      for (int piece = 0; piece < pieces_; ++piece) {
+        const auto same = [&](const HeadRange& a, const HeadRange& b) {
+          return a.kv_first() == b.kv_first() && a.kv_count() == b.kv_count();
+        };
+        const bool goes_on = member > 0 && same(heads(member, piece), heads(member - 1, piece));
+        first_alike_.push_back(goes_on ? first_alike(true, member - 1, piece) : member);
+      }
+    }
   }
   const std::vector<GroupedLayout::Part>& own_parts() const { return parts_[static_cast<std::size_t>(self_)]; }
   static View view_of(const View& view, bool kv, const HeadRange& heads) {
@@ -276,11 +288,12 @@ class HeadTrade {
   std::string suffix(int piece) const { return pieces_ > 1 ? fmt::format(".{}", piece) : ""; }
 
   ProgramBuilder& program_;
-  const AttentionProblem& problem_;
   Grid grid_;
   int pieces_, self_;
   std::vector<Rank> ranks_;
   std::int64_t rows_ = 0;
+  std::vector<int> first_alike_;                         ///< by member and piece, as heads_
+  std::vector<HeadRange> heads_;                         ///< by member and piece
   std::vector<std::vector<GroupedLayout::Part>> parts_;  ///< by member
   plan::Range into_sequence_, out_of_sequence_;          ///< moves between the order of arrival and that of the layout
 };
