@@ -27,7 +27,7 @@ Sizes sizes_of(const LinearShape& shape, bool elements) {
 struct Chunk {
   Matrix q, k, v, dout;  ///< q times the scale; v and dout behind `lead` columns of zeros.
   Decay decay;
-  WyForm wy;
+  DeltaRule delta;
   Matrix added;  ///< n: what tokens add to the state under their keys; v itself without the delta rule.
   Matrix p;      ///< Scores of q and k.
   Matrix out;
@@ -47,7 +47,7 @@ Chunk carve_chunk(const LinearShape& shape, const Sizes& sizes, Carver& carver) 
   chunk.decay = carve_decay(shape, sizes.padded_qk, carver);
   chunk.added = chunk.v;
   if (shape.transition == Transition::dense) {
-    chunk.wy = carve_wy(sizes.padded_qk, sizes.columns(), carver);
+    chunk.delta = carve_delta_rule(sizes.padded_qk, sizes.columns(), carver);
     chunk.added = carver.matrix(kChunk, sizes.columns());
   }
   chunk.p = carver.matrix(kChunk, kChunk);
@@ -111,25 +111,16 @@ void load_keys(P& products, const Run<S>& run, std::int64_t index, Chunk& chunk)
   if (p.k.data != nullptr) load_rows(head_rows(p.k, row0, head), extent, 1.0f, chunk.k);
   if (!run.delta_rule()) return;
   for (std::int64_t i = 0; i < extent.padded_rows; ++i) {
-    chunk.wy.beta[i] = i < extent.rows ? p.beta.data[(row0 + i) * p.beta.row + head * p.beta.head] : 0;
+    chunk.delta.beta[i] = i < extent.rows ? p.beta.data[(row0 + i) * p.beta.row + head * p.beta.head] : 0;
   }
-  make_transition(products, chunk.decay, chunk.k, chunk.rows, run.sizes.padded_qk, chunk.space, chunk.wy);
+  prepare(products, chunk.decay, chunk.k, chunk.rows, run.sizes.padded_qk, chunk.space, chunk.delta);
 }
 
 /// What the chunk's tokens add to the state before it.
 template <class P, class S>
 void add_news(P& products, const Run<S>& run, Matrix state, Chunk& chunk) {
   if (!run.delta_rule()) return;
-  const std::int64_t columns = run.sizes.columns();
-  make_u(products, chunk.v, chunk.rows, columns, chunk.wy);
-  for (std::int64_t i = 0; i < chunk.rows; ++i) {
-    __builtin_memcpy(chunk.added.row(i), chunk.wy.u.row(i), static_cast<std::size_t>(columns) * sizeof(float));
-  }
-  const std::int64_t mark = products.mark();
-  products.template multiply<true>(products.left(chunk.wy.w, chunk.rows, run.sizes.padded_qk), {0, chunk.rows},
-                                   products.right(state, run.sizes.padded_qk, columns), {0, columns}, {0, run.sizes.padded_qk},
-                                   chunk.added);
-  products.release(mark);
+  solve(products, chunk.v, state, chunk.rows, run.sizes.padded_qk, run.sizes.columns(), chunk.delta, chunk.added);
 }
 
 /// The state behind the chunk.
