@@ -37,14 +37,13 @@ inline Vec step_of(Vec log_decay) { return exp2(log_decay * kLog2E); }
 
 /// between[i] = step_i between[i-1], with 1 on the diagonal.
 inline void fill_between(const Decay& decay, std::int64_t rows) {
-  clear(decay.between, 1, rows);
-  decay.between.data[0] = 1;
-  for (std::int64_t i = 1; i < rows; ++i) {
-    const float step = decay.step.data[i];
-    const float* before = decay.between.row(i - 1);
-    float* at = decay.between.row(i);
-    for (std::int64_t j = 0; j < rows; j += kLanes) store(at + j, step * load(before + j));
-    at[i] = 1;
+  const Ints lanes = lane_numbers();
+  for (std::int64_t j = 0; j < rows; j += kLanes) {
+    Vec x = {};
+    for (std::int64_t i = 0; i < rows; ++i) {
+      x = lanes == static_cast<std::int32_t>(i - j) ? splat(1.0f) : x * decay.step.data[i];
+      store(decay.between.row(i) + j, x);
+    }
   }
 }
 

@@ -145,14 +145,21 @@ void channel_scores(P& products, const Decay& decay, Matrix a, Matrix b, std::in
   }
 }
 
+/// p, with zeros above the diagonal, from packed rows a; not with a decay per channel.
+template <class P>
+void head_scores(P& products, const Decay& decay, const typename P::Left& a, Matrix b, std::int64_t rows, std::int64_t width, Matrix p) {
+  const std::int64_t mark = products.mark();
+  multiply_to_lower<false>(products, a, products.right_transposed(b, width, rows), rows, width, p);
+  products.release(mark);
+  decay_lower(decay, rows, p);
+}
 /// p, with zeros above the diagonal.
 template <class P>
 void scores(P& products, const Decay& decay, Matrix a, Matrix b, std::int64_t rows, std::int64_t width, const ScoreSpace& space, Matrix p) {
   if (decay.per_channel()) return channel_scores(products, decay, a, b, rows, width, space, p);
   const std::int64_t mark = products.mark();
-  multiply_to_lower<false>(products, products.left(a, rows, width), products.right_transposed(b, width, rows), rows, width, p);
+  head_scores(products, decay, products.left(a, rows, width), b, rows, width, p);
   products.release(mark);
-  decay_lower(decay, rows, p);
 }
 
 /// da_i += sum over the strip's j <= i of dp_ij exp(g_i - g_j) b_j, and db likewise: each sum by Horner's rule.

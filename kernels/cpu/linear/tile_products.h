@@ -71,8 +71,11 @@ class TileProducts {
                           c.below(row - rows.begin).beside(column - columns.begin)};
         const bool tall = rows.end - row > 16, wide = columns.end - column > 16;
         if (tall && wide) {
-          multiply_block<Add, 2, 2>(block);
-        } else if (tall) {
+          multiply_square<Add>(block);
+          continue;
+        }
+        flush();
+        if (tall) {
           multiply_block<Add, 2, 1>(block);
         } else if (wide) {
           multiply_block<Add, 1, 2>(block);
@@ -82,6 +85,7 @@ class TileProducts {
       }
       pulse_.beat();
     }
+    flush();
     Unit::fence();
   }
 
@@ -136,36 +140,80 @@ class TileProducts {
     }
   }
 
-  template <bool Add, int R, int N>
-  static void multiply_block(const Block& on) {
-    float* lower = on.c.row(16);
-    begin<Add, 0>(on.c.data, on.c.stride);
-    if constexpr (N == 2) begin<Add, 1>(on.c.data + 16, on.c.stride);
-    if constexpr (R == 2) begin<Add, 2>(lower, on.c.stride);
-    if constexpr (R == 2 && N == 2) begin<Add, 3>(lower + 16, on.c.stride);
-    for (std::int64_t step = 0; step < on.steps; ++step) {
+  /// Stores what the last square left in accumulator C, and begins the next there.
+  template <bool Add, int C>
+  [[gnu::always_inline]] void exchange(Matrix c) {
+    constexpr std::int64_t kRow = C / 2 * 16, kColumn = C % 2 * 16;
+    if (pending_.data != nullptr) Unit::store_rows<C>(pending_.row(kRow) + kColumn, pending_.stride * 4);
+    begin<Add, C>(c.row(kRow) + kColumn, c.stride);
+  }
+
+  /// Two by two tiles. Sums can be stored only when the last product is through (52 cycles): so they stay until the next square has
+  /// loaded its first operands, and leave one by one.
+  template <bool Add>
+  void multiply_square(const Block& on) {
+    Unit::load<4>(on.a);
+    Unit::load<6>(on.b);
+    Unit::load<7>(on.b + on.b_next);
+    Unit::load<5>(on.a + on.a_next);
+    exchange<Add, 0>(on.c);
+    Unit::multiply<0, 4, 6>();
+    exchange<Add, 1>(on.c);
+    Unit::multiply<1, 4, 7>();
+    exchange<Add, 2>(on.c);
+    Unit::multiply<2, 5, 6>();
+    exchange<Add, 3>(on.c);
+    Unit::multiply<3, 5, 7>();
+    pending_ = on.c;
+    for (std::int64_t step = 1; step < on.steps; ++step) {
       const bfloat16 *a = on.a + step * kTile, *b = on.b + step * kTile;
       Unit::load<4>(a);
       Unit::load<6>(b);
       Unit::multiply<0, 4, 6>();
+      Unit::load<7>(b + on.b_next);
+      Unit::multiply<1, 4, 7>();
+      Unit::load<5>(a + on.a_next);
+      Unit::multiply<2, 5, 6>();
+      Unit::multiply<3, 5, 7>();
+    }
+  }
+  void flush() {
+    if (pending_.data == nullptr) return;
+    Unit::store_rows<0>(pending_.data, pending_.stride * 4);
+    Unit::store_rows<1>(pending_.data + 16, pending_.stride * 4);
+    Unit::store_rows<2>(pending_.row(16), pending_.stride * 4);
+    Unit::store_rows<3>(pending_.row(16) + 16, pending_.stride * 4);
+    pending_ = {nullptr, 0};
+  }
+
+  /// One or two tiles.
+  template <bool Add, int R, int N>
+  static void multiply_block(const Block& on) {
+    static_assert(R + N < 4, "four tiles are a square");
+    constexpr int kSecond = R == 2 ? 2 : 1;
+    float* second = R == 2 ? on.c.row(16) : on.c.data + 16;
+    begin<Add, 0>(on.c.data, on.c.stride);
+    if constexpr (R + N == 3) begin<Add, kSecond>(second, on.c.stride);
+    for (std::int64_t step = 0; step < on.steps; ++step) {
+      Unit::load<4>(on.a + step * kTile);
+      Unit::load<6>(on.b + step * kTile);
+      Unit::multiply<0, 4, 6>();
       if constexpr (N == 2) {
-        Unit::load<7>(b + on.b_next);
+        Unit::load<7>(on.b + step * kTile + on.b_next);
         Unit::multiply<1, 4, 7>();
       }
       if constexpr (R == 2) {
-        Unit::load<5>(a + on.a_next);
+        Unit::load<5>(on.a + step * kTile + on.a_next);
         Unit::multiply<2, 5, 6>();
       }
-      if constexpr (R == 2 && N == 2) Unit::multiply<3, 5, 7>();
     }
     Unit::store_rows<0>(on.c.data, on.c.stride * 4);
-    if constexpr (N == 2) Unit::store_rows<1>(on.c.data + 16, on.c.stride * 4);
-    if constexpr (R == 2) Unit::store_rows<2>(lower, on.c.stride * 4);
-    if constexpr (R == 2 && N == 2) Unit::store_rows<3>(lower + 16, on.c.stride * 4);
+    if constexpr (R + N == 3) Unit::store_rows<kSecond>(second, on.c.stride * 4);
   }
 
   float* copies_;
   std::int64_t floats_, used_ = 0;
+  Matrix pending_ = {nullptr, 0};  ///< Where the sums of the last square belong.
   Pulse pulse_;
   Unit::Session session_;
 };
