@@ -70,16 +70,24 @@ TEST_F(LinearLevels, MatchF64) {
   });
 }
 
-// Long enough for several stretches of chunks between states that are kept, with a ragged last chunk and stretch.
+/// One long run, with a ragged last chunk.
+LinearCase long_case(std::int64_t chunks) {
+  LinearCase c{.rows = 64 * (chunks - 1) + 7, .units = 1, .heads = 1, .width_qk = 8, .width_v = 8, .strength = 0.02};
+  c.runs = {{2, c.rows - 2, 0, true, true}};
+  return c;
+}
+
+// Long enough for several stretches of chunks between states that backward keeps, and for stretches longer than the shortest.
 TEST_F(LinearLevels, MatchF64OverManyChunks) {
   for_each_level([] {
-    LinearCase c{.rows = 64 * 75 + 5, .units = 1, .heads = 1, .width_qk = 8, .width_v = 8};
-    c.runs = {{2, c.rows - 2, 0, true, true}};
-    c.strength = 0.02;
-    test::for_each_rule(c, [&](const LinearCase& rule) {
-      test::expect_matches_f64<float>(rule, 12, kStream);
-      test::expect_matches_f64<bfloat16>(rule, 13, kStream);
+    test::for_each_rule(long_case(19), [](const LinearCase& c) {
+      test::expect_matches_f64<float>(c, 12, kStream);
+      test::expect_matches_f64<bfloat16>(c, 13, kStream);
     });
+    LinearCase longer = long_case(76);
+    longer.decay = Decay::scalar;
+    test::expect_matches_f64<float>(longer, 14, kStream);
+    test::expect_matches_f64<bfloat16>(longer, 15, kStream);
   });
 }
 
