@@ -23,6 +23,15 @@ template <class Vec>
   return a > b ? a : b;
 }
 
+/// Zero-extends 16-bit lanes: GCC 12 takes four instructions for 512 bits of them.
+template <class Words, class Halves>
+[[gnu::always_inline]] inline Words widen_words(Halves half) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Words) == 64) return Words(_mm512_maskz_cvtepu16_epi32(0xffff, __m256i(half)));
+#endif
+  return __builtin_convertvector(half, Words);
+}
+
 /// f16 in 16-bit lanes to f32.
 template <class Vec, class Words, class Halves>
 [[gnu::always_inline]] inline Vec widen_f16(Halves half) {
@@ -37,6 +46,21 @@ template <class Vec, class Words, class Halves>
   const Words magnitude = (word & 0x7fffu) << 13;
   const Words number = Words(Vec(magnitude) * 0x1p112f);
   return Vec((magnitude >= 0x0f800000u ? magnitude + 0x70000000u : number) | (word & 0x8000u) << 16);
+}
+
+/// f32 to bf16 in 16-bit lanes, rounded to nearest even; NaN stays NaN. With the CPU's own instruction subnormals become 0.
+template <class Vec, class Words, class Halves>
+[[gnu::always_inline]] inline Halves narrow_bf16(Vec x) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(Vec) == 64) {
+    const __m256bh half = _mm512_cvtneps_pbh(__m512(x));
+    Halves result;
+    __builtin_memcpy(&result, &half, sizeof result);
+    return result;
+  }
+#endif
+  const Words bits = Words(x), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, quiet = (bits >> 16) | 0x40u;
+  return __builtin_convertvector(x == x ? rounded : quiet, Halves);
 }
 
 /// f32 to f16 in 16-bit lanes, rounded to nearest even; subnormals are kept, NaN stays NaN.

@@ -38,7 +38,7 @@ inline Vec load(const float* from) {
 inline Vec load(const bfloat16* from) {
   Halves half;
   __builtin_memcpy(&half, from, sizeof half);
-  const Words word = __builtin_convertvector(half, Words) << 16;
+  const Words word = widen_words<Words>(half) << 16;
   Vec x;
   __builtin_memcpy(&x, &word, sizeof x);
   return x;

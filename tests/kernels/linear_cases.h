@@ -11,6 +11,7 @@
 
 #include "kernels/linear_attention.h"
 #include "tests/kernels/attention_cases.h"
+#include "tests/kernels/tolerance.h"
 
 /// Random runs and operands of linear attention, and the comparison with f64: for kernels of any storage type and device.
 namespace periplus::kernels::test {
@@ -227,6 +228,20 @@ void expect_matches_f64(const LinearCase& c, std::uint64_t seed, double toleranc
     EXPECT_LE(largest_difference(result, want), (std::is_same_v<T, S> ? stored : tolerance) * size) << name;
     EXPECT_TRUE(result.gaps_untouched()) << name;
   });
+}
+
+/// The same with the tolerances of the storage type, and of bf16 on matrix tiles if the level in use has them: there the operands of
+/// every product are rounded to bf16. The delta rule also takes differences of such products: what keys read of the state from values.
+template <class S>
+void expect_matches_f64(const LinearCase& c, std::uint64_t seed, StreamView stream) {
+  if (std::is_same_v<S, bfloat16> && (cpu_level() == CpuLevel::emulated_amx || cpu_level() == CpuLevel::amx)) {
+    const double tolerance = (c.delta_rule ? 2 : 1) * kTileTolerance;
+    return expect_matches_f64<S>(c, seed, tolerance, tolerance, stream);
+  }
+  const double stored = std::is_same_v<S, bfloat16>  ? kBfloat16Rounding
+                        : std::is_same_v<S, float16> ? kFloat16Rounding
+                                                     : kGradientTolerance;
+  expect_matches_f64<S>(c, seed, kGradientTolerance, stored, stream);
 }
 
 }  // namespace periplus::kernels::test

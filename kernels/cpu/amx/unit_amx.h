@@ -46,6 +46,15 @@ struct Unit {
   [[gnu::always_inline]] static void store(void* tile) {
     asm volatile("tilestored %%tmm%c3, (%1,%2,1)" : "=m"(*static_cast<TileMemory*>(tile)) : "r"(tile), "r"(kRowBytes), "i"(T));
   }
+  /// A tile whose rows are `row_bytes` apart. The compiler does not know what the store writes: put fence() behind it too.
+  template <int T>
+  [[gnu::always_inline]] static void load_rows(const void* tile, long row_bytes) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(tile), "r"(row_bytes), "i"(T));
+  }
+  template <int T>
+  [[gnu::always_inline]] static void store_rows(void* tile, long row_bytes) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(tile), "r"(row_bytes), "i"(T));
+  }
   template <int T>
   [[gnu::always_inline]] static void zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(T));

@@ -29,6 +29,14 @@ struct Unit {
     __builtin_memcpy(tile, tiles()[T], sizeof tiles()[T]);
   }
   template <int T>
+  static void load_rows(const void* tile, long row_bytes) {
+    for (int row = 0; row < 16; ++row) __builtin_memcpy(tiles()[T][row], static_cast<const char*>(tile) + row * row_bytes, 64);
+  }
+  template <int T>
+  static void store_rows(void* tile, long row_bytes) {
+    for (int row = 0; row < 16; ++row) __builtin_memcpy(static_cast<char*>(tile) + row * row_bytes, tiles()[T][row], 64);
+  }
+  template <int T>
   static void zero() {
     __builtin_memset(tiles()[T], 0, sizeof tiles()[T]);
   }

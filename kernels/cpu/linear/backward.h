@@ -16,9 +16,10 @@ struct ChunkGradients {
   Matrix dq;
   Matrix dk;        ///< Through the uses of a key by later tokens: with decay behind it.
   Matrix dk_early;  ///< Delta rule: through its use as query of earlier tokens, with decay before it.
-  Matrix dadded;
+  Matrix dadded;    ///< At last that of v.
   Matrix dp;
-  Matrix y, z, dw;  ///< Delta rule: T^T dadded, T^T dw, and dw = dadded S^T of the state before the chunk.
+  Matrix dwanted;  ///< Delta rule.
+  Matrix dearly;   ///< dwanted S^T, of the state before the chunk.
   Matrix doverlap;
   float* dbeta;
 };
@@ -32,9 +33,8 @@ inline ChunkGradients carve_gradients(const LinearShape& shape, const Sizes& siz
   on.dp = carver.matrix(kChunk, kChunk);
   if (shape.transition == Transition::dense) {
     on.dk_early = carver.matrix(kChunk, sizes.padded_qk);
-    on.y = carver.matrix(kChunk, sizes.padded_v);
-    on.z = carver.matrix(kChunk, sizes.padded_qk);
-    on.dw = carver.matrix(kChunk, sizes.padded_qk);
+    on.dwanted = carver.matrix(kChunk, sizes.padded_v);
+    on.dearly = carver.matrix(kChunk, sizes.padded_qk);
     on.doverlap = carver.matrix(kChunk, kChunk);
     on.dbeta = carver.take(kChunk);
   }
@@ -56,7 +56,7 @@ void added_backward(P& products, const Sizes& sizes, Matrix dstate, Chunk& chunk
 
 /// The gradient of the state before the chunk, from that behind it.
 template <class P>
-void retreat(P& products, const Sizes& sizes, bool delta_rule, Matrix dadded, Chunk& chunk, Matrix dstate) {
+void retreat(P& products, const Sizes& sizes, bool delta_rule, Matrix dwanted, Chunk& chunk, Matrix dstate) {
   const std::int64_t rows = chunk.rows, columns = sizes.columns(), qk = sizes.padded_qk;
   const Matrix queries = decayed(chunk.decay, chunk.decay.up, chunk.q, rows, qk, chunk.grown);
   decay_state(chunk.decay, rows, qk, columns, dstate);
@@ -64,7 +64,7 @@ void retreat(P& products, const Sizes& sizes, bool delta_rule, Matrix dadded, Ch
   products.template multiply<true>(products.left_transposed(queries, qk, rows), {0, qk}, products.right(chunk.dout, rows, columns),
                                    {0, columns}, {0, rows}, dstate);
   if (delta_rule) {
-    products.template multiply<true>(products.left_transposed(chunk.wy.w, qk, rows), {0, qk}, products.right(dadded, rows, columns),
+    products.template multiply<true>(products.left_transposed(chunk.delta.early, qk, rows), {0, qk}, products.right(dwanted, rows, columns),
                                      {0, columns}, {0, rows}, dstate);
   }
   products.release(mark);
@@ -88,8 +88,9 @@ void run_states_backward(const LinearProblem<S, float>& problem, Strided<const S
     if (run.delta_rule()) {
       scores(products, on.chunk.decay, on.chunk.q, on.chunk.k, on.chunk.rows, run.sizes.padded_qk, on.chunk.space, on.chunk.p);
       added_backward(products, run.sizes, on.state, on.chunk, on.chunk.out);
+      solve_backward(products, on.chunk.out, on.chunk.rows, run.sizes.columns(), on.chunk.delta, on.chunk.delta.wanted);
     }
-    retreat(products, run.sizes, run.delta_rule(), on.chunk.out, on.chunk, on.state);
+    retreat(products, run.sizes, run.delta_rule(), on.chunk.delta.wanted, on.chunk, on.state);
   }
   store_element(run, on.state, true, elements);
 }
@@ -113,44 +114,32 @@ void attend_backward(P& products, const Sizes& sizes, Matrix state, Matrix dstat
   scores_backward(products, chunk.decay, on.dp, chunk.q, chunk.k, rows, qk, chunk.space, on.dq, on.dk);
 }
 
-/// y, z and the gradient of the overlap of keys, times beta: what the delta rule adds, from dadded.
-template <class P>
-void overlap_backward(P& products, const Sizes& sizes, Matrix state, Chunk& chunk, const ChunkGradients& on) {
-  const std::int64_t rows = chunk.rows, v = sizes.padded_v, qk = sizes.padded_qk;
-  const std::int64_t mark = products.mark();
-  products.template multiply<false>(products.left(on.dadded, rows, v), {0, rows}, products.right_transposed(state, v, qk), {0, qk}, {0, v},
-                                    on.dw);
-  products.release(mark);
-  const auto inverse = products.left_transposed(chunk.wy.inverse, rows, rows);
-  multiply_upper<false>(products, inverse, products.right(on.dadded, rows, v), rows, v, on.y);
-  multiply_upper<false>(products, inverse, products.right(on.dw, rows, qk), rows, qk, on.z);
-  products.release(mark);
-  multiply_to_lower<false>(products, products.left(on.y, rows, v), products.right_transposed(chunk.wy.u, v, rows), rows, v, on.doverlap);
-  products.release(mark);
-  multiply_to_lower<true>(products, products.left(on.z, rows, qk), products.right_transposed(chunk.wy.w, qk, rows), rows, qk, on.doverlap);
-  products.release(mark);
-}
-
-/// Gradients of v (in y), beta and, in dk_early and dk, of the keys through their overlap.
+/// What the delta rule adds: from dadded, which becomes the gradient of v, that of beta and, in dk_early and dk, those of the keys
+/// through what they read of the state and of each other.
 template <class P>
 void delta_backward(P& products, const Sizes& sizes, Matrix state, Chunk& chunk, const ChunkGradients& on) {
-  const std::int64_t rows = chunk.rows, qk = sizes.padded_qk;
-  overlap_backward(products, sizes, state, chunk, on);
+  const std::int64_t rows = chunk.rows, v = sizes.padded_v, qk = sizes.padded_qk;
+  solve_backward(products, on.dadded, rows, v, chunk.delta, on.dwanted);
+  const std::int64_t mark = products.mark();
+  const auto dwanted = products.left(on.dwanted, rows, v);
+  products.template multiply<false>(dwanted, {0, rows}, products.right_transposed(state, v, qk), {0, qk}, {0, v}, on.dearly);
+  multiply_to_lower<false>(products, dwanted, products.right_transposed(chunk.added, v, rows), rows, v, on.doverlap);
+  products.release(mark);
   const Matrix grown = decayed(chunk.decay, chunk.decay.up, chunk.k, rows, qk, chunk.grown);
   for (std::int64_t i = 0; i < rows; ++i) {
-    float sum = dot(on.y.row(i), chunk.v.row(i), sizes.padded_v) - dot(on.z.row(i), grown.row(i), qk);
-    const float beta = chunk.wy.beta[i];
+    float sum = dot(on.dwanted.row(i), chunk.v.row(i), sizes.padded_v) - dot(on.dearly.row(i), grown.row(i), qk);
+    const float beta = chunk.delta.beta[i];
     for (std::int64_t j = 0; j < rows; ++j) {
       float& at = on.doverlap.row(i)[j];
-      if (j < i) sum -= at * chunk.wy.overlap.row(i)[j];
+      if (j < i) sum -= at * chunk.delta.overlap.row(i)[j];
       at = j < i ? -beta * at : 0;
     }
     on.dbeta[i] = sum;
   }
-  scale_rows(chunk.wy.beta, on.z, rows, qk, on.dk_early, -1.0f);
+  scale_rows(chunk.delta.beta, on.dearly, rows, qk, on.dk_early, -1.0f);
   decayed(chunk.decay, chunk.decay.up, on.dk_early, rows, qk, on.dk_early);
   scores_backward(products, chunk.decay, on.doverlap, chunk.k, chunk.k, rows, qk, chunk.space, on.dk_early, on.dk);
-  scale_rows(chunk.wy.beta, on.y, rows, sizes.padded_v, on.y);
+  scale_rows(chunk.delta.beta, on.dwanted, rows, v, on.dadded);
 }
 
 /// The gradient of the decay at token i: everything that a token from i on, or the state behind the chunk, has from before it. In
@@ -266,7 +255,7 @@ class RunBackward {
       decay_backward(sizes, delta_rule, state_behind, on_.dstate, chunk_, on, chunk_.grown);
       store_decay_gradient(index, chunk_.grown);
     }
-    retreat(products_, sizes, delta_rule, on.dadded, chunk_, on_.dstate);
+    retreat(products_, sizes, delta_rule, on.dwanted, chunk_, on_.dstate);
     store_gradients(index);
   }
 
@@ -296,7 +285,7 @@ class RunBackward {
     }
     store_rows(on.dq, rows, sizes.qk, static_cast<float>(run_.problem.scale), head_rows(results_.dq, row0, head));
     store_rows(on.dk, rows, sizes.qk, 1.0f, head_rows(results_.dk, row0, head));
-    store_rows(run_.delta_rule() ? on.y : on.dadded, rows, sizes.v, 1.0f, head_rows(results_.dv, row0, head));
+    store_rows(on.dadded, rows, sizes.v, 1.0f, head_rows(results_.dv, row0, head));
   }
 
   const Run<S>& run_;

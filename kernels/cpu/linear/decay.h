@@ -33,18 +33,21 @@ inline Decay carve_decay(const LinearShape& shape, std::int64_t padded_width, Ca
   return decay;
 }
 
-inline Vec step_of(Vec log_decay) { return exp2(log_decay * kLog2E); }
+/// A decay below 1e-30 becomes 0: products of smaller ones are subnormal, for each of which Intel cores stop for 150 cycles.
+inline Vec flushed(Vec decay) { return decay < splat(1e-30f) ? Vec{} : decay; }
+inline float flushed(float decay) { return decay < 1e-30f ? 0.0f : decay; }
+
+inline Vec step_of(Vec log_decay) { return flushed(exp2(log_decay * kLog2E)); }
 
 /// between[i] = step_i between[i-1], with 1 on the diagonal.
 inline void fill_between(const Decay& decay, std::int64_t rows) {
-  clear(decay.between, 1, rows);
-  decay.between.data[0] = 1;
-  for (std::int64_t i = 1; i < rows; ++i) {
-    const float step = decay.step.data[i];
-    const float* before = decay.between.row(i - 1);
-    float* at = decay.between.row(i);
-    for (std::int64_t j = 0; j < rows; j += kLanes) store(at + j, step * load(before + j));
-    at[i] = 1;
+  const Ints lanes = lane_numbers();
+  for (std::int64_t j = 0; j < rows; j += kLanes) {
+    Vec x = {};
+    for (std::int64_t i = 0; i < rows; ++i) {
+      x = lanes == static_cast<std::int32_t>(i - j) ? splat(1.0f) : flushed(x * decay.step.data[i]);
+      store(decay.between.row(i) + j, x);
+    }
   }
 }
 
@@ -52,10 +55,13 @@ inline void fill_between(const Decay& decay, std::int64_t rows) {
 inline void fill_factors(const Decay& decay, std::int64_t rows, std::int64_t width) {
   for (std::int64_t d = 0; d < width; d += kLanes) {
     Vec up = splat(1.0f), down = splat(1.0f);
-    for (std::int64_t i = 0; i < rows; ++i) store(decay.up.row(i) + d, up *= load(decay.step.row(i) + d));
+    for (std::int64_t i = 0; i < rows; ++i) {
+      up = flushed(up * load(decay.step.row(i) + d));
+      store(decay.up.row(i) + d, up);
+    }
     for (std::int64_t i = rows - 1; i >= 0; --i) {
       store(decay.down.row(i) + d, down);
-      down *= load(decay.step.row(i) + d);
+      down = flushed(down * load(decay.step.row(i) + d));
     }
   }
 }
@@ -74,10 +80,13 @@ inline void load_decay(HeadRows<const float> log_decay, const Extent& extent, co
     step[i] = decay.width > 0 && i < extent.rows ? log_decay.data[i * log_decay.stride] : 0;
   for (std::int64_t i = 0; i < extent.padded_rows; i += kLanes) store(step + i, step_of(load(step + i)));
   float up = 1, down = 1;
-  for (std::int64_t i = 0; i < extent.padded_rows; ++i) decay.up.data[i] = up *= step[i];
+  for (std::int64_t i = 0; i < extent.padded_rows; ++i) {
+    up = flushed(up * step[i]);
+    decay.up.data[i] = up;
+  }
   for (std::int64_t i = extent.padded_rows - 1; i >= 0; --i) {
     decay.down.data[i] = down;
-    down *= step[i];
+    down = flushed(down * step[i]);
   }
   fill_between(decay, extent.padded_rows);
 }

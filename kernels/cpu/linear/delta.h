@@ -1,4 +1,8 @@
-// The delta rule inside a chunk (WY form, algorithms.md 6.2). Included by runs.h.
+// The delta rule inside a chunk (algorithms.md 6.2). Included by runs.h.
+//
+// What tokens add to the state S before the chunk is n = T diag(beta) (v - K S), K being the keys under the decay from before the
+// chunk. T is applied last, to the small difference of v and what the state already says: with u = T diag(beta) v and w = T diag(beta)
+// K made ahead, n = u - w S would be a small difference of large numbers, and cost one product more.
 #pragma once
 
 #include "kernels/cpu/linear/scores.h"
@@ -6,64 +10,72 @@
 namespace periplus::kernels::cpu {
 namespace {
 
-/// What tokens add to the state, n = u + w S for the state S before the chunk, as a chunk of keys and values says it.
-struct WyForm {
+struct DeltaRule {
   float* beta;     ///< [kChunk]
   Matrix overlap;  ///< [kChunk][kChunk] keys with earlier keys, under the decay between them.
   Matrix inverse;  ///< T = (I + strict lower triangle of diag(beta) overlap)^-1
-  Matrix u;        ///< T diag(beta) v
-  Matrix w;        ///< -T diag(beta) times the keys under the decay from before the chunk: minus the W of algorithms.md.
-  Matrix scaled;   ///< Space for an operand of T.
+  Matrix early;    ///< -diag(beta) K
+  Matrix wanted;   ///< diag(beta) (v - K S); backward its gradient.
 };
 
-inline WyForm carve_wy(std::int64_t padded_qk, std::int64_t columns, Carver& carver) {
+inline DeltaRule carve_delta_rule(std::int64_t padded_qk, std::int64_t columns, Carver& carver) {
   constexpr std::int64_t kChunk = linear::kChunk;
-  WyForm wy;
-  wy.beta = carver.take(kChunk);
-  wy.overlap = carver.matrix(kChunk, kChunk);
-  wy.inverse = carver.matrix(kChunk, kChunk);
-  wy.u = carver.matrix(kChunk, columns);
-  wy.w = carver.matrix(kChunk, padded_qk);
-  wy.scaled = carver.matrix(kChunk, larger(padded_qk, columns));
-  return wy;
+  DeltaRule delta;
+  delta.beta = carver.take(kChunk);
+  delta.overlap = carver.matrix(kChunk, kChunk);
+  delta.inverse = carver.matrix(kChunk, kChunk);
+  delta.early = carver.matrix(kChunk, padded_qk);
+  delta.wanted = carver.matrix(kChunk, columns);
+  return delta;
 }
 
 /// Row by row: T_i = e_i - beta_i sum over j < i of overlap_ij T_j.
-inline void invert(const WyForm& wy, std::int64_t rows) {
-  clear(wy.inverse, rows, rows);
+inline void invert(const DeltaRule& delta, std::int64_t rows) {
+  clear(delta.inverse, rows, rows);
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t c = 0; c < i; c += kLanes) {
       Vec sum[2] = {};
       std::int64_t j = c;  // rows above are zero in these columns
       for (; j + 2 <= i; j += 2) {
-        sum[0] += wy.overlap.row(i)[j] * load(wy.inverse.row(j) + c);
-        sum[1] += wy.overlap.row(i)[j + 1] * load(wy.inverse.row(j + 1) + c);
+        sum[0] += delta.overlap.row(i)[j] * load(delta.inverse.row(j) + c);
+        sum[1] += delta.overlap.row(i)[j + 1] * load(delta.inverse.row(j + 1) + c);
       }
-      if (j < i) sum[0] += wy.overlap.row(i)[j] * load(wy.inverse.row(j) + c);
-      store(wy.inverse.row(i) + c, -wy.beta[i] * (sum[0] + sum[1]));
+      if (j < i) sum[0] += delta.overlap.row(i)[j] * load(delta.inverse.row(j) + c);
+      store(delta.inverse.row(i) + c, -delta.beta[i] * (sum[0] + sum[1]));
     }
-    wy.inverse.row(i)[i] = 1;
+    delta.inverse.row(i)[i] = 1;
   }
 }
 
-/// Everything but u.
+/// What does not depend on the state.
 template <class P>
-void make_transition(P& products, const Decay& decay, Matrix k, std::int64_t rows, std::int64_t width, const ScoreSpace& space,
-                     const WyForm& wy) {
-  scores(products, decay, k, k, rows, width, space, wy.overlap);
-  invert(wy, rows);
-  const Matrix grown = decayed(decay, decay.up, k, rows, width, wy.scaled);
-  scale_rows(wy.beta, grown, rows, width, wy.scaled, -1.0f);
+void prepare(P& products, const Decay& decay, Matrix k, std::int64_t rows, std::int64_t width, const ScoreSpace& space,
+             const DeltaRule& delta) {
+  scores(products, decay, k, k, rows, width, space, delta.overlap);
+  invert(delta, rows);
+  scale_rows(delta.beta, decayed(decay, decay.up, k, rows, width, delta.early), rows, width, delta.early, -1.0f);
+}
+
+/// added = n
+template <class P>
+void solve(P& products, Matrix v, Matrix state, std::int64_t rows, std::int64_t width, std::int64_t columns, const DeltaRule& delta,
+           Matrix added) {
+  scale_rows(delta.beta, v, rows, columns, delta.wanted);
   const std::int64_t mark = products.mark();
-  multiply_lower<false>(products, products.left(wy.inverse, rows, rows), products.right(wy.scaled, rows, width), rows, width, wy.w);
+  products.template multiply<true>(products.left(delta.early, rows, width), {0, rows}, products.right(state, width, columns), {0, columns},
+                                   {0, width}, delta.wanted);
+  products.release(mark);
+  multiply_lower<false>(products, products.left(delta.inverse, rows, rows), products.right(delta.wanted, rows, columns), rows, columns,
+                        added);
   products.release(mark);
 }
 
+/// dwanted = T^T dadded
 template <class P>
-void make_u(P& products, Matrix v, std::int64_t rows, std::int64_t columns, const WyForm& wy) {
-  scale_rows(wy.beta, v, rows, columns, wy.scaled);
+void solve_backward(P& products, Matrix dadded, std::int64_t rows, std::int64_t columns, const DeltaRule& delta, Matrix dwanted) {
   const std::int64_t mark = products.mark();
-  multiply_lower<false>(products, products.left(wy.inverse, rows, rows), products.right(wy.scaled, rows, columns), rows, columns, wy.u);
+  multiply_upper<false>(products, products.left_transposed(delta.inverse, rows, rows), products.right(dadded, rows, columns), rows, columns,
+                        dwanted);
   products.release(mark);
 }
 

@@ -77,15 +77,19 @@ void load_rows(HeadRows<const T> from, const Extent& extent, float factor, Matri
   clear(to.below(extent.rows), extent.padded_rows - extent.rows, extent.padded_width);
 }
 
-/// Rounds to nearest even; NaN stays NaN.
-inline void store_some(bfloat16* to, Vec x, std::int64_t count) {
-  const Words bits = Words(x), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, quiet = (bits >> 16) | 0x40u;
-  const Halves half = __builtin_convertvector(x == x ? rounded : quiet, Halves);
-  __builtin_memcpy(static_cast<void*>(to), &half, static_cast<std::size_t>(smaller(count, kLanes)) * sizeof(bfloat16));
-}
-inline void store_some(float16* to, Vec x, std::int64_t count) {
-  const Halves half = narrow_f16<Vec, Words, Halves>(x);
-  __builtin_memcpy(static_cast<void*>(to), &half, static_cast<std::size_t>(smaller(count, kLanes)) * sizeof(float16));
+inline Halves narrow(Vec x, bfloat16) { return narrow_bf16<Vec, Words, Halves>(x); }
+inline Halves narrow(Vec x, float16) { return narrow_f16<Vec, Words, Halves>(x); }
+
+/// The first `count` elements.
+template <class S>
+void store_some(S* to, Vec x, std::int64_t count) {
+  const Halves half = narrow(x, S{});
+  // The usual count is known ahead: copying a number of bytes that is not takes longer than all else here.
+  if (count >= kLanes) {
+    __builtin_memcpy(static_cast<void*>(to), &half, sizeof half);
+  } else {
+    __builtin_memcpy(static_cast<void*>(to), &half, static_cast<std::size_t>(count) * sizeof(S));
+  }
 }
 
 /// to = factor * from
@@ -98,17 +102,18 @@ void store_rows(Matrix from, std::int64_t rows, std::int64_t width, float factor
   }
 }
 
-template <int... I>
-Vec rotated(Vec x, int by, std::integer_sequence<int, I...>) {
-  Ints from;
-  ((from[I] = (I + by) % kLanes), ...);
-  return __builtin_shuffle(x, from);
+template <int By, int... I>
+[[gnu::always_inline]] inline Vec rotated(Vec x, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, x, ((I + By) % kLanes)...);
 }
 /// The sum of all lanes.
-inline float sum_of(Vec x) {
-#pragma GCC unroll 4
-  for (int by = kLanes / 2; by > 0; by /= 2) x += rotated(x, by, std::make_integer_sequence<int, kLanes>{});
-  return x[0];
+template <int By = kLanes / 2>
+[[gnu::always_inline]] inline float sum_of(Vec x) {
+  if constexpr (By == 0) {
+    return x[0];
+  } else {
+    return sum_of<By / 2>(x + rotated<By>(x, std::make_integer_sequence<int, kLanes>{}));
+  }
 }
 
 /// <a, b> over whole vectors.

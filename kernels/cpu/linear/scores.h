@@ -84,7 +84,7 @@ inline void scale_near(const Decay& decay, Matrix a, std::int64_t first, std::in
   for (std::int64_t d = 0; d < width; d += kLanes) {
     Vec factor = splat(1.0f);
     for (std::int64_t i = 0; i < kStripRows; ++i) {
-      if (i > 0) factor *= load(decay.step.row(first + i) + d);
+      if (i > 0) factor = flushed(factor * load(decay.step.row(first + i) + d));
       store(near.row(i) + d, factor * load(a.row(first + i) + d));
     }
   }
@@ -94,7 +94,7 @@ inline void add_near(const Decay& decay, Matrix sums, std::int64_t first, std::i
   for (std::int64_t d = 0; d < width; d += kLanes) {
     Vec factor = splat(1.0f);
     for (std::int64_t i = 0; i < kStripRows; ++i) {
-      if (i > 0) factor *= load(decay.step.row(first + i) + d);
+      if (i > 0) factor = flushed(factor * load(decay.step.row(first + i) + d));
       float* at = to.row(first + i) + d;
       store(at, load(at) + factor * load(sums.row(i) + d));
     }
@@ -107,7 +107,7 @@ inline void extend_down(const Decay& decay, Matrix b, std::int64_t first, std::i
     Vec factor = load(decay.step.row(first) + d);
     for (std::int64_t j = first - 1; j >= first - kStripRows; --j) {
       store(far.row(j) + d, factor * load(b.row(j) + d));
-      if (j > first - kStripRows) factor *= load(decay.step.row(j) + d);
+      if (j > first - kStripRows) factor = flushed(factor * load(decay.step.row(j) + d));
     }
     for (std::int64_t j = 0; j < first - kStripRows; ++j) store(far.row(j) + d, factor * load(far.row(j) + d));
   }
@@ -117,7 +117,7 @@ inline void extend_up(const Decay& decay, Matrix a, std::int64_t end, std::int64
   for (std::int64_t d = 0; d < width; d += kLanes) {
     Vec factor = splat(1.0f);
     for (std::int64_t i = end; i < end + kStripRows; ++i) {
-      factor *= load(decay.step.row(i) + d);
+      factor = flushed(factor * load(decay.step.row(i) + d));
       store(far.row(i) + d, factor * load(a.row(i) + d));
     }
     for (std::int64_t i = end + kStripRows; i < rows; ++i) store(far.row(i) + d, factor * load(far.row(i) + d));
@@ -145,14 +145,21 @@ void channel_scores(P& products, const Decay& decay, Matrix a, Matrix b, std::in
   }
 }
 
+/// p, with zeros above the diagonal, from packed rows a; not with a decay per channel.
+template <class P>
+void head_scores(P& products, const Decay& decay, const typename P::Left& a, Matrix b, std::int64_t rows, std::int64_t width, Matrix p) {
+  const std::int64_t mark = products.mark();
+  multiply_to_lower<false>(products, a, products.right_transposed(b, width, rows), rows, width, p);
+  products.release(mark);
+  decay_lower(decay, rows, p);
+}
 /// p, with zeros above the diagonal.
 template <class P>
 void scores(P& products, const Decay& decay, Matrix a, Matrix b, std::int64_t rows, std::int64_t width, const ScoreSpace& space, Matrix p) {
   if (decay.per_channel()) return channel_scores(products, decay, a, b, rows, width, space, p);
   const std::int64_t mark = products.mark();
-  multiply_to_lower<false>(products, products.left(a, rows, width), products.right_transposed(b, width, rows), rows, width, p);
+  head_scores(products, decay, products.left(a, rows, width), b, rows, width, p);
   products.release(mark);
-  decay_lower(decay, rows, p);
 }
 
 /// da_i += sum over the strip's j <= i of dp_ij exp(g_i - g_j) b_j, and db likewise: each sum by Horner's rule.
@@ -201,7 +208,7 @@ void channel_scores_backward(P& products, const Decay& decay, Matrix dp, Matrix 
       Vec factor = splat(1.0f);
       for (std::int64_t j = end - 1; j >= first; --j) {
         store(db.row(j) + d, load(db.row(j) + d) + factor * load(space.sums.row(j - first) + d));
-        factor *= load(decay.step.row(j) + d);
+        factor = flushed(factor * load(decay.step.row(j) + d));
       }
     }
     products.release(strip_mark);

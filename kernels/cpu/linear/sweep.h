@@ -27,7 +27,7 @@ Sizes sizes_of(const LinearShape& shape, bool elements) {
 struct Chunk {
   Matrix q, k, v, dout;  ///< q times the scale; v and dout behind `lead` columns of zeros.
   Decay decay;
-  WyForm wy;
+  DeltaRule delta;
   Matrix added;  ///< n: what tokens add to the state under their keys; v itself without the delta rule.
   Matrix p;      ///< Scores of q and k.
   Matrix out;
@@ -47,7 +47,7 @@ Chunk carve_chunk(const LinearShape& shape, const Sizes& sizes, Carver& carver) 
   chunk.decay = carve_decay(shape, sizes.padded_qk, carver);
   chunk.added = chunk.v;
   if (shape.transition == Transition::dense) {
-    chunk.wy = carve_wy(sizes.padded_qk, sizes.columns(), carver);
+    chunk.delta = carve_delta_rule(sizes.padded_qk, sizes.columns(), carver);
     chunk.added = carver.matrix(kChunk, sizes.columns());
   }
   chunk.p = carver.matrix(kChunk, kChunk);
@@ -111,35 +111,26 @@ void load_keys(P& products, const Run<S>& run, std::int64_t index, Chunk& chunk)
   if (p.k.data != nullptr) load_rows(head_rows(p.k, row0, head), extent, 1.0f, chunk.k);
   if (!run.delta_rule()) return;
   for (std::int64_t i = 0; i < extent.padded_rows; ++i) {
-    chunk.wy.beta[i] = i < extent.rows ? p.beta.data[(row0 + i) * p.beta.row + head * p.beta.head] : 0;
+    chunk.delta.beta[i] = i < extent.rows ? p.beta.data[(row0 + i) * p.beta.row + head * p.beta.head] : 0;
   }
-  make_transition(products, chunk.decay, chunk.k, chunk.rows, run.sizes.padded_qk, chunk.space, chunk.wy);
+  prepare(products, chunk.decay, chunk.k, chunk.rows, run.sizes.padded_qk, chunk.space, chunk.delta);
 }
 
 /// What the chunk's tokens add to the state before it.
 template <class P, class S>
 void add_news(P& products, const Run<S>& run, Matrix state, Chunk& chunk) {
   if (!run.delta_rule()) return;
-  const std::int64_t columns = run.sizes.columns();
-  make_u(products, chunk.v, chunk.rows, columns, chunk.wy);
-  for (std::int64_t i = 0; i < chunk.rows; ++i) {
-    __builtin_memcpy(chunk.added.row(i), chunk.wy.u.row(i), static_cast<std::size_t>(columns) * sizeof(float));
-  }
-  const std::int64_t mark = products.mark();
-  products.template multiply<true>(products.left(chunk.wy.w, chunk.rows, run.sizes.padded_qk), {0, chunk.rows},
-                                   products.right(state, run.sizes.padded_qk, columns), {0, columns}, {0, run.sizes.padded_qk},
-                                   chunk.added);
-  products.release(mark);
+  solve(products, chunk.v, state, chunk.rows, run.sizes.padded_qk, run.sizes.columns(), chunk.delta, chunk.added);
 }
 
-/// The state behind the chunk.
+/// The state behind the chunk; `added` is chunk.added as an operand.
 template <class P>
-void advance(P& products, const Sizes& sizes, Chunk& chunk, Matrix state) {
+void advance(P& products, const Sizes& sizes, const typename P::Right& added, Chunk& chunk, Matrix state) {
   const Matrix keys = decayed(chunk.decay, chunk.decay.down, chunk.k, chunk.rows, sizes.padded_qk, chunk.sunk);
   decay_state(chunk.decay, chunk.rows, sizes.padded_qk, sizes.columns(), state);
   const std::int64_t mark = products.mark();
-  products.template multiply<true>(products.left_transposed(keys, sizes.padded_qk, chunk.rows), {0, sizes.padded_qk},
-                                   products.right(chunk.added, chunk.rows, sizes.columns()), {0, sizes.columns()}, {0, chunk.rows}, state);
+  products.template multiply<true>(products.left_transposed(keys, sizes.padded_qk, chunk.rows), {0, sizes.padded_qk}, added,
+                                   {0, sizes.columns()}, {0, chunk.rows}, state);
   products.release(mark);
 }
 
@@ -149,19 +140,30 @@ void advance_over(P& products, const Run<S>& run, std::int64_t index, Chunk& chu
   load_keys(products, run, index, chunk);
   load_values<P>(run, index, run.problem.v, chunk.v);
   add_news(products, run, state, chunk);
-  advance(products, run.sizes, chunk, state);
+  const std::int64_t mark = products.mark();
+  advance(products, run.sizes, products.right(chunk.added, chunk.rows, run.sizes.columns()), chunk, state);
+  products.release(mark);
 }
 
 /// out = q decayed from the start of the chunk times the state, and scores times what was added.
 template <class P>
-void attend(P& products, const Sizes& sizes, Matrix state, Chunk& chunk) {
-  const std::int64_t rows = chunk.rows, columns = sizes.columns();
-  scores(products, chunk.decay, chunk.q, chunk.k, rows, sizes.padded_qk, chunk.space, chunk.p);
-  const Matrix queries = decayed(chunk.decay, chunk.decay.up, chunk.q, rows, sizes.padded_qk, chunk.grown);
+void attend(P& products, const Sizes& sizes, Matrix state, const typename P::Right& added, Chunk& chunk) {
+  const std::int64_t rows = chunk.rows, qk = sizes.padded_qk, columns = sizes.columns();
   const std::int64_t mark = products.mark();
-  products.template multiply<false>(products.left(queries, rows, sizes.padded_qk), {0, rows},
-                                    products.right(state, sizes.padded_qk, columns), {0, columns}, {0, sizes.padded_qk}, chunk.out);
-  multiply_lower<true>(products, products.left(chunk.p, rows, rows), products.right(chunk.added, rows, columns), rows, columns, chunk.out);
+  const auto read_state = [&](const typename P::Left& queries) {
+    products.template multiply<false>(queries, {0, rows}, products.right(state, qk, columns), {0, columns}, {0, qk}, chunk.out);
+  };
+  if (chunk.decay.per_channel()) {
+    scores(products, chunk.decay, chunk.q, chunk.k, rows, qk, chunk.space, chunk.p);
+    read_state(products.left(decayed(chunk.decay, chunk.decay.up, chunk.q, rows, qk, chunk.grown), rows, qk));
+  } else {
+    // One operand for both: decay is a factor of the results.
+    const auto queries = products.left(chunk.q, rows, qk);
+    head_scores(products, chunk.decay, queries, chunk.k, rows, qk, chunk.p);
+    read_state(queries);
+    decayed(chunk.decay, chunk.decay.up, chunk.out, rows, columns, chunk.out);
+  }
+  multiply_lower<true>(products, products.left(chunk.p, rows, rows), added, rows, columns, chunk.out);
   products.release(mark);
 }
 
@@ -180,20 +182,24 @@ inline void start_state(const Sizes& sizes, Matrix state) {
 /// Rows ahead of the sweep come closer while products run.
 template <class S>
 void look_ahead(const Run<S>& run, const Strided<const S>& tensor, std::int64_t index, std::int64_t width, RowsAhead& ahead) {
+  constexpr std::int64_t pace = 16;
   ahead = {};
   if (tensor.data == nullptr || index < 0 || index >= run.chunks()) return;
-  ahead = rows_ahead(tensor, run.first_row(index), run.first_row(index) + run.rows(index), run.item.head, width, 8);
+  ahead = rows_ahead(tensor, run.first_row(index), run.first_row(index) + run.rows(index), run.item.head, width, pace);
 }
 
 /// The transition of a run without the delta rule: exp of the sum of its decays, in f64 as it may be long.
 template <class S>
 void store_decay(const Run<S>& run, float* to) {
   const LinearProblem<S, float>& p = run.problem;
-  for (std::int64_t d = 0; d < p.shape.decay_width; ++d) {
+  for (std::int64_t d = 0; d < p.shape.decay_width; d += kLanes) {
     const float* at = p.log_decay.data + run.item.run.row0 * p.log_decay.row + run.item.head * p.log_decay.head + d;
-    double sum = 0;
-    for (std::int64_t row = 0; row < run.item.run.rows; ++row, at += p.log_decay.row) sum += static_cast<double>(*at);
-    to[d] = static_cast<float>(__builtin_exp(sum));
+    const std::int64_t count = smaller(kLanes, p.shape.decay_width - d);
+    double sums[kLanes] = {};
+    for (std::int64_t row = 0; row < run.item.run.rows; ++row, at += p.log_decay.row) {
+      for (std::int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(at[i]);
+    }
+    for (std::int64_t i = 0; i < count; ++i) to[d + i] = static_cast<float>(__builtin_exp(sums[i]));
   }
 }
 
@@ -269,8 +275,11 @@ void run_apply(const LinearProblem<S, float>& problem, Strided<const float> inco
     load_keys(products, run, index, on.chunk);
     load_values<P>(run, index, problem.v, on.chunk.v);
     add_news(products, run, on.state, on.chunk);
-    attend(products, run.sizes, on.state, on.chunk);
-    if (index + 1 < run.chunks()) advance(products, run.sizes, on.chunk, on.state);
+    const std::int64_t mark = products.mark();
+    const auto added = products.right(on.chunk.added, on.chunk.rows, run.sizes.columns());
+    attend(products, run.sizes, on.state, added, on.chunk);
+    if (index + 1 < run.chunks()) advance(products, run.sizes, added, on.chunk, on.state);
+    products.release(mark);
     store_rows(on.chunk.out, run.rows(index), run.sizes.v, 1.0f, head_rows(out, run.first_row(index), item.head));
   }
 }

@@ -27,6 +27,12 @@ linear::KernelSet kernel_set() {
 
 template <class S>
 linear::Kernels<S> kernels_of() {
+  if constexpr (std::is_same_v<S, bfloat16>) {
+    if (cpu_level() == CpuLevel::emulated_amx) return linear::emulated_kernels();
+#if defined(__x86_64__)
+    if (cpu_level() == CpuLevel::amx) return linear::amx_kernels();
+#endif
+  }
   const linear::KernelSet set = kernel_set();
   if constexpr (std::is_same_v<S, float>) return set.f32;
   if constexpr (std::is_same_v<S, bfloat16>) return set.bf16;

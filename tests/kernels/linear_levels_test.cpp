@@ -1,0 +1,178 @@
+#include <limits>
+
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include "tests/kernels/linear_cases.h"
+#include "tests/kernels/tolerance.h"
+#include "tests/kernels/values.h"
+
+// The chunked kernels of every level this CPU has, against f64 tensors.
+namespace periplus::kernels {
+namespace {
+
+using test::Decay;
+using test::LinearCase;
+using test::LinearPass;
+
+const Stream kStream;
+
+class LinearLevels : public testing::Test {
+ protected:
+  ~LinearLevels() override {
+    set_cpu_level(level_);
+    omp_set_num_threads(threads_);
+  }
+
+  /// visit() with each level in use.
+  template <class Visit>
+  void for_each_level(const Visit& visit) {
+    for (const CpuLevel level : kCpuLevels) {
+      if (level > best_cpu_level()) continue;
+      SCOPED_TRACE(to_string(level));
+      set_cpu_level(level);
+      visit();
+    }
+  }
+
+ private:
+  CpuLevel level_ = cpu_level();
+  int threads_ = omp_get_max_threads();
+};
+
+/// Widths that fill whole vectors and tiles, or part of the last.
+LinearCase wide_case(std::mt19937_64& random) {
+  LinearCase c = test::random_linear_case(random);
+  c.width_qk = test::pick_of(random, {8, 24, 64, 96, 128});
+  c.width_v = test::pick_of(random, {8, 24, 64, 96, 128});
+  c.units = test::pick(random, 1, 2);
+  c.heads = test::pick(random, 1, 2);
+  c.scale = 1 / std::sqrt(static_cast<double>(c.width_qk));
+  test::cut_into_runs(random, test::pick_of(random, {40, 64, 150}), c);
+  return c;
+}
+
+TEST_F(LinearLevels, MatchF64) {
+  for_each_level([] {
+    std::mt19937_64 random(11);
+    for (int trial = 0; trial < 30 && !testing::Test::HasFailure(); ++trial) {
+      const LinearCase c = wide_case(random);
+      SCOPED_TRACE(trial);
+      // Two in three in bf16, which has kernels of its own.
+      if (trial % 6 == 0) {
+        test::expect_matches_f64<float>(c, random(), kStream);
+      } else if (trial % 6 == 1) {
+        test::expect_matches_f64<float16>(c, random(), kStream);
+      } else {
+        test::expect_matches_f64<bfloat16>(c, random(), kStream);
+      }
+    }
+  });
+}
+
+/// One long run, with a ragged last chunk.
+LinearCase long_case(std::int64_t chunks) {
+  LinearCase c{.rows = 64 * (chunks - 1) + 7, .units = 1, .heads = 1, .width_qk = 8, .width_v = 8, .strength = 0.02};
+  c.runs = {{2, c.rows - 2, 0, true, true}};
+  return c;
+}
+
+// Long enough for several stretches of chunks between states that backward keeps, and for stretches longer than the shortest.
+TEST_F(LinearLevels, MatchF64OverManyChunks) {
+  for_each_level([] {
+    test::for_each_rule(long_case(19), [](const LinearCase& c) {
+      test::expect_matches_f64<float>(c, 12, kStream);
+      test::expect_matches_f64<bfloat16>(c, 13, kStream);
+    });
+    LinearCase longer = long_case(76);
+    longer.decay = Decay::scalar;
+    test::expect_matches_f64<float>(longer, 14, kStream);
+    test::expect_matches_f64<bfloat16>(longer, 15, kStream);
+  });
+}
+
+// Tokens that forget everything, or nothing, beside tokens that forget a little.
+TEST_F(LinearLevels, AnyDecay) {
+  for_each_level([] {
+    LinearCase c{.rows = 200, .units = 1, .heads = 2, .width_qk = 24, .width_v = 16};
+    c.runs = {{0, 200, 0, true, true}};
+    test::for_each_rule(c, [&](const LinearCase& rule) {
+      if (rule.decay == Decay::none) return;
+      LinearPass<float> got(rule);
+      got.randomize(14);
+      std::mt19937_64 random(15);
+      got.log_decay.for_each([&](float& value) {
+        value *= static_cast<float>(test::pick_of(random, {0, 1, 1, 1, 100, 1000}));
+        if (test::pick(random, 0, 20) == 0) value = -std::numeric_limits<float>::infinity();
+      });
+      LinearPass<double> wanted = got.widened();
+      got.forward(kStream);
+      got.backward(kStream);
+      wanted.forward(kStream);
+      wanted.backward(kStream);
+      std::vector<const test::Host<double>*> expected;
+      wanted.for_each_result([&](const char*, const test::Host<double>& result) { expected.push_back(&result); });
+      auto next = expected.begin();
+      got.for_each_result([&](const char* name, test::Host<float>& result) {
+        const double difference = test::largest_difference(result, **next++);
+        EXPECT_LE(difference, 10 * test::kGradientTolerance) << name;
+        EXPECT_FALSE(std::isnan(difference)) << name;
+      });
+    });
+  });
+}
+
+template <class S>
+bool same_results(LinearPass<S>& a, LinearPass<S>& b) {
+  return test::same_bits(a.out.raw(), b.out.raw()) && test::same_bits(a.elements.raw(), b.elements.raw()) &&
+         test::same_bits(a.delements.raw(), b.delements.raw()) && test::same_bits(a.dq.raw(), b.dq.raw()) &&
+         test::same_bits(a.dk.raw(), b.dk.raw()) && test::same_bits(a.dv.raw(), b.dv.raw()) &&
+         test::same_bits(a.dlog_decay.raw(), b.dlog_decay.raw()) && test::same_bits(a.dbeta.raw(), b.dbeta.raw());
+}
+
+TEST_F(LinearLevels, SameBitsForAnyNumberOfThreadsAndEveryTime) {
+  for_each_level([] {
+    LinearCase c{.rows = 300, .units = 2, .heads = 3, .width_qk = 32, .width_v = 40};
+    c.runs = {{0, 70, 0, true, false}, {70, 30, 0, false, true}, {100, 200, 1, true, true}};
+    test::for_each_rule(c, [](const LinearCase& rule) {
+      LinearPass<bfloat16> one(rule);
+      one.randomize(16);
+      LinearPass<bfloat16> other = one;
+      omp_set_num_threads(1);
+      one.forward(kStream);
+      one.backward(kStream);
+      for (const int threads : {1, 2, 5}) {
+        omp_set_num_threads(threads);
+        other.forward(kStream);
+        other.backward(kStream);
+        EXPECT_TRUE(same_results(one, other)) << threads << " threads";
+      }
+    });
+  });
+}
+
+// One run is one piece of work: messages must move while it is under way.
+TEST_F(LinearLevels, CallTheProgressHookInsideARun) {
+  for_each_level([] {
+    LinearCase c{.rows = 640, .units = 1, .heads = 1, .width_qk = 64, .width_v = 64};
+    c.runs = {{0, c.rows, 0, true, true}};
+    test::for_each_rule(c, [](const LinearCase& rule) {
+      LinearPass<bfloat16> pass(rule);
+      pass.randomize(17);
+      int calls = 0;
+      const Stream stream([&] { ++calls; });
+      const auto expect_calls = [&](const auto& call) {
+        calls = 0;
+        call();
+        EXPECT_GE(calls, 10) << "of 10 chunks";
+      };
+      expect_calls([&] { unit_states(pass.block(), pass.elements, stream); });
+      expect_calls([&] { unit_states_backward(pass.block(), pass.dout, pass.delements, stream); });
+      expect_calls([&] { unit_apply(pass.block(), pass.incoming, pass.out, stream); });
+      expect_calls([&] { unit_apply_backward(pass.block(), pass.incoming, pass.dout, pass.doutgoing, pass.gradients(), stream); });
+    });
+  });
+}
+
+}  // namespace
+}  // namespace periplus::kernels
