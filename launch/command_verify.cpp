@@ -20,18 +20,20 @@
 namespace periplus::launch {
 namespace {
 
+constexpr int kMostRanks = 4096;
 using Clock = std::chrono::steady_clock;
 
 struct VerifyOptions {
   std::string ranks = "1-16";
   std::string strategy = "all", layout = "all";
+  int mask = 0;
+  std::vector<std::int64_t> head_ranks;
   bool symbolic_only = false;
   std::string device = "cpu";
 };
 
 /// "1-16,64" -> 1..16, 64; a count that is named twice counts once.
 std::set<int> parse_ranks(const std::string& text) {
-  constexpr int kLargest = 4096;
   std::set<int> ranks;
   std::size_t position = 0;
   const auto number = [&] {
@@ -42,9 +44,9 @@ std::set<int> parse_ranks(const std::string& text) {
         value = std::stoi(text.substr(position), &used);
     } catch (const std::out_of_range&) {
     }
-    if (value < 1 || value > kLargest) {
+    if (value < 1 || value > kMostRanks) {
       throw InvalidArgument(
-          fmt::format("--ranks: '{}' is not a list of numbers and ranges between 1 and {}, such as 1-16,64", text, kLargest));
+          fmt::format("--ranks: '{}' is not a list of numbers and ranges between 1 and {}, such as 1-16,64", text, kMostRanks));
     }
     position += used;
     return value;
@@ -87,8 +89,8 @@ struct Row {
 /// Plans proven one after another, and where their verdicts go.
 struct Prover {
   plan::Verifier verifier;
-  void prove(const AttentionProblem& problem, const std::string& strategy, Pass pass, const std::string& subject, Tally& tally) {
-    const plan::Verdict verdict = verifier.verify(make_plan(problem, {.strategy = strategy}, pass));
+  void prove(const AttentionProblem& problem, const AttentionOptions& options, Pass pass, const std::string& subject, Tally& tally) {
+    const plan::Verdict verdict = verifier.verify(make_plan(problem, options, pass));
     ++tally.plans;
     tally.steps += verdict.steps;
     if (verdict.ok()) return;
@@ -100,9 +102,9 @@ struct Prover {
   }
 };
 
-void check_numerically(const AttentionProblem& problem, const std::string& strategy, Device device, const std::string& subject,
+void check_numerically(const AttentionProblem& problem, const AttentionOptions& options, Device device, const std::string& subject,
                        Tally& tally) {
-  const NumericCheck check = compare_with_reference(problem, {.strategy = strategy}, device);
+  const NumericCheck check = compare_with_reference(problem, options, device);
   ++tally.numeric;
   tally.largest_error = std::max({tally.largest_error, check.forward_error, check.backward_error});
   if (check.ok()) return;
@@ -116,6 +118,7 @@ void check_numerically(const AttentionProblem& problem, const std::string& strat
 /// A row of the table as it fills.
 struct Entry {
   Row row;
+  AttentionOptions options;
   Tally tally;
 };
 
@@ -125,27 +128,47 @@ void verify_problem(const AttentionProblem& problem, std::optional<Device> devic
   const auto begin = Clock::now();
   Tally& tally = entry.tally;
   const int ranks = problem.layout.ranks();
-  const std::string& strategy = entry.row.strategy;
-  const std::string subject = fmt::format("{} {} {}, {} ranks, {} documents, {} tokens", strategy, entry.row.layout, entry.row.mask, ranks,
-                                          problem.layout.cu_seqlens().size() - 1, problem.layout.tokens());
-  const std::string refusal = strategy::refusal(strategy::find_strategy(strategy), problem, {.strategy = strategy});
+  const AttentionOptions& options = entry.options;
+  const std::string subject = fmt::format("{} {} {}, {} ranks, {} documents, {} tokens", entry.row.strategy, entry.row.layout,
+                                          entry.row.mask, ranks, problem.layout.cu_seqlens().size() - 1, problem.layout.tokens());
+  const std::string refusal = strategy::refusal(strategy::find_strategy(options.strategy), problem, options);
   if (!refusal.empty()) {
     if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, refusal);
     tally.refused += kPasses;
   } else {
-    prover.prove(problem, strategy, Pass::forward, subject, tally);
-    prover.prove(problem, strategy, Pass::backward, subject, tally);
-    if (device && ranks <= kMostThreads) check_numerically(problem, strategy, *device, subject, tally);
+    prover.prove(problem, options, Pass::forward, subject, tally);
+    prover.prove(problem, options, Pass::backward, subject, tally);
+    if (device && ranks <= kMostThreads) check_numerically(problem, options, *device, subject, tally);
   }
   tally.seconds += std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-/// All strategies on one layout and mask. They follow each other on each problem, of which the proofs know more and more.
-std::vector<Entry> verify_layout(const std::vector<std::string>& strategies, const std::string& layout,
-                                 const VerificationCase& problem_case, const std::set<int>& ranks, std::optional<Device> device,
-                                 Prover& prover) {
+std::vector<std::string> chosen(const std::string& choice, std::vector<std::string> all) {
+  return choice == "all" ? all : std::vector<std::string>{choice};
+}
+
+/// What is proven on each problem: strategies, or the meshes of usp that `head_ranks` asks for.
+std::vector<AttentionOptions> subjects(const VerifyOptions& options) {
+  std::vector<AttentionOptions> all;
+  for (const std::string& strategy : chosen(options.strategy, strategy_names())) {
+    if (options.head_ranks.empty()) all.push_back({.strategy = strategy});
+  }
+  for (const std::int64_t heads : options.head_ranks) all.push_back({.strategy = "usp", .head_ranks = static_cast<int>(heads)});
+  return all;
+}
+
+std::string name_of(const AttentionOptions& how) { return how.head_ranks > 0 ? fmt::format("usp {}x", how.head_ranks) : how.strategy; }
+
+/// All subjects on one layout and mask. They follow each other on each problem, of which the proofs know more and more.
+std::vector<Entry> verify_layout(const std::vector<AttentionOptions>& how, const std::string& layout, VerificationCase problem_case,
+                                 const std::set<int>& ranks, std::optional<Device> device, Prover& prover) {
+  // A head for every rank that shares heads, or the rest of the mesh would be idle.
+  int most = 1;
+  for (const AttentionOptions& options : how) most = std::max(most, options.head_ranks);
+  const int times = (most + problem_case.q_heads - 1) / problem_case.q_heads;
+  problem_case.q_heads *= times, problem_case.kv_heads *= times;
   std::vector<Entry> entries;
-  for (const std::string& strategy : strategies) entries.push_back({{strategy, layout, problem_case.name()}, {}});
+  for (const AttentionOptions& options : how) entries.push_back({{name_of(options), layout, problem_case.name()}, options, {}});
   for (const int count : ranks) {
     for (const std::vector<std::int64_t>& borders : verification_documents(count)) {
       const AttentionProblem problem = verification_problem(layout_kind_from_string(layout), problem_case, borders, count);
@@ -153,6 +176,22 @@ std::vector<Entry> verify_layout(const std::vector<std::string>& strategies, con
     }
   }
   return entries;
+}
+
+/// The masks to try: all, or the one of that number.
+std::vector<VerificationCase> chosen_masks(int number) {
+  std::vector<VerificationCase> all = verification_cases();
+  const int count = static_cast<int>(all.size());
+  if (number < 0 || number > count) throw InvalidArgument(fmt::format("--mask: {}; use 1 to {}, or 0 for all masks", number, count));
+  return number == 0 ? all : std::vector{all[static_cast<std::size_t>(number) - 1]};
+}
+
+void check_head_ranks(const VerifyOptions& options) {
+  for (const std::int64_t heads : options.head_ranks) {
+    if (heads < 1 || heads > kMostRanks) throw InvalidArgument(fmt::format("--head-ranks: {}; use 1 to {}", heads, kMostRanks));
+  }
+  if (!options.head_ranks.empty() && options.strategy != "usp")
+    throw InvalidArgument(fmt::format("--head-ranks makes meshes of usp only; use --strategy usp, not {}", options.strategy));
 }
 
 nlohmann::json to_json(const Row& row, const Tally& tally) {
@@ -190,10 +229,6 @@ std::optional<Device> device_of(const VerifyOptions& options, const OptionTable&
   return shared_device(request);
 }
 
-std::vector<std::string> chosen(const std::string& choice, std::vector<std::string> all) {
-  return choice == "all" ? all : std::vector<std::string>{choice};
-}
-
 }  // namespace
 
 /// Plans come and go by the thousand: without this the C library returns their memory to the system each time.
@@ -209,6 +244,16 @@ int verify_command(Arguments arguments) {
   VerifyOptions options;
   table.add({.key = "verify.ranks", .flag = "ranks", .target = &options.ranks, .value = "LIST", .help = "Numbers and ranges: 1-16,64."});
   add_strategy_and_layout(table, options.strategy, options.layout, {"all"});
+  table.add({.key = "verify.mask",
+             .flag = "mask",
+             .target = &options.mask,
+             .value = "N",
+             .help = "Only this one of the masks, from 1 on; 0: all."});
+  table.add({.key = "verify.head_ranks",
+             .flag = "head-ranks",
+             .target = &options.head_ranks,
+             .value = "A,B,...",
+             .help = "usp: the meshes to prove, by the ranks that share heads, with at least a head each."});
   table.add({.key = "verify.symbolic_only",
              .flag = "symbolic-only",
              .target = &options.symbolic_only,
@@ -222,18 +267,20 @@ int verify_command(Arguments arguments) {
   if (answered(table)) return kOk;
   const std::set<int> ranks = parse_ranks(options.ranks);
   const std::optional<Device> device = device_of(options, table);
+  check_head_ranks(options);
+  const std::vector<AttentionOptions> how = subjects(options);
+  const std::vector<VerificationCase> masks = chosen_masks(options.mask);
 
   Widths widths{.ranks = std::max(Widths().ranks, options.ranks.size())};
   for (const VerificationCase& problem_case : verification_cases()) widths.mask = std::max(widths.mask, problem_case.name().size());
   say(table, header(widths));
   Tally total;
   nlohmann::json rows = nlohmann::json::array();
-  const std::vector<std::string> strategies = chosen(options.strategy, strategy_names());
   keep_freed_memory();
   Prover prover;
   for (const std::string& layout : chosen(options.layout, layout_names())) {
-    for (const VerificationCase& problem_case : verification_cases()) {
-      for (const auto& [row, tally] : verify_layout(strategies, layout, problem_case, ranks, device, prover)) {
+    for (const VerificationCase& problem_case : masks) {
+      for (const auto& [row, what, tally] : verify_layout(how, layout, problem_case, ranks, device, prover)) {
         say(table, line(widths, row, options.ranks, tally));
         if (tally.refused > 0) say(table, fmt::format("    {} refused; the first: {}", tally.refused, tally.first_refusal));
         rows.push_back(to_json(row, tally));
