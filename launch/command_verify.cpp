@@ -5,7 +5,6 @@
 #include <set>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <malloc.h>
 #include <nlohmann/json.hpp>
 
@@ -25,14 +24,14 @@ using Clock = std::chrono::steady_clock;
 
 struct VerifyOptions {
   std::string ranks = "1-16";
-  std::string strategy = "all", layout = "all";
+  VerifySelection selection;
   bool symbolic_only = false;
   std::string device = "cpu";
 };
 
 /// "1-16,64" -> 1..16, 64; a count that is named twice counts once.
 std::set<int> parse_ranks(const std::string& text) {
-  constexpr int kLargest = 4096;
+  constexpr int kMostRanks = 4096;
   std::set<int> ranks;
   std::size_t position = 0;
   const auto number = [&] {
@@ -43,9 +42,9 @@ std::set<int> parse_ranks(const std::string& text) {
         value = std::stoi(text.substr(position), &used);
     } catch (const std::out_of_range&) {
     }
-    if (value < 1 || value > kLargest) {
+    if (value < 1 || value > kMostRanks) {
       throw InvalidArgument(
-          fmt::format("--ranks: '{}' is not a list of numbers and ranges between 1 and {}, such as 1-16,64", text, kLargest));
+          fmt::format("--ranks: '{}' is not a list of numbers and ranges between 1 and {}, such as 1-16,64", text, kMostRanks));
     }
     position += used;
     return value;
@@ -109,8 +108,10 @@ void check_numerically(const NumericCheck& check, const std::string& subject, Ta
 
 /// A row of the table as it fills.
 struct Entry {
-  std::string strategy, layout, kind;
+  VerifySubject::Strategy how;
+  std::string layout, kind;
   Tally tally{};
+  std::string strategy() const { return how.head_ranks > 0 ? fmt::format("{} {}x", how.name, how.head_ranks) : how.name; }
 };
 
 /// One problem for one row. Without a device there is no fp64 comparison.
@@ -119,13 +120,13 @@ void verify_problem(const VerifySubject::Problem& problem, int ranks, const std:
   constexpr int kMostThreads = 8, kPasses = 2;
   const auto begin = Clock::now();
   Tally& tally = entry.tally;
-  const std::string subject = fmt::format("{} {} {}, {} ranks, {}", entry.strategy, entry.layout, entry.kind, ranks, documents);
-  if (const std::string refusal = problem.refusal(entry.strategy); !refusal.empty()) {
+  const std::string subject = fmt::format("{} {} {}, {} ranks, {}", entry.strategy(), entry.layout, entry.kind, ranks, documents);
+  if (const std::string refusal = problem.refusal(entry.how); !refusal.empty()) {
     if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, refusal);
     tally.refused += kPasses;
   } else {
-    for (const Pass pass : {Pass::forward, Pass::backward}) prover.prove(problem.plan(entry.strategy, pass), pass, subject, tally);
-    if (device && ranks <= kMostThreads) check_numerically(problem.compare(entry.strategy, *device), subject, tally);
+    for (const Pass pass : {Pass::forward, Pass::backward}) prover.prove(problem.plan(entry.how, pass), pass, subject, tally);
+    if (device && ranks <= kMostThreads) check_numerically(problem.compare(entry.how, *device), subject, tally);
   }
   tally.seconds += std::chrono::duration<double>(Clock::now() - begin).count();
 }
@@ -133,7 +134,7 @@ void verify_problem(const VerifySubject::Problem& problem, int ranks, const std:
 /// All strategies of a subject. They follow each other on each problem, of which the proofs know more and more.
 std::vector<Entry> verify_subject(const VerifySubject& subject, const std::set<int>& ranks, std::optional<Device> device, Prover& prover) {
   std::vector<Entry> entries;
-  for (const std::string& strategy : subject.strategies) entries.push_back({strategy, subject.layout, subject.kind});
+  for (const VerifySubject::Strategy& strategy : subject.strategies) entries.push_back({strategy, subject.layout, subject.kind});
   for (const int count : ranks) {
     for (const std::vector<std::int64_t>& borders : verification_documents(count)) {
       const VerifySubject::Problem problem = subject.problem(borders, count);
@@ -146,11 +147,11 @@ std::vector<Entry> verify_subject(const VerifySubject& subject, const std::set<i
 
 nlohmann::json to_json(const Entry& row) {
   const Tally& tally = row.tally;
-  return {{"strategy", row.strategy}, {"layout", row.layout},
-          {"problem", row.kind},      {"plans", tally.plans},
-          {"refused", tally.refused}, {"first_refusal", tally.first_refusal},
-          {"steps", tally.steps},     {"failures", tally.failures},
-          {"numeric", tally.numeric}, {"largest_error", tally.largest_error},
+  return {{"strategy", row.strategy()}, {"layout", row.layout},
+          {"problem", row.kind},        {"plans", tally.plans},
+          {"refused", tally.refused},   {"first_refusal", tally.first_refusal},
+          {"steps", tally.steps},       {"failures", tally.failures},
+          {"numeric", tally.numeric},   {"largest_error", tally.largest_error},
           {"seconds", tally.seconds}};
 }
 
@@ -166,7 +167,7 @@ std::string header(const Widths& widths) {
 std::string line(const Widths& widths, const Entry& row, const std::string& ranks) {
   const Tally& tally = row.tally;
   const std::string verdict = tally.failures > 0 ? fmt::format("{} FAILED", tally.failures) : tally.plans == 0 ? "refused" : "ok";
-  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8.2g} {:>8.2f}  {}", row.strategy, row.layout, row.kind,
+  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8.2g} {:>8.2f}  {}", row.strategy(), row.layout, row.kind,
                      widths.kind, ranks, widths.ranks, tally.plans, tally.refused, tally.steps, tally.numeric, tally.largest_error,
                      tally.seconds, verdict);
 }
@@ -197,7 +198,17 @@ int verify_command(Arguments arguments) {
   table.add({.key = "verify.ranks", .flag = "ranks", .target = &options.ranks, .value = "LIST", .help = "Numbers and ranges: 1-16,64."});
   std::vector<std::string> more = linear_strategy_names();
   more.emplace_back("all");
-  add_strategy_and_layout(table, options.strategy, options.layout, more);
+  add_strategy_and_layout(table, options.selection.strategy, options.selection.layout, more);
+  table.add({.key = "verify.mask",
+             .flag = "mask",
+             .target = &options.selection.mask,
+             .value = "N",
+             .help = "Only this one of the softmax masks, from 1 on; 0: all, and the linear strategies."});
+  table.add({.key = "verify.head_ranks",
+             .flag = "head-ranks",
+             .target = &options.selection.head_ranks,
+             .value = "A,B,...",
+             .help = "usp: the meshes to prove, by the ranks that share heads, with at least a head each."});
   table.add({.key = "verify.symbolic_only",
              .flag = "symbolic-only",
              .target = &options.symbolic_only,
@@ -212,15 +223,12 @@ int verify_command(Arguments arguments) {
   const std::set<int> ranks = parse_ranks(options.ranks);
   const std::optional<Device> device = device_of(options, table);
 
-  const std::vector<VerifySubject> subjects = verify_subjects(options.strategy, options.layout);
-  if (subjects.empty()) {
-    throw InvalidArgument(fmt::format("verify: --strategy {} knows the layouts {} and not {}", options.strategy,
-                                      fmt::join(linear_layout_names(), ", "), options.layout));
-  }
+  const std::vector<VerifySubject> subjects = verify_subjects(options.selection);
   Widths widths{.ranks = std::max(Widths().ranks, options.ranks.size())};
   for (const VerifySubject& subject : subjects) widths.kind = std::max(widths.kind, subject.kind.size());
   say(table, header(widths));
-  Entry total{"total", "", ""};
+  Entry total;
+  total.how.name = "total";
   keep_freed_memory();
   Prover prover;
   nlohmann::json rows = nlohmann::json::array();

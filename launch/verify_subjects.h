@@ -11,22 +11,33 @@
 
 namespace periplus::launch {
 
+/// Which of the subjects are looked at.
+struct VerifySelection {
+  std::string strategy = "all", layout = "all";
+  int mask = 0;                          ///< Number of a softmax mask, from 1; 0: all, and the linear strategies.
+  std::vector<std::int64_t> head_ranks;  ///< Meshes of usp, by the ranks that share heads.
+};
+
 /// One layout and one kind of problem that `periplus verify` looks at, and the strategies for it.
 struct VerifySubject {
+  struct Strategy {
+    std::string name{};
+    int head_ranks = 0;  ///< Of usp; 0: its own choice.
+  };
   std::string layout, kind;
-  std::vector<std::string> strategies;
+  std::vector<Strategy> strategies;
   bool on_devices = true;  ///< Whether the kernels run on CUDA devices too.
 
   /// The problem of so many ranks and such documents. Each by strategy.
   struct Problem {
-    std::function<std::string(const std::string& strategy)> refusal;  ///< Empty, or why it cannot be planned.
-    std::function<plan::Plan(const std::string& strategy, Pass)> plan;
-    std::function<NumericCheck(const std::string& strategy, Device)> compare;  ///< With the fp64 reference.
+    std::function<std::string(const Strategy&)> refusal;  ///< Empty, or why it cannot be planned.
+    std::function<plan::Plan(const Strategy&, Pass)> plan;
+    std::function<NumericCheck(const Strategy&, Device)> compare;  ///< With the fp64 reference.
   };
   std::function<Problem(std::span<const std::int64_t> borders, int ranks)> problem;
 };
 
-/// Both may be "all".
-std::vector<VerifySubject> verify_subjects(const std::string& strategy, const std::string& layout);
+/// Errors: InvalidArgument if parts of the selection contradict each other.
+std::vector<VerifySubject> verify_subjects(const VerifySelection& selection);
 
 }  // namespace periplus::launch

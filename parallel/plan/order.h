@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -145,31 +146,37 @@ class SlotUses {
   /// The latest steps by queue that an access conflicts with, `own` queue left out: fn(step).
   template <class Fn>
   void for_conflicts(const View& view, Mode mode, int own, Fn&& fn) const {
-    for (int queue = 0; queue < kQueues; ++queue) {
-      if (queue == own) continue;
-      const auto q = static_cast<std::size_t>(queue);
-      if (const StepId step = writes_[q].latest_on(view); step >= 0) fn(step);
-      if (mode == Mode::read) continue;
-      if (const StepId step = reads_[q].latest_on(view); step >= 0) fn(step);
-    }
+    const unsigned others = ~(1u << own);
+    const auto latest_of = [&](const Uses& uses) {
+      if (const StepId step = uses.latest_on(view); step >= 0) fn(step);
+    };
+    for_queues(writing_ & others, [&](std::size_t queue) { latest_of(writes_[queue]); });
+    if (mode != Mode::read) for_queues(reading_ & others, [&](std::size_t queue) { latest_of(reads_[queue]); });
   }
   /// Enters a use of a step that is ordered behind all earlier ones it conflicts with.
   void remember(const View& view, Mode mode, StepId step, int queue) {
     lifetime_.use(queue, step);
+    (mode == Mode::read ? reading_ : writing_) |= 1u << queue;
     if (mode == Mode::read) return reads_[static_cast<std::size_t>(queue)].add(view, step);
-    for (Uses& uses : reads_) uses.drop_within(view, step);
-    for (Uses& uses : writes_) uses.drop_within(view, step);
+    for_queues(reading_, [&](std::size_t q) { reads_[q].drop_within(view, step); });
+    for_queues(writing_, [&](std::size_t q) { writes_[q].drop_within(view, step); });
     writes_[static_cast<std::size_t>(queue)].add(view, step);
   }
   const Lifetime& lifetime() const { return lifetime_; }
   void clear() {
-    for (Uses& uses : reads_) uses.clear();
-    for (Uses& uses : writes_) uses.clear();
+    for_queues(reading_, [&](std::size_t queue) { reads_[queue].clear(); });
+    for_queues(writing_, [&](std::size_t queue) { writes_[queue].clear(); });
+    reading_ = writing_ = 0;
     lifetime_ = {};
   }
 
  private:
+  template <class Fn>
+  static void for_queues(unsigned queues, Fn&& fn) {
+    for (; queues != 0; queues &= queues - 1) fn(static_cast<std::size_t>(std::countr_zero(queues)));
+  }
   std::array<Uses, kQueues> reads_, writes_;  ///< by queue
+  unsigned reading_ = 0, writing_ = 0;        ///< Bits of queues that did; most slots know one or two.
   Lifetime lifetime_;
 };
 

@@ -1,4 +1,5 @@
 // Plans of every strategy that must be proven.
+#include <algorithm>
 #include <iterator>
 #include <random>
 
@@ -50,6 +51,31 @@ void expect_all_proven(int ranks) {
           SCOPED_TRACE(test::describe(layout, ranks, cu, mask, pass));
           expect_proven(problem, pass);
         }
+      }
+    }
+  }
+}
+
+// What a proof knows of the rows of its claim must not hide what is wrong with the next plan, nor outlive the claim.
+TEST(Verifier, VerdictsDoNotDependOnPlansBefore) {
+  Verifier verifier;
+  const auto sound = [&](const Plan& plan) { return verifier.verify(plan).ok(); };
+  for (const LayoutKind layout : test::kLayoutKinds) {
+    for (const MaskSpec& mask : kMasks) {
+      const AttentionProblem problem = test::ring_problem(layout, 4, Lengths{0, 40, 41, 103}, mask, 4, 2);
+      for (const std::string strategy : {"ring", "ulysses", "group_cast"}) {
+        SCOPED_TRACE(strategy + " " + test::describe(layout, 4, Lengths{0, 40, 41, 103}, mask, Pass::forward));
+        const Plan plan = make_plan(problem, {.strategy = strategy}, Pass::forward);
+        Plan lacks_a_band = plan;
+        std::vector<Step>& steps = lacks_a_band.programs[1].steps;
+        --std::find_if(steps.rbegin(), steps.rend(), [](const Step& step) { return step.bands.count > 0; })->bands.count;
+        EXPECT_TRUE(sound(plan));
+        EXPECT_FALSE(sound(lacks_a_band));
+        EXPECT_TRUE(sound(plan));
+        Plan of_another_mask = plan;
+        of_another_mask.claim.mask = Mask({mask.causal, 1, mask.causal ? -1 : 2, 0}, problem.mask.cu_seqlens());
+        EXPECT_FALSE(sound(of_another_mask));
+        EXPECT_TRUE(sound(make_plan(problem, {.strategy = strategy}, Pass::backward)));
       }
     }
   }
