@@ -1,0 +1,110 @@
+// periplus report: training runs side by side, as a table and a picture of their losses.
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "launch/bench/statistics.h"
+#include "launch/commands.h"
+#include "launch/progress.h"
+#include "launch/ranks.h"
+#include "launch/svg.h"
+#include "runtime/error.h"
+#include "runtime/file.h"
+
+namespace periplus::launch {
+namespace {
+
+struct Run {
+  std::string name;
+  Curve losses;
+  std::int64_t steps = 0;
+  double last_loss = 0;          ///< Mean of the last ten.
+  double tokens_per_second = 0;  ///< Median of all steps but the first.
+  double peak_bytes = 0, exposed_share = 0;
+};
+
+/// A line that a crash cut short is left out, as training does.
+std::vector<nlohmann::json> read_steps(const std::filesystem::path& file) {
+  std::ifstream lines(file);
+  if (!lines) throw InvalidArgument(fmt::format("report: there is no {}; name folders that periplus train has written", file.string()));
+  std::vector<nlohmann::json> steps;
+  for (std::string line; std::getline(lines, line);) {
+    nlohmann::json step = nlohmann::json::parse(line, nullptr, false);
+    if (step.is_object() && step.contains("step") && step.contains("loss")) steps.push_back(std::move(step));
+  }
+  if (steps.empty()) throw InvalidArgument(fmt::format("report: {} has no step yet", file.string()));
+  return steps;
+}
+
+Run read_run(const std::string& folder) {
+  constexpr std::size_t kLast = 10;
+  const std::vector<nlohmann::json> steps = read_steps(std::filesystem::path(folder) / "metrics.jsonl");
+  Run run{.name = std::filesystem::path(folder).lexically_normal().string(), .losses = {}};
+  run.losses.name = run.name;
+  std::vector<double> rates;
+  double seconds = 0, exposed = 0;
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    const nlohmann::json& step = steps[i];
+    const double loss = step["loss"].get<double>();
+    run.losses.points.emplace_back(step["step"].get<double>(), loss);
+    if (i + kLast >= steps.size()) run.last_loss += loss / static_cast<double>(std::min(kLast, steps.size()));
+    run.peak_bytes = std::max(run.peak_bytes, step.value("peak_memory_bytes", 0.0));
+    if (i == 0 && steps.size() > 1) continue;
+    rates.push_back(step.value("tokens_per_second", 0.0));
+    seconds += step.value("step_seconds", 0.0), exposed += step.value("exposed_comm_seconds", 0.0);
+  }
+  run.steps = std::ssize(steps);
+  run.tokens_per_second = bench::median(std::move(rates));
+  run.exposed_share = seconds > 0 ? exposed / seconds : 0;
+  return run;
+}
+
+void write_chart(const std::vector<Run>& runs, const std::string& output) {
+  const std::filesystem::path folder = std::filesystem::absolute(output).parent_path();
+  if (!std::filesystem::is_directory(folder)) throw InvalidArgument(fmt::format("--output: there is no folder '{}'", folder.string()));
+  Chart chart{.title = "Training loss", .x_label = "step", .y_label = "nats per byte"};
+  for (const Run& run : runs) chart.curves.push_back(run.losses);
+  write_file_atomically(output, to_svg(chart));
+}
+
+}  // namespace
+
+int report_command(Arguments arguments) {
+  OptionTable table("report", "training runs side by side: steps, losses, speed, memory, and a picture of the losses",
+                    "periplus report --runs runs/a runs/b --output losses.svg");
+  std::vector<std::string> folders;
+  std::string output;
+  table.add({.flag = "runs", .target = &folders, .value = "FOLDER ...", .help = "Folders of runs (run.directory)."});
+  table.add({.flag = "output", .target = &output, .value = "FILE", .help = "Where the picture goes, SVG; empty: none."});
+  table.parse(arguments);
+  if (answered(table)) return kOk;
+  if (folders.empty()) throw InvalidArgument("report: --runs FOLDER ... is missing");
+  std::vector<Run> runs;
+  for (const std::string& folder : folders) runs.push_back(read_run(folder));
+  if (!output.empty()) write_chart(runs, output);
+  std::size_t width = 3;
+  for (const Run& run : runs) width = std::max(width, run.name.size());
+  say(table, fmt::format("{:<{}} {:>6} {:>10} {:>10} {:>10} {:>9}", "run", width, "steps", "last loss", "tokens/s", "memory", "exposed"));
+  nlohmann::json results = nlohmann::json::array();
+  for (const Run& run : runs) {
+    say(table, fmt::format("{:<{}} {:>6} {:>10.4f} {:>10.0f} {:>10} {:>8.1f}%", run.name, width, run.steps, run.last_loss,
+                           run.tokens_per_second, bytes_text(run.peak_bytes), 100 * run.exposed_share));
+    results.push_back({{"run", run.name},
+                       {"steps", run.steps},
+                       {"mean_last_losses", run.last_loss},
+                       {"tokens_per_second", run.tokens_per_second},
+                       {"peak_memory_bytes", static_cast<std::int64_t>(run.peak_bytes)},
+                       {"exposed_share", run.exposed_share}});
+  }
+  say(table,
+      "last loss: mean of the last ten steps; tokens/s: median of all steps but the first; exposed: of their time, waiting for messages");
+  print_result(table, {{"runs", results}});
+  return kOk;
+}
+
+}  // namespace periplus::launch
