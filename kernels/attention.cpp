@@ -1,34 +1,14 @@
 #include "kernels/attention.h"
 
-#include <fmt/format.h>
-
 #include "kernels/attention_problem.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_state.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/operands.h"
 #include "kernels/reference/attention.h"
-#include "runtime/error.h"
 
 namespace periplus::kernels {
 namespace {
-
-template <class... Values>
-void require(bool holds, fmt::format_string<Values...> message, Values&&... values) {
-  if (!holds) throw InvalidArgument(fmt::format(message, std::forward<Values>(values)...));
-}
-
-bool given(const ConstTensorView& view) { return view.dims() != 0; }
-
-/// An operand that must be [rows, heads, width] of `dtype`.
-void check_operand(std::string_view op, std::string_view name, const ConstTensorView& view, const Extents& shape, DType dtype) {
-  require(view.shape() == shape, "{}: {} has shape {}, expected {}", op, name, to_string(view.shape()), to_string(shape));
-  require(view.dtype() == dtype, "{}: {} is {}, expected {}", op, name, to_string(view.dtype()), to_string(dtype));
-  require(shape[2] <= 1 || view.stride(2) == 1, "{}: {} has width stride {}; the width must be contiguous", op, name, view.stride(2));
-}
-
-void check_dims(std::string_view op, std::string_view name, const ConstTensorView& view) {
-  require(view.dims() == 3, "{}: {} has shape {}, expected [rows, heads, width]", op, name, to_string(view.shape()));
-}
 
 void check_bands(std::string_view op, std::span<const Band> bands, std::int64_t query_rows, std::int64_t key_rows) {
   for (const Band& band : bands) {
@@ -56,26 +36,6 @@ AttentionShape check_block(std::string_view op, const AttentionBlock& block) {
   check_bands(op, bands, shape.query_rows, shape.key_rows);
   return shape;
 }
-
-template <class T>
-Strided<const T> strided(const ConstTensorView& view) {
-  return {view.data<T>(), view.stride(0), view.stride(1)};
-}
-
-template <class T>
-Strided<T> strided(const TensorView& view) {
-  return {view.data<T>(), view.stride(0), view.stride(1)};
-}
-
-template <class T>
-Strided<const T> strided_or_null(const ConstTensorView& view) {
-  return given(view) ? strided<T>(view) : Strided<const T>{nullptr, 0, 0};
-}
-
-bool on_cuda(StreamView stream) { return stream.device().kind == DeviceKind::cuda; }
-
-template <class S>
-using Accumulator = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 cpu::RowShape row_shape(const ConstTensorView& view) { return {view.size(0), view.size(1), view.size(2)}; }
 

@@ -27,6 +27,7 @@ const std::vector<Suite>& suites() {
       {"attention", "distributed attention against one process with as many threads", bench::bench_attention},
       {"memory", "activation memory by the number of ranks", bench::bench_memory},
       {"kernels", "attention kernels against the peaks of this machine and against oneDNN", bench::bench_kernels},
+      {"linear", "linear attention against the peaks of this machine, and its strategies over paced links", bench::bench_linear},
       {"overlap", "how much of the communication strategies hide, with paced links and sleeping kernels", bench::bench_overlap},
       {"strategies", "all strategies side by side on one problem, with paced links and sleeping kernels", bench::bench_strategies},
       {"gpu", "attention on a CUDA device against cuBLAS, in blocks, and beside other work", bench::bench_gpu},

@@ -10,10 +10,10 @@
 #include "launch/attention_options.h"
 #include "launch/commands.h"
 #include "launch/devices.h"
-#include "launch/numeric_check.h"
+#include "launch/linear_options.h"
 #include "launch/ranks.h"
+#include "launch/verify_subjects.h"
 #include "parallel/plan/verify.h"
-#include "parallel/strategy/strategy.h"
 #include "runtime/error.h"
 
 namespace periplus::launch {
@@ -79,62 +79,54 @@ struct Tally {
   }
 };
 
-struct Row {
-  std::string strategy, layout, mask;
-};
+void complain(const std::string& subject, const std::string& what) {
+  std::fputs(fmt::format("periplus verify: {}{}\n", subject, what).c_str(), stderr);
+}
 
-void prove(const AttentionProblem& problem, const std::string& strategy, Pass pass, const std::string& subject, Tally& tally) {
-  const plan::Verdict verdict = plan::verify(make_plan(problem, {.strategy = strategy}, pass));
+void prove(const plan::Plan& plan, Pass pass, const std::string& subject, Tally& tally) {
+  const plan::Verdict verdict = plan::verify(plan);
   ++tally.plans;
   tally.steps += verdict.steps;
   if (verdict.ok()) return;
   ++tally.failures;
-  std::fputs(fmt::format("periplus verify: {}, {}: {}\n", subject, pass == Pass::forward ? "forward" : "backward", verdict.failures.front())
-                 .c_str(),
-             stderr);
+  complain(subject, fmt::format(", {}: {}", pass == Pass::forward ? "forward" : "backward", verdict.failures.front()));
 }
 
-void check_numerically(const AttentionProblem& problem, const std::string& strategy, Device device, const std::string& subject,
-                       Tally& tally) {
-  const NumericCheck check = compare_with_reference(problem, {.strategy = strategy}, device);
+void check_numerically(const NumericCheck& check, const std::string& subject, Tally& tally) {
   ++tally.numeric;
   tally.largest_error = std::max({tally.largest_error, check.forward_error, check.backward_error});
   if (check.ok()) return;
   ++tally.failures;
-  std::fputs(fmt::format("periplus verify: {}: differs from the fp64 reference by {:.3g} forward, {:.3g} backward\n", subject,
-                         check.forward_error, check.backward_error)
-                 .c_str(),
-             stderr);
+  complain(subject,
+           fmt::format(": differs from the fp64 reference by {:.3g} forward, {:.3g} backward", check.forward_error, check.backward_error));
 }
 
 /// Without a device there is no fp64 comparison.
-Tally verify_row(const Row& row, const VerificationCase& problem_case, const std::set<int>& ranks, std::optional<Device> device) {
+Tally verify_row(const VerifySubject& row, const std::set<int>& ranks, std::optional<Device> device) {
   constexpr int kMostThreads = 8, kPasses = 2;
   Tally tally;
   const auto begin = Clock::now();
   for (const int count : ranks) {
     for (const std::vector<std::int64_t>& borders : verification_documents(count)) {
-      AttentionProblem problem = verification_problem(layout_kind_from_string(row.layout), problem_case, borders, count);
-      const std::string subject = fmt::format("{} {} {}, {} ranks, {} documents, {} tokens", row.strategy, row.layout, row.mask, count,
+      const VerifySubject::Problem problem = row.problem(borders, count);
+      const std::string subject = fmt::format("{} {} {}, {} ranks, {} documents, {} tokens", row.strategy, row.layout, row.kind, count,
                                               borders.size() - 1, borders.back());
-      if (const std::string refusal = strategy::refusal(strategy::find_strategy(row.strategy), problem, {.strategy = row.strategy});
-          !refusal.empty()) {
-        if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, refusal);
+      if (!problem.refusal.empty()) {
+        if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, problem.refusal);
         tally.refused += kPasses;
         continue;
       }
-      prove(problem, row.strategy, Pass::forward, subject, tally);
-      prove(problem, row.strategy, Pass::backward, subject, tally);
-      if (device && count <= kMostThreads) check_numerically(problem, row.strategy, *device, subject, tally);
+      for (const Pass pass : {Pass::forward, Pass::backward}) prove(problem.plan(pass), pass, subject, tally);
+      if (device && count <= kMostThreads) check_numerically(problem.compare(*device), subject, tally);
     }
   }
   tally.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   return tally;
 }
 
-nlohmann::json to_json(const Row& row, const Tally& tally) {
+nlohmann::json to_json(const VerifySubject& row, const Tally& tally) {
   return {{"strategy", row.strategy}, {"layout", row.layout},
-          {"mask", row.mask},         {"plans", tally.plans},
+          {"problem", row.kind},      {"plans", tally.plans},
           {"refused", tally.refused}, {"first_refusal", tally.first_refusal},
           {"steps", tally.steps},     {"failures", tally.failures},
           {"numeric", tally.numeric}, {"largest_error", tally.largest_error},
@@ -142,18 +134,18 @@ nlohmann::json to_json(const Row& row, const Tally& tally) {
 }
 
 struct Widths {
-  std::size_t mask = 4, ranks = 5;
+  std::size_t kind = 7, ranks = 5;
 };
 
 std::string header(const Widths& widths) {
-  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8} {:>8}", "strategy", "layout", "mask", widths.mask, "ranks",
-                     widths.ranks, "plans", "refused", "steps", "fp64 runs", "error", "seconds");
+  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8} {:>8}", "strategy", "layout", "problem", widths.kind,
+                     "ranks", widths.ranks, "plans", "refused", "steps", "fp64 runs", "error", "seconds");
 }
 
-std::string line(const Widths& widths, const Row& row, const std::string& ranks, const Tally& tally) {
+std::string line(const Widths& widths, const VerifySubject& row, const std::string& ranks, const Tally& tally) {
   const std::string verdict = tally.failures > 0 ? fmt::format("{} FAILED", tally.failures) : tally.plans == 0 ? "refused" : "ok";
-  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8.2g} {:>8.2f}  {}", row.strategy, row.layout, row.mask,
-                     widths.mask, ranks, widths.ranks, tally.plans, tally.refused, tally.steps, tally.numeric, tally.largest_error,
+  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8.2g} {:>8.2f}  {}", row.strategy, row.layout, row.kind,
+                     widths.kind, ranks, widths.ranks, tally.plans, tally.refused, tally.steps, tally.numeric, tally.largest_error,
                      tally.seconds, verdict);
 }
 
@@ -167,10 +159,6 @@ std::optional<Device> device_of(const VerifyOptions& options, const OptionTable&
   return shared_device(request);
 }
 
-std::vector<std::string> chosen(const std::string& choice, std::vector<std::string> all) {
-  return choice == "all" ? all : std::vector<std::string>{choice};
-}
-
 }  // namespace
 
 int verify_command(Arguments arguments) {
@@ -178,7 +166,9 @@ int verify_command(Arguments arguments) {
                     "periplus verify --ranks 1-16,64 --strategy all --layout all");
   VerifyOptions options;
   table.add({.key = "verify.ranks", .flag = "ranks", .target = &options.ranks, .value = "LIST", .help = "Numbers and ranges: 1-16,64."});
-  add_strategy_and_layout(table, options.strategy, options.layout, {"all"});
+  std::vector<std::string> more = linear_strategy_names();
+  more.emplace_back("all");
+  add_strategy_and_layout(table, options.strategy, options.layout, more);
   table.add({.key = "verify.symbolic_only",
              .flag = "symbolic-only",
              .target = &options.symbolic_only,
@@ -193,24 +183,24 @@ int verify_command(Arguments arguments) {
   const std::set<int> ranks = parse_ranks(options.ranks);
   const std::optional<Device> device = device_of(options, table);
 
+  const std::vector<VerifySubject> subjects = verify_subjects(options.strategy, options.layout);
   Widths widths{.ranks = std::max(Widths().ranks, options.ranks.size())};
-  for (const VerificationCase& problem_case : verification_cases()) widths.mask = std::max(widths.mask, problem_case.name().size());
+  for (const VerifySubject& subject : subjects) widths.kind = std::max(widths.kind, subject.kind.size());
   say(table, header(widths));
   Tally total;
   nlohmann::json rows = nlohmann::json::array();
-  for (const std::string& strategy : chosen(options.strategy, strategy_names())) {
-    for (const std::string& layout : chosen(options.layout, layout_names())) {
-      for (const VerificationCase& problem_case : verification_cases()) {
-        const Row row{strategy, layout, problem_case.name()};
-        const Tally tally = verify_row(row, problem_case, ranks, device);
-        say(table, line(widths, row, options.ranks, tally));
-        if (tally.refused > 0) say(table, fmt::format("    {} refused; the first: {}", tally.refused, tally.first_refusal));
-        rows.push_back(to_json(row, tally));
-        total.add(tally);
-      }
-    }
+  bool left_out = false;
+  for (const VerifySubject& subject : subjects) {
+    const bool runs = device && (subject.on_devices || device->kind == DeviceKind::cpu);
+    left_out = left_out || (device && !runs);
+    const Tally tally = verify_row(subject, ranks, runs ? device : std::nullopt);
+    say(table, line(widths, subject, options.ranks, tally));
+    if (tally.refused > 0) say(table, fmt::format("    {} refused; the first: {}", tally.refused, tally.first_refusal));
+    rows.push_back(to_json(subject, tally));
+    total.add(tally);
   }
-  say(table, line(widths, {"total", "", ""}, options.ranks, total));
+  if (left_out) say(table, "linear strategies have no CUDA kernels: their fp64 runs were left out");
+  say(table, line(widths, {"total", "", "", false, {}}, options.ranks, total));
   print_result(table, {{"ok", total.ok()},
                        {"plans", total.plans},
                        {"refused", total.refused},

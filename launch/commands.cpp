@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "launch/suggest.h"
@@ -33,21 +34,20 @@ void print_result(const OptionTable& table, const nlohmann::json& result) {
 }
 
 std::string take_operation(const std::string& command, Arguments& arguments) {
+  const std::vector<std::string> operations = {"attention", "linear_attention", "delta_rule"};
   const std::string word = arguments.empty() || arguments.front().starts_with("-") ? "" : arguments.front();
   if (word.empty()) {
     const auto help = std::ranges::find_if(arguments, [](const std::string& text) { return text == "--help" || text == "-h"; });
     if (help != arguments.end()) {
       arguments = Arguments(help, 1);
-      return "attention";
+      return operations.front();
     }
-    throw InvalidArgument("which operation? use: periplus " + command + " attention [options]");
+    throw InvalidArgument(fmt::format("which operation? use: periplus {} {} [options]", command, fmt::join(operations, "|")));
   }
   arguments = arguments.subspan(1);
-  if (word == "attention") return word;
-  if (word == "linear_attention" || word == "delta_rule") {
-    throw InvalidArgument(fmt::format("{} is not in this version; use: periplus {} attention", word, command));
-  }
-  throw InvalidArgument(fmt::format("unknown operation '{}'{}; this version has: attention", word, did_you_mean(word, {"attention"})));
+  if (std::ranges::find(operations, word) != operations.end()) return word;
+  throw InvalidArgument(
+      fmt::format("unknown operation '{}'{}; there are {}", word, did_you_mean(word, operations), fmt::join(operations, ", ")));
 }
 
 }  // namespace periplus::launch

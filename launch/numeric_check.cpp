@@ -10,18 +10,12 @@
 #include "kernels/attention.h"
 #include "launch/attention_options.h"
 #include "launch/attention_run.h"
+#include "launch/rows.h"
 #include "parallel/balanced_layout.h"
 #include "runtime/comm/thread_transport.h"
 
 namespace periplus::launch {
 namespace {
-
-Tensor random_tensor(const Extents& shape, std::mt19937_64& random, const Memory& memory) {
-  Tensor tensor(shape, DType::f64, memory);
-  std::uniform_real_distribution<double> uniform(-1, 1);
-  for (double& value : tensor.view().span<double>()) value = uniform(random);
-  return tensor;
-}
 
 struct Whole {
   Tensor q, k, v, sink, dout, dlse;
@@ -32,7 +26,7 @@ Whole random_inputs(const AttentionProblem& problem, const Memory& memory) {
   std::mt19937_64 random(7);
   const std::int64_t tokens = problem.layout.tokens();
   const auto make = [&](std::int64_t rows, std::int64_t heads, std::int64_t width) {
-    return random_tensor({rows, heads, width}, random, memory);
+    return uniform_tensor({rows, heads, width}, -1, 1, random, memory);
   };
   Whole whole;
   whole.q = make(tokens, problem.q_heads, problem.head_size);
@@ -89,7 +83,16 @@ Results distributed(const AttentionProblem& problem, const AttentionOptions& opt
   return results;
 }
 
-double difference(const Tensor& a, const Tensor& b) {
+}  // namespace
+
+Tensor uniform_tensor(const Extents& shape, double least, double most, std::mt19937_64& random, const Memory& memory) {
+  Tensor tensor(shape, DType::f64, memory);
+  std::uniform_real_distribution<double> uniform(least, most);
+  for (double& value : tensor.view().span<double>()) value = uniform(random);
+  return tensor;
+}
+
+double largest_difference(const Tensor& a, const Tensor& b) {
   double largest = 0;
   const auto left = a.view().span<double>(), right = b.view().span<double>();
   for (std::size_t i = 0; i < left.size(); ++i) {
@@ -99,8 +102,6 @@ double difference(const Tensor& a, const Tensor& b) {
   }
   return largest;
 }
-
-}  // namespace
 
 std::string VerificationCase::name() const {
   return fmt::format("{}{} heads {}/{}{}{}", to_text(mask), sink ? " sink logit" : "", q_heads, kv_heads,
@@ -150,9 +151,9 @@ NumericCheck compare_with_reference(const AttentionProblem& as_stored, const Att
   const Whole whole = random_inputs(problem, memory);
   const Results expected = reference(problem, whole, memory), found = distributed(problem, options, whole, memory, device);
   NumericCheck check;
-  check.forward_error = std::max(difference(expected.out, found.out), difference(expected.lse, found.lse));
-  check.backward_error = std::max({difference(expected.dq, found.dq), difference(expected.dk, found.dk), difference(expected.dv, found.dv),
-                                   difference(expected.dsink, found.dsink)});
+  check.forward_error = std::max(largest_difference(expected.out, found.out), largest_difference(expected.lse, found.lse));
+  check.backward_error = std::max({largest_difference(expected.dq, found.dq), largest_difference(expected.dk, found.dk),
+                                   largest_difference(expected.dv, found.dv), largest_difference(expected.dsink, found.dsink)});
   return check;
 }
 

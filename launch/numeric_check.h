@@ -1,9 +1,12 @@
 #pragma once
 
+#include <random>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "parallel/attention.h"
+#include "runtime/tensor.h"
 
 namespace periplus::launch {
 
@@ -31,6 +34,11 @@ struct NumericCheck {
   double backward_error = 0;
   bool ok() const noexcept { return forward_error <= 1e-12 && backward_error <= 1e-11; }
 };
+
+/// f64, values between `least` and `most`.
+Tensor uniform_tensor(const Extents& shape, double least, double most, std::mt19937_64& random, const Memory& memory);
+/// Of two f64 tensors of one shape; infinite where only one is NaN.
+double largest_difference(const Tensor& a, const Tensor& b);
 
 /// Runs the problem, as f64, on thread ranks that share `device`, with fixed random data, and compares out, lse and all
 /// gradients with one call of the reference kernels on the whole sequence.

@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "parallel/choose.h"
-#include "parallel/execute/execute.h"
 #include "parallel/plan/builder.h"
-#include "parallel/plan/ops.h"
+#include "parallel/planned_passes.h"
 #include "parallel/strategy/strategy.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
@@ -139,45 +139,19 @@ plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& as
 
 struct DistributedAttention::State {
   AttentionProblem problem;
-  comm::Communicator communicator;
-  Memory memory;
-  Tracer* tracer;
-  Stream stream;
-  std::array<plan::Program, 2> programs;  // forward, backward
-  Tensor workspace;
-  AttentionStatistics statistics;
-
-  plan::Program& program(Pass pass) { return programs[pass == Pass::forward ? 0 : 1]; }
-
-  void run(Pass pass, const execute::Bindings& bindings) {
-    const execute::Context context{.communicator = communicator, .workspace = workspace, .tracer = tracer, .stream = stream};
-    const execute::Statistics cost = execute::execute(program(pass), bindings, context);
-    statistics.seconds += cost.seconds;
-    statistics.exposed_seconds += cost.exposed_seconds;
-    for (const plan::Step& step : program(pass).steps) statistics.flops += plan::flops(program(pass), step);
-  }
+  PlannedPasses passes;
 };
 
 DistributedAttention::DistributedAttention(AttentionProblem problem, AttentionOptions options, comm::Communicator communicator,
                                            Memory memory, Tracer* tracer, Stream stream) {
-  if (memory.device() != stream.device()) {
-    throw InvalidArgument(fmt::format("attention: the memory is on {}, but the stream on {}; use a stream of the memory's device",
-                                      to_string(memory.device()), to_string(stream.device())));
-  }
-  if (problem.layout.ranks() != communicator.size()) {
-    throw InvalidArgument(
-        fmt::format("attention: the layout is for {} ranks, the communicator has {}", problem.layout.ranks(), communicator.size()));
-  }
-  const std::array<std::uint64_t, 2> digests{problem.digest(), options.digest()};
-  comm::require_same_on_all_ranks(communicator, hash64({reinterpret_cast<const char*>(digests.data()), sizeof(digests)}),
-                                  "attention problem and options", Stream());
-  const int rank = communicator.rank();
-  state_ =
-      std::make_unique<State>(State{std::move(problem), std::move(communicator), std::move(memory), tracer, std::move(stream), {}, {}, {}});
-  options = resolved(state_->problem, options);
-  for (const Pass pass : {Pass::forward, Pass::backward}) state_->program(pass) = make_program(state_->problem, options, pass, rank);
-  const std::int64_t bytes = std::max(state_->programs[0].workspace_bytes, state_->programs[1].workspace_bytes);
-  state_->workspace = Tensor({bytes}, DType::u8, state_->memory);
+  std::optional<AttentionOptions> settled;
+  const auto make = [&](Pass pass, int rank) {
+    if (!settled) settled = resolved(problem, options);
+    return make_program(problem, *settled, pass, rank);
+  };
+  PlannedPasses passes("attention", problem.layout, {problem.digest(), options.digest()}, std::move(communicator), std::move(memory),
+                       tracer, std::move(stream), make);
+  state_ = std::make_unique<State>(State{std::move(problem), std::move(passes)});
 }
 
 DistributedAttention::~DistributedAttention() = default;
@@ -185,38 +159,28 @@ DistributedAttention::DistributedAttention(DistributedAttention&&) noexcept = de
 DistributedAttention& DistributedAttention::operator=(DistributedAttention&&) noexcept = default;
 
 const AttentionProblem& DistributedAttention::problem() const noexcept { return state_->problem; }
-const plan::Program& DistributedAttention::program(Pass pass) const { return state_->program(pass); }
-AttentionStatistics DistributedAttention::statistics() const noexcept { return state_->statistics; }
-
-namespace {
-
-/// An optional tensor and the flag of the problem that asks for it belong together; neither is ignored.
-void require_given_as_planned(const ConstTensorView& tensor, bool planned, std::string_view name, std::string_view flag) {
-  if ((tensor.dims() != 0) == planned) return;
-  throw InvalidArgument(fmt::format("attention: {} is {}, but problem.{} is {}", name, planned ? "missing" : "given", flag, planned));
-}
-
-}  // namespace
+const plan::Program& DistributedAttention::program(Pass pass) const { return state_->passes.program(pass); }
+AttentionStatistics DistributedAttention::statistics() const noexcept { return state_->passes.statistics(); }
 
 void DistributedAttention::forward(const AttentionInputs& inputs, const AttentionOutputs& outputs) {
-  require_given_as_planned(inputs.sink, problem().sink, "sink", "sink");
+  require_given_as_planned("attention", inputs.sink, problem().sink, "sink", "sink");
   execute::Bindings bindings;
   bindings.input("q", inputs.q).input("k", inputs.k).input("v", inputs.v).output("out", outputs.out).output("lse", outputs.lse);
   if (problem().sink) bindings.input("sink", inputs.sink);
-  state_->run(Pass::forward, bindings);
+  state_->passes.run(Pass::forward, bindings);
 }
 
 void DistributedAttention::backward(const AttentionInputs& inputs, const AttentionOutputs& outputs,
                                     const AttentionOutputGradients& gradients, const AttentionInputGradients& results) {
-  require_given_as_planned(inputs.sink, problem().sink, "sink", "sink");
-  require_given_as_planned(results.dsink, problem().sink, "dsink", "sink");
-  require_given_as_planned(gradients.dlse, problem().lse_gradient, "dlse", "lse_gradient");
+  require_given_as_planned("attention", inputs.sink, problem().sink, "sink", "sink");
+  require_given_as_planned("attention", results.dsink, problem().sink, "dsink", "sink");
+  require_given_as_planned("attention", gradients.dlse, problem().lse_gradient, "dlse", "lse_gradient");
   execute::Bindings bindings;
   bindings.input("q", inputs.q).input("k", inputs.k).input("v", inputs.v).input("out", outputs.out).input("lse", outputs.lse);
   bindings.input("dout", gradients.dout).output("dq", results.dq).output("dk", results.dk).output("dv", results.dv);
   if (problem().lse_gradient) bindings.input("dlse", gradients.dlse);
   if (problem().sink) bindings.input("sink", inputs.sink).output("dsink", results.dsink);
-  state_->run(Pass::backward, bindings);
+  state_->passes.run(Pass::backward, bindings);
 }
 
 }  // namespace periplus

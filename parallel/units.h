@@ -24,6 +24,7 @@ class Units {
 
   std::span<const Unit> all() const noexcept { return units_; }
   std::int64_t count() const noexcept { return static_cast<std::int64_t>(units_.size()); }
+  int ranks() const noexcept { return static_cast<int>(of_rank_.size()); }
   /// Numbers of a rank's units, rising: its i-th unit is row i of its own elements and states.
   std::span<const std::int64_t> of_rank(int rank) const;
   /// The most units that a rank has.
@@ -38,6 +39,9 @@ class Units {
   std::vector<kernels::UnitFold> outgoing_of(int rank) const;
 
  private:
+  /// Number of the unit that holds a token.
+  std::int64_t holding(std::int64_t token) const;
+
   std::vector<Unit> units_;
   std::vector<std::vector<std::int64_t>> of_rank_;
   std::vector<std::int64_t> cu_seqlens_;

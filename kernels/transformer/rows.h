@@ -7,24 +7,11 @@
 
 #include "kernels/attention.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/operands.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 
 namespace periplus::kernels {
-
-/// Type of statistics and weight gradients.
-template <class T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <class T>
-using Accumulator = typename AccumulatorOf<T>::type;
-
-inline bool on_cuda(StreamView stream) { return stream.device().kind == DeviceKind::cuda; }
 
 /// Throws InvalidArgument naming `op`, `name`, what was given and what is needed unless `view` is dense with this shape and dtype.
 void require_dense(std::string_view op, std::string_view name, const ConstTensorView& view, const Extents& shape, DType dtype);

@@ -15,6 +15,7 @@
 #include "launch/bench/statistics.h"
 #include "launch/bench/suites.h"
 #include "launch/ranks.h"
+#include "launch/rows.h"
 #include "parallel/balanced_layout.h"
 #include "runtime/error.h"
 

@@ -12,6 +12,7 @@
 #include "launch/bench/accuracy.h"
 #include "launch/bench/attention_data.h"
 #include "launch/bench/documents.h"
+#include "launch/bench/figure_tools.h"
 #include "launch/bench/onednn_products.h"
 
 namespace periplus::launch::bench {
@@ -26,37 +27,6 @@ double flop_of(Pass pass, const AttentionCase& problem) { return pass == Pass::f
 std::function<void()> work_of(Pass pass, const AttentionData& data) {
   if (pass == Pass::forward) return [&data] { data.forward(); };
   return [&data] { data.backward(); };
-}
-
-bool on_amx() { return kernels::cpu_level() == CpuLevel::amx; }
-Unit unit_of(DType dtype) { return dtype == DType::bf16 && on_amx() ? Unit::amx : Unit::fma; }
-
-/// The goals are for the kernels that a current CPU runs: bf16 on AMX, f32 on AVX-512.
-void judge(Line& line, DType dtype, const Goal& goal) {
-  if (dtype == DType::bf16 ? on_amx() : kernels::cpu_level() >= CpuLevel::avx512) {
-    line.goal = goal;
-  } else {
-    line.note = fmt::format("no goal at level {}{}", to_string(kernels::cpu_level()), line.note.empty() ? "" : "; " + line.note);
-  }
-}
-
-template <class RatioOf>
-void fill(Line& line, const Selection& selection, const RatioOf& ratio_of) {
-  std::vector<double> ratios;
-  for (const Sample& sample : selection.kept) ratios.push_back(ratio_of(sample));
-  line.ratio = median(ratios);
-  line.ratio_min = *std::ranges::min_element(ratios);
-  line.ratio_max = *std::ranges::max_element(ratios);
-  line.kept = selection.kept.size();
-  line.taken = selection.taken;
-  line.noisy = selection.noisy;
-}
-
-template <class ValueOf>
-double median_of(const Selection& selection, const ValueOf& value_of) {
-  std::vector<double> values;
-  for (const Sample& sample : selection.kept) values.push_back(value_of(sample));
-  return median(values);
 }
 
 /// A small problem of the same kind against f64, before anything is timed.
@@ -103,15 +73,6 @@ Figure rate_figure(const RateCase& c) {
             judge(line, c.dtype, c.goal);
             return std::vector{line};
           }};
-}
-
-/// Fills a line from the times of two sides, in ms.
-void fill_times(Line& line, const Selection& selection, std::size_t above, std::size_t below) {
-  line.unit = "ms";
-  fill(line, selection, [&](const Sample& sample) { return sample[above].seconds / sample[below].seconds; });
-}
-double milliseconds(const Selection& selection, std::size_t side) {
-  return median_of(selection, [&](const Sample& sample) { return 1e3 * sample[side].seconds; });
 }
 
 OneDnnProducts fastest_products(std::int64_t heads, std::int64_t rows, std::int64_t width, std::string& note) {

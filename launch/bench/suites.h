@@ -9,6 +9,7 @@ int bench_train(Arguments arguments);
 int bench_attention(Arguments arguments);
 int bench_memory(Arguments arguments);
 int bench_kernels(Arguments arguments);
+int bench_linear(Arguments arguments);
 int bench_overlap(Arguments arguments);
 int bench_strategies(Arguments arguments);
 int bench_gpu(Arguments arguments);

@@ -14,6 +14,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/transfer.h"
 #include "parallel/execute/device_queues.h"
+#include "parallel/execute/recurrence.h"
 #include "parallel/plan/ops.h"
 #include "parallel/plan/trace_event.h"
 #include "runtime/cuda/device.h"
@@ -85,6 +86,15 @@ void check_context(const Context& context) {
   }
   if (const std::string why = context.communicator.refusal(context.stream.device()); !why.empty()) {
     refuse(fmt::format("the stream is on {}, but {}", device, why));
+  }
+}
+
+void require_device_kernels(const Program& program, Device device) {
+  for (const Step& step : program.steps) {
+    if (step.runs.count + step.folds.count == 0) continue;
+    throw BackendUnavailable(
+        fmt::format("execute: the program has {} steps, and linear attention has no kernels for {} yet; use a cpu stream",
+                    plan::info(step.op).name, to_string(device)));
   }
 }
 
@@ -282,7 +292,7 @@ class Executor {
 
   void run_kernel(const Step& s) {
     const auto accesses = program_.accesses_of(s);
-    std::array<TensorView, 9> t;
+    std::array<TensorView, plan::kMostOperands> t;
     for (std::size_t i = 0; i < accesses.size(); ++i) t[i] = resolve(accesses[i].view);
     const auto update = [&](std::size_t i) {
       return accesses[i].mode == plan::Mode::add ? kernels::Update::accumulate : kernels::Update::overwrite;
@@ -315,6 +325,12 @@ class Executor {
         return kernels::copy(t[transfer_operand::source], t[transfer_operand::destination], stream_);
       case Op::add:
         return kernels::add(t[transfer_operand::source], t[transfer_operand::destination], stream_);
+      case Op::unit_states:
+      case Op::unit_states_backward:
+      case Op::unit_scan:
+      case Op::unit_apply:
+      case Op::unit_apply_backward:
+        return run_recurrence(program_, s, t, stream_);
       case Op::exchange:
         break;
     }
@@ -343,6 +359,7 @@ class Executor {
 
 Statistics execute(const Program& program, const Bindings& bindings, const Context& context) {
   check_context(context);
+  if (on_cuda(context)) require_device_kernels(program, context.stream.device());
   const bool exchanges = std::ranges::any_of(program.steps, [](const Step& step) { return step.op == Op::exchange; });
   std::optional<cuda::CurrentDevice> current;
   std::optional<ReservedMultiprocessors> reserved;

@@ -85,6 +85,33 @@ class ProgramBuilder {
   Range new_order(std::span<const RowMove> moves);
   void copy(Label label, View source, View destination, Range order);
   void add(Label label, View source, View destination);
+
+  /// What a recurrence reads of its own rows; log_decay and beta may be absent.
+  struct UnitInputs {
+    View q, k, v, log_decay = {}, beta = {};
+    UnitInputs rows_at(std::int64_t first, std::int64_t count) const;
+    UnitInputs heads_at(std::int64_t first, std::int64_t count) const;
+  };
+  /// Runs or folds for any number of steps to share.
+  Range new_runs(std::span<const kernels::UnitRun> runs);
+  Range new_folds(std::span<const kernels::UnitFold> folds);
+  struct Recurrence {
+    Range runs;
+    kernels::Transition transition = kernels::Transition::identity;
+    double scale = 1;
+  };
+  /// See kernels/linear_attention.h. Rows and units of the runs count from those of the views.
+  void unit_states(Label label, const UnitInputs& on, const Recurrence& how, View elements);
+  void unit_states_backward(Label label, const UnitInputs& on, const Recurrence& how, View dout, View elements);
+  void unit_scan(Label label, View elements, Range folds, kernels::Transition transition, bool reverse, View states, Mode mode);
+  void unit_apply(Label label, const UnitInputs& on, const Recurrence& how, View incoming, View out);
+  struct UnitGradients {
+    View dq, dk, dv, dlog_decay = {}, dbeta = {};
+    UnitGradients rows_at(std::int64_t first, std::int64_t count) const;
+    UnitGradients heads_at(std::int64_t first, std::int64_t count) const;
+  };
+  void unit_apply_backward(Label label, const UnitInputs& on, const Recurrence& how, View incoming, View dout, View doutgoing,
+                           const UnitGradients& gradients);
   /// Messages to and from the rank itself and of zero rows are dropped.
   void exchange(Label label, int lane, std::span<const Message> sends, std::span<const Message> receives);
 
@@ -103,6 +130,7 @@ class ProgramBuilder {
 
   StepId begin_step(Op op, Label label);
   void emit(Op op, Label label, std::span<const Access> accesses, std::span<const Band> bands = {}, double scale = 1, double softcap = 0);
+  void emit(Op op, Label label, std::span<const Access> accesses, const Recurrence& how);
   Range keep(std::span<const Band> bands);
   void order(StepId step, std::span<const Access> accesses);
   std::array<StepId, kQueues> latest_conflicts(int queue, std::span<const Access> accesses) const;

@@ -44,11 +44,30 @@ enum { state_out, state_lse, sink, out, lse };
 namespace delta_operand {
 enum { dout, out, lse, dlse, sink, delta, dsink };
 }
+namespace unit_states_operand {
+enum { k, v, log_decay, beta, elements };
+}
+namespace unit_states_backward_operand {
+enum { q, k, log_decay, beta, dout, elements };
+}
+namespace unit_scan_operand {
+enum { elements, states };
+}
+namespace unit_apply_operand {
+enum { q, k, v, log_decay, beta, incoming, out };
+}
+namespace unit_apply_backward_operand {
+enum { q, k, v, log_decay, beta, incoming, dout, doutgoing, dq, dk, dv, dlog_decay, dbeta };
+}
 namespace transfer_operand {  // copy and add
 enum { source, destination };
 }
 
-/// Floating-point operations of a compute step, counted from its bands; 0 for the others.
+/// The most operands that an op has.
+inline constexpr std::size_t kMostOperands = 13;
+
+/// Floating-point operations of a compute step, counted from its bands, or runs or folds; 0 for the others. Linear attention is
+/// counted as computed in chunks of 64 tokens (algorithms.md 5.5, 6.4), products inside a chunk in full.
 double flops(const Program& program, const Step& step);
 /// Bytes a step touches (compute) or sends (exchange).
 std::int64_t bytes(const Program& program, const Step& step);

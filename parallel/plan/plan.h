@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/band.h"
+#include "kernels/linear_attention.h"
 #include "parallel/layout.h"
 #include "parallel/mask.h"
 #include "runtime/dtype.h"
@@ -66,7 +67,21 @@ struct Message {
 };
 
 /// Meaning and operands of each op stand in ops.cpp, one row per op.
-enum class Op : std::uint8_t { attend, attend_backward, merge, finish, delta, copy, add, exchange };
+enum class Op : std::uint8_t {
+  attend,
+  attend_backward,
+  merge,
+  finish,
+  delta,
+  copy,
+  add,
+  exchange,
+  unit_states,
+  unit_states_backward,
+  unit_scan,
+  unit_apply,
+  unit_apply_backward
+};
 
 /// [begin, begin + count) of one of the pools of the program.
 struct Range {
@@ -82,10 +97,14 @@ struct Label {
 
 struct Step {
   Op op = Op::copy;
-  std::int8_t lane = 0;     ///< exchange only. By convention: blocks 0, results and sums 1, between nodes 2
-  std::int32_t phase = -1;  ///< exchange only
+  std::int8_t lane = 0;  ///< exchange only. By convention: blocks 0, results and sums 1, between nodes 2
+  kernels::Transition transition = kernels::Transition::identity;  ///< unit_* only: that of the elements
+  bool reverse = false;                                            ///< unit_scan only
+  std::int32_t phase = -1;                                         ///< exchange only
   Range accesses, bands, sends, receives, after;
   Range moves;  ///< copy only: none, or where the rows of the source go
+  Range runs;   ///< unit_* but unit_scan: rows and units count from those of the views
+  Range folds;  ///< unit_scan only: elements and states likewise
   double scale = 1, softcap = 0;
   Label label;
 };
@@ -100,6 +119,8 @@ struct Program {
   std::vector<Message> sends, receives;
   std::vector<StepId> after;
   std::vector<RowMove> moves;
+  std::vector<kernels::UnitRun> runs;
+  std::vector<kernels::UnitFold> folds;
   std::int64_t workspace_bytes = 0;
 
   template <class T>
@@ -111,6 +132,8 @@ struct Program {
   std::span<const Message> sends_of(const Step& step) const { return of(sends, step.sends); }
   std::span<const Message> receives_of(const Step& step) const { return of(receives, step.receives); }
   std::span<const RowMove> moves_of(const Step& step) const { return of(moves, step.moves); }
+  std::span<const kernels::UnitRun> runs_of(const Step& step) const { return of(runs, step.runs); }
+  std::span<const kernels::UnitFold> folds_of(const Step& step) const { return of(folds, step.folds); }
   std::span<const StepId> after_of(const Step& step) const { return of(after, step.after); }
 
   const Slot& slot_of(const View& view) const { return slots[static_cast<std::size_t>(view.slot)]; }
@@ -124,14 +147,22 @@ struct Program {
 inline constexpr int kQueues = 1 + kPlanLanes;
 inline int queue_of(const Step& step) noexcept { return step.op == Op::exchange ? 1 + step.lane : 0; }
 
-/// What a plan says it computes; verify() holds it to that. Slots are known by name: inputs q, k, v, dout, out, lse, dlse,
-/// sink; outputs out, lse (forward), dq, dk, dv, dsink (backward).
+/// What a plan computes: softmax attention, or linear attention and the delta rule.
+enum class Computes : std::uint8_t { softmax, linear };
+
+/// What a plan says it computes; verify() holds it to that. Slots are known by name.
+/// softmax  inputs q, k, v, dout, out, lse, dlse, sink; outputs out, lse (forward), dq, dk, dv, dsink (backward).
+/// linear   inputs q, k, v, log_decay, beta, dout, incoming (backward); outputs out, incoming (forward), dq, dk, dv, dlog_decay,
+///          dbeta (backward). q_heads and kv_heads are equal; the mask is not looked at.
 struct Claim {
   SequenceLayout layout;
   Mask mask;
   int q_heads = 1, kv_heads = 1;
   bool backward = false;
   std::int64_t bytes_sent = -1;  ///< Sum over ranks by the strategy's closed formula; -1 where it is not exact.
+  Computes computes = Computes::softmax;
+  kernels::Transition transition = kernels::Transition::identity;  ///< linear only. dense: the delta rule
+  bool decay = false;                                              ///< linear only: log_decay is given
 };
 
 struct Plan {

@@ -25,6 +25,20 @@ std::string_view role_name(Role role) {
   return "?";
 }
 
+std::string_view transition_name(kernels::Transition transition) {
+  switch (transition) {
+    case kernels::Transition::identity:
+      return "identity";
+    case kernels::Transition::scalar:
+      return "scalar";
+    case kernels::Transition::diagonal:
+      return "diagonal";
+    case kernels::Transition::dense:
+      return "dense";
+  }
+  return "?";
+}
+
 std::string queue_name(const Step& step) { return step.op == Op::exchange ? fmt::format("lane {}", step.lane) : "compute"; }
 
 std::string label_of(const Step& step) {
@@ -64,6 +78,10 @@ std::string step_text(const Program& program, std::size_t id) {
     for (const Band& band : program.bands_of(step)) pairs += area(band);
     line += fmt::format(" bands {} ({} {})", step.bands.count, pairs, pairs == 1 ? "pair" : "pairs");
   }
+  if (step.runs.count > 0) line += fmt::format(" runs {}", step.runs.count);
+  for (const kernels::UnitFold& fold : program.folds_of(step)) line += fmt::format(" fold {}:{} to {}", fold.begin, fold.end, fold.target);
+  if (step.transition != kernels::Transition::identity) line += fmt::format(" {}", transition_name(step.transition));
+  if (step.reverse) line += " reverse";
   if (step.after.count > 0) line += fmt::format(" after {}", fmt::join(program.after_of(step), ","));
   return line + "\n";
 }
@@ -101,6 +119,15 @@ Json step_json(const Program& program, std::size_t id) {
     for (const Band& b : program.bands_of(step)) {
       json["bands"].push_back({{"q", {b.q0, b.q1}}, {"k", {b.k0, b.k1}}, {"lo", bound_text(b.lo)}, {"hi", bound_text(b.hi)}});
     }
+  }
+  if (step.runs.count > 0) json["scale"] = step.scale;
+  if (step.runs.count + step.folds.count > 0) json["transition"] = transition_name(step.transition);
+  for (const kernels::UnitRun& run : program.runs_of(step)) {
+    json["runs"].push_back({{"row0", run.row0}, {"rows", run.rows}, {"unit", run.unit}, {"enters", run.enters}, {"leaves", run.leaves}});
+  }
+  if (step.op == Op::unit_scan) json["reverse"] = step.reverse;
+  for (const kernels::UnitFold& fold : program.folds_of(step)) {
+    json["folds"].push_back({{"target", fold.target}, {"begin", fold.begin}, {"end", fold.end}});
   }
   for (const RowMove& move : program.moves_of(step)) json["moves"].push_back({{"from", move.from}, {"to", move.to}, {"rows", move.rows}});
   json["after"] = program.after_of(step);
@@ -143,6 +170,7 @@ std::string to_json(const Plan& plan) {
   Json json{{"ranks", plan.programs.size()},
             {"tokens", claim.layout.tokens()},
             {"layout", to_string(claim.layout.kind())},
+            {"computes", claim.computes == Computes::softmax ? "softmax" : "linear"},
             {"q_heads", claim.q_heads},
             {"kv_heads", claim.kv_heads},
             {"pass", claim.backward ? "backward" : "forward"},

@@ -10,6 +10,7 @@
 #include "parallel/plan/order.h"
 #include "parallel/plan/verify_form.h"
 #include "parallel/plan/verify_provenance.h"
+#include "parallel/plan/verify_states.h"
 
 namespace periplus::plan {
 namespace {
@@ -235,7 +236,8 @@ Verdict verify(const Plan& plan) {
     if (verdict.failures.size() < kMostFailures) RaceCheck(program, verdict.failures).run();
   }
   if (!verdict.ok()) return verdict;
-  if (std::string failure = check_provenance(plan); !failure.empty()) verdict.failures.push_back(std::move(failure));
+  if (std::string failure = plan.claim.computes == Computes::linear ? check_states(plan) : check_provenance(plan); !failure.empty())
+    verdict.failures.push_back(std::move(failure));
   if (plan.claim.bytes_sent >= 0 && verdict.bytes_sent != plan.claim.bytes_sent) {
     verdict.failures.push_back(fmt::format("the plan sends {} bytes, its formula says {}", verdict.bytes_sent, plan.claim.bytes_sent));
   }

@@ -22,7 +22,8 @@ struct Verdict {
 ///     excludes deadlock, for the execution model and for transports that need equal order on both ends;
 ///  3. races: any two accesses to the same bytes, one of them not a read, are ordered by queues and `after`;
 ///  4. provenance: every cell read is defined and is what its operand must be; each output row holds exactly the
-///     contributions of the claim's mask, each (head, query, key) once, at its own global row;
+///     contributions of the claim's mask, each (head, query, key) once, at its own global row; of linear attention, each
+///     recurrence starts from the fold of exactly the units before it in its document (verify_states.h);
 ///  5. bytes sent equal the closed formula, where the claim has one.
 /// Stops at the first kind of failure that makes the later checks meaningless. Cost: O(steps + bands) but for slots cut
 /// into many pieces.

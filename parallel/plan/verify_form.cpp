@@ -8,6 +8,7 @@
 
 #include "parallel/plan/arena.h"
 #include "parallel/plan/ops.h"
+#include "parallel/plan/verify_units_form.h"
 
 namespace periplus::plan {
 namespace {
@@ -56,7 +57,8 @@ class FormCheck {
   bool check_ranges(const Step& step) {
     const auto fits = [](Range range, const auto& pool) { return range.begin <= pool.size() && range.count <= pool.size() - range.begin; };
     const bool fit = fits(step.accesses, program_.accesses) && fits(step.bands, program_.bands) && fits(step.sends, program_.sends) &&
-                     fits(step.receives, program_.receives) && fits(step.after, program_.after) && fits(step.moves, program_.moves);
+                     fits(step.receives, program_.receives) && fits(step.after, program_.after) && fits(step.moves, program_.moves) &&
+                     fits(step.runs, program_.runs) && fits(step.folds, program_.folds);
     require(fit, "ranges leave the pools of the program");
     if (!fit) return false;
     require(step.op == Op::copy || step.moves.count == 0, "{} moves rows", info(step.op).name);
@@ -226,6 +228,15 @@ class FormCheck {
       case Op::add:
         like(a[transfer_operand::source], a[transfer_operand::destination], true, "source and destination");
         break;
+      case Op::unit_states:
+      case Op::unit_states_backward:
+      case Op::unit_scan:
+      case Op::unit_apply:
+      case Op::unit_apply_backward: {
+        const std::string failure = unit_form_failure(program_, step);
+        require(failure.empty(), "{}", failure);
+        break;
+      }
       case Op::exchange:
         break;
     }

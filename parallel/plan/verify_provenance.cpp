@@ -159,6 +159,8 @@ class Player {
         return add(a[transfer_operand::source].view, a[transfer_operand::destination].view, std::nullopt);
       case Op::exchange:
         break;
+      default:
+        throw ProvenanceFailure{fmt::format("{} is no step of softmax attention", info(step.op).name)};
     }
   }
 

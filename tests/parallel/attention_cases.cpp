@@ -13,54 +13,9 @@
 #include "kernels/attention.h"
 #include "parallel/balanced_layout.h"
 #include "parallel/strategy/strategy.h"
+#include "tests/parallel/global_tensors.h"
 
 namespace periplus::test {
-namespace {
-
-Tensor random_tensor(const Extents& shape, double factor, std::mt19937_64& random, const Memory& memory) {
-  std::normal_distribution<double> normal;
-  Tensor tensor(shape, DType::f64, memory);
-  for (double& x : tensor.view().span<double>()) x = factor * normal(random);
-  return tensor;
-}
-
-double largest(ConstTensorView tensor) {
-  double most = 0;
-  for (const double x : tensor.span<double>()) most = std::max(most, std::isfinite(x) ? std::abs(x) : 0.0);
-  return most;
-}
-
-Tensor widened(ConstTensorView tensor, const Memory& memory) {
-  Tensor wide(tensor.shape(), DType::f64, memory);
-  copy(tensor, wide);
-  return wide;
-}
-
-/// Of row t from row rows[t] of `all`. NaN counts as infinitely wrong; equal infinities as right.
-double worst_difference(const Tensor& some, ConstTensorView all, std::span<const std::int64_t> rows) {
-  const auto row_elements = static_cast<std::size_t>(all.size(1) * all.size(2));
-  const auto got = some.view().span<double>();
-  const auto want = all.span<double>();
-  double worst = 0;
-  for (std::size_t t = 0; t < rows.size(); ++t) {
-    for (std::size_t i = 0; i < row_elements; ++i) {
-      const double a = got[t * row_elements + i], b = want[static_cast<std::size_t>(rows[t]) * row_elements + i];
-      if (a == b) continue;
-      const double difference = std::abs(a - b);
-      worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
-    }
-  }
-  return worst / std::max(1.0, largest(all));
-}
-
-std::vector<std::int64_t> all_rows(const Tensor& tensor) {
-  std::vector<std::int64_t> rows(static_cast<std::size_t>(tensor.shape()[0]));
-  std::iota(rows.begin(), rows.end(), 0);
-  return rows;
-}
-
-}  // namespace
-
 AttentionProblem problem_of(const AttentionCase& c, DType dtype, int ranks) {
   const Mask mask(c.mask, c.cu_seqlens);
   AttentionProblem p{make_layout(c.layout, ranks, mask), mask};

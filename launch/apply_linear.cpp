@@ -1,0 +1,105 @@
+// periplus apply linear_attention and delta_rule: recurrences over ranks on tensors from a file.
+#include <fmt/format.h>
+
+#include "launch/apply.h"
+#include "launch/linear_file.h"
+#include "launch/linear_options.h"
+#include "launch/print_launch.h"
+#include "launch/ranks.h"
+
+namespace periplus::launch {
+namespace {
+
+struct Options {
+  ApplyFiles files;
+  LinearAttentionOptions how;
+  std::string layout = "zigzag";
+  double scale = 0;
+  RankOptions ranks;
+};
+
+void add_options(OptionTable& table, const std::string& operation, Options& options) {
+  add_file_options(table, options.files,
+                   operation == "delta_rule" ? "q, k, v, beta and, if wanted, log_decay, grad_out, cu_seqlens."
+                                             : "q, k, v and, if wanted, log_decay, grad_out, cu_seqlens.",
+                   "out and, with grad_out, the gradients");
+  add_linear_strategy_options(table, options.how, options.layout);
+  table.add({.key = "linear.scale",
+             .flag = "scale",
+             .target = &options.scale,
+             .value = "X",
+             .help = "Factor of q; 0: 1/sqrt(head size).",
+             .least = 0});
+  add_rank_options(table, options.ranks);
+  add_print_launch_option(table, options.ranks);
+}
+
+LinearAttentionProblem make_problem(const Options& options, const LinearFile& file, int ranks) {
+  LinearAttentionProblem problem{.layout = SequenceLayout::make(layout_kind_from_string(options.layout), ranks, file.cu_seqlens())};
+  problem.heads = file.heads();
+  problem.head_size = file.head_size();
+  problem.value_size = file.value_size();
+  problem.dtype = file.dtype();
+  problem.decay = file.decay();
+  problem.delta_rule = file.tensors().beta.dims() > 0;
+  problem.scale = options.scale;
+  return problem;
+}
+
+/// Rank 0 writes; the others only send their rows.
+void write_results(const Options& options, const LinearAttentionProblem& problem, const LocalLinear& local,
+                   const comm::Communicator& communicator) {
+  const auto results = gather_results({{"out", local.out.view()},
+                                       {"grad_q", local.dq.view()},
+                                       {"grad_k", local.dk.view()},
+                                       {"grad_v", local.dv.view()},
+                                       {"grad_log_decay", local.dlog_decay.view()},
+                                       {"grad_beta", local.dbeta.view()}},
+                                      problem.layout, communicator);
+  if (communicator.rank() != 0) return;
+  const auto per_head = [&](const std::string& name) {
+    return name == "grad_beta" || (name == "grad_log_decay" && problem.decay == Decay::scalar);
+  };
+  NamedTensors named;
+  for (const auto& [name, tensor] : results) {
+    named.emplace_back(name, per_head(name) ? ConstTensorView(tensor.view().reshape({problem.layout.tokens(), problem.heads})) : tensor);
+  }
+  write_safetensors(options.files.output, named);
+}
+
+int apply_rank(const OptionTable& table, const std::string& operation, const Options& options, const LinearFile& file,
+               const LinearAttentionProblem& problem, const comm::Communicator& communicator) {
+  const std::size_t before = communicator.traffic().bytes_sent;
+  const LocalLinear local = run_linear(problem, options.how, file.tensors(), communicator, Memory());
+  const ApplyFigures figures = over_ranks({local.forward_seconds, local.backward_seconds, local.exposed_seconds,
+                                           static_cast<double>(communicator.traffic().bytes_sent - before)},
+                                          communicator);
+  write_results(options, problem, local, communicator);
+  if (communicator.rank() != 0) return kOk;
+  print_report(table, {operation, problem.layout.tokens(), options.how.strategy, options.layout, to_text(problem.decay)}, figures,
+               options.files, communicator);
+  return kOk;
+}
+
+}  // namespace
+
+int apply_linear(const std::string& operation, Arguments arguments) {
+  const std::string command = "apply " + operation;
+  OptionTable table(
+      command,
+      operation == "delta_rule" ? "the delta rule over ranks on tensors from a file" : "linear attention over ranks on tensors from a file",
+      fmt::format("periplus {} --input a.safetensors --output b.safetensors --ranks 4 [options]", command));
+  Options options;
+  add_options(table, operation, options);
+  table.parse(arguments);
+  if (answered(table) || launch_printed(command, arguments, options.ranks)) return kOk;
+  const RankSource source = find_ranks(options.ranks);
+  check_files(options.files);
+  const LinearFile file(options.files.input, operation);
+  const LinearAttentionProblem problem = make_problem(options, file, source.ranks);
+  return run_ranks(source, options.ranks, [&](const comm::Communicator& communicator) {
+    return apply_rank(table, operation, options, file, problem, communicator);
+  });
+}
+
+}  // namespace periplus::launch

@@ -1,0 +1,58 @@
+#include "launch/linear_options.h"
+
+#include "parallel/strategy/linear/strategy.h"
+
+namespace periplus::launch {
+
+std::vector<std::string> linear_strategy_names() {
+  std::vector<std::string> names;
+  for (const strategy::linear::Strategy& strategy : strategy::linear::strategies()) names.emplace_back(strategy.name);
+  return names;
+}
+
+std::vector<std::string> linear_layout_names() {
+  std::vector<std::string> names;
+  for (const LayoutKind kind : {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped, LayoutKind::document_zigzag}) {
+    names.emplace_back(to_string(kind));
+  }
+  return names;
+}
+
+void add_linear_strategy_options(OptionTable& table, LinearAttentionOptions& how, std::string& layout) {
+  table.add({.key = "parallel.strategy",
+             .flag = "strategy",
+             .target = &how.strategy,
+             .value = "NAME",
+             .help = "How states get from rank to rank:",
+             .choices = linear_strategy_names()});
+  table.add({.key = "parallel.layout",
+             .flag = "layout",
+             .target = &layout,
+             .value = "NAME",
+             .help = "Which rank owns which tokens:",
+             .choices = linear_layout_names()});
+  table.add({.key = "parallel.pieces",
+             .flag = "pieces",
+             .target = &how.pieces,
+             .value = "N",
+             .help = "Groups of heads whose states travel one after the other; 0: the strategy's choice.",
+             .least = 0});
+  table.add({.key = "parallel.any_layout",
+             .flag = "any-layout",
+             .target = &how.any_layout,
+             .help = "Also layouts with more than two runs of tokens on a rank, each of which moves a state."});
+}
+
+std::string to_text(Decay decay) {
+  switch (decay) {
+    case Decay::none:
+      return "no decay";
+    case Decay::scalar:
+      return "scalar decay";
+    case Decay::diagonal:
+      return "diagonal decay";
+  }
+  return "";
+}
+
+}  // namespace periplus::launch

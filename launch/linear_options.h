@@ -1,0 +1,21 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "launch/options.h"
+#include "parallel/linear_attention.h"
+
+namespace periplus::launch {
+
+std::vector<std::string> linear_strategy_names();
+/// Layouts that keep neighbouring tokens together, or do with --any-layout.
+std::vector<std::string> linear_layout_names();
+
+/// Rows --strategy, --layout, --pieces and --any-layout of linear attention.
+void add_linear_strategy_options(OptionTable& table, LinearAttentionOptions& how, std::string& layout);
+
+/// "no decay", "scalar decay", "diagonal decay"
+std::string to_text(Decay decay);
+
+}  // namespace periplus::launch

@@ -1,0 +1,39 @@
+#include "launch/linear_run.h"
+
+#include "launch/pass_time.h"
+#include "launch/rows.h"
+
+namespace periplus::launch {
+
+LocalLinear run_linear(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, const GlobalLinear& global,
+                       const comm::Communicator& communicator, const Memory& memory) {
+  const DType accumulator = accumulator_of(problem.dtype);
+  const auto mine = [&](const ConstTensorView& whole) {
+    return whole.dims() == 0 ? Tensor() : take_rows(whole, problem.layout, communicator.rank(), memory);
+  };
+  const Tensor q = mine(global.q), k = mine(global.k), v = mine(global.v), log_decay = mine(global.log_decay), beta = mine(global.beta);
+  const LinearAttentionInputs inputs{.q = q, .k = k, .v = v, .log_decay = log_decay, .beta = beta};
+
+  LocalLinear local;
+  local.out = Tensor(v.shape(), problem.dtype, memory);
+  DistributedLinearAttention attention(problem, options, communicator, memory);
+  const Tensor incoming({attention.units(), problem.heads, problem.state_width()}, accumulator, memory);
+  const Stream host;
+  const auto seconds_of = [&](const auto& pass) { return seconds_of_pass(communicator, host, pass); };
+  local.forward_seconds = seconds_of([&] { attention.forward(inputs, {local.out, incoming}); });
+
+  if (global.dout.dims() > 0) {
+    const Tensor dout = mine(global.dout);
+    local.dq = Tensor(q.shape(), problem.dtype, memory);
+    local.dk = Tensor(k.shape(), problem.dtype, memory);
+    local.dv = Tensor(v.shape(), problem.dtype, memory);
+    if (!log_decay.empty()) local.dlog_decay = Tensor(log_decay.shape(), accumulator, memory);
+    if (!beta.empty()) local.dbeta = Tensor(beta.shape(), accumulator, memory);
+    const LinearAttentionGradients results{local.dq, local.dk, local.dv, local.dlog_decay.view(), local.dbeta.view()};
+    local.backward_seconds = seconds_of([&] { attention.backward(inputs, incoming, dout, results); });
+  }
+  local.exposed_seconds = attention.statistics().exposed_seconds;
+  return local;
+}
+
+}  // namespace periplus::launch

@@ -1,0 +1,183 @@
+#include "parallel/linear_attention.h"
+
+#include <array>
+#include <bit>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "parallel/plan/builder.h"
+#include "parallel/planned_passes.h"
+#include "parallel/strategy/linear/strategy.h"
+#include "parallel/units.h"
+#include "runtime/error.h"
+#include "runtime/file.h"
+
+namespace periplus {
+namespace {
+
+using plan::ProgramBuilder;
+using plan::Role;
+using plan::View;
+namespace linear = strategy::linear;
+
+void check(const LinearAttentionProblem& p) {
+  const auto refuse = [](std::string_view what) { throw InvalidArgument(fmt::format("linear attention: {}", what)); };
+  if (p.heads < 1) refuse(fmt::format("{} heads; at least 1 is needed", p.heads));
+  if (p.head_size < 1 || p.value_size < 0) {
+    refuse(fmt::format("head size {} must be positive, value size {} too (or 0 for the head size)", p.head_size, p.value_size));
+  }
+  if (p.dtype != DType::f64 && p.dtype != DType::f32 && p.dtype != DType::bf16 && p.dtype != DType::f16) {
+    refuse(fmt::format("dtype {} is not supported; use f64, f32, bf16 or f16", to_string(p.dtype)));
+  }
+}
+
+const linear::Strategy& chosen_strategy(const LinearAttentionProblem& problem, const LinearAttentionOptions& options) {
+  check(problem);
+  const linear::Strategy& strategy = linear::find_strategy(options.strategy);
+  if (const std::string reason = linear::refusal(strategy, problem, options); !reason.empty()) {
+    throw InvalidArgument(fmt::format("linear attention: strategy {} cannot plan this: {}", strategy.name, reason));
+  }
+  return strategy;
+}
+
+/// Declares the slots of one rank.
+struct RankSlots {
+  ProgramBuilder& program;
+  const LinearAttentionProblem& problem;
+  DType storage = problem.dtype, accumulator = accumulator_of(problem.dtype);
+
+  View make(std::string name, Role role, DType dtype, int width, bool contiguous = false) const {
+    return program.slot(std::move(name), role, dtype, problem.layout.rows_of(program.rank()), problem.heads, width, contiguous);
+  }
+  View log_decay(std::string name, Role role, bool contiguous = false) const {
+    if (problem.decay == Decay::none) return {};
+    return make(std::move(name), role, accumulator, problem.decay == Decay::scalar ? 1 : problem.head_size, contiguous);
+  }
+  View beta(std::string name, Role role, bool contiguous = false) const {
+    return problem.delta_rule ? make(std::move(name), role, accumulator, 1, contiguous) : View{};
+  }
+  ProgramBuilder::UnitInputs inputs() const {
+    return {make("q", Role::input, storage, problem.head_size), make("k", Role::input, storage, problem.head_size),
+            make("v", Role::input, storage, problem.value()), log_decay("log_decay", Role::input), beta("beta", Role::input)};
+  }
+  ProgramBuilder::UnitGradients gradients() const {
+    return {make("dq", Role::output, storage, problem.head_size, true), make("dk", Role::output, storage, problem.head_size, true),
+            make("dv", Role::output, storage, problem.value(), true), log_decay("dlog_decay", Role::output, true),
+            beta("dbeta", Role::output, true)};
+  }
+  View incoming(Role role) const {
+    return program.slot("incoming", role, accumulator, std::ssize(Units(problem.layout).of_rank(program.rank())), problem.heads,
+                        problem.state_width());
+  }
+};
+
+linear::Slots declare(const RankSlots& slots, Pass pass) {
+  linear::Slots on{slots.inputs(), slots.incoming(pass == Pass::forward ? Role::saved : Role::input)};
+  if (pass == Pass::forward) {
+    on.out = slots.make("out", Role::output, slots.storage, slots.problem.value());
+  } else {
+    on.dout = slots.make("dout", Role::input, slots.storage, slots.problem.value());
+    on.gradients = slots.gradients();
+  }
+  return on;
+}
+
+}  // namespace
+
+kernels::Transition LinearAttentionProblem::transition() const noexcept {
+  if (delta_rule) return kernels::Transition::dense;
+  if (decay == Decay::none) return kernels::Transition::identity;
+  return decay == Decay::scalar ? kernels::Transition::scalar : kernels::Transition::diagonal;
+}
+
+std::uint64_t LinearAttentionProblem::digest() const {
+  const std::array<std::uint64_t, 8> words{layout.digest(),
+                                           static_cast<std::uint64_t>(heads),
+                                           static_cast<std::uint64_t>(head_size),
+                                           static_cast<std::uint64_t>(value()),
+                                           static_cast<std::uint64_t>(dtype),
+                                           static_cast<std::uint64_t>(decay),
+                                           static_cast<std::uint64_t>(delta_rule),
+                                           std::bit_cast<std::uint64_t>(scale)};
+  return hash64({reinterpret_cast<const char*>(words.data()), sizeof(words)});
+}
+
+std::uint64_t LinearAttentionOptions::digest() const { return hash64(fmt::format("{} {} {}", strategy, pieces, any_layout)); }
+
+plan::Program make_program(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass, int rank) {
+  const linear::Strategy& strategy = chosen_strategy(problem, options);
+  ProgramBuilder program(rank);
+  const linear::Slots on = declare({program, problem}, pass);
+  linear::UnitPass unit_pass(program, problem, on, pass, linear::pieces_of(strategy, problem, options));
+  strategy.emit(program, problem, unit_pass);
+  return program.build();
+}
+
+plan::Plan make_plan(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass) {
+  const linear::Strategy& strategy = chosen_strategy(problem, options);
+  plan::Plan plan{{},
+                  {problem.layout, Mask({}, problem.layout.cu_seqlens()), problem.heads, problem.heads, pass == Pass::backward,
+                   strategy.bytes_sent(problem, pass), plan::Computes::linear, problem.transition(), problem.decay != Decay::none}};
+  for (int rank = 0; rank < problem.layout.ranks(); ++rank) plan.programs.push_back(make_program(problem, options, pass, rank));
+  return plan;
+}
+
+struct DistributedLinearAttention::State {
+  LinearAttentionProblem problem;
+  std::int64_t units;
+  PlannedPasses passes;
+
+  /// What both passes read.
+  execute::Bindings bind(const LinearAttentionInputs& inputs) const {
+    require_given_as_planned("linear attention", inputs.log_decay, problem.decay != Decay::none, "log_decay", "decay");
+    require_given_as_planned("linear attention", inputs.beta, problem.delta_rule, "beta", "delta_rule");
+    execute::Bindings bindings;
+    bindings.input("q", inputs.q).input("k", inputs.k).input("v", inputs.v);
+    if (problem.decay != Decay::none) bindings.input("log_decay", inputs.log_decay);
+    if (problem.delta_rule) bindings.input("beta", inputs.beta);
+    return bindings;
+  }
+};
+
+DistributedLinearAttention::DistributedLinearAttention(LinearAttentionProblem problem, LinearAttentionOptions options,
+                                                       comm::Communicator communicator, Memory memory, Tracer* tracer, Stream stream) {
+  if (stream.device().kind != DeviceKind::cpu) {
+    throw BackendUnavailable(fmt::format("linear attention: it has no kernels for {} yet; use a cpu stream", to_string(stream.device())));
+  }
+  const int rank = communicator.rank();
+  const auto make = [&](Pass pass, int of_rank) { return make_program(problem, options, pass, of_rank); };
+  PlannedPasses passes("linear attention", problem.layout, {problem.digest(), options.digest()}, std::move(communicator), std::move(memory),
+                       tracer, std::move(stream), make);
+  const std::int64_t units = std::ssize(Units(problem.layout).of_rank(rank));
+  state_ = std::make_unique<State>(State{std::move(problem), units, std::move(passes)});
+}
+
+DistributedLinearAttention::~DistributedLinearAttention() = default;
+DistributedLinearAttention::DistributedLinearAttention(DistributedLinearAttention&&) noexcept = default;
+DistributedLinearAttention& DistributedLinearAttention::operator=(DistributedLinearAttention&&) noexcept = default;
+
+const LinearAttentionProblem& DistributedLinearAttention::problem() const noexcept { return state_->problem; }
+std::int64_t DistributedLinearAttention::units() const noexcept { return state_->units; }
+const plan::Program& DistributedLinearAttention::program(Pass pass) const { return state_->passes.program(pass); }
+AttentionStatistics DistributedLinearAttention::statistics() const noexcept { return state_->passes.statistics(); }
+
+void DistributedLinearAttention::forward(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs) {
+  execute::Bindings bindings = state_->bind(inputs);
+  bindings.output("out", outputs.out).output("incoming", outputs.incoming);
+  state_->passes.run(Pass::forward, bindings);
+}
+
+void DistributedLinearAttention::backward(const LinearAttentionInputs& inputs, ConstTensorView incoming, ConstTensorView dout,
+                                          const LinearAttentionGradients& results) {
+  require_given_as_planned("linear attention", results.dlog_decay, problem().decay != Decay::none, "dlog_decay", "decay");
+  require_given_as_planned("linear attention", results.dbeta, problem().delta_rule, "dbeta", "delta_rule");
+  execute::Bindings bindings = state_->bind(inputs);
+  bindings.input("incoming", incoming).input("dout", dout);
+  bindings.output("dq", results.dq).output("dk", results.dk).output("dv", results.dv);
+  if (problem().decay != Decay::none) bindings.output("dlog_decay", results.dlog_decay);
+  if (problem().delta_rule) bindings.output("dbeta", results.dbeta);
+  state_->passes.run(Pass::backward, bindings);
+}
+
+}  // namespace periplus

@@ -1,0 +1,94 @@
+// The steps of linear attention.
+#include "parallel/plan/builder.h"
+
+namespace periplus::plan {
+namespace {
+
+template <class T>
+Range append(std::vector<T>& pool, std::span<const T> items) {
+  const Range range{static_cast<std::uint32_t>(pool.size()), static_cast<std::uint32_t>(items.size())};
+  pool.insert(pool.end(), items.begin(), items.end());
+  return range;
+}
+
+}  // namespace
+
+ProgramBuilder::UnitInputs ProgramBuilder::UnitInputs::rows_at(std::int64_t first, std::int64_t count) const {
+  return {q.rows_at(first, count), k.rows_at(first, count), v.rows_at(first, count), log_decay.rows_at(first, count),
+          beta.rows_at(first, count)};
+}
+
+ProgramBuilder::UnitInputs ProgramBuilder::UnitInputs::heads_at(std::int64_t first, std::int64_t count) const {
+  return {q.heads_at(first, count), k.heads_at(first, count), v.heads_at(first, count), log_decay.heads_at(first, count),
+          beta.heads_at(first, count)};
+}
+
+ProgramBuilder::UnitGradients ProgramBuilder::UnitGradients::rows_at(std::int64_t first, std::int64_t count) const {
+  return {dq.rows_at(first, count), dk.rows_at(first, count), dv.rows_at(first, count), dlog_decay.rows_at(first, count),
+          dbeta.rows_at(first, count)};
+}
+
+ProgramBuilder::UnitGradients ProgramBuilder::UnitGradients::heads_at(std::int64_t first, std::int64_t count) const {
+  return {dq.heads_at(first, count), dk.heads_at(first, count), dv.heads_at(first, count), dlog_decay.heads_at(first, count),
+          dbeta.heads_at(first, count)};
+}
+
+Range ProgramBuilder::new_runs(std::span<const kernels::UnitRun> runs) { return append(program_.runs, runs); }
+Range ProgramBuilder::new_folds(std::span<const kernels::UnitFold> folds) { return append(program_.folds, folds); }
+
+void ProgramBuilder::emit(Op op, Label label, std::span<const Access> accesses, const Recurrence& how) {
+  emit(op, label, accesses, std::span<const Band>(), how.scale);
+  Step& step = program_.steps.back();
+  step.runs = how.runs;
+  step.transition = how.transition;
+}
+
+void ProgramBuilder::unit_states(Label label, const UnitInputs& on, const Recurrence& how, View elements) {
+  if (elements.empty()) return;
+  const Access accesses[] = {{on.k}, {on.v}, {on.log_decay}, {on.beta}, {elements, Mode::write}};
+  emit(Op::unit_states, label, accesses, how);
+}
+
+void ProgramBuilder::unit_states_backward(Label label, const UnitInputs& on, const Recurrence& how, View dout, View elements) {
+  if (elements.empty()) return;
+  const Access accesses[] = {{on.q}, {on.k}, {on.log_decay}, {on.beta}, {dout}, {elements, Mode::write}};
+  emit(Op::unit_states_backward, label, accesses, how);
+}
+
+void ProgramBuilder::unit_scan(Label label, View elements, Range folds, kernels::Transition transition, bool reverse, View states,
+                               Mode mode) {
+  if (states.empty()) return;
+  const Access accesses[] = {{elements}, {states, mode}};
+  emit(Op::unit_scan, label, accesses);
+  Step& step = program_.steps.back();
+  step.folds = folds;
+  step.transition = transition;
+  step.reverse = reverse;
+}
+
+void ProgramBuilder::unit_apply(Label label, const UnitInputs& on, const Recurrence& how, View incoming, View out) {
+  if (out.empty()) return;
+  const Access accesses[] = {{on.q}, {on.k}, {on.v}, {on.log_decay}, {on.beta}, {incoming}, {out, Mode::write}};
+  emit(Op::unit_apply, label, accesses, how);
+}
+
+void ProgramBuilder::unit_apply_backward(Label label, const UnitInputs& on, const Recurrence& how, View incoming, View dout, View doutgoing,
+                                         const UnitGradients& to) {
+  if (to.dq.empty()) return;
+  const Access accesses[] = {{on.q},
+                             {on.k},
+                             {on.v},
+                             {on.log_decay},
+                             {on.beta},
+                             {incoming},
+                             {dout},
+                             {doutgoing},
+                             {to.dq, Mode::write},
+                             {to.dk, Mode::write},
+                             {to.dv, Mode::write},
+                             {to.dlog_decay, Mode::write},
+                             {to.dbeta, Mode::write}};
+  emit(Op::unit_apply_backward, label, accesses, how);
+}
+
+}  // namespace periplus::plan

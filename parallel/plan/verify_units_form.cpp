@@ -1,0 +1,183 @@
+#include "parallel/plan/verify_units_form.h"
+
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "parallel/plan/ops.h"
+
+namespace periplus::plan {
+namespace {
+
+using kernels::Transition;
+
+struct Failure {
+  std::string what;
+};
+
+template <class... Args>
+void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
+  if (!holds) throw Failure{fmt::format(what, std::forward<Args>(args)...)};
+}
+
+class UnitForm {
+ public:
+  UnitForm(const Program& program, const Step& step) : program_(program), step_(step), a_(program.accesses_of(step)) {}
+
+  void check_scan() const {
+    const View &elements = a_[unit_scan_operand::elements].view, &states = a_[unit_scan_operand::states].view;
+    require(elements.heads == states.heads, "elements of {} heads for states of {}", elements.heads, states.heads);
+    const std::int64_t state = width(unit_scan_operand::states), transition = width(unit_scan_operand::elements) - state;
+    require(fits(transition, state), "elements with {} numbers more than a state of {} do not suit the transition", transition, state);
+    std::vector<bool> made(static_cast<std::size_t>(states.rows), false);
+    for (const kernels::UnitFold& fold : program_.folds_of(step_)) {
+      require(fold.target >= 0 && fold.target < states.rows && fold.begin >= 0 && fold.begin <= fold.end && fold.end <= elements.rows,
+              "fold {}:{} to {} leaves the views of {} elements and {} states", fold.begin, fold.end, fold.target, elements.rows,
+              states.rows);
+      const auto target = static_cast<std::size_t>(fold.target);
+      require(!made[target], "two folds to state {}", fold.target);
+      made[target] = true;
+    }
+    require(step_.folds.count == made.size(), "{} folds for {} states", step_.folds.count, made.size());
+  }
+
+  void check_states() const {
+    using namespace unit_states_operand;
+    tokens(v, width(v));
+    decay_and_beta(log_decay, beta, width(k));
+    units(elements, element_width(width(k), width(v)));
+    check_runs(elements);
+  }
+
+  void check_states_backward() const {
+    using namespace unit_states_backward_operand;
+    tokens(k, width(q)), tokens(dout, width(dout));
+    decay_and_beta(log_decay, beta, width(q));
+    units(elements, element_width(width(q), width(dout)));
+    check_runs(elements);
+  }
+
+  void check_apply() const {
+    using namespace unit_apply_operand;
+    check_inputs();
+    tokens(out, width(v));
+    check_runs(incoming);
+  }
+
+  void check_apply_backward() const {
+    using namespace unit_apply_backward_operand;
+    check_inputs();
+    tokens(dout, width(v));
+    units(doutgoing, width(q) * width(v));
+    require(a_[doutgoing].view.rows == a_[incoming].view.rows, "incoming and doutgoing differ in shape");
+    tokens(dq, width(q)), tokens(dk, width(k)), tokens(dv, width(v));
+    gradient(log_decay, dlog_decay), gradient(beta, dbeta);
+    check_runs(incoming);
+  }
+
+ private:
+  std::string_view name(std::size_t i) const { return info(step_.op).operands[i].name; }
+  std::int64_t width(std::size_t i) const { return program_.slot_of(a_[i].view).width; }
+  bool present(std::size_t i) const { return a_[i].view.present(); }
+
+  bool fits(std::int64_t transition, std::int64_t state) const {
+    switch (step_.transition) {
+      case Transition::identity:
+        return transition == 0;
+      case Transition::scalar:
+        return transition == 1;
+      case Transition::diagonal:
+        return transition > 0 && state % transition == 0;
+      case Transition::dense: {
+        std::int64_t d = 1;
+        while (d * d < transition) ++d;
+        return d * d == transition && state % d == 0;
+      }
+    }
+    return false;
+  }
+  std::int64_t element_width(std::int64_t d, std::int64_t e) const { return kernels::transition_width(step_.transition, d) + d * e; }
+
+  /// Operand 0 has the rows and heads of all operands of tokens.
+  void tokens(std::size_t i, std::int64_t wanted) const {
+    require(a_[i].view.rows == a_[0].view.rows && a_[i].view.heads == a_[0].view.heads, "{} and {} differ in shape", name(0), name(i));
+    require(width(i) == wanted, "{} is {} wide where {} is needed", name(i), width(i), wanted);
+  }
+  void units(std::size_t i, std::int64_t wanted) const {
+    require(a_[i].view.heads == a_[0].view.heads, "{} and {} differ in heads", name(0), name(i));
+    require(width(i) == wanted, "{} is {} wide where {} is needed", name(i), width(i), wanted);
+  }
+  void gradient(std::size_t of, std::size_t i) const {
+    require(present(of) == present(i), "{} and {} are not both given", name(of), name(i));
+    if (present(i)) tokens(i, width(of));
+  }
+  void decay_and_beta(std::size_t log_decay, std::size_t beta, std::int64_t d) const {
+    Transition wanted = Transition::identity;
+    if (present(log_decay)) {
+      wanted = width(log_decay) == 1 ? Transition::scalar : Transition::diagonal;
+      tokens(log_decay, width(log_decay) == 1 ? 1 : d);
+    }
+    if (present(beta)) {
+      wanted = Transition::dense;
+      tokens(beta, 1);
+    }
+    // With one channel a diagonal is a scalar.
+    const bool same = step_.transition == wanted || (d == 1 && wanted == Transition::scalar && step_.transition == Transition::diagonal);
+    require(same, "the transition is not that of its decay and beta");
+  }
+  void check_inputs() const {
+    using namespace unit_apply_operand;  // unit_apply_backward begins with the same operands
+    tokens(k, width(q)), tokens(v, width(v));
+    decay_and_beta(log_decay, beta, width(q));
+    units(incoming, width(q) * width(v));
+  }
+
+  /// They hold each row of the views once.
+  void check_runs(std::size_t of_units) const {
+    const std::int64_t unit_rows = a_[of_units].view.rows;
+    std::int64_t next = 0;
+    for (const kernels::UnitRun& run : program_.runs_of(step_)) {
+      require(run.row0 == next && run.rows > 0, "a run of {} rows at {} where {} is next", run.rows, run.row0, next);
+      require(run.unit >= 0 && run.unit < unit_rows, "a run of unit {} of {}", run.unit, unit_rows);
+      next += run.rows;
+    }
+    require(next == a_[0].view.rows, "runs of {} of {} rows", next, a_[0].view.rows);
+  }
+
+  const Program& program_;
+  const Step& step_;
+  std::span<const Access> a_;
+};
+
+}  // namespace
+
+std::string unit_form_failure(const Program& program, const Step& step) {
+  const UnitForm form(program, step);
+  try {
+    switch (step.op) {
+      case Op::unit_states:
+        form.check_states();
+        break;
+      case Op::unit_states_backward:
+        form.check_states_backward();
+        break;
+      case Op::unit_scan:
+        form.check_scan();
+        break;
+      case Op::unit_apply:
+        form.check_apply();
+        break;
+      case Op::unit_apply_backward:
+        form.check_apply_backward();
+        break;
+      default:
+        break;
+    }
+  } catch (const Failure& failure) {
+    return failure.what;
+  }
+  return {};
+}
+
+}  // namespace periplus::plan

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <vector>
+
+#include "parallel/linear_attention.h"
+#include "parallel/plan/builder.h"
+#include "parallel/units.h"
+
+namespace periplus::strategy::linear {
+
+/// What a strategy works on; all are the caller's tensors. Forward has out, and writes incoming; backward has dout and gradients.
+struct Slots {
+  plan::ProgramBuilder::UnitInputs inputs;
+  plan::View incoming;
+  plan::View out = {}, dout = {};
+  plan::ProgramBuilder::UnitGradients gradients = {};
+};
+
+/// One pass of one rank, by groups of heads: the steps that a strategy puts into an order and joins by messages. Forward and
+/// backward are mirror images: states run up the units, gradients of states down them.
+class UnitPass {
+ public:
+  UnitPass(plan::ProgramBuilder& program, const LinearAttentionProblem& problem, const Slots& on, Pass pass, int groups);
+
+  const Units& units() const noexcept { return units_; }
+  /// Numbers of the rank's units.
+  std::span<const std::int64_t> own() const { return units_.of_rank(program_.rank()); }
+  int groups() const noexcept { return static_cast<int>(heads_.size()); }
+  bool reverse() const noexcept { return pass_ == Pass::backward; }
+  /// Scratch of a group for so many elements or states.
+  plan::View element_scratch(std::string_view name, int group, std::int64_t count);
+  plan::View state_scratch(std::string_view name, int group, std::int64_t count);
+
+  /// Emits the step that makes the elements of the rank's units, and returns them.
+  plan::View make_elements(int group);
+  /// Where the states belong that come to the rank's units: `incoming`, or the gradients of the outgoing ones.
+  plan::View states(int group) const { return states_[static_cast<std::size_t>(group)]; }
+  /// The folds that give them.
+  std::vector<kernels::UnitFold> folds_of(int rank) const { return reverse() ? units_.outgoing_of(rank) : units_.incoming_of(rank); }
+  void scan(plan::Label label, plan::View elements, plan::Range folds, plan::View states, plan::Mode mode);
+  /// Emits the recurrence from states(group) on: over all rows, or those of one of the rank's units.
+  void apply(int group);
+  void apply(int group, std::int64_t own_unit);
+
+ private:
+  struct Heads {
+    std::int64_t first, count;
+  };
+  plan::View scratch(std::string_view name, int group, std::int64_t count, std::int64_t width);
+  void emit_apply(int group, std::int64_t row0, std::int64_t rows, const plan::ProgramBuilder::Recurrence& how, std::int64_t unit,
+                  std::int64_t units);
+  plan::ProgramBuilder::UnitInputs inputs(int group) const;
+
+  plan::ProgramBuilder& program_;
+  const LinearAttentionProblem& problem_;
+  Slots on_;
+  Pass pass_;
+  Units units_;
+  std::vector<Heads> heads_;  ///< of the groups
+  std::vector<plan::View> states_;
+  plan::ProgramBuilder::Recurrence whole_;               ///< All runs of the rank.
+  std::vector<plan::ProgramBuilder::Recurrence> parts_;  ///< Those of each of its units.
+};
+
+/// Units that a state passes from or to, in the direction of the pass: by unit, the fold that gives what comes to it.
+std::vector<kernels::UnitFold> folds_of_all(const Units& units, bool reverse);
+
+}  // namespace periplus::strategy::linear
