@@ -46,20 +46,11 @@ std::vector<Group> pack(const Batch& batch, int kind, bool best_fit) {
   return rows;
 }
 
-double packed_seconds(const Batch& batch, int kind, bool best_fit) {
-  std::vector<Group> rows = pack(batch, kind, best_fit);
-  std::ranges::stable_sort(rows, std::greater(), &Group::seconds);
-  const int side_by_side = batch.cost.devices() / batch.cost.kinds()[static_cast<std::size_t>(kind)].degree;
-  double sum = 0;
-  for (std::size_t first = 0; first < rows.size(); first += static_cast<std::size_t>(side_by_side))
-    sum += batch.cost.micro_batch_seconds() + rows[first].seconds;
-  return sum;
-}
-
 double seconds_of_kind(const Batch& batch, int kind, const SearchOptions& options) {
   const std::vector<int> only = {kind};
   double seconds = kNever;
   if (const auto chunks = plan_by_chunks(batch, kind, options.more_micro_batches)) seconds = seconds_of(batch, *chunks);
+  if (const auto rows = plan_by_rows(batch, kind, true)) seconds = std::min(seconds, seconds_of(batch, *rows));
   const SearchResult found = search(batch, Menu(batch, only), options, [] { return false; });
   return found.micro_batches.empty() ? seconds : std::min(seconds, found.seconds);
 }
@@ -89,6 +80,20 @@ std::optional<std::vector<MicroBatch>> plan_by_chunks(const Batch& batch, int ki
   return best;
 }
 
+std::optional<std::vector<MicroBatch>> plan_by_rows(const Batch& batch, int kind, bool best_fit) {
+  const Kind& about = batch.cost.kinds()[static_cast<std::size_t>(kind)];
+  if (batch.size() > 0 && about.capacity < batch.lengths.front()) return std::nullopt;
+  std::vector<Group> rows = pack(batch, kind, best_fit);
+  std::ranges::stable_sort(rows, std::greater(), &Group::seconds);
+  const auto side_by_side = static_cast<std::size_t>(batch.cost.devices() / about.degree);
+  std::vector<MicroBatch> result;
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    if (row % side_by_side == 0) result.push_back({.groups = {}, .seconds = rows[row].seconds});
+    result.back().groups.push_back(std::move(rows[row]));
+  }
+  return result;
+}
+
 Baselines baselines(const Batch& batch, std::int64_t max_length, const SearchOptions& options) {
   Baselines result;
   if (batch.size() == 0) return result;
@@ -101,8 +106,8 @@ Baselines baselines(const Batch& batch, std::int64_t max_length, const SearchOpt
     if (result.static_kind < 0 || seconds < result.static_best) result.static_best = seconds, result.static_kind = static_cast<int>(kind);
   }
   if (result.static_kind >= 0) {
-    result.first_fit = packed_seconds(batch, result.static_kind, false);
-    result.best_fit = packed_seconds(batch, result.static_kind, true);
+    result.first_fit = seconds_of(batch, *plan_by_rows(batch, result.static_kind, false));
+    result.best_fit = seconds_of(batch, *plan_by_rows(batch, result.static_kind, true));
   }
   return result;
 }

@@ -14,17 +14,20 @@ namespace periplus::planner {
 /// Nothing if a sequence does not fit into a group.
 std::optional<std::vector<MicroBatch>> plan_by_chunks(const Batch& batch, int kind, int more);
 
+/// Sequences packed into rows of as many tokens as a group of the kind holds, longest first, into the first row with room or
+/// into the fullest; rows of similar time run side by side. Nothing if a sequence does not fit into a group.
+std::optional<std::vector<MicroBatch>> plan_by_rows(const Batch& batch, int kind, bool best_fit);
+
 /// Sum of the makespans, micro_batch_seconds included.
 double seconds_of(const Batch& batch, const std::vector<MicroBatch>& micro_batches);
 
 /// What others do, in seconds of the same cost model. 0 where it cannot be done.
 struct Baselines {
   /// One kind of group for every batch, which must hold the length limit; and for this batch, which must hold its longest
-  /// sequence. Assigned by the better of plan_by_chunks and search.
+  /// sequence. Assigned by the best of plan_by_chunks, plan_by_rows and search.
   double static_best = 0, adaptive = 0;
   int static_kind = -1, adaptive_kind = -1;
-  /// Sequences packed into rows of as many tokens as a group of the static kind holds, longest first, into the first or the
-  /// fullest row with room; rows of similar time run side by side.
+  /// plan_by_rows with the static kind.
   double first_fit = 0, best_fit = 0;
 };
 

@@ -153,10 +153,14 @@ std::int64_t CostModel::longest() const noexcept {
 std::int64_t CostModel::devices_for(std::int64_t length) const {
   const double bytes = static_cast<double>(length) * activation_bytes_;
   const auto up = [](double value) { return static_cast<std::int64_t>(std::ceil(value * (1 - 1e-12))); };
+  std::int64_t least = 0;
   for (const int degree : possible_degrees_) {
     const double free = memory_bytes_ - bytes / degree;
-    if (free > 0 || (free == 0 && state_bytes_ == 0)) return std::max<std::int64_t>(degree, state_bytes_ > 0 ? up(state_bytes_ / free) : 1);
+    if (free < 0 || (free == 0 && state_bytes_ > 0)) continue;
+    const std::int64_t devices = std::max<std::int64_t>(degree, state_bytes_ > 0 ? up(state_bytes_ / free) : 1);
+    if (least == 0 || devices < least) least = devices;
   }
+  if (least > 0) return least;
   // Beyond what was measured: one group of whole nodes.
   const std::int64_t devices = up((bytes + state_bytes_) / memory_bytes_);
   return (devices + devices_per_node_ - 1) / devices_per_node_ * devices_per_node_;

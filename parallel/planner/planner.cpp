@@ -55,32 +55,44 @@ Planner::Planner(CostModel cost, PlannerOptions options) : cost_(std::move(cost)
   if (!options_.clock) options_.clock = steady_seconds;
 }
 
-/// First with the kinds that were searched, then with all: so that a choice of kinds never costs anything.
-void Planner::polish(const Batch& batch, const Menu& menu, std::vector<MicroBatch>& micro_batches) const {
-  const std::vector<int> every = all_kinds(batch.cost);
+void Planner::polish(const Batch& batch, std::span<const int> kinds, std::vector<MicroBatch>& micro_batches) const {
+  const Menu menu(batch, kinds);
   for (MicroBatch& micro_batch : micro_batches) {
     regroup(batch, menu, micro_batch, options_.regroup_tries);
-    improve(batch, menu.kinds, micro_batch, options_.improve_rounds);
-    if (every.size() > menu.kinds.size()) improve(batch, every, micro_batch, options_.improve_rounds);
+    improve(batch, kinds, micro_batch, options_.improve_rounds);
   }
+}
+
+std::vector<MicroBatch> Planner::find_among(const Batch& batch, std::span<const int> kinds, const Expired& expired, bool& late) const {
+  SearchResult result = search(batch, Menu(batch, kinds), options_.search, expired);
+  late = late || result.expired;
+  std::vector<MicroBatch> best = std::move(result.micro_batches);
+  if (best.empty()) return best;
+  polish(batch, kinds, best);
+  // Rows waste the least memory, so they may do with fewer micro-batches where it is all that counts.
+  for (const int kind : kinds) {
+    auto rows = plan_by_rows(batch, kind, true);
+    if (!rows || seconds_of(batch, *rows) >= seconds_of(batch, best)) continue;
+    polish(batch, kinds, *rows);
+    best = std::move(*rows);
+  }
+  return best;
 }
 
 std::vector<MicroBatch> Planner::find(const Batch& batch, std::string& found_by) const {
   const double end = options_.clock() + options_.deadline_seconds;
   const Expired expired = [&] { return options_.clock() >= end; };
-  std::vector<std::vector<int>> menus = {usual_kinds(cost_)};
-  if (std::vector<int> useful = useful_kinds(batch); useful != menus.front()) menus.push_back(std::move(useful));
-  std::vector<MicroBatch> best;
-  found_by = "search";
-  for (const std::vector<int>& kinds : menus) {
-    const Menu menu(batch, kinds);
-    SearchResult result = search(batch, menu, options_.search, expired);
-    if (result.expired) found_by = "search until the deadline";
-    if (result.micro_batches.empty()) continue;
-    polish(batch, menu, result.micro_batches);
-    if (best.empty() || seconds_of(batch, result.micro_batches) < seconds_of(batch, best)) best = std::move(result.micro_batches);
+  bool late = false;
+  // The usual kinds on their own first: so that more kinds never cost anything.
+  const std::vector<int> usual = usual_kinds(cost_), useful = useful_kinds(batch), every = all_kinds(cost_);
+  std::vector<MicroBatch> best = find_among(batch, usual, expired, late);
+  if (useful != usual) {
+    for (MicroBatch& micro_batch : best) improve(batch, every, micro_batch, options_.improve_rounds);
+    std::vector<MicroBatch> other = find_among(batch, useful, expired, late);
+    if (!other.empty() && (best.empty() || seconds_of(batch, other) < seconds_of(batch, best))) best = std::move(other);
   }
-  if (best.empty()) found_by = found_by == "search" ? "fall-back: the search found nothing" : "fall-back: the deadline";
+  found_by = late ? "search until the deadline" : "search";
+  if (best.empty()) found_by = late ? "fall-back: the deadline" : "fall-back: the search found nothing";
   return best.empty() ? fall_back(batch) : best;
 }
 

@@ -36,7 +36,9 @@ class Planner {
 
  private:
   std::vector<MicroBatch> find(const Batch& batch, std::string& found_by) const;
-  void polish(const Batch& batch, const Menu& menu, std::vector<MicroBatch>& micro_batches) const;
+  /// `late` is set when the time was over before the search was. Empty: nothing was found.
+  std::vector<MicroBatch> find_among(const Batch& batch, std::span<const int> kinds, const Expired& expired, bool& late) const;
+  void polish(const Batch& batch, std::span<const int> kinds, std::vector<MicroBatch>& micro_batches) const;
   std::vector<MicroBatch> fall_back(const Batch& batch) const;
 
   CostModel cost_;
