@@ -68,7 +68,13 @@ Menu::Menu(const Batch& batch, std::span<const int> chosen) : kinds(chosen.begin
   }
   seconds.reserve(kinds.size() * batch.lengths.size());
   for (int k = 0; k < batch.size(); ++k) {
-    for (const int kind : kinds) seconds.push_back(batch.seconds(k, kind));
+    double work = kNever, shortest = kNever;
+    for (std::size_t c = 0; c < kinds.size(); ++c) {
+      seconds.push_back(batch.seconds(k, kinds[c]));
+      work = std::min(work, degrees[c] * seconds.back());
+      shortest = std::min(shortest, start[c] + seconds.back());
+    }
+    least_work.push_back(work), least_seconds.push_back(shortest);
   }
 }
 

@@ -44,6 +44,8 @@ struct Menu {
   std::vector<double> start;
   std::vector<std::int64_t> capacity;
   std::vector<double> seconds;  ///< [sequence, choice]
+  /// As Batch's, of these kinds. What other kinds there are must not change a search.
+  std::vector<double> least_work, least_seconds;
 };
 
 /// Devices that run sequences one after another. Members are positions in a Batch.

@@ -13,9 +13,11 @@ namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 /// Size of the program; fixed, so that a basis fits the next batch too.
-constexpr int kClasses = 8, kSingles = 8, kBuckets = 16;
-/// The shortest class of durations ends at this share of the mean.
-constexpr double kShortestClass = 0.7;
+constexpr int kClasses = 6, kSingles = 8, kBuckets = 16;
+/// The shortest class of durations ends at such a share of the mean. The first usually does; the others are tried while the
+/// known plan is further from the bound than this, and the best bound counts.
+constexpr double kShortestClass[] = {0.7, 1.0, 0.45};
+constexpr double kFar = 1.05;
 
 using Entry = std::pair<int, double>;
 
@@ -35,7 +37,7 @@ struct Item {
 
 class DurationProgram {
  public:
-  DurationProgram(const Batch& batch, double best)
+  DurationProgram(const Batch& batch, double best, double shortest_class)
       : batch_(batch),
         best_(best),
         most_counts_(std::min<double>(batch.size(), best / std::max(1e-300, batch.cost.micro_batch_seconds()))) {
@@ -46,7 +48,7 @@ class DurationProgram {
         limits.capacity = std::max(limits.capacity, static_cast<double>(cost.kinds()[static_cast<std::size_t>(kind)].capacity));
       degrees_.push_back(limits);
     }
-    set_classes();
+    set_classes(shortest_class);
     set_items();
     add_rows();
     add_columns();
@@ -82,11 +84,11 @@ class DurationProgram {
 
   /// Durations, without micro_batch_seconds, in classes from 0 that end geometrically. The last ends where a better plan would
   /// have no time left for other micro-batches.
-  void set_classes() {
+  void set_classes(double shortest_class) {
     const int least = batch_.least_micro_batches();
     const double most = best_ - least * batch_.cost.micro_batch_seconds();
     const double work = std::accumulate(batch_.least_work.begin(), batch_.least_work.end(), 0.0);
-    const double first = std::min(kShortestClass * work / batch_.cost.devices() / least, most / 2);
+    const double first = std::min(shortest_class * work / batch_.cost.devices() / least, most / 2);
     for (int g = 0; g < kClasses; ++g) {
       begin_.push_back(g == 0 ? 0 : end_.back());
       end_.push_back(g == kClasses - 1 ? most : first * std::pow(most / first, g / (kClasses - 1.0)));
@@ -284,7 +286,10 @@ LowerBound linear_bound(const Batch& batch, double best, const SolveLinear& solv
   LowerBound bound = simple_bound(batch);
   if (batch.tokens == 0 || !std::isfinite(best) || best <= bound.seconds()) return bound;
   try {
-    bound.linear = bound_of(DurationProgram(batch, best), solve);
+    for (const double shortest_class : kShortestClass) {
+      bound.linear = std::max(bound.linear, bound_of(DurationProgram(batch, best, shortest_class), solve));
+      if (bound.seconds() * kFar >= best) break;
+    }
   } catch (const std::exception&) {
     bound.linear = 0;  // the simple bounds hold without a solver
   }

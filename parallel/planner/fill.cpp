@@ -82,7 +82,7 @@ void Filler::fill(std::span<const int> offered, double limit, Filling& result) {
     const double seconds = menu_.time(sequence, place.choice);
     result.group_of[at] = chosen.group;
     result.seconds = std::max(result.seconds, chosen.seconds + seconds);
-    result.work += batch_.least_work[static_cast<std::size_t>(sequence)];
+    result.work += menu_.least_work[static_cast<std::size_t>(sequence)];
     const std::int64_t length = batch_.lengths[static_cast<std::size_t>(sequence)];
     result.tokens += length;
     add(place.choice, place.at, seconds, length);

@@ -53,8 +53,8 @@ class Beam {
     double longest = 0, work = 0;
     std::int64_t tokens = 0;
     for (const int k : offered) {
-      longest = std::max(longest, shortest_time(k));
-      work += batch_.least_work[static_cast<std::size_t>(k)];
+      longest = std::max(longest, menu_.least_seconds[static_cast<std::size_t>(k)]);
+      work += menu_.least_work[static_cast<std::size_t>(k)];
       tokens += batch_.lengths[static_cast<std::size_t>(k)];
     }
     if (tokens <= batch_.cost.tokens_per_micro_batch()) finish(before, offered, std::max(longest, work / batch_.cost.devices()));
@@ -62,12 +62,6 @@ class Beam {
       if (out_of_time_ || (out_of_time_ = expired_())) return;
       attempt(before, offered, limit);
     }
-  }
-
-  double shortest_time(int sequence) const {
-    double least = kNever;
-    for (int c = 0; c < menu_.size(); ++c) least = std::min(least, menu_.start[static_cast<std::size_t>(c)] + menu_.time(sequence, c));
-    return least;
   }
 
   /// From the shortest time of the longest sequence to that of its cheapest group full of such sequences; and its time in each
@@ -137,10 +131,10 @@ class Beam {
     double work = 0;
     std::int64_t tokens = 0;
     for (const int k : filling_.rest) {
-      work += batch_.least_work[static_cast<std::size_t>(k)];
+      work += menu_.least_work[static_cast<std::size_t>(k)];
       tokens += batch_.lengths[static_cast<std::size_t>(k)];
     }
-    const double head = batch_.least_seconds[static_cast<std::size_t>(filling_.rest.front())];
+    const double head = menu_.least_seconds[static_cast<std::size_t>(filling_.rest.front())];
     const double counts = static_cast<double>(tokens) / (kMemoryFill * static_cast<double>(batch_.cost.tokens_per_micro_batch()));
     return std::max(head, kWorkOverLeast * work / batch_.cost.devices()) + batch_.cost.micro_batch_seconds() * std::max(1.0, counts);
   }
