@@ -92,8 +92,8 @@ nlohmann::json show_passes(const OptionTable& table, const PlanRequest& request,
 }
 
 int plan_command(Arguments arguments) {
-  if (!arguments.empty() && arguments.front() == "batch") return plan_batch(arguments.subspan(1));
   const std::string operation = take_operation("plan", arguments);
+  if (operation == "batch") return plan_batch(arguments);
   return operation == "attention" ? plan_attention(arguments) : plan_linear(operation, arguments);
 }
 

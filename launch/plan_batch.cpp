@@ -1,5 +1,6 @@
 // periplus plan batch: which devices work on which sequences of a global batch of unequal lengths.
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <chrono>
 #include <map>
