@@ -9,4 +9,4 @@ install(EXPORT periplus-targets NAMESPACE periplus:: DESTINATION ${package_dir})
 configure_package_config_file(cmake/periplus-config.cmake.in periplus-config.cmake INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(periplus-config-version.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/periplus-config.cmake ${PROJECT_BINARY_DIR}/periplus-config-version.cmake
-  cmake/FindxxHash.cmake cmake/FindoneDNN.cmake DESTINATION ${package_dir})
+  cmake/FindxxHash.cmake cmake/FindoneDNN.cmake cmake/FindCLP.cmake DESTINATION ${package_dir})

@@ -30,6 +30,7 @@ const std::vector<Suite>& suites() {
       {"linear", "linear attention against the peaks of this machine, and its strategies over paced links", bench::bench_linear},
       {"overlap", "how much of the communication strategies hide, with paced links and sleeping kernels", bench::bench_overlap},
       {"strategies", "all strategies side by side on one problem, with paced links and sleeping kernels", bench::bench_strategies},
+      {"planner", "plans of batches of unequal lengths: time, distance from the bound, gain", bench::bench_planner},
       {"gpu", "attention on a CUDA device against cuBLAS, in blocks, and beside other work", bench::bench_gpu},
   };
   return table;

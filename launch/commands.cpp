@@ -34,7 +34,8 @@ void print_result(const OptionTable& table, const nlohmann::json& result) {
 }
 
 std::string take_operation(const std::string& command, Arguments& arguments) {
-  const std::vector<std::string> operations = {"attention", "linear_attention", "delta_rule"};
+  std::vector<std::string> operations = {"attention", "linear_attention", "delta_rule"};
+  if (command == "plan") operations.push_back("batch");
   const std::string word = arguments.empty() || arguments.front().starts_with("-") ? "" : arguments.front();
   if (word.empty()) {
     const auto help = std::ranges::find_if(arguments, [](const std::string& text) { return text == "--help" || text == "-h"; });

@@ -93,6 +93,7 @@ nlohmann::json show_passes(const OptionTable& table, const PlanRequest& request,
 
 int plan_command(Arguments arguments) {
   const std::string operation = take_operation("plan", arguments);
+  if (operation == "batch") return plan_batch(arguments);
   return operation == "attention" ? plan_attention(arguments) : plan_linear(operation, arguments);
 }
 

@@ -18,6 +18,8 @@ namespace periplus::launch {
 int plan_attention(Arguments arguments);
 /// `operation` is linear_attention or delta_rule.
 int plan_linear(const std::string& operation, Arguments arguments);
+/// Batches of sequences of unequal lengths.
+int plan_batch(Arguments arguments);
 
 /// Which plan is wanted, but for the operator itself.
 struct PlanRequest {

@@ -58,8 +58,10 @@ void collect(const toml::table& table, const std::string& prefix, const std::str
 
 std::vector<TomlEntry> read_toml_file(const std::filesystem::path& path) {
   if (!std::filesystem::exists(path)) throw InvalidArgument(fmt::format("--config: there is no file '{}'", path.string()));
-  const std::string text = read_file(path, kLargestFile);
-  const std::string file = path.filename().string();
+  return read_toml_text(read_file(path, kLargestFile), path.filename().string());
+}
+
+std::vector<TomlEntry> read_toml_text(std::string_view text, const std::string& file) {
   std::vector<TomlEntry> entries;
   try {
     collect(toml::parse(text), "", file, entries);

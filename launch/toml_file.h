@@ -21,6 +21,9 @@ struct TomlEntry {
 /// error or a value that no option takes (dates, nested lists); DeviceError if the file cannot be read.
 std::vector<TomlEntry> read_toml_file(const std::filesystem::path& path);
 
+/// The same of a text; `file` is its name in messages.
+std::vector<TomlEntry> read_toml_text(std::string_view text, const std::string& file);
+
 /// One value written as in TOML: ["a", "b"].
 Given read_toml_value(std::string_view text, std::string_view where);
 

@@ -16,6 +16,7 @@ set(vendor_rules
   "^(cuda|cublas|cooperative_groups|cub/|thrust/) ^(kernels/cuda/|runtime/cuda/|runtime/comm/nccl)"
   "^(oneapi/)?dnnl ^(kernels/matmul[^/]*\\.cpp|launch/doctor[^/]*|launch/bench/onednn_products\\.cpp)$"
   "^xxhash\\.h$ ^runtime/file\\.cpp$"
+  "^coin/ ^parallel/planner/linear_program\\.cpp$"
   "^(toml\\+\\+|toml\\.hpp|boost/) ^(launch/|parallel/train/config[^/]*$)")
 
 set(offences 0)

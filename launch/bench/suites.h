@@ -13,5 +13,6 @@ int bench_linear(Arguments arguments);
 int bench_overlap(Arguments arguments);
 int bench_strategies(Arguments arguments);
 int bench_gpu(Arguments arguments);
+int bench_planner(Arguments arguments);
 
 }  // namespace periplus::launch::bench

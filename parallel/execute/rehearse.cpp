@@ -58,7 +58,7 @@ Rehearsal rehearse(const plan::Plan& plan, const std::optional<comm::Links>& lin
       tensors.push_back(made_up(slot, static_cast<bool>(pace), memory));
       bindings.output(slot.name, tensors.back());
     }
-    const Tensor workspace({program.workspace_bytes}, DType::u8, memory);
+    const Tensor workspace = Tensor::zeros({program.workspace_bytes}, DType::u8, memory);  // touched before the clock runs
     const Context context{.communicator = communicator,
                           .workspace = workspace,
                           .tracer = &result.traces[rank],
