@@ -26,7 +26,7 @@ View gather(ProgramBuilder& program, UnitPass& pass, int group) {
     for (std::int64_t i = 0; i < own.rows; ++i) sends.push_back({peer, own.rows_at(i, 1)});
     for (const std::int64_t unit : units.of_rank(peer)) receives.push_back({peer, all.rows_at(unit, 1)});
   }
-  program.exchange({"elements", group}, kBlockLane, sends, receives);
+  program.exchange({"elements", group}, group % plan::kPlanLanes, sends, receives);  // latencies side by side
   for (std::int64_t i = 0; i < own.rows; ++i) {
     // Only another unit of the rank folds it.
     const std::int64_t unit = pass.own()[static_cast<std::size_t>(i)];
@@ -46,12 +46,12 @@ void emit(ProgramBuilder& program, const LinearAttentionProblem&, UnitPass& pass
     for (kernels::UnitFold& fold : folds) fold.begin = fold.end = 0;
   }
   const plan::Range own_folds = program.new_folds(folds);
-  View now = elements(0);
+  // All elements first: what the last group's messages hide behind is the longest there is.
+  std::vector<View> all;
+  for (int group = 0; group < pass.groups(); ++group) all.push_back(elements(group));
   for (int group = 0; group < pass.groups(); ++group) {
-    const View next = group + 1 < pass.groups() ? elements(group + 1) : View{};
-    pass.scan({"fold", group}, now, own_folds, pass.states(group), Mode::write);
+    pass.scan({"fold", group}, all[static_cast<std::size_t>(group)], own_folds, pass.states(group), Mode::write);
     pass.apply(group);
-    now = next;
   }
 }
 
@@ -66,8 +66,8 @@ std::int64_t bytes_sent(const LinearAttentionProblem& problem, Pass) {
 
 }  // namespace
 
-// Two groups: while the elements of the first travel those of the second are made, and while the second's travel the first runs
-// its recurrence. One has nothing to hide behind; more are smaller messages for the same overlap.
-Strategy lasp2_strategy() { return {"lasp2", "one all-gather of the units' states, folded by every rank", 2, emit, bytes_sent}; }
+// Three groups: while the elements of one travel those of the next are made, and when the first group's recurrence begins a third of
+// the bytes is all that has not had time to arrive. One group has nothing to hide behind; more are smaller messages for little.
+Strategy lasp2_strategy() { return {"lasp2", "one all-gather of the units' states, folded by every rank", 3, emit, bytes_sent}; }
 
 }  // namespace periplus::strategy::linear

@@ -6,7 +6,7 @@ namespace periplus::strategy::linear {
 
 /// One all-gather of the elements of all units; every rank folds those before its own (algorithms.md 5.2, 5.3).
 /// Bytes    Each rank sends its units' elements to every other: (P-1) H (D E + T) accumulator numbers a unit and pass.
-/// Memory   The elements of all units for two groups of heads.
+/// Memory   The elements of all units.
 /// Source   Sun et al. 2025 (LASP-2).
 Strategy lasp2_strategy();
 
