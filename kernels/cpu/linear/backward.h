@@ -1,6 +1,6 @@
 // A run of one head in falling order of its chunks: gradients (algorithms.md 5.3 and 6.3). Included by runs.h.
 //
-// A chunk needs the state before it and the gradient of the one behind it. States are kept every ~sqrt(chunks) chunks in a first
+// A chunk needs the state before it and the gradient of the one behind it. States are kept every few chunks in a first
 // sweep, and those between are made again, stretch by stretch, when backward comes to it. With both at hand the gradient of a decay
 // is a sum over the chunk alone: what later chunks contribute is the product of the state behind the chunk and its gradient. So its
 // rounding errors do not grow with the sequence, as those of one sum over all of it would.
@@ -169,11 +169,11 @@ struct BackwardSweep {
   float *kept, *inside;  ///< States before each stretch, and before each chunk of one and behind the last.
 };
 
-/// Chunks between states that are kept: as many as there are such states.
+/// Chunks between states that are kept. Those of a short stretch stay in the second-level cache; what is kept grows with the run, up
+/// to 512 states (32 MiB for heads of 128), from where on stretches grow.
 inline std::int64_t stretch_of(std::int64_t chunks) {
-  std::int64_t stretch = 8;
-  while (stretch * stretch < chunks) ++stretch;
-  return stretch;
+  constexpr std::int64_t kShortest = 8, kMostKept = 512;
+  return larger(kShortest, (chunks + kMostKept - 1) / kMostKept);
 }
 
 template <class P>

@@ -7,7 +7,7 @@
 /// and states f32, instruction set by cpu_level(). Arguments are already checked.
 ///
 /// Work     Items are (run, head): a call uses as many threads as it has of them.
-/// Memory   Scratch per thread: a few dozen chunks, and in backward about 2 sqrt(rows / 64) states of the longest run.
+/// Memory   Scratch per thread: a few dozen chunks, and in backward a state for every 512 rows of the longest run, 512 at most.
 /// Errors   NaN and infinity may reach rows of their chunk that come before them, besides those behind.
 namespace periplus::kernels::cpu {
 
