@@ -1,5 +1,6 @@
 #include "launch/ranks.h"
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -245,6 +246,8 @@ std::string describe_launcher(const Environment& environment) {
   }
   return text + (seen.empty() ? "" : "; set:" + seen);
 }
+
+int share_of_cores(int own, int together, int sum) { return std::max(1, own * together / std::max(1, sum)); }
 
 int run_ranks(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&, Device)>& body) {
   require_backends(source, options);

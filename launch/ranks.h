@@ -46,6 +46,10 @@ RankSource find_ranks(const RankOptions& options, const Environment& environment
 /// Who started this process as which rank, and the variables of launchers that are set, in one line.
 std::string describe_launcher(const Environment& environment = process_environment);
 
+/// Threads for a process that may use `own` cores, where all processes of its host together may use `together`, counted once, and
+/// `sum`, counted for each process: its own cores if nobody shares them, else its part.
+int share_of_cores(int own, int together, int sum);
+
 /// Calls `body` on every rank that lives in this process; returns what rank 0 of the process returned. A failing rank
 /// under MPI prints its message and ends the whole job with its exit code, so this call then does not return; with threads
 /// the exception of the rank that failed first is thrown.

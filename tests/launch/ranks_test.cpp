@@ -86,6 +86,14 @@ TEST(FindRanks, OnGpusRanksAreThreadsOrProcessesToo) {
   EXPECT_TRUE(find_ranks({.transport = "nccl", .device = "cuda"}, environment({})).mpi);
 }
 
+TEST(ShareOfCores, IsWhatNobodyElseHasOrAPart) {
+  EXPECT_EQ(share_of_cores(1, 2, 2), 1) << "bound to a core each";
+  EXPECT_EQ(share_of_cores(8, 16, 16), 8) << "bound to half a host each";
+  EXPECT_EQ(share_of_cores(16, 16, 32), 8) << "two processes, unbound";
+  EXPECT_EQ(share_of_cores(16, 16, 16), 16) << "alone";
+  EXPECT_EQ(share_of_cores(2, 2, 8), 1) << "more processes than cores";
+}
+
 TEST(DescribeLauncher, SaysWhoStartedWhatAndWhichVariablesAreSet) {
   EXPECT_EQ(describe_launcher(environment({})), "none that MPI knows; ranks are threads (--ranks N)");
   EXPECT_EQ(describe_launcher(environment(kMpirun)), "mpirun started this process as rank 2 of 4; set: OMPI_COMM_WORLD_RANK=2");
