@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -44,7 +45,7 @@ std::vector<nlohmann::json> read_steps(const std::filesystem::path& file) {
 Run read_run(const std::string& folder) {
   constexpr std::size_t kLast = 10;
   const std::vector<nlohmann::json> steps = read_steps(std::filesystem::path(folder) / "metrics.jsonl");
-  Run run{.name = std::filesystem::path(folder).lexically_normal().string(), .losses = {}};
+  Run run{.name = (std::filesystem::path(folder) / "").lexically_normal().parent_path().string(), .losses = {}};
   run.losses.name = run.name;
   std::vector<double> rates;
   double seconds = 0, exposed = 0;
@@ -62,6 +63,14 @@ Run read_run(const std::string& folder) {
   run.tokens_per_second = bench::median(std::move(rates));
   run.exposed_share = seconds > 0 ? exposed / seconds : 0;
   return run;
+}
+
+/// The last folders of their paths, if that tells them apart.
+void shorten_names(std::vector<Run>& runs) {
+  std::set<std::string> names;
+  for (const Run& run : runs) names.insert(std::filesystem::path(run.name).filename().string());
+  if (names.size() < runs.size()) return;
+  for (Run& run : runs) run.losses.name = run.name = std::filesystem::path(run.name).filename().string();
 }
 
 void write_chart(const std::vector<Run>& runs, const std::string& output) {
@@ -86,6 +95,7 @@ int report_command(Arguments arguments) {
   if (folders.empty()) throw InvalidArgument("report: --runs FOLDER ... is missing");
   std::vector<Run> runs;
   for (const std::string& folder : folders) runs.push_back(read_run(folder));
+  shorten_names(runs);
   if (!output.empty()) write_chart(runs, output);
   std::size_t width = 3;
   for (const Run& run : runs) width = std::max(width, run.name.size());
