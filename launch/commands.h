@@ -29,8 +29,8 @@ void say(const OptionTable& table, const std::string& line);
 /// Prints the result if --json was given.
 void print_result(const OptionTable& table, const nlohmann::json& result);
 
-/// Splits "attention --layout zigzag" into the operation (attention, linear_attention or delta_rule) and the rest; --help may
-/// come first. Errors: InvalidArgument for another operation.
+/// Splits "attention --layout zigzag" into the operation (attention, linear_attention, delta_rule; of plan also batch) and the rest; --help
+/// may come first. Errors: InvalidArgument for another operation.
 std::string take_operation(const std::string& command, Arguments& arguments);
 
 }  // namespace periplus::launch
