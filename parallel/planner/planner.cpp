@@ -69,13 +69,25 @@ std::vector<MicroBatch> Planner::find_among(const Batch& batch, std::span<const 
   std::vector<MicroBatch> best = std::move(result.micro_batches);
   if (best.empty()) return best;
   polish(batch, kinds, best);
-  // Rows waste the least memory, so they may do with fewer micro-batches where it is all that counts.
+  // Rows waste the least memory, so they may do with fewer micro-batches where it is all that counts; groups of one kind may be all
+  // that a batch needs.
+  const auto take_if_better = [&](std::optional<std::vector<MicroBatch>> other) {
+    if (!other || seconds_of(batch, *other) >= seconds_of(batch, best)) return;
+    polish(batch, kinds, *other);
+    best = std::move(*other);
+  };
+  std::optional<double> least;
+  int alone = kinds.front();
   for (const int kind : kinds) {
-    auto rows = plan_by_rows(batch, kind, true);
-    if (!rows || seconds_of(batch, *rows) >= seconds_of(batch, best)) continue;
-    polish(batch, kinds, *rows);
-    best = std::move(*rows);
+    take_if_better(plan_by_rows(batch, kind, true));
+    const auto chunks = plan_by_chunks(batch, kind, 0);
+    if (!chunks || (least && seconds_of(batch, *chunks) >= *least)) continue;
+    least = seconds_of(batch, *chunks);
+    alone = kind;
   }
+  const std::vector<int> only = {alone};
+  SearchResult of_one_kind = search(batch, Menu(batch, only), options_.search, expired);
+  if (!of_one_kind.micro_batches.empty()) take_if_better(std::move(of_one_kind.micro_batches));
   return best;
 }
 
