@@ -68,6 +68,27 @@ void add_request_options(OptionTable& table, PlanRequest& request) {
   table.add({.flag = "rank", .target = &request.rank, .value = "R", .help = "Prints the steps of this rank only; -1: all.", .least = -1});
 }
 
+void add_head_options(OptionTable& table, const std::string& table_name, int& head_size, int& value_size, std::string& dtype) {
+  table.add({.key = table_name + ".head_size",
+             .flag = "head-size",
+             .target = &head_size,
+             .value = "N",
+             .help = "Width of a query and key head.",
+             .least = 1});
+  table.add({.key = table_name + ".value_size",
+             .flag = "value-size",
+             .target = &value_size,
+             .value = "N",
+             .help = "Width of a value head; 0: that of a query head.",
+             .least = 0});
+  table.add({.key = table_name + ".dtype",
+             .flag = "dtype",
+             .target = &dtype,
+             .value = "TYPE",
+             .help = "Type of q, k, v:",
+             .choices = {"bf16", "f32", "f64"}});
+}
+
 std::vector<std::int64_t> document_borders(const PlanRequest& request) {
   if (request.rank >= request.ranks)
     throw InvalidArgument(fmt::format("--rank {}: the {} ranks are 0 to {}", request.rank, request.ranks, request.ranks - 1));

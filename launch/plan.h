@@ -30,6 +30,8 @@ struct PlanRequest {
 };
 /// Rows --ranks, --tokens, --documents, --pass and --rank.
 void add_request_options(OptionTable& table, PlanRequest& request);
+/// Rows --head-size, --value-size and --dtype, under keys of `table_name`.
+void add_head_options(OptionTable& table, const std::string& table_name, int& head_size, int& value_size, std::string& dtype);
 /// Errors: InvalidArgument if --rank is not one of the ranks, or --tokens and --documents contradict each other.
 std::vector<std::int64_t> document_borders(const PlanRequest& request);
 

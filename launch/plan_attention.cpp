@@ -30,24 +30,7 @@ void add_options(OptionTable& table, Options& options) {
              .value = "N",
              .help = "Key/value heads; divides heads.",
              .least = 1});
-  table.add({.key = "attention.head_size",
-             .flag = "head-size",
-             .target = &options.head_size,
-             .value = "N",
-             .help = "Width of a query and key head.",
-             .least = 1});
-  table.add({.key = "attention.value_size",
-             .flag = "value-size",
-             .target = &options.value_size,
-             .value = "N",
-             .help = "Width of a value head; 0: that of a query head.",
-             .least = 0});
-  table.add({.key = "attention.dtype",
-             .flag = "dtype",
-             .target = &options.dtype,
-             .value = "TYPE",
-             .help = "Type of q, k, v:",
-             .choices = {"bf16", "f32", "f64"}});
+  add_head_options(table, "attention", options.head_size, options.value_size, options.dtype);
   add_mask_options(table, options.mask);
 }
 

@@ -21,30 +21,13 @@ void add_options(OptionTable& table, Options& options) {
   add_linear_strategy_options(table, options.how, options.layout);
   add_request_options(table, options.request);
   table.add({.key = "linear.heads", .flag = "heads", .target = &options.heads, .value = "N", .help = "Heads.", .least = 1});
-  table.add({.key = "linear.head_size",
-             .flag = "head-size",
-             .target = &options.head_size,
-             .value = "N",
-             .help = "Width of a query and key head.",
-             .least = 1});
-  table.add({.key = "linear.value_size",
-             .flag = "value-size",
-             .target = &options.value_size,
-             .value = "N",
-             .help = "Width of a value head; 0: that of a query head.",
-             .least = 0});
   table.add({.key = "linear.decay",
              .flag = "decay",
              .target = &options.decay,
              .value = "KIND",
              .help = "What log_decay has: nothing, a number per token and head, or one per channel of the key too:",
              .choices = {"none", "scalar", "diagonal"}});
-  table.add({.key = "linear.dtype",
-             .flag = "dtype",
-             .target = &options.dtype,
-             .value = "TYPE",
-             .help = "Type of q, k, v:",
-             .choices = {"bf16", "f32", "f64"}});
+  add_head_options(table, "linear", options.head_size, options.value_size, options.dtype);
 }
 
 LinearAttentionProblem make_problem(const Options& options, const std::string& operation) {

@@ -9,19 +9,10 @@
 
 #include "parallel/plan/arena.h"
 #include "parallel/plan/ops.h"
+#include "parallel/plan/pool.h"
 #include "runtime/error.h"
 
 namespace periplus::plan {
-namespace {
-
-template <class T>
-Range append(std::vector<T>& pool, std::span<const T> items) {
-  const Range range{static_cast<std::uint32_t>(pool.size()), static_cast<std::uint32_t>(items.size())};
-  pool.insert(pool.end(), items.begin(), items.end());
-  return range;
-}
-
-}  // namespace
 
 View RotatingScratch::next(std::int64_t rows) {
   View view = views_[turn_++ % views_.size()];

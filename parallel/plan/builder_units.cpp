@@ -1,17 +1,8 @@
 // The steps of linear attention.
 #include "parallel/plan/builder.h"
+#include "parallel/plan/pool.h"
 
 namespace periplus::plan {
-namespace {
-
-template <class T>
-Range append(std::vector<T>& pool, std::span<const T> items) {
-  const Range range{static_cast<std::uint32_t>(pool.size()), static_cast<std::uint32_t>(items.size())};
-  pool.insert(pool.end(), items.begin(), items.end());
-  return range;
-}
-
-}  // namespace
 
 ProgramBuilder::UnitInputs ProgramBuilder::UnitInputs::rows_at(std::int64_t first, std::int64_t count) const {
   return {q.rows_at(first, count), k.rows_at(first, count), v.rows_at(first, count), log_decay.rows_at(first, count),

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "parallel/strategy/strategy.h"
-
 namespace periplus::strategy::linear {
 namespace {
 
