@@ -253,4 +253,10 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
+__device__ inline float log2_fast(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 }  // namespace periplus::kernels::cuda::hopper

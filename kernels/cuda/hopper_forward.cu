@@ -5,7 +5,8 @@
 // their out accumulators in registers. Per column tile it issues the next q k^T and the current p v, and while the tensor
 // cores work on both it turns the scores that are ready into weights (FlashAttention-3, Shah et al. 2024, sections 3.1, 3.2).
 // The warpgroups take turns in issuing products, so that one's exponentials hide behind the other's products.
-// The running state meets the block's result once, in the epilogue: one load and one store of f32 (out, lse) per call.
+// The running state meets the block's result once, when an item ends: one load and one store of f32 (out, lse) per call. Both
+// go through shared memory by the copy engine, and the next item's first product is under way meanwhile.
 #include <algorithm>
 
 #include "kernels/cuda/hopper_forward.cuh"
@@ -17,12 +18,15 @@ namespace forward {
 template <class Tiles>
 __device__ void init_barriers(Shared<Tiles>& shared) {
   constexpr int kConsumerWarps = 4 * Tiles::kConsumers;
-  barrier_init(&shared.q_full, 1);
-  barrier_init(&shared.q_free, kConsumerWarps + 1);  // and the warp that fetches states
+  for (int i = 0; i < 2; ++i) {
+    barrier_init(&shared.q_full[i], 1);
+    barrier_init(&shared.q_free[i], kConsumerWarps + 1);  // and the warp that fetches states
+  }
   for (int i = 0; i < Tiles::kStages; ++i) {
     for (std::uint64_t* full : {&shared.k_full[i], &shared.v_full[i]}) barrier_init(full, 1);
     for (std::uint64_t* free : {&shared.k_free[i], &shared.v_free[i]}) barrier_init(free, kConsumerWarps);
   }
+  for (std::uint64_t& full : shared.out_full) barrier_init(&full, 1);
   barrier_init_fence();
 }
 
@@ -63,7 +67,8 @@ void launch(const ForwardCall& call, StreamView stream) {
       heads_per_group(shape.kv_heads, shape.key_rows * (shape.width_qk + shape.width_v) * 2, device.l2_bytes) * arguments.group,
       // Rows that no key reaches matter only if they are to be cleared.
       call.update == Update::overwrite ? arguments.schedule.row_tiles : arguments.schedule.reached_rows};
-  arguments.out = strided_f32(call.state.out);
+  arguments.out = encode(plan_boxes(call.state.out, 64));
+  arguments.out_rows = strided_f32(call.state.out);
   arguments.lse = strided_f32(call.state.lse);
   arguments.scale = static_cast<float>(call.block.scale);
   arguments.width_v = static_cast<int>(shape.width_v);
@@ -75,8 +80,8 @@ void launch(const ForwardCall& call, StreamView stream) {
 }  // namespace forward
 
 bool supports(const ForwardCall& call) {
-  const ConstTensorView boxes[] = {call.block.q, call.block.k, call.block.v};
-  return supports_block(call.shape, call.block, boxes) && pairs_aligned(call.state.out);
+  const ConstTensorView boxes[] = {call.block.q, call.block.k, call.block.v, call.state.out};
+  return supports_block(call.shape, call.block, boxes);
 }
 
 void attend(const ForwardCall& call, StreamView stream) {

@@ -18,17 +18,18 @@ struct Tiles {
   static constexpr int kPanels = kWidth / 64;
   static constexpr int kQueryPanel = kRows * 128, kKeyPanel = kKeys * 128;  // bytes
   static constexpr int kQueryBytes = kPanels * kQueryPanel, kKeyBytes = kPanels * kKeyPanel;
+  static constexpr int kOutPanel = 64 * 128, kOutPanels = kWidth / 32;  // f32, of one consumer
   static constexpr int kThreads = kWarpgroup * (1 + kConsumers);
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32, kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32, kConsumerRegisters = kConsumers == 2 ? 232 : 160;
   static_assert(registers_fit(kConsumers, kProducerRegisters, kConsumerRegisters));
   static constexpr int kScores = kKeys / 2, kOuts = kWidth / 2;  // accumulators of a thread
 };
 
 struct Arguments {
-  CUtensorMap q, k, v;
+  CUtensorMap q, k, v, out;
   ResidentSchedule schedule;
   WorkOrder order;
-  Strided<float> out, lse;
+  Strided<float> out_rows, lse;
   float scale;
   int width_v, group;  ///< query heads per key/value head
   bool overwrite;
@@ -42,13 +43,16 @@ struct Work {
 
 template <class Tiles>
 struct Shared {
-  alignas(1024) std::byte q[Tiles::kQueryBytes];
+  alignas(1024) std::byte q[2][Tiles::kQueryBytes];  // the next item's come while one is computed
   std::byte k[Tiles::kStages][Tiles::kKeyBytes];
   std::byte v[Tiles::kStages][Tiles::kKeyBytes];
-  std::uint64_t q_full, q_free;
+  // A consumer's rows of out, [64][32 columns] panels: half of them lie where its queries were.
+  std::byte out[Tiles::kOutPanels / 2][Tiles::kConsumers][Tiles::kOutPanel];
+  std::uint64_t q_full[2], q_free[2];
   std::uint64_t k_full[Tiles::kStages], k_free[Tiles::kStages], v_full[Tiles::kStages], v_free[Tiles::kStages];
-  ColumnTile tile[Tiles::kStages];  // of k
-  Work work[2];                     // by the parity of the round: the last one is still stored while the next one starts
+  std::uint64_t out_full[Tiles::kConsumers];  // the old state
+  ColumnTile tile[Tiles::kStages];            // of k
+  Work work[2];                               // of q
 };
 
 template <class Tiles>
@@ -68,24 +72,26 @@ __device__ inline Work take_work(const Arguments& arguments) {
 
 template <class Tiles>
 __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
+  Stage<2> q;
   Stage<Tiles::kStages> k, v;
   Work work = take_work(arguments);
-  for (int parity = 0;; parity ^= 1) {
-    barrier_wait(&shared.q_free, parity ^ 1);
-    shared.work[parity] = work;
+  for (;; q.next()) {
+    std::uint64_t* const q_full = &shared.q_full[q.index()];
+    barrier_wait(&shared.q_free[q.index()], q.parity() ^ 1);
+    shared.work[q.index()] = work;
     if (work.index < 0) {
-      barrier_arrive(&shared.q_full);
+      barrier_arrive(q_full);
       return end_of_items(arguments.schedule.counters);
     }
     const RowTile rows = work.rows;
     if (rows.columns == 0) {
-      barrier_arrive(&shared.q_full);
+      barrier_arrive(q_full);
       work = take_work(arguments);
       continue;
     }
-    barrier_arrive_expecting(&shared.q_full, Tiles::kQueryBytes);
+    barrier_arrive_expecting(q_full, Tiles::kQueryBytes);
     for (int panel = 0; panel < Tiles::kPanels; ++panel) {
-      load_box(shared.q + panel * Tiles::kQueryPanel, &arguments.q, &shared.q_full, panel * 64, rows.begin, work.head);
+      load_box(shared.q[q.index()] + panel * Tiles::kQueryPanel, &arguments.q, q_full, panel * 64, rows.begin, work.head);
     }
     const int head = work.head / arguments.group;
     // v follows one tile behind k, as it is used. Not unrolled: this thread has few registers.
@@ -117,16 +123,16 @@ __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
 /// The old state of the rows of an item comes to the second-level cache while the item is computed.
 template <class Tiles>
 __device__ void fetch_states(Shared<Tiles>& shared, const Arguments& arguments, int lane) {
-  for (int parity = 0;; parity ^= 1) {
-    barrier_wait(&shared.q_full, parity);
-    const Work work = shared.work[parity];
+  for (Stage<2> q;; q.next()) {
+    barrier_wait(&shared.q_full[q.index()], q.parity());
+    const Work work = shared.work[q.index()];
     __syncwarp();
-    if (lane == 0) barrier_arrive(&shared.q_free);
+    if (lane == 0) barrier_arrive(&shared.q_free[q.index()]);
     if (work.index < 0) return;
     if (arguments.overwrite) continue;
     const RowTile& rows = work.rows;
     for (int row = lane; row < rows.count; row += 32) {
-      const float* const out = arguments.out.data + (rows.begin + row) * arguments.out.row + work.head * arguments.out.head;
+      const float* const out = arguments.out_rows.data + (rows.begin + row) * arguments.out_rows.row + work.head * arguments.out_rows.head;
       for (int i = 0; i < arguments.width_v; i += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(out + i));
     }
   }
@@ -177,20 +183,27 @@ class Consumer {
         warpgroup_(warpgroup),
         lane_(static_cast<int>(threadIdx.x) % 32),
         row_(64 * warpgroup + static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16 + lane_ / 4),
-        q_(describe(shared_address(shared.q) + 64 * 128 * warpgroup, 0)) {}
+        leads_(threadIdx.x % kWarpgroup == 0) {}
 
   __device__ __forceinline__ void run() {
     if (warpgroup_ == Tiles::kConsumers - 1) give_turn();  // to warpgroup 0
-    for (int parity = 0;; parity ^= 1) {
-      barrier_wait(&shared_.q_full, parity);
-      const Work& work = shared_.work[parity];
+    await_item();
+    for (bool begun = false;;) {
+      const Work& work = shared_.work[q_.index()];
       if (work.index < 0) return;
+      const Stage<2> q = q_;
       if (work.rows.columns > 0) {
-        attend(work);
+        if (!begun) begin(work);
+        continue_item(work);
+        begun = end(work);
       } else {
-        release(&shared_.q_free);
         clear(work);
+        q_.next();
+        await_item();
+        begun = false;
       }
+      if (leads_) store_wait_read<0>();
+      release(&shared_.q_free[q.index()]);
     }
   }
 
@@ -198,30 +211,31 @@ class Consumer {
   static constexpr int kScores = Tiles::kScores, kOuts = Tiles::kOuts;
   using Position = Stage<Tiles::kStages>;
 
-  /// The state that the thread's elements had before.
-  struct OldState {
-    float lse[2];
-    float2 out[2][kOuts / 4];
-  };
+  __device__ __forceinline__ void await_item() const { barrier_wait(&shared_.q_full[q_.index()], q_.parity()); }
 
-  __device__ __forceinline__ void attend(const Work& work) {
-    const RowTile& rows = work.rows;
-    const float factor = arguments_.scale * kLog2e;
-    softmax_ = {};
+  /// The first weights of an item that follows none.
+  __device__ __forceinline__ void begin(const Work& work) {
+    float scores[kScores];
+    barrier_wait(&shared_.k_full[k_.index()], k_.parity());
+    start_scores(scores);
+    products_wait<0>();
+    first_weights(work, scores);
+  }
+
+  __device__ __forceinline__ void first_weights(const Work& work, float (&scores)[kScores]) {
     float shrink[2];
-    {
-      float scores[kScores];
-      barrier_wait(&shared_.k_full[k_.index()], k_.parity());
-      start_scores(scores);
-      products_wait<0>();
-      hold(scores);
-      apply_mask(scores, shared_.tile[k_.index()], rows.begin);
-      release_keys();
-      softmax_.absorb(scores, factor, shrink);
-      pack_weights(scores);
-    }
+    hold(scores);
+    apply_mask(scores, shared_.tile[k_.index()], work.rows.begin);
+    release_keys();
+    softmax_ = {};
+    softmax_.absorb(scores, factor(), shrink);
+    pack_weights(scores);
+  }
+
+  __device__ __forceinline__ void continue_item(const Work& work) {
+    const RowTile& rows = work.rows;
     for (int i = 1; i < rows.columns; ++i) {
-      float scores[kScores];
+      float scores[kScores], shrink[2];
       const Position v = k_.before();  // v follows one tile behind k
       barrier_wait(&shared_.k_full[k_.index()], k_.parity());
       take_turn();
@@ -233,7 +247,7 @@ class Consumer {
       hold(scores);
       apply_mask(scores, shared_.tile[k_.index()], rows.begin);
       release_keys();
-      softmax_.absorb(scores, factor, shrink);
+      softmax_.absorb(scores, factor(), shrink);
       products_wait<0>();
       hold(out_);
       release(&shared_.v_free[v.index()]);
@@ -241,26 +255,48 @@ class Consumer {
       for (int j = 0; j < kOuts; ++j) out_[j] *= shrink[j / 2 % 2];
       pack_weights(scores);
     }
-    release(&shared_.q_free);
+  }
+
+  /// The last product of an item, and with it the first of the next one, so that the tensor cores have work while the state is
+  /// folded. True if the next item has its first weights then.
+  __device__ __forceinline__ bool end(const Work& work) {
     const Position v = k_.before();
+    const bool accumulate = work.rows.columns > 1;
+    const OutPanels out = out_panels();
+    float old_lse[2] = {-INFINITY, -INFINITY};
+    meet();  // all warps are done with the queries, and what was stored before is read
+    if (!arguments_.overwrite) load(work, out, old_lse);
+    q_.next();
+    await_item();
+    const Work& next = shared_.work[q_.index()];
+    const bool goes_on = next.index >= 0 && next.rows.columns > 0;
     barrier_wait(&shared_.v_full[v.index()], v.parity());
-    start_out(v, rows.columns > 1);
-    OldState old;
-    load(work, old);
-    products_wait<0>();
-    hold(out_);
-    release(&shared_.v_free[v.index()]);
-    store(work, old);
+    if (goes_on) {
+      float scores[kScores];
+      barrier_wait(&shared_.k_full[k_.index()], k_.parity());
+      start_out(v, accumulate);
+      start_scores(scores);
+      products_wait<1>();
+      store(work, v, out, old_lse);
+      products_wait<0>();
+      first_weights(next, scores);
+    } else {
+      start_out(v, accumulate);
+      products_wait<0>();
+      store(work, v, out, old_lse);
+    }
+    return goes_on;
   }
 
   __device__ __forceinline__ void start_scores(float (&scores)[kScores]) {
+    const std::uint64_t q = describe(shared_address(shared_.q[q_.index()]) + 64 * 128 * warpgroup_, 0);
     const std::uint64_t k = describe(shared_address(shared_.k[k_.index()]), 0);
     hold(scores);
     products_begin();
 #pragma unroll
     for (int step = 0; step < Tiles::kWidth / 16; ++step) {
       const int inside = step % 4 * 32;
-      product<T, 0, 0>(scores, advanced(q_, step / 4 * Tiles::kQueryPanel + inside), advanced(k, step / 4 * Tiles::kKeyPanel + inside),
+      product<T, 0, 0>(scores, advanced(q, step / 4 * Tiles::kQueryPanel + inside), advanced(k, step / 4 * Tiles::kKeyPanel + inside),
                        step > 0);
     }
     products_commit();
@@ -302,53 +338,96 @@ class Consumer {
   __device__ __forceinline__ float* lse_of(const Work& work, int row) const {
     return arguments_.lse.data + (work.rows.begin + row) * arguments_.lse.row + work.head * arguments_.lse.head;
   }
-  __device__ __forceinline__ float* out_of(const Work& work, int row) const {
-    return arguments_.out.data + (work.rows.begin + row) * arguments_.out.row + work.head * arguments_.out.head + lane_ % 4 * 2;
-  }
-  __device__ __forceinline__ bool has(int column) const { return column < arguments_.width_v - lane_ % 4 * 2; }
+  __device__ __forceinline__ float factor() const { return arguments_.scale * kLog2e; }
 
-  /// All loads at once, while the last product is computed.
-  __device__ __forceinline__ void load(const Work& work, OldState& old) const {
+  /// Where the warpgroup keeps its rows of out: once its last scores are there, its queries are not needed.
+  struct OutPanels {
+    std::byte *first, *second;
+    __device__ __forceinline__ std::byte* operator[](int panel) const {
+      constexpr int kHalf = Tiles::kOutPanels / 2;
+      return panel < kHalf ? first + panel * Tiles::kQueryPanel : second + (panel - kHalf) * Tiles::kConsumers * Tiles::kOutPanel;
+    }
+  };
+  __device__ __forceinline__ OutPanels out_panels() const {
+    static_assert(Tiles::kOutPanels == 2 * Tiles::kPanels);
+    return {shared_.q[q_.index()] + warpgroup_ * Tiles::kOutPanel, shared_.out[0][warpgroup_]};
+  }
+  /// Of the thread's elements 8 j + {0, 1} of row `row_` in a panel; the row 8 further lies 1,024 bytes on.
+  __device__ __forceinline__ int out_offset(int j) const { return swizzled(row_ % 64, 2 * (j % 4) + lane_ % 4 / 2) + lane_ % 2 * 8; }
+  template <class Copy>
+  __device__ __forceinline__ void for_each_panel(const Copy& copy) const {
+    for (int panel = 0; panel < Tiles::kOutPanels; ++panel) {
+      if (32 * panel < arguments_.width_v) copy(panel);
+    }
+  }
+  __device__ __forceinline__ void meet() const { named_sync(1 + Tiles::kConsumers + warpgroup_, kWarpgroup); }
+
+  /// Sends for the old state, which comes while the last product is computed.
+  __device__ __forceinline__ void load(const Work& work, const OutPanels& out, float (&lse)[2]) {
+    std::uint64_t* const full = &shared_.out_full[warpgroup_];
+    if (leads_) {
+      barrier_arrive_expecting(full, (arguments_.width_v + 31) / 32 * Tiles::kOutPanel);
+      for_each_panel([&](int i) { load_box(out[i], &arguments_.out, full, 32 * i, work.rows.begin + 64 * warpgroup_, work.head); });
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = row_ + 8 * i;
-      const bool wanted = !arguments_.overwrite && row < work.rows.count;
-      old.lse[i] = wanted ? *lse_of(work, row) : -INFINITY;
-      const float* const out = out_of(work, row);
-#pragma unroll
-      for (int j = 0; j < kOuts / 4; ++j) {
-        old.out[i][j] = wanted && has(8 * j) ? *reinterpret_cast<const float2*>(out + 8 * j) : float2{0, 0};
-      }
+      if (row_ + 8 * i < work.rows.count) lse[i] = *lse_of(work, row_ + 8 * i);
     }
     __syncwarp();  // all of a quad have read lse
   }
 
-  /// Normalises, folds into the running state, and stores.
-  __device__ __forceinline__ void store(const Work& work, const OldState& old) const {
+  /// Once the last product is there: normalises, folds into the running state, and stores.
+  __device__ __forceinline__ void store(const Work& work, const Position& v, const OutPanels& out, const float (&old_lse)[2]) {
+    hold(out_);
+    release(&shared_.v_free[v.index()]);
+    // In base 2, and without a branch, so that both rows' chains of operations run side by side.
+    float weight[2], old_weight[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = softmax_.sum[i];
       sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
       sum += __shfl_xor_sync(0xFFFFFFFF, sum, 2);
-      const int row = row_ + 8 * i;
       const bool empty = sum == 0;  // no key was allowed
-      if (row >= work.rows.count || (empty && !arguments_.overwrite)) continue;
-      const float value = empty ? -INFINITY : softmax_.largest[i] * arguments_.scale + __logf(sum);
-      const float top = fmaxf(old.lse[i], value);
-      const float total = empty ? -INFINITY : top + log1pf(__expf(fminf(old.lse[i], value) - top));
-      const float weight = empty ? 0 : __expf(value - total) / sum, old_weight = empty ? 0 : __expf(old.lse[i] - total);
-      if (lane_ % 4 == 0) *lse_of(work, row) = total;
-      store_row(out_of(work, row), i, weight, old.out[i], old_weight);
+      const float largest = softmax_.largest[i] * factor(), old = old_lse[i] * kLog2e;
+      const float value = largest + log2_fast(sum);
+      const float top = fmaxf(old, value), reference = top == -INFINITY ? 0 : top;
+      const float total = reference + log2_fast(1 + exp2_fast(fminf(old, value) - reference));
+      weight[i] = exp2_fast(largest - total);
+      old_weight[i] = empty ? 1 : exp2_fast(old - total);
+      if (lane_ % 4 == 0 && row_ + 8 * i < work.rows.count) *lse_of(work, row_ + 8 * i) = empty ? old_lse[i] : total * kLn2;
     }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (weight[i] != 0) continue;
+      // It stands for nothing, also beside NaN; -0 changes no old bit.
+      weight[i] = 1;
+#pragma unroll
+      for (int j = 0; j < kOuts / 4; ++j) out_[4 * j + 2 * i] = out_[4 * j + 2 * i + 1] = arguments_.overwrite ? 0 : -0.0F;
+    }
+    if (!arguments_.overwrite) {
+      barrier_wait(&shared_.out_full[warpgroup_], out_parity_);
+      out_parity_ ^= 1;
+    }
+    fold(out, weight, old_weight);
+    fence_async_proxy();
+    meet();
+    if (leads_) {
+      for_each_panel([&](int i) { store_box(&arguments_.out, out[i], 32 * i, work.rows.begin + 64 * warpgroup_, work.head); });
+      store_commit();
+    }
+    __syncwarp();
   }
 
-  __device__ __forceinline__ void store_row(float* out, int i, float weight, const float2 (&old)[kOuts / 4], float old_weight) const {
+  __device__ __forceinline__ void fold(const OutPanels& out, const float (&weight)[2], const float (&old_weight)[2]) {
 #pragma unroll
     for (int j = 0; j < kOuts / 4; ++j) {
-      if (!has(8 * j)) continue;
-      // A weight of zero stands for nothing, also beside NaN.
-      const float x = weight == 0 ? 0 : out_[4 * j + 2 * i] * weight, y = weight == 0 ? 0 : out_[4 * j + 2 * i + 1] * weight;
-      *reinterpret_cast<float2*>(out + 8 * j) = {fmaf(old[j].x, old_weight, x), fmaf(old[j].y, old_weight, y)};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        auto& state = *reinterpret_cast<float2*>(out[j / 4] + out_offset(j) + 1024 * i);
+        float x = out_[4 * j + 2 * i] * weight[i], y = out_[4 * j + 2 * i + 1] * weight[i];
+        if (!arguments_.overwrite) x = fmaf(state.x, old_weight[i], x), y = fmaf(state.y, old_weight[i], y);
+        state = {x, y};
+      }
     }
   }
 
@@ -359,7 +438,9 @@ class Consumer {
       const int row = row_ + 8 * i;
       if (row >= work.rows.count) continue;
       if (lane_ % 4 == 0) *lse_of(work, row) = -INFINITY;
-      for (int j = 0; has(8 * j); ++j) *reinterpret_cast<float2*>(out_of(work, row) + 8 * j) = {0, 0};
+      float* const out =
+          arguments_.out_rows.data + (work.rows.begin + row) * arguments_.out_rows.row + work.head * arguments_.out_rows.head;
+      for (int column = lane_ % 4; column < arguments_.width_v; column += 4) out[column] = 0;
     }
   }
 
@@ -378,7 +459,9 @@ class Consumer {
   Shared<Tiles>& shared_;
   const Arguments& arguments_;
   const int warpgroup_, lane_, row_;
-  const std::uint64_t q_;
+  const bool leads_;
+  int out_parity_ = 0;
+  Stage<2> q_;
   Position k_;
   Softmax<kScores> softmax_;
   float out_[kOuts];
