@@ -16,6 +16,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/softmax.cuh"
+
 namespace periplus::kernels::cuda::hopper {
 
 inline constexpr int kWarpgroup = 128;
@@ -245,18 +247,6 @@ __device__ inline float2 unpack(std::uint32_t both) {
   } else {
     return __half22float2(reinterpret_cast<const __half2&>(both));
   }
-}
-
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ inline float log2_fast(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 }  // namespace periplus::kernels::cuda::hopper

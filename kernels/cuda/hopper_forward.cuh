@@ -138,12 +138,12 @@ __device__ void fetch_states(Shared<Tiles>& shared, const Arguments& arguments, 
   }
 }
 
-/// Scores, maximum and sum of the two rows that a thread shares with the three others of its quad.
+/// References and sums of the weights of the two rows that a thread shares with the three others of its quad.
 template <int N>
 struct Softmax {
-  float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+  float reference[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
-  /// Turns scores into weights 2^(factor (score - largest)) and says by what the weights so far shrink.
+  /// Turns scores into weights 2^(factor score - reference) and says by what the weights so far shrink.
   __device__ __forceinline__ void absorb(float (&scores)[N], float factor, float (&shrink)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -152,18 +152,15 @@ struct Softmax {
       for (int j = 0; j < N / 4; ++j) top = fmaxf(top, fmaxf(scores[4 * j + 2 * i], scores[4 * j + 2 * i + 1]));
       top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, 1));
       top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, 2));
-      const float before = largest[i];
-      largest[i] = fmaxf(before, top);
-      // A row without an allowed key so far: any finite reference keeps -inf - (-inf) from becoming NaN.
-      const float reference = largest[i] == -INFINITY ? 0 : largest[i] * factor;
-      shrink[i] = exp2_fast(before * factor - reference);
+      shrink[i] = move_reference(reference[i], top * factor);
+      const float origin = origin_of(reference[i]);
       float added = 0;
 #pragma unroll
       for (int j = 0; j < N / 4; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float& score = scores[4 * j + 2 * i + c];
-          score = exp2_fast(fmaf(score, factor, -reference));
+          score = exp2_fast(fmaf(score, factor, -origin));
           added += score;
         }
       }
@@ -251,8 +248,10 @@ class Consumer {
       products_wait<0>();
       hold(out_);
       release(&shared_.v_free[v.index()]);
+      if (__any_sync(0xFFFFFFFF, shrink[0] != 1 || shrink[1] != 1)) {
 #pragma unroll
-      for (int j = 0; j < kOuts; ++j) out_[j] *= shrink[j / 2 % 2];
+        for (int j = 0; j < kOuts; ++j) out_[j] *= shrink[j / 2 % 2];
+      }
       pack_weights(scores);
     }
   }
@@ -388,11 +387,10 @@ class Consumer {
       sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
       sum += __shfl_xor_sync(0xFFFFFFFF, sum, 2);
       const bool empty = sum == 0;  // no key was allowed
-      const float largest = softmax_.largest[i] * factor(), old = old_lse[i] * kLog2e;
-      const float value = largest + log2_fast(sum);
-      const float top = fmaxf(old, value), reference = top == -INFINITY ? 0 : top;
-      const float total = reference + log2_fast(1 + exp2_fast(fminf(old, value) - reference));
-      weight[i] = exp2_fast(largest - total);
+      const float reference = softmax_.reference[i], old = old_lse[i] * kLog2e;
+      const float value = reference + log2_fast(sum), top = fmaxf(old, value);
+      const float total = origin_of(top) + log2_fast(1 + exp2_fast(fminf(old, value) - origin_of(top)));
+      weight[i] = exp2_fast(reference - total);
       old_weight[i] = empty ? 1 : exp2_fast(old - total);
       if (lane_ % 4 == 0 && row_ + 8 * i < work.rows.count) *lse_of(work, row_ + 8 * i) = empty ? old_lse[i] : total * kLn2;
     }

@@ -5,6 +5,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/softmax.cuh"
+
 /// The instructions of capability 8.0 that the portable kernels are made of. Fragments are those of mma.m16n8k16 (PTX ISA,
 /// "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane % 4,
 ///   A 16x16  [0] row g, [1] row g + 8, both columns 2t and 2t + 1; [2], [3] the same rows, 8 columns later
@@ -136,13 +138,6 @@ __device__ __forceinline__ bool holds_non_finite(std::uint32_t both) {
   constexpr std::uint32_t ones = Numbers<T>::kExponents;
   constexpr std::uint32_t lowest = ones & ~(ones << 1);
   return (((both & ones) + lowest) & 0x80008000u) != 0;
-}
-
-/// 2^x; 2^-inf is 0. The instruction's error is 2 units in the last place.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 /// tanh to about 2e-7 absolute: tanh.approx keeps only eleven bits, which a cap of 50 would turn into errors of 0.02.

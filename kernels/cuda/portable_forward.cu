@@ -44,8 +44,8 @@ struct Forward {
   static constexpr int kSharedBytes = QueryTile::kBytes + 2 * KeyTile::kBytes;
 
   float out[kStrips][kOuts][4];
-  /// Running maximum in units of log2, and this thread's part of the sum of 2^(score - top).
-  float top[kRows], total[kRows];
+  /// Of weights (softmax.cuh), and this thread's part of their sum.
+  float reference[kRows], total[kRows];
   /// One bit a row: it has met a key it may see.
   std::uint32_t touched = 0;
   float scores[kStrips][kScores][4];
@@ -69,7 +69,7 @@ struct Forward {
         lse = *at(p.lse, tile.begin + row, head);
       }
       const bool holds = lse != kEmpty<float>;
-      top[r] = lse * kLog2E;
+      reference[r] = lse * kLog2E;
       total[r] = holds && lane() % 4 == 0 ? 1.0f : 0.0f;  // the four threads of a row add up to one
 #pragma unroll
       for (int n = 0; n < kOuts; ++n) {
@@ -150,7 +150,7 @@ struct Forward {
     for (int r = 0; r < kRows; ++r) replace(r, allowed[r] & marked, __int_as_float(0x7fffffff));
   }
 
-  /// Scores become weights against the new maximum; what was summed so far shrinks to it.
+  /// Scores become weights; what was summed so far shrinks if their reference moves.
   __device__ __forceinline__ void weigh(float factor) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -159,10 +159,7 @@ struct Forward {
       for (int n = 0; n < kScores; ++n) most = fmaxf(most, fmaxf(scores[r / 2][n][r % 2 * 2], scores[r / 2][n][r % 2 * 2 + 1]));
       most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
       most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-      const float new_top = fmaxf(top[r], most * factor);
-      const float origin = new_top == kEmpty<float> ? 0.0f : new_top;  // nothing allowed yet: every weight is 2^-inf
-      const float shrink = exp2_fast(top[r] - origin);
-      top[r] = new_top;
+      const float shrink = move_reference(reference[r], most * factor), origin = origin_of(reference[r]);
       float sum = total[r] * shrink;
 #pragma unroll
       for (int n = 0; n < kScores; ++n) {
@@ -174,6 +171,7 @@ struct Forward {
         }
       }
       total[r] = sum;
+      if (!__any_sync(0xffffffffu, shrink != 1)) continue;
 #pragma unroll
       for (int n = 0; n < kOuts; ++n) {
         out[r / 2][n][r % 2 * 2] *= shrink;
@@ -221,7 +219,7 @@ struct Forward {
       const bool changes = row < tile.count && (p.overwrite || (touched >> r & 1u) != 0);
       // Compare with zero, not "> 0": a NaN must stay visible.
       const float factor = sum == 0 ? 0.0f : 1.0f / sum;
-      const float lse = sum == 0 ? kEmpty<float> : (top[r] + log2f(sum)) * kLn2;
+      const float lse = sum == 0 ? kEmpty<float> : (reference[r] + log2f(sum)) * kLn2;
       store_if(changes && first_column == 0, at(p.lse, tile.begin + row, head), lse);
       float* const to = at(p.out, tile.begin + row, head) + first_column;
 #pragma unroll

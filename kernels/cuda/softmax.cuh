@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cmath>
+
+/// Online softmax in base 2, the same on every rung.
+namespace periplus::kernels::cuda {
+
+/// 2^x; 2^-inf is 0. The instruction's error is 2 units in the last place.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// To about 2^-22 absolute; -inf of 0.
+__device__ __forceinline__ float log2_fast(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// Weights are 2^(score - reference). The reference need not be the largest score so far, only so near that weights and their
+/// sum stay small: it follows a row's scores when they pass it by more than a factor of 2^8, which soon happens no more, and
+/// what was summed so far need not shrink each time. Source: Dao et al. (FlashAttention-4, 2025).
+inline constexpr float kReferenceSlack = 8;
+
+/// `top` is the largest of the new scores. Returns by what the sums so far shrink; exactly 1 if the reference stays.
+__device__ __forceinline__ float move_reference(float& reference, float top) {
+  const float before = reference;
+  if (!(top - before > kReferenceSlack)) return 1;  // also where both are -inf: no key was allowed so far
+  reference = top;
+  return exp2_fast(before - top);
+}
+/// To subtract from scores: a row without an allowed key has none, and any finite number keeps -inf - (-inf) from becoming NaN.
+__device__ __forceinline__ float origin_of(float reference) { return reference == -INFINITY ? 0 : reference; }
+
+}  // namespace periplus::kernels::cuda
