@@ -36,15 +36,12 @@ void add_column_sums(std::int64_t rows, std::int64_t columns, const A* values, A
   const dim3 threads(kSumColumns, kSumParts);
   const std::int64_t per_chunk = std::max(kRowsPerChunk, (rows + kMostChunks - 1) / kMostChunks),
                      chunks = (rows + per_chunk - 1) / per_chunk;
-  if (chunks == 1) {
-    sum_columns<<<blocks, threads, 0, stream>>>(rows, columns, rows, values, sum, true);
-  } else {
-    const Scratch<A> partial(chunks * columns, stream);
-    sum_columns<<<dim3(blocks, static_cast<unsigned>(chunks)), threads, 0, stream>>>(rows, columns, per_chunk, values, partial.data(),
-                                                                                     false);
-    sum_columns<<<blocks, threads, 0, stream>>>(chunks, columns, chunks, static_cast<const A*>(partial.data()), sum, true);
-  }
-  periplus::cuda::check(cudaGetLastError(), "launch of a sum over rows");
+  constexpr const char* kWhat = "launch of a sum over rows";
+  if (chunks == 1) return launch(kWhat, sum_columns<A>, blocks, threads, 0, stream, rows, columns, rows, values, sum, true);
+  const Scratch<A> partial(chunks * columns, stream);
+  launch(kWhat, sum_columns<A>, dim3(blocks, static_cast<unsigned>(chunks)), threads, 0, stream, rows, columns, per_chunk, values,
+         partial.data(), false);
+  launch(kWhat, sum_columns<A>, blocks, threads, 0, stream, chunks, columns, chunks, partial.data(), sum, true);
 }
 
 }  // namespace periplus::kernels::cuda

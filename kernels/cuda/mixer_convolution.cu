@@ -147,8 +147,8 @@ void short_convolution(const ShortConvolution& inputs, TensorView y, StreamView 
     const std::vector<Piece> pieces = pieces_of(inputs.runs);
     if (pieces.empty() || c.channels == 0) return;
     const Scratch<Piece> there(std::span<const Piece>(pieces), native);
-    convolve<<<blocks_of(pieces.size(), c.channels), dim3(kChannels, kLanes), 0, native>>>(c, there.data(), device_data<T>(y));
-    periplus::cuda::check(cudaGetLastError(), "launch of short_convolution");
+    launch("launch of short_convolution", convolve<DeviceValue<T>>, blocks_of(pieces.size(), c.channels), dim3(kChannels, kLanes), 0,
+           native, c, there.data(), device_data<T>(y));
   });
 }
 
@@ -164,8 +164,8 @@ void short_convolution_backward(const ShortConvolution& inputs, ConstTensorView 
     const Scratch<Piece> there(std::span<const Piece>(pieces), native);
     const Scratch<A> partial(std::ssize(pieces) * dweight.elements(), native);
     const Backward<DeviceValue<T>> b{c, there.data(), device_data<T>(dy), device_data<T>(dx), device_data<A>(dhalo), partial.data()};
-    convolve_backward<<<blocks_of(pieces.size(), c.channels), dim3(kChannels, kLanes), 0, native>>>(b);
-    periplus::cuda::check(cudaGetLastError(), "launch of short_convolution_backward");
+    launch("launch of short_convolution_backward", convolve_backward<DeviceValue<T>>, blocks_of(pieces.size(), c.channels),
+           dim3(kChannels, kLanes), 0, native, b);
     add_column_sums<A>(std::ssize(pieces), dweight.elements(), partial.data(), device_data<A>(dweight), native);
   });
 }

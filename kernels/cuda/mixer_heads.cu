@@ -19,8 +19,8 @@ __global__ void __launch_bounds__(kThreads) for_each_head(std::int64_t rows, std
 template <class Body>
 void launch_heads(std::int64_t rows, std::int64_t heads, const Body& body, cudaStream_t stream) {
   if (rows * heads == 0) return;
-  for_each_head<<<blocks_for((rows * heads + kWarps - 1) / kWarps), kThreads, 0, stream>>>(rows, heads, body);
-  periplus::cuda::check(cudaGetLastError(), "launch of a kernel by head");
+  launch("launch of a kernel by head", for_each_head<Body>, blocks_for((rows * heads + kWarps - 1) / kWarps), kThreads, 0, stream, rows,
+         heads, body);
 }
 
 template <class T>

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/scratch.cuh"
 #include "kernels/cuda/several.cuh"
@@ -102,9 +103,9 @@ void launch_elements(std::int64_t elements, bool wide, const Body& body, cudaStr
   if (elements == 0) return;
   with_access<most>(wide, [&]<int count>(std::integral_constant<int, count>) {
     constexpr std::int64_t kPerBlock = std::int64_t{kElementThreads} * count;
-    for_each_element<count><<<blocks_for((elements + kPerBlock - 1) / kPerBlock), kElementThreads, 0, stream>>>(elements, body);
+    launch("launch of an elementwise kernel", for_each_element<count, Body>, blocks_for((elements + kPerBlock - 1) / kPerBlock),
+           kElementThreads, 0, stream, elements, body);
   });
-  periplus::cuda::check(cudaGetLastError(), "launch of an elementwise kernel");
 }
 
 /// By one block.
@@ -120,8 +121,7 @@ __global__ void __launch_bounds__(1024) sum_of_values(std::int64_t count, const 
 template <class A>
 A sum_on_host(std::int64_t count, const A* values, cudaStream_t stream) {
   const Scratch<A> there(1, stream);
-  sum_of_values<<<1, 1024, 0, stream>>>(count, values, there.data());
-  periplus::cuda::check(cudaGetLastError(), "launch of a sum");
+  launch("launch of a sum", sum_of_values<A>, 1, 1024, 0, stream, count, values, there.data());
   A here = 0;
   periplus::cuda::check(cudaMemcpyAsync(&here, there.data(), sizeof(A), cudaMemcpyDeviceToHost, stream), "cudaMemcpyAsync of a sum");
   periplus::cuda::check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");

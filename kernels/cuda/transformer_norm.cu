@@ -106,9 +106,9 @@ void backward_of(const ConstTensorView& dy, const ConstTensorView& x, const Cons
                                       in_shared};
   const bool wide = channels % kPerAccess<T> == 0 && starts_aligned(kPerAccess<T>, {dy, x, gamma, dx});
   with_access<kPerAccess<T>>(wide, [&]<int count>(std::integral_constant<int, count>) {
-    rms_norm_backward_rows<count><<<static_cast<unsigned>(blocks), row_threads(channels, count), in_shared ? sum_bytes : 0, stream>>>(b);
+    launch("launch of rms_norm_backward", rms_norm_backward_rows<count, DeviceValue<T>, A>, static_cast<unsigned>(blocks),
+           row_threads(channels, count), in_shared ? sum_bytes : 0, stream, b);
   });
-  periplus::cuda::check(cudaGetLastError(), "launch of rms_norm_backward");
   add_column_sums<A>(blocks, channels, partial.data(), device_data<A>(dgamma), stream);
 }
 
@@ -122,11 +122,10 @@ void rms_norm(ConstTensorView x, ConstTensorView gamma, double eps, TensorView y
     using A = AccumulatorOf<T>;
     const bool wide = channels % kPerAccess<T> == 0 && starts_aligned(kPerAccess<T>, {x, gamma, y});
     with_access<kPerAccess<T>>(wide, [&]<int count>(std::integral_constant<int, count>) {
-      rms_norm_rows<count><<<blocks_for(rows), row_threads(channels, count), 0, native>>>(
-          rows, channels, device_data<T>(x), device_data<T>(gamma), static_cast<A>(eps), device_data<T>(y), device_data<A>(rstd));
+      launch("launch of rms_norm", rms_norm_rows<count, DeviceValue<T>, A>, blocks_for(rows), row_threads(channels, count), 0, native, rows,
+             channels, device_data<T>(x), device_data<T>(gamma), static_cast<A>(eps), device_data<T>(y), device_data<A>(rstd));
     });
   });
-  periplus::cuda::check(cudaGetLastError(), "launch of rms_norm");
 }
 
 void rms_norm_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView gamma, ConstTensorView rstd, TensorView dx, Update update_dx,

@@ -90,7 +90,9 @@ void step() {
   Fiber& fiber = current();
   if (_setjmp(state().scheduler) != 0) return;
   fiber.waits_at = nullptr;
-  place().thread = {state().current, 0, 0};
+  const unsigned thread = state().current;
+  const Index& extent = place().block_extent;
+  place().thread = {thread % extent.x, thread / extent.x % extent.y, thread / extent.x / extent.y};
   if (fiber.begun) _longjmp(fiber.resume, 1);
   fiber.begun = true;
   setcontext(&fiber.start);
@@ -139,14 +141,13 @@ std::size_t shared_memory_bytes() { return state().shared.size(); }
 
 void run_grid(Index grid, Index block_extent, std::size_t shared_bytes, const std::function<void()>& body) {
   Block& block = state();
-  block.threads = block_extent.x;
+  block.threads = block_extent.x * block_extent.y * block_extent.z;
   place().grid_extent = grid;
   place().block_extent = block_extent;
   if (block.fibers.size() < block.threads) block.fibers.resize(block.threads);
   block.warps.resize((block.threads + kLanes - 1) / kLanes);
   block.current = 0;
-  const bool fits = block_extent.y == 1 && block_extent.z == 1 && block.threads <= 1024 && block.threads % kLanes == 0 && grid.y < 65536 &&
-                    grid.z < 65536 && shared_bytes <= kMostShared;
+  const bool fits = block.threads <= 1024 && block.threads % kLanes == 0 && grid.y < 65536 && grid.z < 65536 && shared_bytes <= kMostShared;
   if (!fits) fail("a launch that no device takes");
   block.shared.assign(shared_bytes, 0xff);
   block.body = &body;
