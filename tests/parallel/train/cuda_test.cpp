@@ -75,6 +75,32 @@ TEST_F(TrainerOnCuda, LossesDoNotDependOnVirtualRanks) {
   }
 }
 
+/// Every mixer by itself and beside others, whose states and halos pass from rank to rank.
+TEST_F(TrainerOnCuda, LossesOfHybridsAreThoseOfTheCpu) {
+  const auto hybrid = [&](const std::string& pattern, const std::string& gate, const char* dtype) {
+    Config mixed = config(dtype);
+    mixed.model.layers = static_cast<std::int64_t>(pattern.size());
+    mixed.model.head_size = 16;
+    mixed.model.pattern = pattern;
+    mixed.model.gate = gate;
+    mixed.model.window = pattern.find('W') != std::string::npos ? 8 : 0;
+    mixed.parallel.layout = "zigzag";
+    mixed.run.steps = 4;
+    return mixed;
+  };
+  const std::pair<const char*, const char*> kinds[] = {{"D", ""},          {"L", "basic"},  {"L", "retention"},
+                                                       {"L", "lightning"}, {"SWLD", "gla"}, {"SLDL", "mamba2"}};
+  for (const auto& [pattern, gate] : kinds) {
+    for (const char* dtype : {"f64", "f32", "bf16"}) {
+      const Outcome on_cpu = run_on({}, hybrid(pattern, gate, dtype), 1);
+      for (const int ranks : {1, 2, 3}) {
+        SCOPED_TRACE(testing::Message() << pattern << " " << gate << ", " << dtype << ", " << ranks << " ranks");
+        expect_close(run_on(kDevice, hybrid(pattern, gate, dtype), ranks), on_cpu, tolerance_of(dtype));
+      }
+    }
+  }
+}
+
 TEST_F(TrainerOnCuda, RepeatsBitForBit) {
   for (const int ranks : {1, 3})
     EXPECT_EQ(run_on(kDevice, config("bf16"), ranks).losses(), run_on(kDevice, config("bf16"), ranks).losses());
