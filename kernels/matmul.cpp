@@ -21,6 +21,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/matmul_f64.h"
+#include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
 namespace periplus::kernels {
@@ -367,26 +368,34 @@ bool bf16_is_native() noexcept {
   }
 }
 
-double measure_matmul_peak(DType dtype) {
+double measure_matmul_peak(DType dtype, Device device) {
   if (dtype != DType::bf16 && dtype != DType::f32 && dtype != DType::f64) throw_unsupported_dtype(dtype, "measure_matmul_peak");
   using Clock = std::chrono::steady_clock;
-  const std::int64_t size = dtype == DType::f64 ? 256 : 1024;
-  const Memory memory;
-  const Stream stream;
-  const Tensor source({size, size}, DType::f32, memory), a({size, size}, dtype, memory), c({size, size}, dtype, memory);
+  const bool on_device = device.kind == DeviceKind::cuda;
+  const std::int64_t size = on_device ? 4096 : dtype == DType::f64 ? 256 : 1024;
+  const int products = on_device ? 8 : 1;  // per wait of the host
+  const Memory host, memory(device);
+  const Stream stream = on_device ? periplus::cuda::make_stream(device.index) : Stream();
+  const Tensor source({size, size}, DType::f32, host), narrow({size, size}, dtype, host), c({size, size}, dtype, memory);
   std::uint64_t state = 1;
   for (float& value : source.view().span<float>()) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     value = static_cast<float>(static_cast<std::int32_t>(state >> 32)) * 0x1p-31f;  // zeros draw less power and run faster
   }
-  copy(source, a);
-  matmul(a, a, c, {}, stream);
+  copy(source, narrow);
+  const Tensor copied = on_device ? to_device(narrow, memory, stream) : Tensor();
+  const ConstTensorView a = on_device ? copied.view() : narrow.view();
+  const auto multiply = [&] {
+    for (int i = 0; i < products; ++i) matmul(a, a, c, {}, stream);
+    periplus::cuda::synchronize(stream);
+  };
+  multiply();
   double best = 0;
   for (const auto end = Clock::now() + std::chrono::milliseconds(200); Clock::now() < end;) {
     const auto start = Clock::now();
-    matmul(a, a, c, {}, stream);
+    multiply();
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    best = std::max(best, 2.0 * static_cast<double>(size * size * size) / seconds);
+    best = std::max(best, 2.0 * products * static_cast<double>(size * size * size) / seconds);
   }
   return best;
 }

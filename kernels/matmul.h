@@ -22,8 +22,8 @@ struct MatmulOptions {
 ///          Bitwise repeatable for equal shapes and thread counts. Calls the progress hook between row blocks.
 void matmul(ConstTensorView a, ConstTensorView b, TensorView c, const MatmulOptions& options, StreamView stream);
 
-/// Highest measured rate in flop/s of large products of `dtype` with random data on this thread's team; about 0.2 s.
-double measure_matmul_peak(DType dtype);
+/// Highest measured rate in flop/s of large products of `dtype` with random data, on this thread's team or a GPU; about 0.2 s.
+double measure_matmul_peak(DType dtype, Device device = {});
 
 /// Whether bf16 products run on native instructions here (AMX or AVX-512 BF16); otherwise f32 is the faster choice.
 bool bf16_is_native() noexcept;

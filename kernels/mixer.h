@@ -17,7 +17,7 @@
 ///          are f32 (f64 for f64). Gradients of weights accumulate; those of activations overwrite unless said.
 /// Effects  Bitwise independent of the number of threads. N = 0 is allowed everywhere. The gradients of x, a and b in decays and
 ///          betas may replace x, a and b.
-/// Devices  CPU; streams of other devices are refused (BackendUnavailable).
+/// Devices  All of it on CPU and CUDA streams (at most 64 taps there); results of the two differ by rounding.
 namespace periplus::kernels {
 
 /// log_decay = logsigmoid(x) / divisor, any shape.

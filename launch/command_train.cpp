@@ -39,7 +39,8 @@ void say_result(const OptionTable& table, const train::Config& config, const tra
   say_where_to_look(table, config);
 }
 
-nlohmann::json to_json(const train::Config& config, const train::TrainResult& result, const comm::Communicator& communicator) {
+nlohmann::json to_json(const train::Config& config, const train::TrainResult& result, const comm::Communicator& communicator,
+                       Device device) {
   return {{"last_step", result.last_step},
           {"stopped_by_request", result.stopped_by_request},
           {"unigram_entropy", result.unigram_entropy},
@@ -47,7 +48,8 @@ nlohmann::json to_json(const train::Config& config, const train::TrainResult& re
           {"mean_last_losses", result.mean_last_losses},
           {"directory", config.run.directory},
           {"ranks", communicator.size()},
-          {"transport", communicator.transport_name()}};
+          {"transport", communicator.transport_name()},
+          {"device", to_string(device)}};
 }
 
 /// The library knows keys only; who typed --data must find it in the message about a path.
@@ -64,7 +66,9 @@ train::TrainResult train_or_name_flag(const train::Config& config, const train::
   }
 }
 
-int train_rank(const OptionTable& table, const train::Config& config, train::TrainOptions options, const comm::Communicator& communicator) {
+int train_rank(const OptionTable& table, const train::Config& config, train::TrainOptions options, const comm::Communicator& communicator,
+               Device device) {
+  options.device = device;
   bool header_shown = false;
   options.on_message = [&](const std::string& message) { say(table, message); };
   options.on_step = [&](const train::StepMetrics& metrics) {
@@ -75,7 +79,7 @@ int train_rank(const OptionTable& table, const train::Config& config, train::Tra
   if (communicator.rank() == 0) {
     write_loss_chart(config.run.directory, result);
     say_result(table, config, result);
-    print_result(table, to_json(config, result, communicator));
+    print_result(table, to_json(config, result, communicator, device));
   }
   return result.stopped_by_request ? kStoppedByRequest : kOk;
 }
@@ -87,7 +91,7 @@ int train_command(Arguments arguments) {
   train::Config config;
   RankOptions ranks;
   train::TrainOptions options;
-  add_train_options(table, config, ranks);
+  add_train_options(table, config, ranks, Devices::any);
   add_print_launch_option(table, ranks);
   table.add({.flag = "resume", .target = &options.resume, .help = "Continues from the newest complete checkpoint in the run folder."});
   table.parse(arguments);
@@ -100,7 +104,9 @@ int train_command(Arguments arguments) {
   }
   const RankSource source = find_ranks(ranks);
   options.stop_requested = &catch_stop_signals();
-  return run_ranks(source, ranks, [&](const comm::Communicator& communicator) { return train_rank(table, config, options, communicator); });
+  return run_ranks(source, ranks, [&](const comm::Communicator& communicator, Device device) {
+    return train_rank(table, config, options, communicator, device);
+  });
 }
 
 }  // namespace periplus::launch

@@ -121,7 +121,7 @@ void add_run(OptionTable& table, train::RunConfig& run) {
              .flag = "dtype",
              .target = &run.dtype,
              .value = "TYPE",
-             .help = "Compute type; auto takes bf16 if the CPU multiplies it natively and f32 if not:",
+             .help = "Compute type; auto takes bf16 on GPUs and CPUs that multiply it natively, else f32:",
              .choices = {"auto", "bf16", "f32", "f64"}});
   table.add({.key = "run.checkpoint_every",
              .flag = "checkpoint-every",
@@ -135,7 +135,7 @@ void add_run(OptionTable& table, train::RunConfig& run) {
 
 }  // namespace
 
-void add_train_options(OptionTable& table, train::Config& config, RankOptions& ranks) {
+void add_train_options(OptionTable& table, train::Config& config, RankOptions& ranks, Devices devices) {
   table.add({.key = "data.paths",
              .flag = "data",
              .target = &config.data.paths,
@@ -153,7 +153,7 @@ void add_train_options(OptionTable& table, train::Config& config, RankOptions& r
   add_strategy_options(table, config.parallel.attention, config.parallel.layout);
   add_linear_strategy(table, config.parallel.linear);
   ranks.deadline_seconds = config.run.deadline_seconds;
-  add_rank_options(table, ranks);
+  add_rank_options(table, ranks, devices);
   add_model(table, config.model);
   add_optimizer(table, config.optimizer);
 }

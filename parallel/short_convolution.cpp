@@ -4,7 +4,9 @@
 
 #include <fmt/format.h>
 
+#include "kernels/transfer.h"
 #include "parallel/units.h"
+#include "runtime/device_tensor.h"
 #include "runtime/error.h"
 
 namespace periplus {
@@ -38,12 +40,28 @@ std::vector<HaloToken> halo_tokens(const SequenceLayout& layout, const Units& un
   return tokens;
 }
 
-/// Copies rows of `source` one after the other.
-void gather(ConstTensorView source, const std::vector<std::int64_t>& rows, TensorView to) {
-  for (std::size_t i = 0; i < rows.size(); ++i) copy(source.slice(0, rows[i], 1), to.slice(0, static_cast<std::int64_t>(i), 1));
+/// [rows, channels] or [units, width - 1, channels] as the rows that kernels/transfer.h takes.
+template <class View>
+View as_rows(const View& tensor) {
+  const std::int64_t channels = tensor.size(tensor.dims() - 1),
+                     rows = tensor.dims() == 2 ? tensor.size(0) : tensor.size(0) * tensor.size(1);
+  return tensor.reshape({rows, 1, channels});
 }
 
-TensorView flat(TensorView halo) { return halo.reshape({halo.size(0) * halo.size(1), halo.size(2)}); }
+/// Adds the move of a row, as part of the one before if it goes on from there.
+void add_row(std::vector<RowMove>& moves, std::int64_t from, std::int64_t to) {
+  if (!moves.empty() && moves.back().from + moves.back().rows == from && moves.back().to + moves.back().rows == to) {
+    ++moves.back().rows;
+  } else {
+    moves.push_back({from, to, 1});
+  }
+}
+
+std::vector<RowMove> reversed(const std::vector<RowMove>& moves) {
+  std::vector<RowMove> back;
+  for (const RowMove& move : moves) back.push_back({move.to, move.from, move.rows});
+  return back;
+}
 
 }  // namespace
 
@@ -62,18 +80,22 @@ DistributedConvolution::DistributedConvolution(const ConvolutionProblem& problem
   const Units units(problem.layout);
   units_ = std::ssize(units.of_rank(rank));
   runs_ = units.runs_of(rank);
-  std::vector<Peer> all(static_cast<std::size_t>(communicator_.size()));
+  // What this rank has for a peer's halos, and what its own get from there, both in the order of the sequence.
+  struct Lists {
+    std::vector<std::int64_t> rows, halo_rows;
+  };
+  std::vector<Lists> all(static_cast<std::size_t>(communicator_.size()));
   for (const HaloToken& token : halo_tokens(problem.layout, units, reach)) {
     if (token.owner == rank) all[static_cast<std::size_t>(token.reader)].rows.push_back(token.row);
     if (token.reader == rank) all[static_cast<std::size_t>(token.owner)].halo_rows.push_back(token.halo_row);
   }
   std::int64_t rows = 0, halo_rows = 0;
   for (std::size_t peer = 0; peer < all.size(); ++peer) {
-    if (all[peer].rows.empty() && all[peer].halo_rows.empty()) continue;
-    all[peer].rank = static_cast<int>(peer);
-    rows += std::ssize(all[peer].rows);
-    halo_rows += std::ssize(all[peer].halo_rows);
-    peers_.push_back(std::move(all[peer]));
+    const Lists& lists = all[peer];
+    if (lists.rows.empty() && lists.halo_rows.empty()) continue;
+    peers_.push_back({static_cast<int>(peer), std::ssize(lists.rows), std::ssize(lists.halo_rows)});
+    for (const std::int64_t row : lists.rows) add_row(to_box_, row, rows++);
+    for (const std::int64_t row : lists.halo_rows) add_row(to_halo_, halo_rows++, row);
   }
   const DType accumulator = accumulator_of(problem.dtype);
   rows_ = Tensor({rows, channels_}, problem.dtype, memory);
@@ -89,7 +111,7 @@ void DistributedConvolution::exchange(const Tensor& outbox, const Tensor& inbox,
   std::vector<comm::Receive> receives;
   std::int64_t sent = 0, received = 0;
   for (const Peer& peer : peers_) {
-    const std::int64_t out = std::ssize(home ? peer.halo_rows : peer.rows), in = std::ssize(home ? peer.rows : peer.halo_rows);
+    const std::int64_t out = home ? peer.halo_rows : peer.rows, in = home ? peer.rows : peer.halo_rows;
     const TensorView from = outbox.view().slice(0, sent, out), to = inbox.view().slice(0, received, in);
     if (out > 0) sends.push_back({peer.rank, from.bytes(), from.size_bytes()});
     if (in > 0) receives.push_back({peer.rank, to.bytes(), to.size_bytes()});
@@ -102,17 +124,10 @@ void DistributedConvolution::exchange(const Tensor& outbox, const Tensor& inbox,
 }
 
 void DistributedConvolution::forward(ConstTensorView x, ConstTensorView weight, TensorView halo, TensorView y, StreamView stream) {
-  std::int64_t at = 0;
-  for (const Peer& peer : peers_) {
-    gather(x, peer.rows, rows_.view().slice(0, at, std::ssize(peer.rows)));
-    at += std::ssize(peer.rows);
-  }
+  kernels::move_rows(as_rows(x), as_rows(rows_.view()), to_box_, stream);
   exchange(rows_, halo_rows_, false, stream);
-  fill_zero(halo);
-  at = 0;
-  for (const Peer& peer : peers_) {
-    for (const std::int64_t row : peer.halo_rows) copy(halo_rows_.view().slice(0, at++, 1), flat(halo).slice(0, row, 1));
-  }
+  fill_zero(halo, stream);
+  kernels::move_rows(as_rows(halo_rows_.view()), as_rows(halo), to_halo_, stream);
   forward_again(x, weight, halo, y, stream);
 }
 
@@ -124,15 +139,11 @@ void DistributedConvolution::forward_again(ConstTensorView x, ConstTensorView we
 void DistributedConvolution::backward(ConstTensorView x, ConstTensorView weight, ConstTensorView halo, ConstTensorView dy, TensorView dx,
                                       TensorView dweight, StreamView stream) {
   kernels::short_convolution_backward({x, weight, halo, runs_}, dy, dx, dhalo_, dweight, stream);
-  std::int64_t at = 0;
-  for (const Peer& peer : peers_) {
-    gather(flat(dhalo_), peer.halo_rows, dhalo_rows_.view().slice(0, at, std::ssize(peer.halo_rows)));
-    at += std::ssize(peer.halo_rows);
-  }
+  kernels::move_rows(as_rows(dhalo_.view()), as_rows(dhalo_rows_.view()), reversed(to_halo_), stream);
   exchange(dhalo_rows_, drows_, true, stream);
-  at = 0;
-  for (const Peer& peer : peers_) {
-    for (const std::int64_t row : peer.rows) add(drows_.view().slice(0, at++, 1), dx.slice(0, row, 1));
+  // One after the other: several halos may hold the same row.
+  for (const RowMove& move : to_box_) {
+    kernels::add(as_rows(drows_.view().slice(0, move.to, move.rows)), as_rows(dx.slice(0, move.from, move.rows)), stream);
   }
 }
 

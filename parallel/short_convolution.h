@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/mixer.h"
+#include "kernels/row_move.h"
 #include "parallel/layout.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/tensor.h"
@@ -41,11 +42,10 @@ class DistributedConvolution {
   double exposed_seconds() const noexcept { return exposed_seconds_; }
 
  private:
-  /// What this rank has for a peer's halos, and what its own get from there, both in the order of the sequence.
+  /// How many rows this rank has for a peer's halos, and how many its own get from there, both in the order of the sequence.
   struct Peer {
     int rank;
-    std::vector<std::int64_t> rows;       ///< Of x; a row may be in several halos.
-    std::vector<std::int64_t> halo_rows;  ///< unit * (width - 1) + row of the halo.
+    std::int64_t rows, halo_rows;
   };
   void exchange(const Tensor& outbox, const Tensor& inbox, bool home, StreamView stream);
 
@@ -53,6 +53,8 @@ class DistributedConvolution {
   std::int64_t units_ = 0, channels_ = 0;
   std::vector<kernels::UnitRun> runs_;
   std::vector<Peer> peers_;
+  std::vector<RowMove> to_box_;        ///< From x to rows_; a row may be in several halos.
+  std::vector<RowMove> to_halo_;       ///< From halo_rows_ to row unit * (width - 1) + i of the halos.
   Tensor rows_, halo_rows_;            ///< Rows of all peers, storage type.
   Tensor drows_, dhalo_rows_, dhalo_;  ///< Accumulator type.
   double exposed_seconds_ = 0;

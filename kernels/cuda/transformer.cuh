@@ -5,39 +5,13 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
-#include <span>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operands.cuh"
+#include "kernels/cuda/scratch.cuh"
 #include "kernels/cuda/several.cuh"
 
 namespace periplus::kernels::cuda {
-
-/// Device memory in the order of a stream: others get it once the stream has passed the destructor.
-template <class T>
-class Scratch {
- public:
-  Scratch(std::int64_t count, cudaStream_t stream) : stream_(stream) {
-    void* data = nullptr;
-    periplus::cuda::check(cudaMallocAsync(&data, static_cast<std::size_t>(std::max<std::int64_t>(count, 1)) * sizeof(T), stream),
-                          "cudaMallocAsync of a work area");
-    data_ = static_cast<T*>(data);
-  }
-  /// A copy. Ordinary memory is staged before this returns.
-  Scratch(std::span<const T> values, cudaStream_t stream) : Scratch(static_cast<std::int64_t>(values.size()), stream) {
-    if (values.empty()) return;
-    periplus::cuda::check(cudaMemcpyAsync(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice, stream),
-                          "cudaMemcpyAsync of a work area");
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { cudaFreeAsync(data_, stream_); }
-
-  T* data() const noexcept { return data_; }
-
- private:
-  T* data_ = nullptr;
-  cudaStream_t stream_;
-};
 
 template <class T>
 const DeviceValue<T>* device_data(const ConstTensorView& view) {
@@ -129,9 +103,9 @@ void launch_elements(std::int64_t elements, bool wide, const Body& body, cudaStr
   if (elements == 0) return;
   with_access<most>(wide, [&]<int count>(std::integral_constant<int, count>) {
     constexpr std::int64_t kPerBlock = std::int64_t{kElementThreads} * count;
-    for_each_element<count><<<blocks_for((elements + kPerBlock - 1) / kPerBlock), kElementThreads, 0, stream>>>(elements, body);
+    launch("launch of an elementwise kernel", for_each_element<count, Body>, blocks_for((elements + kPerBlock - 1) / kPerBlock),
+           kElementThreads, 0, stream, elements, body);
   });
-  periplus::cuda::check(cudaGetLastError(), "launch of an elementwise kernel");
 }
 
 /// By one block.
@@ -147,8 +121,7 @@ __global__ void __launch_bounds__(1024) sum_of_values(std::int64_t count, const 
 template <class A>
 A sum_on_host(std::int64_t count, const A* values, cudaStream_t stream) {
   const Scratch<A> there(1, stream);
-  sum_of_values<<<1, 1024, 0, stream>>>(count, values, there.data());
-  periplus::cuda::check(cudaGetLastError(), "launch of a sum");
+  launch("launch of a sum", sum_of_values<A>, 1, 1024, 0, stream, count, values, there.data());
   A here = 0;
   periplus::cuda::check(cudaMemcpyAsync(&here, there.data(), sizeof(A), cudaMemcpyDeviceToHost, stream), "cudaMemcpyAsync of a sum");
   periplus::cuda::check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");

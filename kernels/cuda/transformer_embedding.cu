@@ -26,9 +26,8 @@ bool gather_as(std::int64_t rows, std::size_t row_bytes, const std::int32_t* tok
   if (!whole(row_bytes) || !whole(reinterpret_cast<std::uintptr_t>(table)) || !whole(reinterpret_cast<std::uintptr_t>(x))) return false;
   const auto units = static_cast<std::int64_t>(row_bytes / sizeof(Unit));
   const unsigned threads = std::min<unsigned>(row_threads(units, 1), kThreads);
-  gather_rows<<<blocks_for(rows), threads, 0, stream>>>(rows, units, tokens, reinterpret_cast<const Unit*>(table),
-                                                        reinterpret_cast<Unit*>(x));
-  periplus::cuda::check(cudaGetLastError(), "launch of embedding");
+  launch("launch of embedding", gather_rows<Unit>, blocks_for(rows), threads, 0, stream, rows, units, tokens,
+         reinterpret_cast<const Unit*>(table), reinterpret_cast<Unit*>(x));
   return true;
 }
 
@@ -109,11 +108,11 @@ void embedding_backward(std::span<const std::int32_t> tokens, ConstTensorView dx
     with_access<kPerAccess<T>>(wide, [&]<int count>(std::integral_constant<int, count>) {
       constexpr std::int64_t kPerBlock = kSumThreads * count, kMostAlongY = 65535;
       const auto column_blocks = static_cast<unsigned>(std::min((channels + kPerBlock - 1) / kPerBlock, kMostAlongY));
-      add_listed_rows<count><<<dim3(blocks_for(list_count), column_blocks), kSumThreads, 0, native>>>(
-          list_count, rows.data(), begin.data(), order.data(), channels, device_data<T>(dx), device_data<A>(dtable));
+      launch("launch of embedding_backward", add_listed_rows<count, DeviceValue<T>, A>, dim3(blocks_for(list_count), column_blocks),
+             kSumThreads, 0, native, list_count, rows.data(), begin.data(), order.data(), channels, device_data<T>(dx),
+             device_data<A>(dtable));
     });
   });
-  periplus::cuda::check(cudaGetLastError(), "launch of embedding_backward");
 }
 
 }  // namespace periplus::kernels::cuda

@@ -87,10 +87,9 @@ void softmax(const TensorView& logits, const std::int32_t* labels, double scale,
   DeviceValue<T>* const gradient = dz.dims() == 0 ? nullptr : device_data<T>(dz);
   const bool wide = vocabulary % kPerAccess<A> == 0 && starts_aligned(kPerAccess<A>, {logits, dz});
   with_access<kPerAccess<A>>(wide, [&]<int count>(std::integral_constant<int, count>) {
-    softmax_rows<count><<<static_cast<unsigned>(rows), row_threads(vocabulary, count), 0, stream>>>(
-        vocabulary, static_cast<const A*>(device_data<A>(logits)), labels, static_cast<A>(scale), losses, gradient);
+    launch("launch of cross_entropy", softmax_rows<count, DeviceValue<T>, A>, static_cast<unsigned>(rows), row_threads(vocabulary, count),
+           0, stream, vocabulary, device_data<A>(logits), labels, static_cast<A>(scale), losses, gradient);
   });
-  periplus::cuda::check(cudaGetLastError(), "launch of cross_entropy");
 }
 
 template <class T>

@@ -1,14 +1,9 @@
 // SwiGLU: one pass over flat tensors.
-#include "kernels/cuda/transformer.cuh"
+#include "kernels/cuda/activations.cuh"
 #include "kernels/cuda/transformer.h"
 
 namespace periplus::kernels::cuda {
 namespace {
-
-template <class A>
-__device__ A sigmoid(A x) {
-  return 1 / (1 + exp(-x));
-}
 
 template <class T>
 struct Swiglu {

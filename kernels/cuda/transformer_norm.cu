@@ -1,4 +1,5 @@
 // Root mean square normalisation: a block takes a row twice, the second time from the cache.
+#include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/transformer.cuh"
 #include "kernels/cuda/transformer.h"
 
@@ -81,25 +82,6 @@ __global__ void __launch_bounds__(kThreads) rms_norm_backward_rows(const Backwar
   if (b.sums_in_shared) for_each_column<count>(b.channels, [&](std::int64_t column) { store(load<count>(sums + column), own + column); });
 }
 
-constexpr unsigned kColumns = 32, kParts = 16;  // of a block that sums over rows
-
-/// sum [channels] += the rows of `partial`: every kParts-th by one thread, then these sums in turn.
-template <class A>
-__global__ void __launch_bounds__(kColumns* kParts) add_columns(std::int64_t rows, std::int64_t channels, const A* partial, A* sum) {
-  __shared__ A of_part[kParts][kColumns];
-  const std::int64_t column = std::int64_t{blockIdx.x} * kColumns + threadIdx.x;
-  A part = 0;
-  if (column < channels) {
-    for (std::int64_t row = threadIdx.y; row < rows; row += kParts) part += partial[row * channels + column];
-  }
-  of_part[threadIdx.y][threadIdx.x] = part;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= channels) return;
-  A total = of_part[0][threadIdx.x];
-  for (unsigned other = 1; other < kParts; ++other) total += of_part[other][threadIdx.x];
-  sum[column] += total;
-}
-
 template <class T>
 void backward_of(const ConstTensorView& dy, const ConstTensorView& x, const ConstTensorView& gamma, const ConstTensorView& rstd,
                  const TensorView& dx, bool accumulate, const TensorView& dgamma, cudaStream_t stream) {
@@ -124,12 +106,10 @@ void backward_of(const ConstTensorView& dy, const ConstTensorView& x, const Cons
                                       in_shared};
   const bool wide = channels % kPerAccess<T> == 0 && starts_aligned(kPerAccess<T>, {dy, x, gamma, dx});
   with_access<kPerAccess<T>>(wide, [&]<int count>(std::integral_constant<int, count>) {
-    rms_norm_backward_rows<count><<<static_cast<unsigned>(blocks), row_threads(channels, count), in_shared ? sum_bytes : 0, stream>>>(b);
+    launch("launch of rms_norm_backward", rms_norm_backward_rows<count, DeviceValue<T>, A>, static_cast<unsigned>(blocks),
+           row_threads(channels, count), in_shared ? sum_bytes : 0, stream, b);
   });
-  periplus::cuda::check(cudaGetLastError(), "launch of rms_norm_backward");
-  add_columns<<<static_cast<unsigned>((channels + kColumns - 1) / kColumns), dim3(kColumns, kParts), 0, stream>>>(
-      blocks, channels, partial.data(), device_data<A>(dgamma));
-  periplus::cuda::check(cudaGetLastError(), "launch of a sum over rows");
+  add_column_sums<A>(blocks, channels, partial.data(), device_data<A>(dgamma), stream);
 }
 
 }  // namespace
@@ -142,11 +122,10 @@ void rms_norm(ConstTensorView x, ConstTensorView gamma, double eps, TensorView y
     using A = AccumulatorOf<T>;
     const bool wide = channels % kPerAccess<T> == 0 && starts_aligned(kPerAccess<T>, {x, gamma, y});
     with_access<kPerAccess<T>>(wide, [&]<int count>(std::integral_constant<int, count>) {
-      rms_norm_rows<count><<<blocks_for(rows), row_threads(channels, count), 0, native>>>(
-          rows, channels, device_data<T>(x), device_data<T>(gamma), static_cast<A>(eps), device_data<T>(y), device_data<A>(rstd));
+      launch("launch of rms_norm", rms_norm_rows<count, DeviceValue<T>, A>, blocks_for(rows), row_threads(channels, count), 0, native, rows,
+             channels, device_data<T>(x), device_data<T>(gamma), static_cast<A>(eps), device_data<T>(y), device_data<A>(rstd));
     });
   });
-  periplus::cuda::check(cudaGetLastError(), "launch of rms_norm");
 }
 
 void rms_norm_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView gamma, ConstTensorView rstd, TensorView dx, Update update_dx,

@@ -89,8 +89,8 @@ double sum_of_squares(ConstTensorView x, StreamView stream) {
     const Scratch<double> partial(blocks, native);
     const auto kernel =
         starts_aligned(kPerAccess<T>, {x}) ? squares_of_blocks<true, DeviceValue<T>> : squares_of_blocks<false, DeviceValue<T>>;
-    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, native>>>(elements, device_data<T>(x), partial.data());
-    periplus::cuda::check(cudaGetLastError(), "launch of sum_of_squares");
+    launch("launch of sum_of_squares", kernel, static_cast<unsigned>(blocks), kThreads, 0, native, elements, device_data<T>(x),
+           partial.data());
     result = sum_on_host<double>(blocks, partial.data(), native);
   });
   return result;

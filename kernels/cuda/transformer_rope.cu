@@ -65,15 +65,11 @@ __global__ void __launch_bounds__(kThreads) rotate_rows(const Rotation r, const 
 }
 
 template <int count, class T>
-void launch(const Rotation& r, const Strided<T>& x, RopeStyle style, cudaStream_t stream) {
+void rotate_all(const Rotation& r, const Strided<T>& x, RopeStyle style, cudaStream_t stream) {
   const std::int64_t items = std::max(r.pairs, r.heads * (r.pairs / count));
   const auto threads = static_cast<unsigned>(std::min<std::int64_t>((items + 31) / 32 * 32, kThreads));
-  if (style == RopeStyle::half) {
-    rotate_rows<RopeStyle::half, count><<<blocks_for(r.rows), threads, 0, stream>>>(r, x);
-  } else {
-    rotate_rows<RopeStyle::interleaved, count><<<blocks_for(r.rows), threads, 0, stream>>>(r, x);
-  }
-  periplus::cuda::check(cudaGetLastError(), "launch of rope");
+  const auto kernel = style == RopeStyle::half ? rotate_rows<RopeStyle::half, count, T> : rotate_rows<RopeStyle::interleaved, count, T>;
+  launch("launch of rope", kernel, blocks_for(r.rows), threads, 0, stream, r, x);
 }
 
 }  // namespace
@@ -88,7 +84,7 @@ void rope(TensorView x, std::span<const std::int64_t> positions, std::span<const
       x.size(0), x.size(1), x.size(2) / 2, row_positions.data(), pair_frequencies.data(), direction == RopeDirection::forward ? 1.0 : -1.0};
   visit_dtype<bfloat16, float, double>(x.dtype(), "rope", [&]<class T>() {
     with_access<kPerAccess<T>>(r.pairs % kPerAccess<T> == 0 && aligned(x, 16),
-                               [&]<int count>(std::integral_constant<int, count>) { launch<count>(r, strided<T>(x), style, native); });
+                               [&]<int count>(std::integral_constant<int, count>) { rotate_all<count>(r, strided<T>(x), style, native); });
   });
 }
 

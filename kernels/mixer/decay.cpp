@@ -1,6 +1,7 @@
 // Decays and betas from projections (algorithms.md 5.10).
 #include <cmath>
 
+#include "kernels/cuda/mixer.h"
 #include "kernels/mixer.h"
 #include "kernels/mixer/operands.h"
 #include "kernels/transformer/vector_math.h"
@@ -18,8 +19,7 @@ void require_like(std::string_view op, std::string_view name, const ConstTensorV
 struct SoftplusShape {
   std::int64_t rows, heads;
 };
-SoftplusShape check_softplus(std::string_view op, const SoftplusDecay& inputs, StreamView stream) {
-  require_cpu(op, stream);
+SoftplusShape check_softplus(std::string_view op, const SoftplusDecay& inputs) {
   require_dims(op, "a", inputs.a, 2);
   const std::int64_t rows = inputs.a.size(0), heads = inputs.a.size(1);
   require_dense(op, "a", inputs.a, {rows, heads}, inputs.a.dtype());
@@ -39,9 +39,9 @@ std::vector<A> rates(const T* a_log, std::int64_t heads) {
 
 void logsigmoid_decay(ConstTensorView x, double divisor, TensorView log_decay, StreamView stream) {
   constexpr std::string_view op = "logsigmoid_decay";
-  require_cpu(op, stream);
   require_like(op, "x", x, x, x.dtype());
   require_like(op, "log_decay", log_decay, x, accumulator_of(x.dtype()));
+  if (on_cuda(stream)) return cuda::logsigmoid_decay(x, divisor, log_decay, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const T* in = x.data<T>();
@@ -57,10 +57,10 @@ void logsigmoid_decay(ConstTensorView x, double divisor, TensorView log_decay, S
 
 void logsigmoid_decay_backward(ConstTensorView dlog_decay, ConstTensorView x, double divisor, TensorView dx, StreamView stream) {
   constexpr std::string_view op = "logsigmoid_decay_backward";
-  require_cpu(op, stream);
   require_like(op, "x", x, x, x.dtype());
   require_like(op, "dlog_decay", dlog_decay, x, accumulator_of(x.dtype()));
   require_like(op, "dx", dx, x, x.dtype());
+  if (on_cuda(stream)) return cuda::logsigmoid_decay_backward(dlog_decay, x, divisor, dx, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const T* in = x.data<T>();
@@ -77,9 +77,10 @@ void logsigmoid_decay_backward(ConstTensorView dlog_decay, ConstTensorView x, do
 
 void softplus_decay(const SoftplusDecay& inputs, TensorView log_decay, TensorView step, StreamView stream) {
   constexpr std::string_view op = "softplus_decay";
-  const auto [rows, heads] = check_softplus(op, inputs, stream);
+  const auto [rows, heads] = check_softplus(op, inputs);
   require_dense(op, "log_decay", log_decay, {rows, heads}, accumulator_of(inputs.a.dtype()));
   require_dense(op, "step", step, {rows, heads}, accumulator_of(inputs.a.dtype()));
+  if (on_cuda(stream)) return cuda::softplus_decay(inputs, log_decay, step, stream);
   visit_dtype<bfloat16, float, double>(inputs.a.dtype(), op, [&, rows = rows, heads = heads]<class T>() {
     using A = Accumulator<T>;
     const T *a = inputs.a.data<T>(), *bias = inputs.dt_bias.data<T>();
@@ -103,13 +104,14 @@ void softplus_decay(const SoftplusDecay& inputs, TensorView log_decay, TensorVie
 void softplus_decay_backward(const SoftplusDecay& inputs, ConstTensorView dlog_decay, ConstTensorView dstep, TensorView da,
                              TensorView da_log, TensorView ddt_bias, StreamView stream) {
   constexpr std::string_view op = "softplus_decay_backward";
-  const auto [rows, heads] = check_softplus(op, inputs, stream);
+  const auto [rows, heads] = check_softplus(op, inputs);
   const DType accumulator = accumulator_of(inputs.a.dtype());
   require_dense(op, "dlog_decay", dlog_decay, {rows, heads}, accumulator);
   if (dstep.dims() != 0) require_dense(op, "dstep", dstep, {rows, heads}, accumulator);
   require_dense(op, "da", da, {rows, heads}, inputs.a.dtype());
   require_dense(op, "da_log", da_log, {heads}, accumulator);
   require_dense(op, "ddt_bias", ddt_bias, {heads}, accumulator);
+  if (on_cuda(stream)) return cuda::softplus_decay_backward(inputs, dlog_decay, dstep, da, da_log, ddt_bias, stream);
   visit_dtype<bfloat16, float, double>(inputs.a.dtype(), op, [&, rows = rows, heads = heads]<class T>() {
     using A = Accumulator<T>;
     const T *a = inputs.a.data<T>(), *bias = inputs.dt_bias.data<T>();
@@ -138,9 +140,9 @@ void softplus_decay_backward(const SoftplusDecay& inputs, ConstTensorView dlog_d
 
 void sigmoid_beta(ConstTensorView b, double ceiling, TensorView beta, StreamView stream) {
   constexpr std::string_view op = "sigmoid_beta";
-  require_cpu(op, stream);
   require_like(op, "b", b, b, b.dtype());
   require_like(op, "beta", beta, b, accumulator_of(b.dtype()));
+  if (on_cuda(stream)) return cuda::sigmoid_beta(b, ceiling, beta, stream);
   visit_dtype<bfloat16, float, double>(b.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const T* in = b.data<T>();
@@ -156,10 +158,10 @@ void sigmoid_beta(ConstTensorView b, double ceiling, TensorView beta, StreamView
 
 void sigmoid_beta_backward(ConstTensorView dbeta, ConstTensorView b, double ceiling, TensorView db, StreamView stream) {
   constexpr std::string_view op = "sigmoid_beta_backward";
-  require_cpu(op, stream);
   require_like(op, "b", b, b, b.dtype());
   require_like(op, "dbeta", dbeta, b, accumulator_of(b.dtype()));
   require_like(op, "db", db, b, b.dtype());
+  if (on_cuda(stream)) return cuda::sigmoid_beta_backward(dbeta, b, ceiling, db, stream);
   visit_dtype<bfloat16, float, double>(b.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const T* in = b.data<T>();

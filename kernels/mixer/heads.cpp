@@ -1,6 +1,7 @@
 // Operations per token and head (algorithms.md 5.10).
 #include <cmath>
 
+#include "kernels/cuda/mixer.h"
 #include "kernels/mixer.h"
 #include "kernels/mixer/operands.h"
 #include "kernels/transformer/vector_math.h"
@@ -14,8 +15,7 @@ struct HeadsShape {
   std::int64_t rows, heads, width;
   Extents extents() const { return {rows, heads, width}; }
 };
-HeadsShape check_x(std::string_view op, const ConstTensorView& x, StreamView stream) {
-  require_cpu(op, stream);
+HeadsShape check_x(std::string_view op, const ConstTensorView& x) {
   require_dims(op, "x", x, 3);
   require_heads(op, "x", x, x.shape(), x.dtype());
   return {x.size(0), x.size(1), x.size(2)};
@@ -47,8 +47,9 @@ template <class A, class T, class U>
 }  // namespace
 
 void l2_norm(ConstTensorView x, double eps, TensorView y, StreamView stream) {
-  const HeadsShape shape = check_x("l2_norm", x, stream);
+  const HeadsShape shape = check_x("l2_norm", x);
   require_heads("l2_norm", "y", y, x.shape(), x.dtype());
+  if (on_cuda(stream)) return cuda::l2_norm(x, eps, y, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), "l2_norm", [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = strided<T>(x);
@@ -65,9 +66,10 @@ void l2_norm(ConstTensorView x, double eps, TensorView y, StreamView stream) {
 
 void l2_norm_backward(ConstTensorView dy, ConstTensorView x, double eps, TensorView dx, StreamView stream) {
   constexpr std::string_view op = "l2_norm_backward";
-  const HeadsShape shape = check_x(op, x, stream);
+  const HeadsShape shape = check_x(op, x);
   require_heads(op, "dy", dy, x.shape(), x.dtype());
   require_heads(op, "dx", dx, x.shape(), x.dtype());
+  if (on_cuda(stream)) return cuda::l2_norm_backward(dy, x, eps, dx, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = strided<T>(x), gradient = strided<T>(dy);
@@ -85,9 +87,10 @@ void l2_norm_backward(ConstTensorView dy, ConstTensorView x, double eps, TensorV
 
 void scale_heads(ConstTensorView x, ConstTensorView factor, TensorView y, StreamView stream) {
   constexpr std::string_view op = "scale_heads";
-  const HeadsShape shape = check_x(op, x, stream);
+  const HeadsShape shape = check_x(op, x);
   require_dense(op, "factor", factor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
   require_heads(op, "y", y, x.shape(), x.dtype());
+  if (on_cuda(stream)) return cuda::scale_heads(x, factor, y, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = strided<T>(x);
@@ -106,11 +109,12 @@ void scale_heads(ConstTensorView x, ConstTensorView factor, TensorView y, Stream
 void scale_heads_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView factor, TensorView dx, TensorView dfactor,
                           StreamView stream) {
   constexpr std::string_view op = "scale_heads_backward";
-  const HeadsShape shape = check_x(op, x, stream);
+  const HeadsShape shape = check_x(op, x);
   require_heads(op, "dy", dy, x.shape(), x.dtype());
   require_dense(op, "factor", factor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
   require_heads(op, "dx", dx, x.shape(), x.dtype());
   require_dense(op, "dfactor", dfactor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
+  if (on_cuda(stream)) return cuda::scale_heads_backward(dy, x, factor, dx, dfactor, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = strided<T>(x), gradient = strided<T>(dy);
@@ -130,9 +134,10 @@ void scale_heads_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView
 
 void add_skip(ConstTensorView x, ConstTensorView skip, TensorView y, StreamView stream) {
   constexpr std::string_view op = "add_skip";
-  const HeadsShape shape = check_x(op, x, stream);
+  const HeadsShape shape = check_x(op, x);
   require_dense(op, "skip", skip, {shape.heads}, x.dtype());
   require_heads(op, "y", y, x.shape(), x.dtype());
+  if (on_cuda(stream)) return cuda::add_skip(x, skip, y, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     const auto in = strided<T>(x);
     const auto out = strided<T>(y);
@@ -148,11 +153,12 @@ void add_skip(ConstTensorView x, ConstTensorView skip, TensorView y, StreamView 
 
 void add_skip_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView skip, TensorView dx, TensorView dskip, StreamView stream) {
   constexpr std::string_view op = "add_skip_backward";
-  const HeadsShape shape = check_x(op, x, stream);
+  const HeadsShape shape = check_x(op, x);
   require_heads(op, "dy", dy, x.shape(), x.dtype());
   require_dense(op, "skip", skip, {shape.heads}, x.dtype());
   require_heads(op, "dx", dx, x.shape(), x.dtype());
   require_dense(op, "dskip", dskip, {shape.heads}, accumulator_of(x.dtype()));
+  if (on_cuda(stream)) return cuda::add_skip_backward(dy, x, skip, dx, dskip, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = strided<T>(x), gradient = strided<T>(dy);
@@ -178,8 +184,9 @@ void add_skip_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView sk
 }
 
 void sum_heads(ConstTensorView x, TensorView y, StreamView stream) {
-  const HeadsShape shape = check_x("sum_heads", x, stream);
+  const HeadsShape shape = check_x("sum_heads", x);
   require_heads("sum_heads", "y", y, {shape.rows, 1, shape.width}, x.dtype());
+  if (on_cuda(stream)) return cuda::sum_heads(x, y, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), "sum_heads", [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = strided<T>(x);

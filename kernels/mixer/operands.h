@@ -13,10 +13,6 @@
 
 namespace periplus::kernels {
 
-inline void require_cpu(std::string_view op, StreamView stream) {
-  if (on_cuda(stream)) throw BackendUnavailable(fmt::format("{}: runs on CPU streams only, so far; give one", op));
-}
-
 /// [N,H,D] with contiguous width.
 inline void require_heads(std::string_view op, std::string_view name, const ConstTensorView& view, const Extents& shape, DType dtype) {
   if (view.dtype() != dtype || !(view.shape() == shape)) {

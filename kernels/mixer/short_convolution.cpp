@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cuda/mixer.h"
 #include "kernels/mixer.h"
 #include "kernels/mixer/operands.h"
 #include "kernels/transformer/vector_math.h"
@@ -22,8 +23,7 @@ struct ConvolutionShape {
   std::int64_t rows, channels, taps;
 };
 
-ConvolutionShape check(std::string_view op, const ShortConvolution& inputs, StreamView stream) {
-  require_cpu(op, stream);
+ConvolutionShape check(std::string_view op, const ShortConvolution& inputs) {
   const ConstTensorView &x = inputs.x, &weight = inputs.weight, &halo = inputs.halo;
   require_dims(op, "x", x, 2);
   require_dims(op, "weight", weight, 2);
@@ -153,8 +153,9 @@ void for_each_item(const std::vector<Piece>& pieces, const ConvolutionShape& sha
 
 void short_convolution(const ShortConvolution& inputs, TensorView y, StreamView stream) {
   constexpr std::string_view op = "short_convolution";
-  const ConvolutionShape shape = check(op, inputs, stream);
+  const ConvolutionShape shape = check(op, inputs);
   require_dense(op, "y", y, inputs.x.shape(), inputs.x.dtype());
+  if (on_cuda(stream)) return cuda::short_convolution(inputs, y, stream);
   visit_dtype<bfloat16, float, double>(inputs.x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
     const std::vector<A> weights = by_tap<T, A>(inputs.weight.data<T>(), shape);
@@ -178,12 +179,13 @@ void short_convolution(const ShortConvolution& inputs, TensorView y, StreamView 
 void short_convolution_backward(const ShortConvolution& inputs, ConstTensorView dy, TensorView dx, TensorView dhalo, TensorView dweight,
                                 StreamView stream) {
   constexpr std::string_view op = "short_convolution_backward";
-  const ConvolutionShape shape = check(op, inputs, stream);
+  const ConvolutionShape shape = check(op, inputs);
   const DType dtype = inputs.x.dtype(), accumulator = accumulator_of(dtype);
   require_dense(op, "dy", dy, inputs.x.shape(), dtype);
   require_dense(op, "dx", dx, inputs.x.shape(), dtype);
   require_dense(op, "dhalo", dhalo, inputs.halo.shape(), accumulator);
   require_dense(op, "dweight", dweight, inputs.weight.shape(), accumulator);
+  if (on_cuda(stream)) return cuda::short_convolution_backward(inputs, dy, dx, dhalo, dweight, stream);
   const std::vector<Piece> pieces = pieces_of(inputs.runs);
   const std::int64_t reach = shape.taps - 1;
   fill_zero(dhalo);

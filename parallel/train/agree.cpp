@@ -14,7 +14,7 @@ constexpr char kOther = 'o';
 
 }  // namespace
 
-void all_or_none(const comm::Communicator& communicator, StreamView stream, const std::function<void()>& work) {
+void all_or_none(const comm::Communicator& communicator, const std::function<void()>& work) {
   std::string failure;
   try {
     work();
@@ -25,7 +25,7 @@ void all_or_none(const comm::Communicator& communicator, StreamView stream, cons
   } catch (const std::exception& error) {
     failure = std::string(1, kOther) + error.what();
   }
-  const std::vector<std::string> failures = communicator.all_gather_bytes(failure, stream);
+  const std::vector<std::string> failures = communicator.all_gather_bytes(failure, Stream());
   for (std::size_t rank = 0; rank < failures.size(); ++rank) {
     if (failures[rank].empty()) continue;
     const std::string text = failures[rank].substr(1);
@@ -35,8 +35,8 @@ void all_or_none(const comm::Communicator& communicator, StreamView stream, cons
   }
 }
 
-void on_rank0(const comm::Communicator& communicator, StreamView stream, const std::function<void()>& work) {
-  all_or_none(communicator, stream, [&] {
+void on_rank0(const comm::Communicator& communicator, const std::function<void()>& work) {
+  all_or_none(communicator, [&] {
     if (communicator.rank() == 0) work();
   });
 }

@@ -9,9 +9,9 @@ namespace periplus::train {
 
 /// Runs `work` and throws on every rank if it failed on any: the error of the lowest such rank, with its kind and rank.
 /// For work that touches files: without it one rank would stop and the others would wait for its messages. Collective.
-void all_or_none(const comm::Communicator& communicator, StreamView stream, const std::function<void()>& work);
+void all_or_none(const comm::Communicator& communicator, const std::function<void()>& work);
 
 /// The same for work that only rank 0 does.
-void on_rank0(const comm::Communicator& communicator, StreamView stream, const std::function<void()>& work);
+void on_rank0(const comm::Communicator& communicator, const std::function<void()>& work);
 
 }  // namespace periplus::train

@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 #include <string_view>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "parallel/train/agree.h"
+#include "runtime/device_tensor.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
 #include "runtime/safetensors.h"
@@ -64,6 +66,31 @@ std::array<State, 3> states_of(const ShardedAdamw& optimizer) {
           State{"optimizer.exp_avg_sq.", optimizer.exp_avg_sq()}};
 }
 
+/// The same in host memory: the shards themselves on a CPU stream, else copies.
+class HostStates {
+ public:
+  HostStates(const ShardedAdamw& optimizer, StreamView stream) : there_(states_of(optimizer)), here_(there_), stream_(stream) {
+    for (std::size_t i = 0; i < here_.size() && on_device(); ++i) {
+      copies_[i] = Tensor(there_[i].shard.shape(), there_[i].shard.dtype(), Memory());
+      here_[i].shard = copies_[i];
+    }
+  }
+  std::span<const State> all() const { return here_; }
+  /// From the optimizer to here, and back. The host waits.
+  void fetch() {
+    for (std::size_t i = 0; i < here_.size() && on_device(); ++i) copy(to_host(there_[i].shard, stream_), here_[i].shard);
+  }
+  void store() const {
+    for (std::size_t i = 0; i < here_.size() && on_device(); ++i) upload(here_[i].shard, there_[i].shard, stream_);
+  }
+
+ private:
+  bool on_device() const { return stream_.device().kind == DeviceKind::cuda; }
+  std::array<State, 3> there_, here_;
+  std::array<Tensor, 3> copies_;
+  StreamView stream_;
+};
+
 /// Part of a parameter that one rank's shard holds.
 struct Part {
   int rank;
@@ -86,9 +113,10 @@ std::vector<Part> parts_of(const Parameter& parameter, std::span<const std::int6
 /// shards of later ranks; those parts arrive in one exchange.
 class WholeTensors {
  public:
-  WholeTensors(const ShardedAdamw& optimizer, StreamView stream) : optimizer_(optimizer) {
+  /// `states` outlive it.
+  WholeTensors(const ShardedAdamw& optimizer, const HostStates& states) : optimizer_(optimizer), states_(states) {
     for (const Parameter& parameter : optimizer.parameters().all()) add(parameter);
-    optimizer.communicator().exchange(sends_, receives_, {.operation = "checkpoint"}, stream).wait();
+    optimizer.communicator().exchange(sends_, receives_, {.operation = "checkpoint"}, Stream()).wait();
   }
   const NamedTensors& tensors() const { return tensors_; }
 
@@ -97,7 +125,7 @@ class WholeTensors {
     const int self = optimizer_.communicator().rank();
     const std::vector<Part> parts = parts_of(parameter, optimizer_.counts());
     const int writer = parts.front().rank;
-    for (const State& state : states_of(optimizer_)) {
+    for (const State& state : states_.all()) {
       const auto own = [&](const Part& part) { return state.shard.slice(0, part.begin - optimizer_.begin(), part.count); };
       if (self == writer) {
         const TensorView whole = parts.size() == 1 ? own(parts.front()) : assemble(parameter, parts, own(parts.front()));
@@ -125,6 +153,7 @@ class WholeTensors {
   }
 
   const ShardedAdamw& optimizer_;
+  const HostStates& states_;
   NamedTensors tensors_;
   std::vector<Tensor> assembled_;
   std::vector<comm::Send> sends_;
@@ -222,13 +251,14 @@ std::map<std::string, std::string> file_of_tensors(const fs::path& checkpoint, c
   return file_of;
 }
 
-void read_shard(const fs::path& checkpoint, const std::map<std::string, std::string>& file_of, ShardedAdamw& optimizer) {
+void read_shard(const fs::path& checkpoint, const std::map<std::string, std::string>& file_of, const ShardedAdamw& optimizer,
+                const HostStates& states) {
   std::map<std::string, SafetensorsFile> open;
   const int self = optimizer.communicator().rank();
   for (const Parameter& parameter : optimizer.parameters().all()) {
     for (const Part& part : parts_of(parameter, optimizer.counts())) {
       if (part.rank != self) continue;
-      for (const State& state : states_of(optimizer)) {
+      for (const State& state : states.all()) {
         const std::string name = std::string(state.prefix) + parameter.name;
         const SafetensorsFile& file = open.try_emplace(file_of.at(name), checkpoint / file_of.at(name)).first->second;
         const ConstTensorView whole = file.view(name).reshape({parameter.elements});
@@ -245,16 +275,18 @@ void save_checkpoint(const fs::path& run_directory, Manifest manifest, const Sha
   const fs::path checkpoints = checkpoints_of(run_directory);
   const std::string name = folder_name(manifest.step);
   const fs::path unfinished = checkpoints / (name + std::string(kUnfinished));
-  on_rank0(communicator, stream, [&] {
+  on_rank0(communicator, [&] {
     fs::remove_all(unfinished);
     fs::create_directories(unfinished);
   });
-  const WholeTensors whole(optimizer, stream);
+  HostStates states(optimizer, stream);
+  states.fetch();
+  const WholeTensors whole(optimizer, states);
   Manifest::File own;
-  all_or_none(communicator, stream, [&] { own = write_own_file(unfinished, optimizer, whole.tensors()); });
+  all_or_none(communicator, [&] { own = write_own_file(unfinished, optimizer, whole.tensors()); });
   manifest.ranks = communicator.size();
-  for (const std::string& line : communicator.all_gather_bytes(to_line(own), stream)) manifest.files.push_back(from_line(line));
-  on_rank0(communicator, stream, [&] {
+  for (const std::string& line : communicator.all_gather_bytes(to_line(own), Stream())) manifest.files.push_back(from_line(line));
+  on_rank0(communicator, [&] {
     write_file_atomically(unfinished / "manifest.json", to_text(manifest));
     sync_directory(unfinished);
     if (fs::exists(checkpoints / name)) remove_checkpoint(checkpoints / name);
@@ -281,13 +313,17 @@ std::optional<fs::path> newest_checkpoint(const fs::path& run_directory) {
 void load_checkpoint(const fs::path& checkpoint, const Manifest& manifest, ShardedAdamw& optimizer, StreamView stream) {
   const comm::Communicator& communicator = optimizer.communicator();
   std::map<std::string, std::string> file_of;
-  all_or_none(communicator, stream, [&] {
+  all_or_none(communicator, [&] {
     file_of = file_of_tensors(checkpoint, manifest, optimizer);
     for (std::size_t i = static_cast<std::size_t>(communicator.rank()); i < manifest.files.size(); i += communicator.size()) {
       verify_file(checkpoint, manifest.files[i], optimizer);
     }
   });
-  all_or_none(communicator, stream, [&] { read_shard(checkpoint, file_of, optimizer); });
+  all_or_none(communicator, [&] {
+    const HostStates states(optimizer, stream);
+    read_shard(checkpoint, file_of, optimizer, states);
+    states.store();
+  });
 }
 
 }  // namespace periplus::train

@@ -164,8 +164,8 @@ void check(const Config& config) {
   require_one_of("run.dtype", config.run.dtype, kDtypes);
 }
 
-DType storage_dtype(const RunConfig& run) {
-  if (run.dtype == "auto") return kernels::bf16_is_native() ? DType::bf16 : DType::f32;
+DType storage_dtype(const RunConfig& run, Device device) {
+  if (run.dtype == "auto") return device.kind == DeviceKind::cuda || kernels::bf16_is_native() ? DType::bf16 : DType::f32;
   return dtype_from_string(run.dtype);
 }
 

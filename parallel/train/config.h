@@ -72,8 +72,8 @@ struct Config {
 /// Throws InvalidArgument naming key, value and what is accepted, for anything that cannot be trained.
 void check(const Config& config);
 
-/// Storage type of activations and working weights on this machine.
-DType storage_dtype(const RunConfig& run);
+/// Storage type of activations and working weights on a device of this machine.
+DType storage_dtype(const RunConfig& run, Device device = {});
 
 /// Every key and its value as text, ("model.layers", "6"), in a fixed order: what checkpoints record and ranks compare.
 std::vector<std::pair<std::string, std::string>> key_values(const Config& config);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/transfer.h"
 #include "kernels/transformer.h"
 
 namespace periplus::train {
@@ -15,13 +16,13 @@ ConstTensorView stored(const LayerContext& on, const Tile& tile) {
   const TensorView sum = tile.top(on.scratch.sum);
   if (on.scratch.narrow.empty()) return sum;
   const TensorView narrow = tile.top(on.scratch.narrow);
-  copy(sum, narrow);
+  kernels::copy(as_rows(sum), as_rows(narrow), on.stream);
   return narrow;
 }
 
 /// What the mixer makes of the layer's input by itself. Forward and backward both start with it.
 void project_input(const LayerContext& on, const LayerWeights& weights, const MixerLayer& mixing, ConstTensorView x) {
-  for_each_tile(x.size(0), [&](const Tile& tile) {
+  for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
     const TensorView normed = tile.top(on.scratch.normed);
     kernels::rms_norm(tile.of(x), weights.input_norm, kNormEpsilon, normed, tile.top(on.scratch.rstd), on.stream);
     on.mixer.project(mixing, tile, normed);
@@ -62,7 +63,7 @@ void feed_forward_backward(const LayerContext& on, const LayerWeights& weights, 
 }  // namespace
 
 LayerScratch::LayerScratch(const ModelConfig& model, DType dtype, std::int64_t rows, const Memory& memory) {
-  const std::int64_t tile = std::min(rows, kTileRows);
+  const std::int64_t tile = std::min(rows, tile_rows(memory.device()));
   const DType accumulator = accumulator_of(dtype);
   for (Tensor* tensor : {&residual, &normed}) *tensor = Tensor({tile, model.hidden}, dtype, memory);
   for (Tensor* tensor : {&gate, &up, &product, &dproduct}) *tensor = Tensor({tile, model.ffn}, dtype, memory);
@@ -75,7 +76,7 @@ void layer_forward(const LayerContext& on, const LayerWeights& weights, ConstTen
   const MixerLayer mixing{.slot = on.slot, .weights = weights.mixer, .stream = on.stream};
   project_input(on, weights, mixing, x);
   on.mixer.forward(mixing);
-  for_each_tile(x.size(0), [&](const Tile& tile) {
+  for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
     feed_forward_hidden(on, weights, on.mixer.output(mixing, tile), x, tile);
     project(tile.top(on.scratch.product), weights.down, tile.of(x_next), on.stream);
     kernels::add_in_place(tile.top(on.scratch.residual), tile.of(x_next), on.stream);
@@ -86,7 +87,7 @@ void layer_backward(const LayerContext& on, const LayerWeights& weights, const L
                     TensorView dx) {
   const MixerLayer mixing{.slot = on.slot, .weights = weights.mixer, .gradients = gradients.mixer, .stream = on.stream};
   project_input(on, weights, mixing, x);
-  for_each_tile(x.size(0), [&](const Tile& tile) {
+  for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
     const TensorView dy = tile.of(dx);
     const ConstTensorView mixed = on.mixer.output(mixing, tile);
     feed_forward_hidden(on, weights, mixed, x, tile);
@@ -96,7 +97,7 @@ void layer_backward(const LayerContext& on, const LayerWeights& weights, const L
     on.mixer.output_backward(mixing, tile);
   });
   on.mixer.backward(mixing);
-  for_each_tile(x.size(0), [&](const Tile& tile) {
+  for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
     const TensorView normed = tile.top(on.scratch.normed), rstd = tile.top(on.scratch.rstd);
     kernels::rms_norm(tile.of(x), weights.input_norm, kNormEpsilon, normed, rstd, on.stream);
     on.mixer.project_backward(mixing, tile, normed, tile.top(on.scratch.sum));

@@ -24,6 +24,7 @@ struct Planning {
   /// Options of the softmax layers of a letter; absent: the defaults.
   std::function<AttentionOptions(char letter, const AttentionProblem&)> attention = {};
   Tracer* tracer = nullptr;
+  Stream stream = {};  ///< Of the device that holds the model; not needed for the CPU.
 };
 
 /// What a mixer gets of the layer that it computes.

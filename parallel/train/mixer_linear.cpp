@@ -1,6 +1,7 @@
 // Linear attention with no decay, a constant one per head, or one per token and channel (algorithms.md 5.10).
 #include "kernels/mixer.h"
 #include "parallel/train/mixer_recurrent.h"
+#include "runtime/device_tensor.h"
 
 namespace periplus::train {
 namespace {
@@ -16,14 +17,15 @@ class LinearMixer : public RecurrentMixer {
  public:
   explicit LinearMixer(const MixerSetup& setup) : RecurrentMixer(setup, {.decay = decay_of(setup.model)}) {
     if (is_gla(model_) || model_.gate == "basic") return;
-    constants_ = Tensor({std::ssize(layers_), model_.heads}, accumulator_of(dtype_), memory_);
+    const Tensor constants({std::ssize(layers_), model_.heads}, accumulator_of(dtype_), Memory());
     for (std::int64_t slot = 0; slot < std::ssize(layers_); ++slot) {
       const std::int64_t layer = layers_[static_cast<std::size_t>(slot)];
       const std::vector<double> decays = model_.gate == "retention" ? kernels::retention_log_decays(model_.heads)
                                                                     : kernels::lightning_log_decays(model_.heads, layer, model_.layers);
       copy(ConstTensorView(reinterpret_cast<const std::byte*>(decays.data()), DType::f64, {1, model_.heads}),
-           constants_.view().slice(0, slot, 1));
+           constants.view().slice(0, slot, 1));
     }
+    constants_ = to_device(constants, memory_);
   }
 
  private:
@@ -42,7 +44,8 @@ class LinearMixer : public RecurrentMixer {
     if (!is_gla(model_)) return;
     gate_ = Tensor({capacity(), channels()}, dtype_, memory_);
     log_decay_ = Tensor({capacity(), channels()}, accumulator_of(dtype_), memory_);
-    for (Tensor* tensor : {&narrow_, &dnarrow_}) *tensor = Tensor({std::min(capacity(), kTileRows), kGlaRank}, dtype_, memory_);
+    for (Tensor* tensor : {&narrow_, &dnarrow_})
+      *tensor = Tensor({std::min(capacity(), tile_rows(memory_.device())), kGlaRank}, dtype_, memory_);
   }
 
   void project_operands(const MixerLayer& layer, const Tile& tile, ConstTensorView normed) override {

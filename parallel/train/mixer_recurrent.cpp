@@ -24,7 +24,7 @@ void RecurrentMixer::plan(const Batch& batch, const Planning& planning) {
                                           .decay = form_.decay,
                                           .delta_rule = form_.delta_rule,
                                           .scale = form_.scale};
-  recurrence_.emplace(problem, planning.linear, planning.communicator, memory_, planning.tracer);
+  recurrence_.emplace(problem, planning.linear, planning.communicator, memory_, planning.tracer, planning.stream);
   reserve();
   plan_operands(batch, planning);
 }
@@ -38,7 +38,7 @@ void RecurrentMixer::reserve() {
   for (Saved& saved : saved_) saved = {};
   for (Tensor* tensor : {&z_, &dout_, &dq_, &dk_, &dv_, &dlog_decay_, &dbeta_, &normed_out_, &output_, &rstd_}) *tensor = Tensor();
   const DType accumulator = accumulator_of(dtype_);
-  const std::int64_t tile = std::min(capacity_, kTileRows);
+  const std::int64_t tile = std::min(capacity_, tile_rows(memory_.device()));
   for (Tensor* tensor : {&z_, &dout_, &dq_, &dk_, &dv_}) *tensor = Tensor({capacity_, channels()}, dtype_, memory_);
   if (form_.decay != Decay::none) {
     dlog_decay_ = Tensor({capacity_, form_.decay == Decay::scalar ? model_.heads : channels()}, accumulator, memory_);

@@ -29,7 +29,7 @@ class SoftmaxMixer : public Mixer {
                                       .value_size = static_cast<int>(model_.head_size),
                                       .dtype = dtype_};
     const AttentionOptions options = planning.attention ? planning.attention(letter_, problem) : AttentionOptions();
-    attention_.emplace(problem, options, planning.communicator, memory_, planning.tracer);
+    attention_.emplace(problem, options, planning.communicator, memory_, planning.tracer, planning.stream);
     reserve();
   }
 

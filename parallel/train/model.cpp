@@ -1,9 +1,21 @@
 #include "parallel/train/model.h"
 
+#include <algorithm>
+
 #include "kernels/transformer.h"
 #include "runtime/error.h"
 
 namespace periplus::train {
+namespace {
+
+/// Rows whose logits exist at a time: on a device as many as fit some 256 MiB, so that it is busy.
+std::int64_t loss_rows(std::int64_t vocabulary, Device device) {
+  const kernels::CrossEntropyOptions defaults;
+  if (device.kind == DeviceKind::cpu) return defaults.tile_rows;
+  return std::clamp((std::int64_t{1} << 26) / vocabulary, defaults.tile_rows, tile_rows(device));
+}
+
+}  // namespace
 
 Model::Model(const ModelConfig& config, DType dtype, const Memory& memory)
     : config_(config),
@@ -73,9 +85,8 @@ double Model::output_loss(TensorView dnormed, TensorView dhead, StreamView strea
   const TensorView normed = top(normed_, rows());
   kernels::rms_norm(input(config_.layers), parameters_.final_norm(weights), kNormEpsilon, normed, top(rstd_, rows()), stream);
   const double scale = batch_->valid_labels > 0 ? 1.0 / static_cast<double>(batch_->valid_labels) : 0.0;
-  return kernels::cross_entropy(normed, parameters_.head(weights), batch_->labels, {.gradient_scale = scale}, dnormed, dhead, memory_,
-                                stream)
-      .loss_sum;
+  const kernels::CrossEntropyOptions options{.gradient_scale = scale, .tile_rows = loss_rows(config_.vocabulary, stream.device())};
+  return kernels::cross_entropy(normed, parameters_.head(weights), batch_->labels, options, dnormed, dhead, memory_, stream).loss_sum;
 }
 
 double Model::loss(StreamView stream) {

@@ -9,6 +9,7 @@
 #include "parallel/train/layer.h"
 #include "parallel/train/mixer.h"
 #include "parallel/train/parameters.h"
+#include "runtime/device_tensor.h"
 #include "runtime/tensor.h"
 
 namespace periplus::train {
@@ -27,7 +28,7 @@ class Model {
   TensorView weights() const { return weights_; }
   /// All gradients, flat, in the accumulator type: this rank's part of the sum over ranks.
   TensorView gradients() const { return gradients_; }
-  void zero_gradients() { fill_zero(gradients_); }
+  void zero_gradients(StreamView stream) { fill_zero(gradients_, stream); }
 
   /// Plans the distributed operators for a batch, which must live until the next plan: one for each kind of layer. Collective.
   void plan(const Batch& batch, const Planning& planning);

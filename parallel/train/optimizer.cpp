@@ -9,7 +9,10 @@
 
 #include <fmt/format.h>
 
+#include "kernels/transfer.h"
 #include "kernels/transformer.h"
+#include "parallel/train/tiles.h"
+#include "runtime/device_tensor.h"
 #include "runtime/error.h"
 
 namespace periplus::train {
@@ -62,28 +65,55 @@ ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm
   begin_ = std::accumulate(counts_.begin(), counts_.begin() + communicator_.rank(), std::int64_t{0});
   const DType accumulator = accumulator_of(storage);
   for (Tensor* tensor : {&master_, &exp_avg_, &exp_avg_sq_, &gradient_}) *tensor = Tensor::zeros({count()}, accumulator, memory);
+  if (memory.device().kind == DeviceKind::cuda) inbox_ = Tensor({(communicator_.size() - 1) * count()}, accumulator, memory);
 }
 
-void ShardedAdamw::initialise(std::uint64_t seed) {
+void ShardedAdamw::initialise(std::uint64_t seed, StreamView stream) {
   for (const Overlap& part : overlaps(*parameters_, begin_, count())) {
     const std::vector<double> values = initial_values(*part.parameter, seed);
     const ConstTensorView source(reinterpret_cast<const std::byte*>(values.data()), DType::f64, {part.parameter->elements});
-    copy(source.slice(0, part.begin - part.parameter->offset, part.count), master().slice(0, part.begin - begin_, part.count));
+    upload(source.slice(0, part.begin - part.parameter->offset, part.count), master().slice(0, part.begin - begin_, part.count), stream);
   }
-  fill_zero(exp_avg_);
-  fill_zero(exp_avg_sq_);
+  fill_zero(exp_avg_, stream);
+  fill_zero(exp_avg_sq_, stream);
 }
 
 void ShardedAdamw::publish(TensorView weights, StreamView stream) const {
   const TensorView mine = weights.slice(0, begin_, count());
-  copy(master(), mine);
+  kernels::copy(as_row(master()), as_row(mine), stream);
   communicator_.all_gather(mine, weights, counts_, stream);
 }
 
+/// The communicator's reduce_scatter, which sums on the host only, and on a device the same sum in the same order.
+void ShardedAdamw::sum_into_shard(ConstTensorView gradients, StreamView stream) {
+  if (stream.device().kind == DeviceKind::cpu) return communicator_.reduce_scatter(gradients, gradient_, counts_, stream);
+  std::vector<comm::Send> sends;
+  std::vector<comm::Receive> receives;
+  std::vector<ConstTensorView> parts;
+  std::int64_t begin = 0, arrived = 0;
+  for (int rank = 0; rank < communicator_.size(); ++rank) {
+    const ConstTensorView theirs = gradients.slice(0, begin, counts_[static_cast<std::size_t>(rank)]);
+    begin += theirs.elements();
+    if (rank == communicator_.rank()) {
+      parts.push_back(theirs);
+      continue;
+    }
+    const TensorView part = inbox_.view().slice(0, arrived, count());
+    arrived += count();
+    sends.push_back({rank, theirs.bytes(), theirs.size_bytes()});
+    receives.push_back({rank, part.bytes(), part.size_bytes()});
+    parts.push_back(part);
+  }
+  communicator_.exchange(sends, receives, {.operation = "sum of gradients", .lane = comm::kCollectiveLane}, stream).wait();
+  kernels::copy(as_row(parts.front()), as_row(gradient()), stream);
+  for (std::size_t rank = 1; rank < parts.size(); ++rank) kernels::add(as_row(parts[rank]), as_row(gradient()), stream);
+}
+
 double ShardedAdamw::reduce(ConstTensorView gradients, StreamView stream) {
-  communicator_.reduce_scatter(gradients, gradient_, counts_, stream);
+  sum_into_shard(gradients, stream);
   double squares = kernels::sum_of_squares(gradient_, stream);
-  communicator_.all_reduce(TensorView(reinterpret_cast<std::byte*>(&squares), DType::f64, {1}), comm::Reduce::sum, stream);
+  communicator_.throw_if_failed();
+  communicator_.all_reduce(TensorView(reinterpret_cast<std::byte*>(&squares), DType::f64, {1}), comm::Reduce::sum, Stream());
   return std::sqrt(squares);
 }
 
@@ -101,11 +131,12 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
 }
 
 void ShardedAdamw::throw_not_finite(std::int64_t step, StreamView stream) const {
+  const Tensor gradient = to_host(gradient_, stream);
   std::string name;
   for (const Overlap& part : overlaps(*parameters_, begin_, count())) {
-    if (name.empty() && !all_finite(gradient().slice(0, part.begin - begin_, part.count))) name = part.parameter->name;
+    if (name.empty() && !all_finite(gradient.view().slice(0, part.begin - begin_, part.count))) name = part.parameter->name;
   }
-  const std::vector<std::string> names = communicator_.all_gather_bytes(name, stream);
+  const std::vector<std::string> names = communicator_.all_gather_bytes(name, Stream());
   const auto first = std::find_if(names.begin(), names.end(), [](const std::string& found) { return !found.empty(); });
   const std::string where = first == names.end() ? "the norm overflows although every element is finite"
                                                  : fmt::format("first in {} (shard of rank {})", *first, first - names.begin());

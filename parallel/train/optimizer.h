@@ -18,13 +18,14 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::i
 std::vector<std::int64_t> shard_counts(std::int64_t elements, int ranks);
 
 /// AdamW whose state (master weights, both moments; f32, f64 for f64) is split over all ranks (ZeRO-1): gradients are
-/// summed into shards, each rank updates its own, working weights are gathered. Methods with a stream are collective.
+/// summed into shards, each rank updates its own, working weights are gathered. Methods with a stream, which is of the device of
+/// `memory`, are collective.
 class ShardedAdamw {
  public:
   ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory);
 
   /// Fills the master shard with the start values of the seed, and the moments with zeros.
-  void initialise(std::uint64_t seed);
+  void initialise(std::uint64_t seed, StreamView stream);
   /// weights (flat, storage type) := the master weights of all ranks.
   void publish(TensorView weights, StreamView stream) const;
 
@@ -47,11 +48,14 @@ class ShardedAdamw {
   TensorView gradient() const { return gradient_; }
 
  private:
+  void sum_into_shard(ConstTensorView gradients, StreamView stream);
+
   const ParameterTable* parameters_;
   comm::Communicator communicator_;
   std::vector<std::int64_t> counts_;
   std::int64_t begin_ = 0;
   Tensor master_, exp_avg_, exp_avg_sq_, gradient_;
+  Tensor inbox_;  ///< On a device: the parts of gradient_ that the other ranks send, in rank order.
 };
 
 }  // namespace periplus::train

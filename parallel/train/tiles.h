@@ -9,8 +9,9 @@
 
 namespace periplus::train {
 
-/// Work between exchanges goes by tiles of rows, so that temporaries do not grow with the rows of a rank.
-inline constexpr std::int64_t kTileRows = 1024;
+/// Work between exchanges goes by tiles of rows, so that temporaries do not grow with the rows of a rank. A GPU needs more rows at a
+/// time to be busy, and has memory for them.
+inline std::int64_t tile_rows(Device device) { return device.kind == DeviceKind::cpu ? 1024 : 8192; }
 
 struct Tile {
   std::int64_t begin;
@@ -26,8 +27,9 @@ struct Tile {
 };
 
 template <class Body>
-void for_each_tile(std::int64_t rows, const Body& body) {
-  for (std::int64_t begin = 0; begin < rows; begin += kTileRows) body(Tile{begin, std::min(kTileRows, rows - begin)});
+void for_each_tile(std::int64_t rows, Device device, const Body& body) {
+  const std::int64_t most = tile_rows(device);
+  for (std::int64_t begin = 0; begin < rows; begin += most) body(Tile{begin, std::min(most, rows - begin)});
 }
 
 /// The first rows of a tensor that has room for more.
@@ -38,6 +40,14 @@ template <class View>
 View heads_of(const View& matrix, std::int64_t begin, std::int64_t heads, std::int64_t width) {
   const View columns = matrix.slice(1, begin, heads * width);
   return View(columns.bytes(), columns.dtype(), {columns.size(0), heads, width}, {columns.stride(0), width, 1});
+}
+
+/// A dense matrix as kernels/transfer.h takes it.
+inline TensorView as_rows(TensorView matrix) { return matrix.reshape({matrix.size(0), 1, matrix.size(1)}); }
+/// A dense tensor as one row.
+template <class View>
+View as_row(const View& tensor) {
+  return tensor.reshape({1, 1, tensor.elements()});
 }
 
 /// y = x W^T for W [out, in].

@@ -39,9 +39,9 @@ TraceSpan::~TraceSpan() {
   if (tracer_ != nullptr) tracer_->record({name_, "train", begin_us_, tracer_->now_us() - begin_us_});
 }
 
-void write_trace(const std::filesystem::path& path, const Tracer& tracer, const comm::Communicator& communicator, StreamView stream) {
-  const std::vector<std::string> gathered = communicator.all_gather_bytes(to_bytes(tracer), stream);
-  on_rank0(communicator, stream, [&] {
+void write_trace(const std::filesystem::path& path, const Tracer& tracer, const comm::Communicator& communicator) {
+  const std::vector<std::string> gathered = communicator.all_gather_bytes(to_bytes(tracer), Stream());
+  on_rank0(communicator, [&] {
     std::vector<Tracer> tracers;
     for (std::size_t rank = 0; rank < gathered.size(); ++rank) tracers.push_back(from_bytes(static_cast<int>(rank), gathered[rank]));
     std::vector<const Tracer*> pointers;

@@ -8,7 +8,7 @@
 namespace periplus::train {
 
 /// Gathers the events of all ranks on rank 0, which writes them as one Chrome trace. Collective.
-void write_trace(const std::filesystem::path& path, const Tracer& tracer, const comm::Communicator& communicator, StreamView stream);
+void write_trace(const std::filesystem::path& path, const Tracer& tracer, const comm::Communicator& communicator);
 
 /// Records the time between its construction and its end as one event of the track "train".
 class TraceSpan {

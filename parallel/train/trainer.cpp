@@ -20,6 +20,7 @@
 #include "parallel/train/optimizer.h"
 #include "parallel/train/packing.h"
 #include "parallel/train/trace_file.h"
+#include "runtime/cuda/device.h"
 #include "runtime/file.h"
 
 namespace periplus::train {
@@ -32,38 +33,49 @@ constexpr std::size_t kLastLosses = 10;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-void all_reduce(const comm::Communicator& communicator, std::span<double> values, comm::Reduce reduce, StreamView stream) {
+/// What ranks tell each other about a step is in host memory, whatever they compute on.
+void all_reduce(const comm::Communicator& communicator, std::span<double> values, comm::Reduce reduce) {
   const TensorView view(reinterpret_cast<std::byte*>(values.data()), DType::f64, {static_cast<std::int64_t>(values.size())});
-  communicator.all_reduce(view, reduce, stream);
+  communicator.all_reduce(view, reduce, Stream());
+}
+
+void check_device(const Config& config, Device device) {
+  if (device.kind == DeviceKind::cpu || !config.run.trace) return;
+  throw InvalidArgument(
+      fmt::format("config: run.trace is true, but the host does not know when steps on {} run; set it to false", to_string(device)));
 }
 
 /// Checks what does not need the data, so that a mistake is reported before a corpus is walked.
-void check_on_all_ranks(const Config& config, const TrainOptions& options, const comm::Communicator& communicator, StreamView stream) {
-  all_or_none(communicator, stream, [&] { check(config); });
+void check_on_all_ranks(const Config& config, const TrainOptions& options, const comm::Communicator& communicator) {
+  all_or_none(communicator, [&] {
+    check(config);
+    check_device(config, options.device);
+  });
   std::string text = options.resume ? "resume" : "start";
   for (const auto& [key, value] : key_values(config)) text += fmt::format("\n{} = {}", key, value);
-  comm::require_same_on_all_ranks(communicator, hash64(text), "the configuration", stream);
+  comm::require_same_on_all_ranks(communicator, hash64(text), "the configuration", Stream());
 }
 
-Corpus open_corpus(const Config& config, const comm::Communicator& communicator, StreamView stream) {
+Corpus open_corpus(const Config& config, const comm::Communicator& communicator) {
   std::optional<Corpus> corpus;
-  all_or_none(communicator, stream, [&] { corpus.emplace(config.data.paths); });
-  comm::require_same_on_all_ranks(communicator, hash64(corpus->digest()), "the list of training files", stream);
+  all_or_none(communicator, [&] { corpus.emplace(config.data.paths); });
+  comm::require_same_on_all_ranks(communicator, hash64(corpus->digest()), "the list of training files", Stream());
   return std::move(*corpus);
 }
 
 /// One training run of one rank.
 class Run {
  public:
-  Run(const Config& config, const TrainOptions& options, comm::Communicator communicator, StreamView stream)
+  Run(const Config& config, const TrainOptions& options, comm::Communicator communicator, const Stream& stream)
       : config_(config),
         options_(options),
         communicator_(std::move(communicator)),
         stream_(stream),
         directory_(config.run.directory),
-        dtype_(storage_dtype(config.run)),
+        dtype_(storage_dtype(config.run, options.device)),
         layout_(layout_kind_from_string(config.parallel.layout)),
-        corpus_(open_corpus(config, communicator_, stream)),
+        memory_(options.device),
+        corpus_(open_corpus(config, communicator_)),
         packing_(config.data.packing, corpus_.lengths(), config.data.context),
         order_(packing_.rows(), config.run.seed),
         model_(config.model, dtype_, memory_),
@@ -76,7 +88,7 @@ class Run {
     measure_entropy();
     describe();
     restore_or_initialise();
-    on_rank0(communicator_, stream_, [&] { metrics_file_.emplace(directory_, result_.last_step); });
+    on_rank0(communicator_, [&] { metrics_file_.emplace(directory_, result_.last_step); });
     measure_peak();
     while (result_.last_step < config_.run.steps && !result_.stopped_by_request) {
       const StepMetrics metrics = run_step(result_.last_step + 1);
@@ -85,7 +97,7 @@ class Run {
       if (due || metrics.step == config_.run.steps || result_.stopped_by_request) save();
     }
     if (config_.run.trace && result_.steps_run > 0) {
-      write_trace(directory_ / "trace.json", tracer_, communicator_, stream_);
+      write_trace(directory_ / "trace.json", tracer_, communicator_);
       say("trace of the last step: {}", (directory_ / "trace.json").string());
     }
     if (!last_losses_.empty()) {
@@ -102,7 +114,7 @@ class Run {
   }
 
   void prepare_directory() {
-    on_rank0(communicator_, stream_, [&] {
+    on_rank0(communicator_, [&] {
       fs::create_directories(directory_);
       if (!options_.resume && newest_checkpoint(directory_)) {
         throw InvalidArgument(fmt::format("train: run.directory {} already holds checkpoints; resume that run or name another directory",
@@ -113,11 +125,11 @@ class Run {
 
   void measure_entropy() {
     std::array<double, 3> values{};
-    on_rank0(communicator_, stream_, [&] {
+    on_rank0(communicator_, [&] {
       const Entropy entropy = sampled_entropy(corpus_, config_.run.seed);
       values = {entropy.unigram, entropy.order1, static_cast<double>(entropy.counted_bytes)};
     });
-    all_reduce(communicator_, values, comm::Reduce::sum, stream_);
+    all_reduce(communicator_, values, comm::Reduce::sum);
     result_.unigram_entropy = values[0];
     result_.order1_entropy = values[1];
     say("data: {} documents, {} bytes{}; entropy in nats per byte: {:.4f} unigram, {:.4f} given the byte before ({} bytes counted)",
@@ -145,6 +157,9 @@ class Run {
         model_.parameters().elements(), to_string(dtype_), communicator_.size(), communicator_.size() == 1 ? "rank" : "ranks",
         communicator_.transport_name(), layer_kinds(), config_.parallel.attention.strategy, config_.parallel.layout,
         static_cast<double>(result_.state_bytes) / (1 << 20));
+    if (const Device device = options_.device; device.kind == DeviceKind::cuda) {
+      say("device: {}, {}", to_string(device), cuda::properties(device.index).name);
+    }
   }
 
   Manifest manifest() const {
@@ -159,21 +174,21 @@ class Run {
     if (options_.resume) {
       restore();
     } else {
-      optimizer_.initialise(config_.run.seed);
+      optimizer_.initialise(config_.run.seed, stream_);
     }
     optimizer_.publish(model_.weights(), stream_);
   }
 
   void restore() {
     std::string found;
-    on_rank0(communicator_, stream_, [&] {
+    on_rank0(communicator_, [&] {
       const std::optional<fs::path> newest = newest_checkpoint(directory_);
       if (!newest) throw InvalidArgument(fmt::format("train: {} holds no complete checkpoint to resume from", directory_.string()));
       found = newest->string();
     });
-    found = communicator_.all_gather_bytes(found, stream_).front();
+    found = communicator_.all_gather_bytes(found, Stream()).front();
     Manifest saved;
-    all_or_none(communicator_, stream_, [&] {
+    all_or_none(communicator_, [&] {
       saved = read_manifest(found);
       require_same_run(saved, manifest());
     });
@@ -194,9 +209,9 @@ class Run {
   void measure_peak() {
     const bool measurable = options_.measure_peak && dtype_ != DType::f64 && result_.last_step < config_.run.steps;
     if (!measurable) return;
-    communicator_.barrier(stream_);  // ranks share cores and caches in training too, so they measure at the same time
-    std::array<double, 1> peak = {kernels::measure_matmul_peak(dtype_)};
-    all_reduce(communicator_, peak, comm::Reduce::sum, stream_);
+    communicator_.barrier(Stream());  // ranks share cores and caches, or a GPU, in training too, so they measure at the same time
+    std::array<double, 1> peak = {kernels::measure_matmul_peak(dtype_, options_.device)};
+    all_reduce(communicator_, peak, comm::Reduce::sum);
     peak_flops_ = peak[0];
     say("matrix peak of all ranks together: {:.1f} Gflop/s in {}", peak_flops_ * 1e-9, to_string(dtype_));
   }
@@ -215,21 +230,22 @@ class Run {
     const Clock::time_point begin = Clock::now();
     Tracer* const tracer = config_.run.trace ? &tracer_ : nullptr;
     if (tracer != nullptr) {
-      communicator_.barrier(stream_);  // the tracks of all ranks begin together
+      communicator_.barrier(Stream());  // the tracks of all ranks begin together
       tracer_.restart();
     }
     const double waited = communicator_.traffic().wait_seconds;
     std::optional<Batch> batch;
-    all_or_none(communicator_, stream_, [&] {
+    all_or_none(communicator_, [&] {
       const TraceSpan span(tracer, "read row");
       batch.emplace(make_batch(corpus_, packing_.row(order_.row_of_step(step)), layout_, communicator_.size(), communicator_.rank()));
     });
     model_.plan(*batch, {.communicator = communicator_,
                          .linear = config_.parallel.linear,
                          .attention = [&](char letter, const AttentionProblem& problem) { return strategy_for(letter, problem); },
-                         .tracer = tracer});
+                         .tracer = tracer,
+                         .stream = stream_});
     const double waited_before_model = communicator_.traffic().wait_seconds;
-    model_.zero_gradients();
+    model_.zero_gradients(stream_);
     std::array<double, 2> sums = {0, 0};
     {
       const TraceSpan span(tracer, "forward and backward");
@@ -242,7 +258,7 @@ class Run {
     metrics.grad_norm = update(step, metrics.learning_rate, batch->valid_labels > 0, tracer);
     // One message decides for all ranks whether to stop: a signal may reach them in different steps.
     sums[1] = options_.stop_requested != nullptr && options_.stop_requested->load() ? 1 : 0;
-    all_reduce(communicator_, sums, comm::Reduce::sum, stream_);
+    all_reduce(communicator_, sums, comm::Reduce::sum);
     result_.stopped_by_request = sums[1] > 0;
     result_.last_step = step;
     ++result_.steps_run;
@@ -254,7 +270,7 @@ class Run {
 
     const double waits_outside = communicator_.traffic().wait_seconds - waited - waited_in_model;
     std::array<double, 2> largest = {waits_outside + model_.exposed_seconds(), static_cast<double>(memory_.account().peak_bytes())};
-    all_reduce(communicator_, largest, comm::Reduce::max, stream_);
+    all_reduce(communicator_, largest, comm::Reduce::max);
     metrics.exposed_comm_seconds = largest[0];
     metrics.peak_memory_bytes = static_cast<std::int64_t>(largest[1]);
     metrics.step_seconds = seconds_since(begin);
@@ -281,7 +297,7 @@ class Run {
   }
 
   void report(const StepMetrics& metrics) {
-    on_rank0(communicator_, stream_, [&] {
+    on_rank0(communicator_, [&] {
       metrics_file_->append(metrics);
       if (options_.on_step) options_.on_step(metrics);
     });
@@ -290,7 +306,7 @@ class Run {
   const Config& config_;
   const TrainOptions& options_;
   comm::Communicator communicator_;
-  StreamView stream_;
+  const Stream& stream_;
   fs::path directory_;
   DType dtype_;
   LayoutKind layout_;
@@ -312,8 +328,11 @@ class Run {
 }  // namespace
 
 TrainResult train(const Config& config, const TrainOptions& options, comm::Communicator communicator) {
-  const Stream stream([communicator] { communicator.progress(); });
-  check_on_all_ranks(config, options, communicator, stream);
+  check_on_all_ranks(config, options, communicator);
+  const bool on_device = options.device.kind == DeviceKind::cuda;
+  std::optional<cuda::CurrentDevice> current;
+  if (on_device) current.emplace(options.device.index);
+  const Stream stream = on_device ? cuda::make_stream(options.device.index) : Stream([communicator] { communicator.progress(); });
   return Run(config, options, std::move(communicator), stream).train();
 }
 

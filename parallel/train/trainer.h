@@ -10,6 +10,7 @@
 
 #include "parallel/train/config.h"
 #include "runtime/comm/communicator.h"
+#include "runtime/device.h"
 #include "runtime/memory.h"
 #include "runtime/trace.h"
 
@@ -37,6 +38,8 @@ struct TrainOptions {
   bool resume = false;
   bool checkpoints = true;   ///< Benchmarks turn it off: nothing is saved, whatever the configuration says.
   bool measure_peak = true;  ///< Measure the matrix peak before the first step; else mfu is 0.
+  /// Where this rank computes. Ranks that are threads may share a GPU; checkpoints are the same for all devices.
+  Device device = {};
   /// Set by the caller (a signal handler, say) on any rank: all ranks agree on the step, save a checkpoint and stop.
   const std::atomic<bool>* stop_requested = nullptr;
   /// Called on rank 0 after every step.
@@ -57,7 +60,8 @@ struct TrainResult {
 
 /// Trains a language model on all ranks of the communicator as one context-parallel group. Collective.
 /// Writes metrics.jsonl, checkpoints and, if asked, trace.json to run.directory (rank 0 writes shared files).
-/// Errors: InvalidArgument for a bad configuration, unreadable data or a damaged checkpoint; CommError.
+/// Errors: InvalidArgument for a bad configuration, unreadable data or a damaged checkpoint; BackendUnavailable for a device that
+/// this build or machine lacks, or that lacks kernels of the model; CommError.
 TrainResult train(const Config& config, const TrainOptions& options, comm::Communicator communicator);
 
 }  // namespace periplus::train

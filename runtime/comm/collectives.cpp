@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "runtime/comm/communicator.h"
+#include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
 namespace periplus::comm {
@@ -193,10 +194,12 @@ void Communicator::all_reduce(TensorView tensor, Reduce reduce, StreamView strea
 }
 
 void Communicator::all_gather(ConstTensorView mine, TensorView gathered, std::span<const std::int64_t> counts, StreamView stream) const {
-  check_stream(stream, "all_gather");
   const Shares shares = check_counts(*this, counts, mine, gathered, "all_gather");
   std::byte* place = gathered.bytes() + bytes_of(shares.begin(rank()), size_of(gathered.dtype()));
-  if (place != mine.bytes() && mine.elements() > 0) std::memcpy(place, mine.bytes(), mine.size_bytes());
+  if (place != mine.bytes() && mine.elements() > 0) {
+    stream.device().kind == DeviceKind::cuda ? cuda::copy_bytes(place, mine.bytes(), mine.size_bytes(), stream)
+                                             : void(std::memcpy(place, mine.bytes(), mine.size_bytes()));
+  }
   exchange_shares(*this, gathered.bytes(), size_of(gathered.dtype()), shares, "all_gather", stream);
 }
 

@@ -94,7 +94,7 @@ class Communicator {
   /// Errors: InvalidArgument for a bad peer, lane or device; CommError for a size mismatch or a failed peer.
   Pending exchange(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose, StreamView stream) const;
 
-  /// The verbs from here on work on host memory and refuse streams of devices.
+  /// The verbs from here on work on host memory and refuse streams of devices; all_gather takes them, as exchange() does.
   /// tensor (f64, f32, i64, i32; contiguous) := reduction over ranks, in rank order, equal bits on every rank.
   /// Cost 2 (P-1)/P of its bytes per rank.
   void all_reduce(TensorView tensor, Reduce reduce, StreamView stream) const;

@@ -1,6 +1,8 @@
 // A CUDA device of ordinary memory, linked in place of the real one: what runtime/cuda/device.h, kernels/cuda/attention.h and
 // kernels/cuda/transfer.h declare. Streams are lists of deferred work, which runs as late as possible and in a random one of the
 // orders that streams and events allow. So a wait that is missing shows as a wrong result, and a circle of waits as an error.
+#include "tests/parallel/execute/fake_device.h"
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -114,6 +116,10 @@ FakeDevice& fake() {
 EventState& state_of(void* native) { return *static_cast<EventState*>(native); }
 
 }  // namespace
+
+namespace test {
+void enqueue_on_fake(StreamView stream, std::function<void()> run) { fake().enqueue(stream, std::move(run)); }
+}  // namespace test
 
 namespace cuda {
 

@@ -83,7 +83,7 @@ TEST(Mixers, EarlierBatchesLeaveNoTrace) {
       const Row row = make_row({length});
       const Batch batch = shard_row(row.bytes, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
       model.plan(batch, {.communicator = comm::Communicator()});
-      model.zero_gradients();
+      model.zero_gradients(stream);
       losses.push_back(model.loss_and_gradients(stream) / static_cast<double>(batch.valid_labels));
     }
     EXPECT_EQ(losses.front(), losses.back());

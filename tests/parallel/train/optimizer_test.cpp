@@ -35,7 +35,7 @@ Outcome optimise(int ranks) {
     const Memory memory;
     const ParameterTable table(tiny_model());
     ShardedAdamw optimizer(table, DType::f32, communicator, memory);
-    optimizer.initialise(9);
+    optimizer.initialise(9, stream);
     const Tensor weights({table.elements()}, DType::f32, memory);
     optimizer.publish(weights, stream);
     for (std::int64_t step = 1; step <= 3; ++step) {
@@ -68,7 +68,7 @@ TEST(ShardedAdamw, NormsOfOneDimensionDoNotDecay) {
   const Memory memory;
   const ParameterTable table(tiny_model());
   ShardedAdamw optimizer(table, DType::f32, {}, memory);
-  optimizer.initialise(9);
+  optimizer.initialise(9, stream);
   const Tensor weights({table.elements()}, DType::f32, memory);
   optimizer.publish(weights, stream);
   const std::vector<float> before(weights.view().span<float>().begin(), weights.view().span<float>().end());

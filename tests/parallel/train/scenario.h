@@ -85,13 +85,17 @@ struct Outcome {
 };
 
 /// Trains on thread ranks; a positive stop_after asks for a stop on the last rank once rank 0 has reported that step.
-inline Outcome run_training(const Config& config, int ranks, bool resume = false, std::int64_t stop_after = 0) {
+inline Outcome run_training(const Config& config, int ranks, bool resume = false, std::int64_t stop_after = 0, Device device = {}) {
   Outcome outcome;
   std::atomic<bool> stop{false};
   comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
     const bool first = communicator.rank() == 0, last = communicator.rank() == communicator.size() - 1;
-    TrainOptions options{
-        .resume = resume, .measure_peak = false, .stop_requested = last ? &stop : nullptr, .on_step = {}, .on_message = {}};
+    TrainOptions options{.resume = resume,
+                         .measure_peak = false,
+                         .device = device,
+                         .stop_requested = last ? &stop : nullptr,
+                         .on_step = {},
+                         .on_message = {}};
     if (first) {
       options.on_message = [&](const std::string& message) { outcome.messages.push_back(message); };
       options.on_step = [&](const StepMetrics& metrics) {

@@ -1,0 +1,148 @@
+// Whole runs of a tiny model on a CUDA device, against the same on the CPU. Linked with fake_device.cpp the same tests check the
+// waits between streams and hosts without a device; its kernels are those of the CPU.
+#include "tests/parallel/execute/cuda_test.h"
+
+#include <cmath>
+
+#include "tests/parallel/train/scenario.h"
+
+namespace periplus::train {
+namespace {
+
+constexpr Device kDevice{DeviceKind::cuda, 0};
+
+class TrainerOnCuda : public test::OnCuda {
+ protected:
+  TrainerOnCuda() { write_corpus(folder_ / "corpus"); }
+  /// A run of its own folder each time.
+  Config config(const std::string& dtype) {
+    Config config = tiny_config(folder_.path());
+    config.run.dtype = dtype;
+    config.run.directory = (folder_ / std::to_string(++runs_)).string();
+    return config;
+  }
+  TemporaryFolder folder_;
+  int runs_ = 0;
+};
+
+Outcome run_on(Device device, const Config& config, int ranks, bool resume = false) {
+  return run_training(config, ranks, resume, 0, device);
+}
+
+void expect_close(const Outcome& run, const Outcome& expected, double tolerance) {
+  ASSERT_EQ(run.steps.size(), expected.steps.size());
+  for (std::size_t i = 0; i < run.steps.size(); ++i) {
+    EXPECT_NEAR(run.steps[i].loss, expected.steps[i].loss, tolerance * expected.steps[i].loss) << "step " << i + 1;
+    EXPECT_NEAR(run.steps[i].grad_norm, expected.steps[i].grad_norm, 10 * tolerance * expected.steps[i].grad_norm) << "step " << i + 1;
+  }
+}
+
+/// Of losses over eight steps, in which differences of single roundings grow.
+double tolerance_of(const std::string& dtype) { return dtype == "f64" ? 1e-10 : dtype == "f32" ? 1e-5 : 1e-2; }
+
+TEST_F(TrainerOnCuda, LossesAreThoseOfTheCpu) {
+  for (const char* dtype : {"f64", "f32", "bf16"}) {
+    SCOPED_TRACE(dtype);
+    expect_close(run_on(kDevice, config(dtype), 1), run_on({}, config(dtype), 1), tolerance_of(dtype));
+  }
+}
+
+/// Heads that the tensor cores' kernels take, groups of them, a row of many tiles of keys.
+TEST_F(TrainerOnCuda, LossesOfAWiderModelAreThoseOfTheCpu) {
+  Config on_device = config("bf16");
+  on_device.model = {.layers = 2, .hidden = 128, .heads = 4, .kv_heads = 2, .head_size = 64, .ffn = 192, .vocabulary = 256};
+  on_device.model.tie_embeddings = false;
+  on_device.data.context = test::device_is_fake() ? 96 : 640;
+  on_device.run.steps = 4;
+  for (int document = 0; document < 8; ++document) write_text(folder_ / "long" / std::to_string(document), seeded_text(900, 40 + document));
+  on_device.data.paths = {(folder_ / "long").string()};
+  Config on_cpu = on_device;
+  on_cpu.run.directory = (folder_ / "cpu").string();
+  expect_close(run_on(kDevice, on_device, 1), run_on({}, on_cpu, 1), tolerance_of("bf16"));
+}
+
+TEST_F(TrainerOnCuda, LossesDoNotDependOnVirtualRanks) {
+  for (const char* dtype : {"f64", "bf16"}) {
+    const Outcome single = run_on(kDevice, config(dtype), 1);
+    for (const int ranks : {2, 4}) {
+      for (const char* layout : {"zigzag", "striped", "balanced"}) {
+        SCOPED_TRACE(testing::Message() << dtype << ", " << ranks << " ranks, " << layout);
+        Config spread = config(dtype);
+        spread.parallel.layout = layout;
+        expect_close(run_on(kDevice, spread, ranks), single, tolerance_of(dtype));
+      }
+    }
+  }
+}
+
+/// Every mixer by itself and beside others, whose states and halos pass from rank to rank.
+TEST_F(TrainerOnCuda, LossesOfHybridsAreThoseOfTheCpu) {
+  const auto hybrid = [&](const std::string& pattern, const std::string& gate, const char* dtype) {
+    Config mixed = config(dtype);
+    mixed.model.layers = static_cast<std::int64_t>(pattern.size());
+    mixed.model.head_size = 16;
+    mixed.model.pattern = pattern;
+    mixed.model.gate = gate;
+    mixed.model.window = pattern.find('W') != std::string::npos ? 8 : 0;
+    mixed.parallel.layout = "zigzag";
+    mixed.run.steps = 4;
+    return mixed;
+  };
+  const std::pair<const char*, const char*> kinds[] = {{"D", ""},          {"L", "basic"},  {"L", "retention"},
+                                                       {"L", "lightning"}, {"SWLD", "gla"}, {"SLDL", "mamba2"}};
+  for (const auto& [pattern, gate] : kinds) {
+    for (const char* dtype : {"f64", "f32", "bf16"}) {
+      const Outcome on_cpu = run_on({}, hybrid(pattern, gate, dtype), 1);
+      for (const int ranks : {1, 2, 3}) {
+        SCOPED_TRACE(testing::Message() << pattern << " " << gate << ", " << dtype << ", " << ranks << " ranks");
+        expect_close(run_on(kDevice, hybrid(pattern, gate, dtype), ranks), on_cpu, tolerance_of(dtype));
+      }
+    }
+  }
+}
+
+TEST_F(TrainerOnCuda, RepeatsBitForBit) {
+  for (const int ranks : {1, 3})
+    EXPECT_EQ(run_on(kDevice, config("bf16"), ranks).losses(), run_on(kDevice, config("bf16"), ranks).losses());
+}
+
+TEST_F(TrainerOnCuda, CheckpointsCrossDevices) {
+  const Outcome whole = run_on({}, config("f32"), 1);
+  for (const bool device_first : {true, false}) {
+    SCOPED_TRACE(device_first ? "device, then CPU" : "CPU, then device");
+    Config halves = config("f32");
+    Config first = halves;
+    first.run.checkpoint_every = 4;
+    first.run.steps = 8;
+    // A stop after half of the steps: the schedule of the learning rate is that of the whole run.
+    const Outcome begun = run_training(first, 2, false, 4, device_first ? kDevice : Device());
+    ASSERT_GE(begun.steps.size(), 4u);
+    ASSERT_LT(begun.steps.size(), 8u);
+    Outcome joined = begun;
+    const Outcome rest = run_on(device_first ? Device() : kDevice, halves, 3, true);
+    joined.steps.insert(joined.steps.end(), rest.steps.begin(), rest.steps.end());
+    expect_close(joined, whole, tolerance_of("f32"));
+  }
+}
+
+TEST_F(TrainerOnCuda, AnInfiniteGradientIsNamed) {
+  Config broken = config("f32");
+  broken.optimizer.learning_rate = 1e30;
+  broken.optimizer.warmup_steps = 0;
+  broken.optimizer.clip_norm = 0;
+  try {
+    run_on(kDevice, broken, 2);
+    ADD_FAILURE() << "accepted";
+  } catch (const InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("is not finite: first in "), std::string::npos) << error.what();
+  }
+}
+
+TEST_F(TrainerOnCuda, TracesAreRefused) {
+  Config traced = config("f32");
+  traced.run.trace = true;
+  EXPECT_THROW(run_on(kDevice, traced, 1), InvalidArgument);
+}
+
+}  // namespace
+}  // namespace periplus::train
