@@ -18,6 +18,7 @@ struct Decay {
   Matrix between;      ///< [i][j] j <= i, from behind token j to behind token i, else 0; not per channel.
 
   bool per_channel() const { return width > 1; }
+  bool per_head() const { return width == 1; }
 };
 
 inline Decay carve_decay(const LinearShape& shape, std::int64_t padded_width, Carver& carver) {
@@ -39,14 +40,17 @@ inline float flushed(float decay) { return decay < 1e-30f ? 0.0f : decay; }
 
 inline Vec step_of(Vec log_decay) { return flushed(exp2(log_decay * kLog2E)); }
 
-/// between[i] = step_i between[i-1], with 1 on the diagonal.
+/// between[i] = step_i between[i-1], with 1 on the diagonal. The columns' chains of products run side by side.
 inline void fill_between(const Decay& decay, std::int64_t rows) {
+  constexpr std::int64_t kVectors = linear::kChunk / kLanes;
   const Ints lanes = lane_numbers();
-  for (std::int64_t j = 0; j < rows; j += kLanes) {
-    Vec x = {};
-    for (std::int64_t i = 0; i < rows; ++i) {
-      x = lanes == static_cast<std::int32_t>(i - j) ? splat(1.0f) : flushed(x * decay.step.data[i]);
-      store(decay.between.row(i) + j, x);
+  Vec x[kVectors] = {};
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const float step = decay.step.data[i];
+#pragma GCC unroll 16
+    for (std::int64_t j = 0; j < kVectors; ++j) {
+      x[j] = lanes == static_cast<std::int32_t>(i - j * kLanes) ? splat(1.0f) : flushed(x[j] * step);
+      store(decay.between.row(i) + j * kLanes, x[j]);
     }
   }
 }
@@ -79,16 +83,10 @@ inline void load_decay(HeadRows<const float> log_decay, const Extent& extent, co
   for (std::int64_t i = 0; i < extent.padded_rows; ++i)
     step[i] = decay.width > 0 && i < extent.rows ? log_decay.data[i * log_decay.stride] : 0;
   for (std::int64_t i = 0; i < extent.padded_rows; i += kLanes) store(step + i, step_of(load(step + i)));
-  float up = 1, down = 1;
-  for (std::int64_t i = 0; i < extent.padded_rows; ++i) {
-    up = flushed(up * step[i]);
-    decay.up.data[i] = up;
-  }
-  for (std::int64_t i = extent.padded_rows - 1; i >= 0; --i) {
-    decay.down.data[i] = down;
-    down = flushed(down * step[i]);
-  }
   fill_between(decay, extent.padded_rows);
+  for (std::int64_t i = 0; i < extent.padded_rows; ++i) decay.up.data[i] = flushed(step[0] * decay.between.row(i)[0]);
+  const float* last = decay.between.row(extent.padded_rows - 1);
+  for (std::int64_t j = 0; j < extent.padded_rows; j += kLanes) store(decay.down.data + j, load(last + j));
 }
 
 /// `factors` (up or down) times the rows of `from`: in `to`, or `from` itself where nothing decays.
@@ -100,6 +98,16 @@ inline Matrix decayed(const Decay& decay, Matrix factors, Matrix from, std::int6
     scale_rows(factors.data, from, rows, width, to);
   }
   return to;
+}
+
+/// Of the whole chunk, for each row of the state, or for all of them, or none.
+struct StateDecay {
+  const float* factors;
+  std::int64_t next;
+};
+inline StateDecay state_decay(const Decay& decay, std::int64_t chunk_rows) {
+  if (decay.width == 0) return {nullptr, 0};
+  return {decay.up.row(chunk_rows - 1), decay.per_channel() ? 1 : 0};
 }
 
 /// state := decay of the whole chunk, times state.

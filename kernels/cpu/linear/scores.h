@@ -7,6 +7,8 @@
 // down to that row, and both are numbers up to 1. Pairs inside a strip are computed one by one.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cpu/linear/decay.h"
 
 namespace periplus::kernels::cpu {
@@ -48,12 +50,14 @@ void multiply_to_lower(P& products, const typename P::Left& a, const typename P:
 
 /// p = between * p below the diagonal and on it, 0 above, whatever was there.
 inline void decay_lower(const Decay& decay, std::int64_t rows, Matrix p) {
+  const Ints lanes = lane_numbers();
   for (std::int64_t i = 0; i < rows; ++i) {
-    for (std::int64_t j = 0; j < rows; j += kLanes) {
-      store(p.row(i) + j, j <= i ? load(decay.between.row(i) + j) * load(p.row(i) + j) : Vec{});
-    }
+    std::int64_t j = 0;
+    for (; j + kLanes <= i; j += kLanes) store(p.row(i) + j, load(decay.between.row(i) + j) * load(p.row(i) + j));
     // Not 0 times what is there: that may be infinite.
-    for (std::int64_t j = i + 1; j < smaller(round_up(i + 1, kLanes), rows); ++j) p.row(i)[j] = 0;
+    const Ints above = lanes > static_cast<std::int32_t>(i - j);
+    store(p.row(i) + j, above ? Vec{} : load(decay.between.row(i) + j) * load(p.row(i) + j));
+    for (j += kLanes; j < rows; j += kLanes) store(p.row(i) + j, Vec{});
   }
 }
 /// The same without decay.
@@ -145,21 +149,17 @@ void channel_scores(P& products, const Decay& decay, Matrix a, Matrix b, std::in
   }
 }
 
-/// p, with zeros above the diagonal, from packed rows a; not with a decay per channel.
-template <class P>
-void head_scores(P& products, const Decay& decay, const typename P::Left& a, Matrix b, std::int64_t rows, std::int64_t width, Matrix p) {
+/// p, with zeros above the diagonal. With a decay per channel a and b are matrices.
+template <class P, class Rows>
+void scores(P& products, const Decay& decay, const Rows& a, const Rows& b, std::int64_t rows, std::int64_t width, const ScoreSpace& space,
+            Matrix p) {
+  if constexpr (std::is_same_v<Rows, Matrix>) {
+    if (decay.per_channel()) return channel_scores(products, decay, a, b, rows, width, space, p);
+  }
   const std::int64_t mark = products.mark();
-  multiply_to_lower<false>(products, a, products.right_transposed(b, width, rows), rows, width, p);
+  multiply_to_lower<false>(products, products.left(a, rows, width), products.right_transposed(b, width, rows), rows, width, p);
   products.release(mark);
   decay_lower(decay, rows, p);
-}
-/// p, with zeros above the diagonal.
-template <class P>
-void scores(P& products, const Decay& decay, Matrix a, Matrix b, std::int64_t rows, std::int64_t width, const ScoreSpace& space, Matrix p) {
-  if (decay.per_channel()) return channel_scores(products, decay, a, b, rows, width, space, p);
-  const std::int64_t mark = products.mark();
-  head_scores(products, decay, products.left(a, rows, width), b, rows, width, p);
-  products.release(mark);
 }
 
 /// da_i += sum over the strip's j <= i of dp_ij exp(g_i - g_j) b_j, and db likewise: each sum by Horner's rule.
