@@ -55,15 +55,6 @@ void prepare(P& products, const Decay& decay, const Rows& k, std::int64_t rows, 
   invert(delta, rows);
 }
 
-/// Keys as an operand, under the decay from before the chunk if it is one per channel: else it is a factor of what they read.
-template <class P, class Rows>
-typename P::Left early_keys(P& products, const Decay& decay, const Rows& k, std::int64_t rows, std::int64_t width, Matrix space) {
-  if constexpr (std::is_same_v<Rows, Matrix>) {
-    if (decay.per_channel()) return products.left(decayed(decay, decay.up, k, rows, width, space), rows, width);
-  }
-  return products.left(k, rows, width);
-}
-
 /// wanted := diag(beta) (v - wanted)
 template <class Rows>
 void subtract_from_values(const Decay& decay, const Rows& v, std::int64_t rows, std::int64_t columns, const DeltaRule& delta) {
@@ -80,7 +71,7 @@ template <class P, class Rows, class Values>
 void solve(P& products, const Decay& decay, const Rows& k, const Values& v, const typename P::Right& state, std::int64_t rows,
            std::int64_t width, std::int64_t columns, const DeltaRule& delta, Matrix added) {
   const std::int64_t mark = products.mark();
-  products.template multiply<false>(early_keys(products, decay, k, rows, width, delta.early), {0, rows}, state, {0, columns}, {0, width},
+  products.template multiply<false>(grown_rows(products, decay, k, rows, width, delta.early), {0, rows}, state, {0, columns}, {0, width},
                                     delta.wanted);
   products.release(mark);
   subtract_from_values(decay, v, rows, columns, delta);

@@ -54,14 +54,26 @@ class F32Products {
     return {to, stride};
   }
 
-  /// Operands of factors[i] * row i.
-  Left left_scaled(const float* factors, Matrix m, std::int64_t rows, std::int64_t depth, Matrix space) {
-    scale_rows(factors, m, rows, depth, space);
+  /// Operands of the matrix times factors, element by element.
+  template <class Factors>
+  Left left_scaled(const Factors& factors, Matrix m, std::int64_t rows, std::int64_t depth, Matrix space) {
+    multiply_elements(factors, m, rows, depth, space);
     return left(space, rows, depth);
   }
-  Right right_scaled(const float* factors, Matrix m, std::int64_t depth, std::int64_t columns, Matrix space) {
-    scale_rows(factors, m, depth, columns, space);
+  template <class Factors>
+  Left left_transposed_scaled(const Factors& factors, Matrix m, std::int64_t rows, std::int64_t depth, Matrix space) {
+    multiply_elements(factors, m, depth, rows, space);
+    return left_transposed(space, rows, depth);
+  }
+  template <class Factors>
+  Right right_scaled(const Factors& factors, Matrix m, std::int64_t depth, std::int64_t columns, Matrix space) {
+    multiply_elements(factors, m, depth, columns, space);
     return right(space, depth, columns);
+  }
+  template <class Factors>
+  Right right_transposed_scaled(const Factors& factors, Matrix m, std::int64_t depth, std::int64_t columns, Matrix space) {
+    multiply_elements(factors, m, columns, depth, space);
+    return right_transposed(space, depth, columns);
   }
 
   /// c (Add ? += : =) a[rows][depth] b[depth][columns], c beginning with the first of the rows and columns.

@@ -18,6 +18,11 @@ struct Matrix {
 };
 
 inline Vec vector_at(Matrix m, std::int64_t row, std::int64_t column) { return load(m.row(row) + column); }
+/// A matrix with the same number in all of a row.
+struct RowFactors {
+  const float* data;
+};
+inline Vec vector_at(RowFactors factors, std::int64_t row, std::int64_t /*column*/) { return splat(factors.data[row]); }
 
 struct Range {
   std::int64_t begin, end;
@@ -141,9 +146,10 @@ inline void add_rows(Matrix from, std::int64_t rows, std::int64_t width, Matrix 
   }
 }
 /// to = a * b, element by element.
-inline void multiply_elements(Matrix a, Matrix b, std::int64_t rows, std::int64_t width, Matrix to) {
+template <class Factors>
+void multiply_elements(const Factors& a, Matrix b, std::int64_t rows, std::int64_t width, Matrix to) {
   for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t i = 0; i < width; i += kLanes) store(to.row(row) + i, load(a.row(row) + i) * load(b.row(row) + i));
+    for (std::int64_t i = 0; i < width; i += kLanes) store(to.row(row) + i, vector_at(a, row, i) * load(b.row(row) + i));
   }
 }
 

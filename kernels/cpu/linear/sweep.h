@@ -54,7 +54,7 @@ Chunk carve_chunk(const LinearShape& shape, const Sizes& sizes, Carver& carver) 
   chunk.out = carver.matrix(kChunk, sizes.columns());
   chunk.grown = carver.matrix(kChunk, sizes.padded_qk);
   chunk.sunk = carver.matrix(kChunk, sizes.padded_qk);
-  chunk.space = {carver.matrix(kChunk, sizes.padded_qk), carver.matrix(kStripRows, sizes.padded_qk),
+  chunk.space = {carver.matrix(kChunk, sizes.padded_qk), carver.matrix(kChunk, sizes.padded_qk), carver.matrix(kStripRows, sizes.padded_qk),
                  carver.matrix(kStripRows, sizes.padded_qk)};
   return chunk;
 }
@@ -114,10 +114,10 @@ void start_chunk(const Run<S>& run, std::int64_t index, Chunk& chunk) {
     chunk.delta.beta[i] = i < extent.rows ? p.beta.data[(row0 + i) * p.beta.row + head * p.beta.head] : 0;
   }
 }
-/// Calls use(k), or use(q, k), with the rows of a chunk as products take them: only a decay per channel needs them as matrices.
+/// Calls use(k), or use(q, k), with the rows of a chunk as products take them: only strips need them as matrices.
 template <class P, class S, class Use>
 void with_keys(const Run<S>& run, std::int64_t index, Chunk& chunk, const Use& use) {
-  if (chunk.decay.per_channel()) return use(load_matrix<P>(run, run.problem.k, index, 1.0f, chunk.k));
+  if (chunk.decay.in_strips()) return use(load_matrix<P>(run, run.problem.k, index, 1.0f, chunk.k));
   use(P::rows(head_rows(run.problem.k, run.first_row(index), run.item.head), extent_of<P>(run, index, run.sizes.qk, run.sizes.padded_qk),
               chunk.k));
 }
@@ -160,18 +160,12 @@ void advance(P& products, const Sizes& sizes, const Rows& k, const Added& added,
              const typename P::Right* packed) {
   const std::int64_t rows = chunk.rows, qk = sizes.padded_qk, columns = sizes.columns();
   const std::int64_t mark = products.mark();
-  const auto push = [&](const auto& keys) {
-    const auto left = products.left_transposed(keys, qk, rows);
-    const auto right = chunk.decay.per_head() ? products.right_scaled(chunk.decay.down.data, added, rows, columns, chunk.out)
-                                              : products.right(added, rows, columns);
-    const StateDecay decay = state_decay(chunk.decay, rows);
-    products.advance(state, decay.factors, decay.next, left, right, qk, rows, columns, packed);
-  };
-  if constexpr (std::is_same_v<Rows, Matrix>) {
-    push(chunk.decay.per_channel() ? decayed(chunk.decay, chunk.decay.down, k, rows, qk, chunk.sunk) : k);
-  } else {
-    push(k);
-  }
+  const auto left = chunk.decay.per_channel() ? products.left_transposed_scaled(chunk.decay.down, k, qk, rows, chunk.sunk)
+                                              : products.left_transposed(k, qk, rows);
+  const auto right = chunk.decay.per_head() ? products.right_scaled(RowFactors{chunk.decay.down.data}, added, rows, columns, chunk.out)
+                                            : products.right(added, rows, columns);
+  const StateDecay decay = state_decay(chunk.decay, rows);
+  products.advance(state, decay.factors, decay.next, left, right, qk, rows, columns, packed);
   products.release(mark);
 }
 
@@ -197,12 +191,14 @@ template <class P, class Rows, class Added, class Store>
 void attend(P& products, const Sizes& sizes, const Rows& q, const Rows& k, const typename P::Right& state, const Added& added, Chunk& chunk,
             const Store& store) {
   const std::int64_t rows = chunk.rows, qk = sizes.padded_qk, columns = sizes.columns();
-  scores(products, chunk.decay, q, k, rows, qk, chunk.space, chunk.p);
   const std::int64_t mark = products.mark();
-  const auto queries = [&] {
-    if (chunk.decay.per_head()) return products.left_scaled(chunk.decay.up.data, q, rows, qk, chunk.grown);
-    return early_keys(products, chunk.decay, q, rows, qk, chunk.grown);
-  }();
+  const auto grown = grown_rows(products, chunk.decay, q, rows, qk, chunk.grown);
+  if (chunk.decay.in_strips()) {
+    scores(products, chunk.decay, q, k, rows, qk, chunk.space, chunk.p);
+  } else {
+    whole_scores(products, chunk.decay, grown, k, rows, qk, chunk.space, chunk.p);
+  }
+  const auto queries = chunk.decay.per_head() ? products.left_scaled(RowFactors{chunk.decay.up.data}, q, rows, qk, chunk.grown) : grown;
   products.multiply_both(queries, state, qk, products.left(chunk.p, rows, rows), products.right(added, rows, columns), rows, columns,
                          chunk.out, store);
   products.release(mark);

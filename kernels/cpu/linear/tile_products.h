@@ -105,23 +105,31 @@ class TileProducts {
                       [&](std::int64_t column, std::int64_t step, PairedTile& tile) { zip_rows(from, column, step, tile); });
   }
 
-  /// Operands of factors[i] * row i, of rows or of a matrix.
-  template <class Source>
-  Left left_scaled(const float* factors, const Source& from, std::int64_t rows, std::int64_t depth, Matrix /*space*/) {
+  /// Operands of rows or of a matrix, times factors, element by element.
+  template <class Factors, class Source>
+  Left left_scaled(const Factors& factors, const Source& from, std::int64_t rows, std::int64_t depth, Matrix /*space*/) {
     return pack(rows, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
-      for (std::int64_t i = 0; i < 16; ++i) {
-        const std::int64_t row = index * 16 + i, column = step * 32;
-        tile[i] = Vec(Unit::narrow(vector_at(from, row, column) * factors[row], vector_at(from, row, column + 16) * factors[row]));
-      }
+      for (std::int64_t i = 0; i < 16; ++i) tile[i] = scaled_columns(factors, from, index * 16 + i, step * 32);
     });
   }
-  template <class Source>
-  Right right_scaled(const float* factors, const Source& from, std::int64_t depth, std::int64_t columns, Matrix /*space*/) {
+  template <class Factors, class Source>
+  Left left_transposed_scaled(const Factors& factors, const Source& from, std::int64_t rows, std::int64_t depth, Matrix /*space*/) {
+    return pack(rows, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
+      for (std::int64_t i = 0; i < 16; ++i) tile[i] = scaled_rows(factors, from, step * 32 + 2 * i, index * 16);
+      transpose(tile);
+    });
+  }
+  template <class Factors, class Source>
+  Right right_scaled(const Factors& factors, const Source& from, std::int64_t depth, std::int64_t columns, Matrix /*space*/) {
     return pack(columns, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
-      for (std::int64_t i = 0; i < 16; ++i) {
-        const std::int64_t row = step * 32 + 2 * i, column = index * 16;
-        tile[i] = Vec(Unit::pair(vector_at(from, row, column) * factors[row], vector_at(from, row + 1, column) * factors[row + 1]));
-      }
+      for (std::int64_t i = 0; i < 16; ++i) tile[i] = scaled_rows(factors, from, step * 32 + 2 * i, index * 16);
+    });
+  }
+  template <class Factors, class Source>
+  Right right_transposed_scaled(const Factors& factors, const Source& from, std::int64_t depth, std::int64_t columns, Matrix /*space*/) {
+    return pack(columns, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
+      for (std::int64_t i = 0; i < 16; ++i) tile[i] = scaled_columns(factors, from, index * 16 + i, step * 32);
+      transpose(tile);
     });
   }
 
@@ -223,6 +231,18 @@ class TileProducts {
     Unit::fence();
   }
 
+  /// 32 columns of a row.
+  template <class Factors, class Source>
+  static Vec scaled_columns(const Factors& factors, const Source& from, std::int64_t row, std::int64_t column) {
+    return Vec(Unit::narrow(vector_at(from, row, column) * vector_at(factors, row, column),
+                            vector_at(from, row, column + 16) * vector_at(factors, row, column + 16)));
+  }
+  /// 16 columns of rows `row` and `row` + 1.
+  template <class Factors, class Source>
+  static Vec scaled_rows(const Factors& factors, const Source& from, std::int64_t row, std::int64_t column) {
+    return Vec(Unit::pair(vector_at(from, row, column) * vector_at(factors, row, column),
+                          vector_at(from, row + 1, column) * vector_at(factors, row + 1, column)));
+  }
   /// Pairs of neighbouring rows: row i of `low` holds the first 16 columns of rows 2 i and 2 i + 1, of `high` the next 16.
   static void zip_rows(const Rows& from, std::int64_t column, std::int64_t step, PairedTile& tile) {
     for (std::int64_t i = 0; i < 16; ++i) {
