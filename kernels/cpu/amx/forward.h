@@ -9,6 +9,9 @@
 // the sums (16) and the queries (8) stay in the first-level cache while keys and values stream past them.
 #pragma once
 
+#include <sched.h>
+
+#include "kernels/cpu/amx/fetch.h"
 #include "kernels/cpu/amx/state.h"
 
 namespace periplus::kernels::cpu {
@@ -55,37 +58,25 @@ struct ForwardCall {
   float cap, cap_scale;      ///< cap in base 2 (0: none); scores times cap_scale go into tanh.
 };
 
-/// Memory to bring to the second-level cache, line by line: rows of `row_lines` lines, `skip` bytes apart.
-struct Ahead {
-  const std::byte* at;
-  std::int64_t row_lines, left, skip;
-};
-
 /// Units [begin, end) of a block, as seen by one tile.
 struct BlockPlace {
   std::int64_t block, begin, end;
   std::int64_t q0, q1;
-  Ahead ahead;  ///< What the block should fetch for later.
+  Fetch* fetch;  ///< For later.
 };
 
-/// What the vector unit does beside products of weights and values. Fetches a line after each tile product: the hardware
-/// would do it too late, and many fetches at once would hold up the tile loads.
+/// What the vector unit does beside products of weights and values.
 class ValueWork {
  public:
-  ValueWork(const Ahead& ahead, WeightSums& sums) : ahead_(ahead), sums_(sums) {}
+  ValueWork(Fetch& fetch, WeightSums& sums) : fetch_(fetch), sums_(sums) {}
   template <int I>
   [[gnu::always_inline]] void operator()(std::int64_t, Product<I>) {
-    __builtin_prefetch(ahead_.at, 0, 2);
-    ahead_.at += 64;
-    if (--ahead_.left == 0) {
-      ahead_.at += ahead_.skip;
-      ahead_.left = ahead_.row_lines;
-    }
+    fetch_.some();
     sums_();
   }
 
  private:
-  Ahead ahead_;
+  Fetch& fetch_;
   WeightSums& sums_;
 };
 
@@ -192,7 +183,7 @@ void attend_block(const ForwardCall& call, QueryTile& tile, const amx::TileBands
     pending.multiply<true>(first, units, tile.sums);
   }
   WeightSums sums(call.on.weights, units);
-  ValueWork work(place.ahead, sums);
+  ValueWork work(*place.fetch, sums);
   for (std::int64_t pair = 1; pair < call.value_pairs; ++pair) {
     const Pending::Operands operands{values + pair * kUnitsPerBlock * 2 * kTile, call.on.weights, 2 * kTile, kUnitWeights};
     pending.multiply<true>(operands, units, tile.sums + pair * kUnitScores, work);
@@ -206,22 +197,59 @@ using AttendBlock = void (*)(const ForwardCall&, QueryTile&, const amx::TileBand
 constexpr AttendBlock kAttendBlock[] = {attend_block<1>, attend_block<2>, attend_block<3>, attend_block<4>,
                                         attend_block<5>, attend_block<6>, attend_block<7>, attend_block<8>};
 
-/// Packs one block of keys and values of one head.
-inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t kv_head, std::int64_t block, const amx::PackedKeys& packed) {
+/// Packs one block of keys and values.
+inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t block, const amx::PackedKeys& packed) {
   const std::int64_t steps = amx::padded(p.shape.width_qk) / amx::kUnit, value_pairs = amx::padded(p.shape.width_v) / amx::kUnit;
+  const Strided<const bfloat16> k{p.k.data + packed.kv_head * p.k.head, p.k.row, 0}, v{p.v.data + packed.kv_head * p.v.head, p.v.row, 0};
   __builtin_memset(packed.poisoned + block * amx::kBlock, 0, static_cast<std::size_t>(amx::kBlock));
   for (std::int64_t unit = 0; unit < kUnitsPerBlock; ++unit) {
     const std::int64_t local = block * amx::kBlock + unit * amx::kUnit, key = packed.first_key + local;
     const std::int64_t keys = larger(0, smaller(amx::kUnit, packed.keys_end - key));
     const std::int64_t keys_after = larger(0, smaller(amx::kUnit, packed.keys_end - key - amx::kUnit));
-    prefetch_rows(p.k.data + (key + amx::kUnit) * p.k.row + kv_head * p.k.head, p.k.row, keys_after, p.shape.width_qk);
-    prefetch_rows(p.v.data + (key + amx::kUnit) * p.v.row + kv_head * p.v.head, p.v.row, keys_after, p.shape.width_v);
-    pack_rows_as_a(p.k.data + key * p.k.row + kv_head * p.k.head, p.k.row, keys, p.shape.width_qk, steps,
+    prefetch_rows(k.data + (key + amx::kUnit) * k.row, k.row, keys_after, p.shape.width_qk);
+    prefetch_rows(v.data + (key + amx::kUnit) * v.row, v.row, keys_after, p.shape.width_v);
+    pack_rows_as_a(k.data + key * k.row, k.row, keys, p.shape.width_qk, steps,
                    packed.keys + block * packed.block_stride + unit * steps * 2 * kTile);
-    const bool bad = pack_rows_transposed(p.v.data + key * p.v.row + kv_head * p.v.head, p.v.row, keys, p.shape.width_v, value_pairs,
-                                          kUnitsPerBlock * 2 * kTile, packed.values + block * packed.block_stride + unit * 2 * kTile,
-                                          packed.poisoned + local);
+    const bool bad = pack_rows_transposed(v.data + key * v.row, v.row, keys, p.shape.width_v, value_pairs, kUnitsPerBlock * 2 * kTile,
+                                          packed.values + block * packed.block_stride + unit * 2 * kTile, packed.poisoned + local);
     if (bad) __atomic_store_n(packed.any_poisoned, std::uint8_t{1}, __ATOMIC_RELAXED);
+  }
+}
+
+/// Whether nobody has begun to pack the block of a key.
+inline bool is_unpacked(const amx::PackedKeys& packed, std::int64_t key) {
+  return __atomic_load_n(packed.blocks + (key - packed.first_key) / amx::kBlock, __ATOMIC_RELAXED) == amx::kUnpacked;
+}
+
+/// Packs those blocks of `range` that the item sees and nobody has begun.
+inline void pack_range(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, std::int64_t tiles, KeyRange range) {
+  const amx::PackedKeys& packed = item.packed;
+  const auto is_seen = [&](std::int64_t key) {
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      const KeyRange part = keys_seen(item.tiles[t], key, key + amx::kBlock);
+      if (part.begin < part.end) return true;
+    }
+    return false;
+  };
+  for (std::int64_t key = range.begin; key < range.end; key += amx::kBlock) {
+    if (!is_unpacked(packed, key) || !is_seen(key)) continue;
+    const std::int64_t block = (key - packed.first_key) / amx::kBlock;
+    std::int32_t expected = amx::kUnpacked;
+    if (!__atomic_compare_exchange_n(packed.blocks + block, &expected, std::int32_t{amx::kBeingPacked}, false, __ATOMIC_RELAXED,
+                                     __ATOMIC_RELAXED)) {
+      continue;
+    }
+    pack_block(p, block, packed);
+    __atomic_store_n(packed.blocks + block, std::int32_t{amx::kPacked}, __ATOMIC_RELEASE);
+    item.progress();
+  }
+}
+
+/// Another thread may still be at it: it waits for nobody.
+inline void wait_until_packed(const amx::ForwardItem& item, std::int64_t block) {
+  for (int spins = 0; __atomic_load_n(item.packed.blocks + block, __ATOMIC_ACQUIRE) != amx::kPacked; ++spins) {
+    if (spins % 64 == 63) item.progress();
+    if (spins > 100) sched_yield();
   }
 }
 
@@ -235,63 +263,98 @@ inline ForwardCall forward_call(const ForwardProblem<bfloat16, float>& p, const 
           capped ? static_cast<float>(p.scale / p.softcap) : 0.0f};
 }
 
-/// What tile `t` should fetch while it is at block `block` of a range: its rows of out, if it is to be stored after this
-/// range, else its share of the next range of packed keys.
-inline Ahead ahead_of(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, std::int64_t t, std::int64_t block,
-                      bool last) {
-  constexpr std::int64_t kEndless = std::int64_t{1} << 40;
-  if (last) {
-    const std::int64_t row = item.first_row + t * amx::kUnit + block % kBlocksPerRange * (amx::kUnit / kBlocksPerRange);
-    const std::int64_t lines = (p.shape.width_v + kLanes - 1) / kLanes;
-    return {reinterpret_cast<const std::byte*>(p.out.data + row * p.out.row + item.head * p.out.head), lines, lines,
-            p.out.row * 4 - lines * 64};
+/// One item at work.
+struct ItemPlace {
+  std::int64_t tiles;
+  KeyRange seen[kItemTiles];  ///< Keys that each tile sees.
+  KeyRange range;             ///< Of keys, at work now.
+  KeyRange all;
+};
+
+/// Keys [begin, end) of a tile's share, packed or still to be packed.
+inline void fetch_keys(const ForwardProblem<bfloat16, float>& p, const amx::PackedKeys& packed, KeyRange keys, bool if_packed,
+                       Fetch& fetch) {
+  keys = {larger(keys.begin, packed.first_key), smaller(keys.end, packed.keys_end)};
+  if (keys.begin >= keys.end) return;
+  if (is_unpacked(packed, keys.begin)) {
+    const std::int64_t count = keys.end - keys.begin;
+    fetch.add(p.k.data + keys.begin * p.k.row + packed.kv_head * p.k.head, p.k.row * 2, count, p.shape.width_qk * 2);
+    fetch.add(p.v.data + keys.begin * p.v.row + packed.kv_head * p.v.head, p.v.row * 2, count, p.shape.width_v * 2);
+  } else if (if_packed) {
+    const std::int64_t each = packed.block_stride / amx::kBlock;
+    fetch.add(packed.keys + (keys.begin - packed.first_key) * each, 0, 1, (keys.end - keys.begin) * each * 2);
   }
-  const std::int64_t tiles = (item.rows + amx::kUnit - 1) / amx::kUnit, share = t * kBlocksPerRange + block % kBlocksPerRange;
-  const bfloat16* next = item.packed.keys + (block / kBlocksPerRange + 1) * kBlocksPerRange * item.packed.block_stride;
-  return {reinterpret_cast<const std::byte*>(next + share * item.packed.block_stride / tiles), kEndless, kEndless, 0};
 }
 
-/// Tile `t` against the blocks of `range` that it sees.
-inline void attend_range(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, const ForwardCall& call, std::int64_t t,
-                         KeyRange range, bool last, Pacer& pacer) {
+inline void fetch_rows(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, std::int64_t t, bool queries, bool out,
+                       Fetch& fetch) {
+  const std::int64_t first = item.first_row + t * amx::kUnit, rows = smaller(amx::kUnit, item.first_row + item.rows - first);
+  if (queries) fetch.add(p.q.data + first * p.q.row + item.head * p.q.head, p.q.row * 2, rows, p.shape.width_qk * 2);
+  if (out) fetch.add(p.out.data + first * p.out.row + item.head * p.out.head, p.out.row * 4, rows, p.shape.width_v * 4);
+}
+
+/// What tile `t` fetches while it is at a range: its own result, if it is stored after this range; what the next tile loads; and its
+/// share of the keys of the next range, or of the next item.
+inline void fetch_ahead(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, const ItemPlace& at, std::int64_t t,
+                        Fetch& fetch) {
+  if (at.seen[t].end <= at.range.end) fetch_rows(p, item, t, false, true, fetch);
+  if (t + 1 < at.tiles && at.seen[t + 1].begin < at.seen[t + 1].end && at.seen[t + 1].begin >= at.range.begin) {
+    fetch_rows(p, item, t + 1, true, !item.overwrite, fetch);
+  }
+  const bool more = at.range.end < at.all.end;
+  const std::int64_t share = (more ? kRangeKeys : item.next.rows) / at.tiles;
+  const std::int64_t first = (more ? at.range.end : item.next.first_row) + t * share;
+  fetch_keys(p, more ? item.packed : item.next.packed, {first, first + share}, more, fetch);
+}
+
+/// Tile `t` against the blocks of the range that it sees.
+inline void attend_range(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, const ForwardCall& call,
+                         const ItemPlace& at, std::int64_t t, KeyRange range, Pacer& pacer) {
   const AttendBlock attend = kAttendBlock[amx::padded(p.shape.width_qk) / amx::kUnit - 1];
   const double flop = 2.0 * amx::kUnit * amx::kBlock * static_cast<double>(p.shape.width_qk + p.shape.width_v);
   const std::int64_t first = item.packed.first_key, q0 = item.first_row + t * amx::kUnit;
+  Fetch fetch;
+  fetch_ahead(p, item, at, t, fetch);
+  fetch.start((range.end - range.begin + amx::kUnit - 1) / amx::kUnit * 4 * (call.value_pairs - 1));
   for (std::int64_t key = first + round_down(range.begin - first, amx::kBlock); key < range.end; key += amx::kBlock) {
     const KeyRange part = keys_seen(item.tiles[t], key, key + amx::kBlock);
     if (part.begin >= part.end) continue;
     const std::int64_t block = (key - first) / amx::kBlock;
+    wait_until_packed(item, block);
     attend(call, call.on.tiles[t], item.tiles[t],
            {block, (part.begin - key) / amx::kUnit, (part.end - key + amx::kUnit - 1) / amx::kUnit, q0,
-            smaller(q0 + amx::kUnit, item.first_row + item.rows), ahead_of(p, item, t, block, last)});
+            smaller(q0 + amx::kUnit, item.first_row + item.rows), &fetch});
     pacer.did(flop);
   }
 }
 
-/// algorithms.md 1.1 for one item: packs its queries, folds the packed keys into its state. A tile is loaded before its
-/// first range and stored after its last, so that its memory traffic runs beside the products of others.
+/// algorithms.md 1.1 for one item: packs its queries, and keys that nobody has packed before, and folds the keys into its state. A tile
+/// is loaded before its first range and stored after its last, so that its memory traffic runs beside the products of others.
 inline void forward_item(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item) {
   const Unit::Session session;
   const ForwardCall call = forward_call(p, item);
   const float scale = p.softcap > 0 ? 1.0f : static_cast<float>(p.scale * static_cast<double>(kLog2E));
-  const std::int64_t tiles = (item.rows + amx::kUnit - 1) / amx::kUnit, first = item.packed.first_key;
-  KeyRange seen[kItemTiles], all{item.packed.keys_end, first};
-  for (std::int64_t t = 0; t < tiles; ++t) {
-    seen[t] = keys_seen(item.tiles[t], first, item.packed.keys_end);
-    all = {smaller(all.begin, seen[t].begin), larger(all.end, seen[t].end)};
-    if (seen[t].begin < seen[t].end || !item.overwrite) continue;
+  const std::int64_t first = item.packed.first_key;
+  ItemPlace at;
+  at.tiles = (item.rows + amx::kUnit - 1) / amx::kUnit;
+  at.all = {item.packed.keys_end, first};
+  for (std::int64_t t = 0; t < at.tiles; ++t) {
+    at.seen[t] = keys_seen(item.tiles[t], first, item.packed.keys_end);
+    at.all = {smaller(at.all.begin, at.seen[t].begin), larger(at.all.end, at.seen[t].end)};
+    if (at.seen[t].begin < at.seen[t].end || !item.overwrite) continue;
     load_tile(p, item, t, scale, call.on.tiles[t]);
     store_tile(p, item, t, call.on.tiles[t]);
   }
   Pacer pacer(item.progress);
-  for (std::int64_t range = first + round_down(all.begin - first, kRangeKeys); range < all.end; range += kRangeKeys) {
-    for (std::int64_t t = 0; t < tiles; ++t) {
-      const KeyRange part{larger(range, seen[t].begin), smaller(range + kRangeKeys, seen[t].end)};
+  for (std::int64_t range = first + round_down(at.all.begin - first, kRangeKeys); range < at.all.end; range += kRangeKeys) {
+    at.range = {range, smaller(range + kRangeKeys, item.packed.keys_end)};
+    pack_range(p, item, at.tiles, at.range);
+    for (std::int64_t t = 0; t < at.tiles; ++t) {
+      const KeyRange part{larger(range, at.seen[t].begin), smaller(at.range.end, at.seen[t].end)};
       if (part.begin >= part.end) continue;
-      if (seen[t].begin >= range) load_tile(p, item, t, scale, call.on.tiles[t]);
-      const bool last = seen[t].end <= range + kRangeKeys;
-      attend_range(p, item, call, t, part, last, pacer);
-      if (last) store_tile(p, item, t, call.on.tiles[t]);
+      if (at.seen[t].begin >= range) load_tile(p, item, t, scale, call.on.tiles[t]);
+      attend_range(p, item, call, at, t, part, pacer);
+      if (at.seen[t].end <= at.range.end) store_tile(p, item, t, call.on.tiles[t]);
     }
   }
 }

@@ -1,4 +1,4 @@
-// Forward attention on tiles: packs keys and values, then hands out (query head, 512 rows) items to the team.
+// Forward attention on tiles: hands out (query head, up to 1,024 rows) items to the team, which pack keys and values as they need them.
 //
 // Keys and values are packed once for all query heads that share them, in parts of at most 32,768 keys and 32 MiB: a part
 // is packed, attended to by every row that sees it, and forgotten; the state carries over. So the scratch does not grow
@@ -24,24 +24,30 @@ struct Part {
   std::int64_t block_bytes, head_bytes;
 };
 
+std::int64_t round_up(std::int64_t bytes) { return (bytes + kBlock - 1) / kBlock * kBlock; }
+
 Part part_of(const AttentionShape& shape, std::int64_t first_key) {
   Part part;
   part.first_key = first_key;
   part.keys_end = std::min(first_key + kPartKeys, shape.key_rows);
   part.blocks = (part.keys_end - first_key + kBlock - 1) / kBlock;
   part.block_bytes = kBlock * (padded(shape.width_qk) + padded(shape.width_v)) * 2;
-  part.head_bytes = part.blocks * part.block_bytes + (part.blocks + 1) * kBlock;  // the last: poisoned, any_poisoned
+  part.head_bytes = part.blocks * part.block_bytes + (part.blocks + 1) * kBlock;  // poisoned; any_poisoned
+  part.head_bytes += round_up(part.blocks * std::int64_t{sizeof(std::int32_t)});
   return part;
 }
 
-PackedKeys packed_head(const AttentionShape& shape, const Part& part, std::byte* scratch, std::int64_t index) {
+/// Of key/value head `first` + `index`.
+PackedKeys packed_head(const AttentionShape& shape, const Part& part, std::byte* scratch, std::int64_t first, std::int64_t index) {
   std::byte* at = scratch + index * part.head_bytes;
   PackedKeys packed;
+  packed.kv_head = first + index;
   packed.keys = reinterpret_cast<bfloat16*>(at);
   packed.values = packed.keys + kBlock * padded(shape.width_qk);
   packed.block_stride = part.block_bytes / 2;
   packed.poisoned = reinterpret_cast<std::uint8_t*>(at + part.blocks * part.block_bytes);
   packed.any_poisoned = packed.poisoned + part.blocks * kBlock;
+  packed.blocks = reinterpret_cast<std::int32_t*>(packed.any_poisoned + kBlock);
   packed.first_key = part.first_key;
   packed.keys_end = part.keys_end;
   return packed;
@@ -59,20 +65,6 @@ std::vector<Band> cut_to_keys(std::span<const Band> bands, std::int64_t first, s
   return cut;
 }
 
-/// Blocks of keys that no band reaches need not be packed.
-std::vector<std::int64_t> blocks_seen(std::span<const Band> bands, const Part& part) {
-  std::vector<char> seen(static_cast<std::size_t>(part.blocks), 0);
-  for (const Band& band : bands) {
-    const auto first = (band.k0 - part.first_key) / kBlock, last = (band.k1 - 1 - part.first_key) / kBlock;
-    std::fill(seen.begin() + first, seen.begin() + last + 1, 1);
-  }
-  std::vector<std::int64_t> blocks;
-  for (std::int64_t block = 0; block < part.blocks; ++block) {
-    if (seen[static_cast<std::size_t>(block)] != 0) blocks.push_back(block);
-  }
-  return blocks;
-}
-
 /// Long items read keys and values less often; but each thread should find a few. The result does not depend on it.
 std::int64_t rows_of_items(std::int64_t rows, std::int64_t heads) {
   std::int64_t item_rows = kItemRows;
@@ -88,7 +80,6 @@ class ForwardPart {
         problem_(problem),
         part_(part),
         stream_(stream),
-        blocks_(blocks_seen(bands, part)),
         tiles_(bands, BandTiles::Axis::query, problem.shape.query_rows, kUnit) {
     for (std::int64_t tile = 0; tile < tiles_.tiles(); ++tile) {
       lists_.push_back({tiles_.of(tile).data(), static_cast<std::int64_t>(tiles_.of(tile).size())});
@@ -118,20 +109,26 @@ class ForwardPart {
     const std::int64_t thread_bytes = whole_pages(kernels_.forward_scratch_bytes(shape));
     std::byte* packed = team_scratch(part_.head_bytes * count + thread_bytes * team + kPageBytes);
     std::byte* threads = packed + whole_pages(part_.head_bytes * count);
-    for (std::int64_t head = 0; head < count; ++head) packed_head(shape, part_, packed, head).any_poisoned[0] = 0;
-    const auto block_count = static_cast<std::int64_t>(blocks_.size());
-    for_each_item_on(std::min<int>(team, static_cast<int>(std::max<std::int64_t>(1, block_count * count))), block_count * count, stream_,
-                     [&](std::int64_t item, int, const Progress&) {
-                       const std::int64_t head = item / block_count;
-                       kernels_.pack_block(problem_, first + head, blocks_[static_cast<std::size_t>(item % block_count)],
-                                           packed_head(shape, part_, packed, head));
-                     });
+    const auto keys_of = [&](std::int64_t head) { return packed_head(shape, part_, packed, first, head / group); };
+    for (std::int64_t head = 0; head < heads; head += group) {
+      keys_of(head).any_poisoned[0] = 0;
+      std::fill_n(keys_of(head).blocks, part_.blocks, std::int32_t{kUnpacked});
+    }
+    // Last rows first: under a causal mask they see the most keys.
+    const auto first_row_of = [&](std::int64_t item) { return (row_items - 1 - item / heads) * item_rows; };
+    const auto rows_of = [&](std::int64_t item) { return std::min(item_rows, shape.query_rows - first_row_of(item)); };
     for_each_item_on(team, row_items * heads, stream_, [&](std::int64_t item, int thread, const Progress& progress) {
-      // Last rows first: under a causal mask they see the most keys.
-      const std::int64_t first_row = (row_items - 1 - item / heads) * item_rows, head = item % heads;
-      kernels_.forward(
-          problem_, {first * group + head, first_row, std::min(item_rows, shape.query_rows - first_row), lists_.data() + first_row / kUnit,
-                     packed_head(shape, part_, packed, head / group), overwrite, threads + thread * thread_bytes, progress});
+      const std::int64_t first_row = first_row_of(item), head = item % heads;
+      const std::int64_t next = std::min(item + team, row_items * heads - 1);
+      kernels_.forward(problem_, {first * group + head,
+                                  first_row,
+                                  rows_of(item),
+                                  lists_.data() + first_row / kUnit,
+                                  keys_of(head),
+                                  {first_row_of(next), next == item ? 0 : rows_of(next), keys_of(next % heads)},
+                                  overwrite,
+                                  threads + thread * thread_bytes,
+                                  progress});
     });
   }
 
@@ -139,7 +136,6 @@ class ForwardPart {
   const ForwardProblem<bfloat16, float>& problem_;
   Part part_;
   StreamView stream_;
-  std::vector<std::int64_t> blocks_;
   BandTiles tiles_;
   std::vector<TileBands> lists_;
 };

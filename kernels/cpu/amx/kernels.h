@@ -17,8 +17,11 @@ inline constexpr std::int64_t kWidestHead = 256;  ///< Wider heads do not run on
 /// Widths in whole steps of a product.
 [[gnu::always_inline]] inline std::int64_t padded(std::int64_t width) { return (width + kUnit - 1) / kUnit * kUnit; }
 
-/// Keys and values of one key/value head, packed by blocks of kBlock keys: key `first_key` of the problem is key 0 here.
+/// Keys and values of one key/value head, packed by blocks of kBlock keys: key `first_key` of the problem is key 0 here. The first item
+/// that needs a block packs it.
 struct PackedKeys {
+  std::int64_t kv_head;
+  std::int32_t* blocks;       ///< [blocks]: BlockState. Several threads read and write it: with __atomic_ built-ins.
   bfloat16* keys;             ///< [blocks][units][D / 32][2 tiles of 16 keys x 32]
   bfloat16* values;           ///< [blocks][E / 32][units][2 tiles of 16 values x 32 keys]
   std::int64_t block_stride;  ///< bf16 from block to block: the values of a block follow its keys.
@@ -27,6 +30,8 @@ struct PackedKeys {
   std::uint8_t* any_poisoned;        ///< Written by several threads: with __atomic_ built-ins.
   std::int64_t first_key, keys_end;  ///< Of the problem.
 };
+
+enum BlockState : std::int32_t { kUnpacked, kBeingPacked, kPacked };
 
 /// The bands of one tile of kUnit query rows.
 struct TileBands {
@@ -39,6 +44,11 @@ struct ForwardItem {
   std::int64_t head, first_row, rows;
   const TileBands* tiles;  ///< Of the item: one for each kUnit rows, cut to the packed keys.
   PackedKeys packed;
+  /// What the thread is likely to do next: the item at these rows, against these keys. No rows: nothing.
+  struct {
+    std::int64_t first_row, rows;
+    PackedKeys packed;
+  } next;
   bool overwrite;
   std::byte* scratch;
   Progress progress;
@@ -70,7 +80,6 @@ struct BackwardItem {
 };
 
 struct Kernels {
-  void (*pack_block)(const ForwardProblem<bfloat16, float>&, std::int64_t kv_head, std::int64_t block, const PackedKeys&);
   std::int64_t (*forward_scratch_bytes)(const AttentionShape&);
   void (*forward)(const ForwardProblem<bfloat16, float>&, const ForwardItem&);
 

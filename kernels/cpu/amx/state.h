@@ -68,8 +68,12 @@ inline void load_tile(const ForwardProblem<bfloat16, float>& p, const amx::Forwa
 /// Adds what packing took out of the values: NaN and infinity, to the rows that see them.
 inline void add_poison(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, std::int64_t t) {
   const std::int64_t first = item.first_row + t * amx::kUnit, kv = item.head / (p.shape.heads / p.shape.kv_heads);
-  for (std::int64_t k = item.packed.first_key; k < item.packed.keys_end; ++k) {
-    if (item.packed.poisoned[k - item.packed.first_key] == 0) continue;
+  const KeyRange seen = keys_seen(item.tiles[t], item.packed.first_key, item.packed.keys_end);
+  for (std::int64_t k = seen.begin; k < seen.end; ++k) {
+    const std::int64_t local = k - item.packed.first_key;
+    // Others may be packing blocks that this tile does not see.
+    if (__atomic_load_n(item.packed.blocks + local / amx::kBlock, __ATOMIC_ACQUIRE) != amx::kPacked) continue;
+    if (item.packed.poisoned[local] == 0) continue;
     const std::uint32_t bits = rows_that_see(item.tiles[t], {first, first + amx::kUnit, k, k + 1}, k);
     for (std::int64_t row = 0; row < amx::kUnit; ++row) {
       if ((bits >> row & 1) == 0) continue;

@@ -7,7 +7,7 @@
 namespace periplus::kernels::cpu {
 namespace {
 
-constexpr amx::Kernels kKernels{pack_block, forward_scratch_bytes, forward_item, backward_scratch_bytes, backward_item};
+constexpr amx::Kernels kKernels{forward_scratch_bytes, forward_item, backward_scratch_bytes, backward_item};
 
 }  // namespace
 }  // namespace periplus::kernels::cpu

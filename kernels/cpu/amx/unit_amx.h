@@ -76,6 +76,8 @@ struct Unit {
     const __m512i upper = __m512i(Words(high) + half), lower = __m512i(Words(low) + half);
     return Words(_mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(lower, 16), upper));
   }
+  /// bf16 of the lanes of `low`, then of `high`, rounded to nearest (even). NaN stays NaN, subnormals become 0.
+  [[gnu::always_inline]] static Words narrow(Vec low, Vec high) { return Words(__m512i(_mm512_cvtne2ps_pbh(__m512(high), __m512(low)))); }
   /// The lower (upper) halves of two words: lane n is `first` in its lower and `second` in its upper half.
   [[gnu::always_inline]] static Words lower_halves(Words first, Words second) {
     return Words(_mm512_mask_blend_epi16(0xaaaaaaaau, __m512i(first), __m512i(second << 16)));

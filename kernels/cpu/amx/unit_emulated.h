@@ -77,6 +77,12 @@ struct Unit {
     const Words half = Words{} + 0x8000u;
     return ((Words(low) + half) >> 16) | ((Words(high) + half) & 0xffff0000u);
   }
+  static Words narrow(Vec low, Vec high) {
+    const Halves halves[2] = {narrow_bf16<Vec, Words, Halves>(low), narrow_bf16<Vec, Words, Halves>(high)};
+    Words result;
+    __builtin_memcpy(&result, halves, sizeof result);
+    return result;
+  }
   static Words lower_halves(Words first, Words second) { return (first & 0xffffu) | (second << 16); }
   static Words upper_halves(Words first, Words second) { return (first >> 16) | (second & 0xffff0000u); }
   static Vec add_pair(Vec sum, Words pair) { return sum + (Vec(pair << 16) + Vec(pair & 0xffff0000u)); }

@@ -64,6 +64,8 @@ void retreat(P& products, const Sizes& sizes, bool delta_rule, Matrix dwanted, C
   products.template multiply<true>(products.left_transposed(queries, qk, rows), {0, qk}, products.right(chunk.dout, rows, columns),
                                    {0, columns}, {0, rows}, dstate);
   if (delta_rule) {
+    scale_rows(chunk.delta.beta, decayed(chunk.decay, chunk.decay.up, chunk.k, rows, qk, chunk.delta.early), rows, qk, chunk.delta.early,
+               -1.0f);
     products.template multiply<true>(products.left_transposed(chunk.delta.early, qk, rows), {0, qk}, products.right(dwanted, rows, columns),
                                      {0, columns}, {0, rows}, dstate);
   }
@@ -82,10 +84,12 @@ void run_states_backward(const LinearProblem<S, float>& problem, Strided<const S
     look_ahead(run, problem.q, index - 1, run.sizes.qk, products.pulse().ahead[0]);
     look_ahead(run, dout, index - 1, run.sizes.v, products.pulse().ahead[1]);
     if (run.delta_rule()) look_ahead(run, problem.k, index - 1, run.sizes.qk, products.pulse().ahead[2]);
-    load_queries<P>(run, index, on.chunk);
-    load_keys(products, run, index, on.chunk);
-    load_values<P>(run, index, dout, on.chunk.dout);
+    start_chunk<P>(run, index, on.chunk);
+    load_matrix<P>(run, problem.q, index, static_cast<float>(problem.scale), on.chunk.q);
+    load_values<P>(run, dout, index, on.chunk.dout);
     if (run.delta_rule()) {
+      load_matrix<P>(run, problem.k, index, 1.0f, on.chunk.k);
+      prepare(products, on.chunk.decay, on.chunk.k, on.chunk.rows, run.sizes.padded_qk, on.chunk.space, on.chunk.delta);
       scores(products, on.chunk.decay, on.chunk.q, on.chunk.k, on.chunk.rows, run.sizes.padded_qk, on.chunk.space, on.chunk.p);
       added_backward(products, run.sizes, on.state, on.chunk, on.chunk.out);
       solve_backward(products, on.chunk.out, on.chunk.rows, run.sizes.columns(), on.chunk.delta, on.chunk.delta.wanted);
@@ -244,11 +248,16 @@ class RunBackward {
     look_ahead(run_, run_.problem.k, index - 1, sizes.qk, products_.pulse().ahead[1]);
     look_ahead(run_, run_.problem.v, index - 1, sizes.v, products_.pulse().ahead[2]);
     look_ahead(run_, dout_, index - 1, sizes.v, products_.pulse().ahead[3]);
-    load_queries<P>(run_, index, chunk_);
-    load_keys(products_, run_, index, chunk_);
-    load_values<P>(run_, index, run_.problem.v, chunk_.v);
-    load_values<P>(run_, index, dout_, chunk_.dout);
-    add_news(products_, run_, state, chunk_);
+    start_chunk<P>(run_, index, chunk_);
+    load_matrix<P>(run_, run_.problem.q, index, static_cast<float>(run_.problem.scale), chunk_.q);
+    load_matrix<P>(run_, run_.problem.k, index, 1.0f, chunk_.k);
+    load_values<P>(run_, run_.problem.v, index, chunk_.v);
+    load_values<P>(run_, dout_, index, chunk_.dout);
+    const std::int64_t mark = products_.mark();
+    if (delta_rule) {
+      with_news(products_, run_, chunk_.k, chunk_.v, products_.right(state, sizes.padded_qk, sizes.columns()), chunk_, [](Matrix) {});
+    }
+    products_.release(mark);
     attend_backward(products_, sizes, state, on_.dstate, chunk_, on);
     if (delta_rule) delta_backward(products_, sizes, state, chunk_, on);
     if (run_.problem.shape.decay_width > 0) {

@@ -14,7 +14,7 @@ struct DeltaRule {
   float* beta;     ///< [kChunk]
   Matrix overlap;  ///< [kChunk][kChunk] keys with earlier keys, under the decay between them.
   Matrix inverse;  ///< T = (I + strict lower triangle of diag(beta) overlap)^-1
-  Matrix early;    ///< -diag(beta) K
+  Matrix early;    ///< K; backward -diag(beta) K.
   Matrix wanted;   ///< diag(beta) (v - K S); backward its gradient.
 };
 
@@ -48,23 +48,33 @@ inline void invert(const DeltaRule& delta, std::int64_t rows) {
 }
 
 /// What does not depend on the state.
-template <class P>
-void prepare(P& products, const Decay& decay, Matrix k, std::int64_t rows, std::int64_t width, const ScoreSpace& space,
+template <class P, class Rows>
+void prepare(P& products, const Decay& decay, const Rows& k, std::int64_t rows, std::int64_t width, const ScoreSpace& space,
              const DeltaRule& delta) {
   scores(products, decay, k, k, rows, width, space, delta.overlap);
   invert(delta, rows);
-  scale_rows(delta.beta, decayed(decay, decay.up, k, rows, width, delta.early), rows, width, delta.early, -1.0f);
+}
+
+/// wanted := diag(beta) (v - wanted)
+template <class Rows>
+void subtract_from_values(const Decay& decay, const Rows& v, std::int64_t rows, std::int64_t columns, const DeltaRule& delta) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const float beta = delta.beta[i], early = decay.per_head() ? beta * decay.up.data[i] : beta;
+    for (std::int64_t e = 0; e < columns; e += kLanes) {
+      store(delta.wanted.row(i) + e, vector_at(v, i, e) * beta - load(delta.wanted.row(i) + e) * early);
+    }
+  }
 }
 
 /// added = n
-template <class P>
-void solve(P& products, Matrix v, Matrix state, std::int64_t rows, std::int64_t width, std::int64_t columns, const DeltaRule& delta,
-           Matrix added) {
-  scale_rows(delta.beta, v, rows, columns, delta.wanted);
+template <class P, class Rows, class Values>
+void solve(P& products, const Decay& decay, const Rows& k, const Values& v, const typename P::Right& state, std::int64_t rows,
+           std::int64_t width, std::int64_t columns, const DeltaRule& delta, Matrix added) {
   const std::int64_t mark = products.mark();
-  products.template multiply<true>(products.left(delta.early, rows, width), {0, rows}, products.right(state, width, columns), {0, columns},
-                                   {0, width}, delta.wanted);
+  products.template multiply<false>(grown_rows(products, decay, k, rows, width, delta.early), {0, rows}, state, {0, columns}, {0, width},
+                                    delta.wanted);
   products.release(mark);
+  subtract_from_values(decay, v, rows, columns, delta);
   multiply_lower<false>(products, products.left(delta.inverse, rows, rows), products.right(delta.wanted, rows, columns), rows, columns,
                         added);
   products.release(mark);

@@ -15,6 +15,14 @@ class F32Products {
   static constexpr std::int64_t kRowBlock = 16;        ///< Rows of a triangle that are computed together.
   static constexpr std::int64_t kLargestOperands = 2;  ///< As large as the largest, alive at once.
 
+  /// Rows of a head of a tensor, in f32.
+  using Rows = Matrix;
+  template <class S>
+  static Rows rows(HeadRows<const S> from, const Extent& extent, Matrix space) {
+    load_rows(from, extent, 1.0f, space);
+    return space;
+  }
+
   using Left = periplus::kernels::cpu::Left;
   struct Right {
     const float* data;
@@ -46,12 +54,54 @@ class F32Products {
     return {to, stride};
   }
 
+  /// Operands of the matrix times factors, element by element.
+  template <class Factors>
+  Left left_scaled(const Factors& factors, Matrix m, std::int64_t rows, std::int64_t depth, Matrix space) {
+    multiply_elements(factors, m, rows, depth, space);
+    return left(space, rows, depth);
+  }
+  template <class Factors>
+  Left left_transposed_scaled(const Factors& factors, Matrix m, std::int64_t rows, std::int64_t depth, Matrix space) {
+    multiply_elements(factors, m, depth, rows, space);
+    return left_transposed(space, rows, depth);
+  }
+  template <class Factors>
+  Right right_scaled(const Factors& factors, Matrix m, std::int64_t depth, std::int64_t columns, Matrix space) {
+    multiply_elements(factors, m, depth, columns, space);
+    return right(space, depth, columns);
+  }
+  template <class Factors>
+  Right right_transposed_scaled(const Factors& factors, Matrix m, std::int64_t depth, std::int64_t columns, Matrix space) {
+    multiply_elements(factors, m, columns, depth, space);
+    return right_transposed(space, depth, columns);
+  }
+
   /// c (Add ? += : =) a[rows][depth] b[depth][columns], c beginning with the first of the rows and columns.
   template <bool Add>
   void multiply(const Left& a, Range rows, const Right& b, Range columns, Range depth, Matrix c) {
     cpu::multiply<Add>({a.data + rows.begin * a.row + depth.begin * a.column, a.row, a.column},
                        b.data + depth.begin * b.stride + columns.begin, b.stride, depth.size(), rows.size(), columns.size(), c.data,
                        c.stride, pulse_);
+  }
+  /// take(c, row, column, rows, columns) for blocks of c = a[rows][depth] b[depth][columns] + lower[rows][rows] d[rows][columns], lower
+  /// being a lower triangle. `space` is for all of c.
+  template <class Take>
+  void multiply_both(const Left& a, const Right& b, std::int64_t depth, const Left& lower, const Right& d, std::int64_t rows,
+                     std::int64_t columns, Matrix space, const Take& take) {
+    multiply<false>(a, {0, rows}, b, {0, columns}, {0, depth}, space);
+    for (std::int64_t i = 0; i < rows; i += kRowBlock) {
+      multiply<true>(lower, {i, i + kRowBlock}, d, {0, columns}, {0, i + kRowBlock}, space.below(i));
+    }
+    take(space, std::int64_t{0}, std::int64_t{0}, rows, columns);
+  }
+
+  /// state[rows][columns] = factor[row] * state + a[rows][depth] b[depth][columns]. `factors` are `next` apart; null: 1.
+  void advance(Matrix state, const float* factors, std::int64_t next, const Left& a, const Right& b, std::int64_t rows, std::int64_t depth,
+               std::int64_t columns, const Right* /*packed*/) {
+    for (std::int64_t d = 0; d < rows && factors != nullptr; ++d) {
+      for (std::int64_t e = 0; e < columns; e += kLanes) store(state.row(d) + e, factors[d * next] * load(state.row(d) + e));
+    }
+    multiply<true>(a, {0, rows}, b, {0, columns}, {0, depth}, state);
   }
 
  private:

@@ -17,6 +17,13 @@ struct Matrix {
   Matrix beside(std::int64_t column) const { return {data + column, stride}; }
 };
 
+inline Vec vector_at(Matrix m, std::int64_t row, std::int64_t column) { return load(m.row(row) + column); }
+/// A matrix with the same number in all of a row.
+struct RowFactors {
+  const float* data;
+};
+inline Vec vector_at(RowFactors factors, std::int64_t row, std::int64_t /*column*/) { return splat(factors.data[row]); }
+
 struct Range {
   std::int64_t begin, end;
 
@@ -80,25 +87,27 @@ void load_rows(HeadRows<const T> from, const Extent& extent, float factor, Matri
 inline Halves narrow(Vec x, bfloat16) { return narrow_bf16<Vec, Words, Halves>(x); }
 inline Halves narrow(Vec x, float16) { return narrow_f16<Vec, Words, Halves>(x); }
 
-/// The first `count` elements.
+inline void store_whole(float* to, Vec x) { store(to, x); }
+template <class S>
+void store_whole(S* to, Vec x) {
+  const Halves half = narrow(x, S{});
+  __builtin_memcpy(static_cast<void*>(to), &half, sizeof half);
+}
+/// The first `count` elements, of which some are missing: copying a number of bytes that is not known ahead is slow.
 template <class S>
 void store_some(S* to, Vec x, std::int64_t count) {
   const Halves half = narrow(x, S{});
-  // The usual count is known ahead: copying a number of bytes that is not takes longer than all else here.
-  if (count >= kLanes) {
-    __builtin_memcpy(static_cast<void*>(to), &half, sizeof half);
-  } else {
-    __builtin_memcpy(static_cast<void*>(to), &half, static_cast<std::size_t>(count) * sizeof(S));
-  }
+  __builtin_memcpy(static_cast<void*>(to), &half, static_cast<std::size_t>(count) * sizeof(S));
 }
 
 /// to = factor * from
 template <class S>
 void store_rows(Matrix from, std::int64_t rows, std::int64_t width, float factor, HeadRows<S> to) {
   for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t i = 0; i < width; i += kLanes) {
-      store_some(to.data + row * to.stride + i, load(from.row(row) + i) * factor, width - i);
-    }
+    S* at = to.data + row * to.stride;
+    std::int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes) store_whole(at + i, load(from.row(row) + i) * factor);
+    if (i < width) store_some(at + i, load(from.row(row) + i) * factor, width - i);
   }
 }
 
@@ -137,9 +146,10 @@ inline void add_rows(Matrix from, std::int64_t rows, std::int64_t width, Matrix 
   }
 }
 /// to = a * b, element by element.
-inline void multiply_elements(Matrix a, Matrix b, std::int64_t rows, std::int64_t width, Matrix to) {
+template <class Factors>
+void multiply_elements(const Factors& a, Matrix b, std::int64_t rows, std::int64_t width, Matrix to) {
   for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t i = 0; i < width; i += kLanes) store(to.row(row) + i, load(a.row(row) + i) * load(b.row(row) + i));
+    for (std::int64_t i = 0; i < width; i += kLanes) store(to.row(row) + i, vector_at(a, row, i) * load(b.row(row) + i));
   }
 }
 

@@ -4,8 +4,11 @@
 //
 // With one decay per head the exponential is a factor of the finished product. With a decay per channel it belongs to both operands
 // (algorithms.md 5.6): rows i of a strip of 16 carry the decay from the strip's first row on, rows j before the strip the decay
-// down to that row, and both are numbers up to 1. Pairs inside a strip are computed one by one.
+// down to that row, and both are numbers up to 1. Pairs inside a strip are computed one by one. A chunk whose decay is mild needs no
+// strips: its rows carry all of the decay, and its keys are divided by it.
 #pragma once
+
+#include <type_traits>
 
 #include "kernels/cpu/linear/decay.h"
 
@@ -16,9 +19,10 @@ constexpr std::int64_t kStripRows = 16;
 
 /// Rows with their decay, to be the operand of strips before or behind them.
 struct ScoreSpace {
-  Matrix far;   ///< [kChunk][D]
-  Matrix near;  ///< [kStripRows][D]
-  Matrix sums;  ///< [kStripRows][D]
+  Matrix far;    ///< [kChunk][D]
+  Matrix grown;  ///< [kChunk][D]
+  Matrix near;   ///< [kStripRows][D]
+  Matrix sums;   ///< [kStripRows][D]
 };
 
 /// c (Add ? += : =) a b for a lower triangular a: row block by row block, as far as each reaches.
@@ -46,19 +50,22 @@ void multiply_to_lower(P& products, const typename P::Left& a, const typename P:
   }
 }
 
-/// p = between * p below the diagonal and on it, 0 above, whatever was there.
-inline void decay_lower(const Decay& decay, std::int64_t rows, Matrix p) {
+/// p = decay(i, j) * p below the diagonal and on it, 0 above, whatever was there: 0 times it may be NaN.
+template <class DecayOf>
+void lower_triangle(std::int64_t rows, Matrix p, const DecayOf& decay_of) {
+  const Ints lanes = lane_numbers();
   for (std::int64_t i = 0; i < rows; ++i) {
-    for (std::int64_t j = 0; j < rows; j += kLanes) {
-      store(p.row(i) + j, j <= i ? load(decay.between.row(i) + j) * load(p.row(i) + j) : Vec{});
-    }
-    // Not 0 times what is there: that may be infinite.
-    for (std::int64_t j = i + 1; j < smaller(round_up(i + 1, kLanes), rows); ++j) p.row(i)[j] = 0;
+    std::int64_t j = 0;
+    for (; j + kLanes <= i; j += kLanes) store(p.row(i) + j, decay_of(i, j) * load(p.row(i) + j));
+    const Ints above = lanes > static_cast<std::int32_t>(i - j);
+    store(p.row(i) + j, above ? Vec{} : decay_of(i, j) * load(p.row(i) + j));
+    for (j += kLanes; j < rows; j += kLanes) store(p.row(i) + j, Vec{});
   }
 }
-/// The same without decay.
-inline void mask_lower(std::int64_t rows, Matrix p) {
-  for (std::int64_t i = 0; i + 1 < rows; ++i) __builtin_memset(p.row(i) + i + 1, 0, static_cast<std::size_t>(rows - i - 1) * sizeof(float));
+/// With the decay from behind token j to behind token i, unless it is one per channel.
+inline void decay_lower(const Decay& decay, std::int64_t rows, Matrix p) {
+  if (decay.width != 1) return lower_triangle(rows, p, [](std::int64_t, std::int64_t) { return 1.0f; });
+  lower_triangle(rows, p, [&](std::int64_t i, std::int64_t j) { return load(decay.between.row(i) + j); });
 }
 
 /// p of the pairs inside the strip from row `first` on.
@@ -145,20 +152,33 @@ void channel_scores(P& products, const Decay& decay, Matrix a, Matrix b, std::in
   }
 }
 
-/// p, with zeros above the diagonal, from packed rows a; not with a decay per channel.
-template <class P>
-void head_scores(P& products, const Decay& decay, const typename P::Left& a, Matrix b, std::int64_t rows, std::int64_t width, Matrix p) {
+/// Rows as an operand, under the decay from before the chunk if it is one per channel.
+template <class P, class Rows>
+typename P::Left grown_rows(P& products, const Decay& decay, const Rows& from, std::int64_t rows, std::int64_t width, Matrix space) {
+  if (decay.per_channel()) return products.left_scaled(decay.up, from, rows, width, space);
+  return products.left(from, rows, width);
+}
+
+/// p, with zeros above the diagonal, from grown rows a; not in strips.
+template <class P, class Rows>
+void whole_scores(P& products, const Decay& decay, const typename P::Left& a, const Rows& b, std::int64_t rows, std::int64_t width,
+                  const ScoreSpace& space, Matrix p) {
   const std::int64_t mark = products.mark();
-  multiply_to_lower<false>(products, a, products.right_transposed(b, width, rows), rows, width, p);
+  const auto right = decay.per_channel() ? products.right_transposed_scaled(decay.back, b, width, rows, space.far)
+                                         : products.right_transposed(b, width, rows);
+  multiply_to_lower<false>(products, a, right, rows, width, p);
   products.release(mark);
   decay_lower(decay, rows, p);
 }
-/// p, with zeros above the diagonal.
-template <class P>
-void scores(P& products, const Decay& decay, Matrix a, Matrix b, std::int64_t rows, std::int64_t width, const ScoreSpace& space, Matrix p) {
-  if (decay.per_channel()) return channel_scores(products, decay, a, b, rows, width, space, p);
+/// p, with zeros above the diagonal. In strips a and b are matrices.
+template <class P, class Rows>
+void scores(P& products, const Decay& decay, const Rows& a, const Rows& b, std::int64_t rows, std::int64_t width, const ScoreSpace& space,
+            Matrix p) {
+  if constexpr (std::is_same_v<Rows, Matrix>) {
+    if (decay.in_strips()) return channel_scores(products, decay, a, b, rows, width, space, p);
+  }
   const std::int64_t mark = products.mark();
-  head_scores(products, decay, products.left(a, rows, width), b, rows, width, p);
+  whole_scores(products, decay, grown_rows(products, decay, a, rows, width, space.grown), b, rows, width, space, p);
   products.release(mark);
 }
 
@@ -224,11 +244,8 @@ void channel_scores_backward(P& products, const Decay& decay, Matrix dp, Matrix 
 template <class P>
 void scores_backward(P& products, const Decay& decay, Matrix dp, Matrix a, Matrix b, std::int64_t rows, std::int64_t width,
                      const ScoreSpace& space, Matrix da, Matrix db) {
-  if (decay.per_channel()) {
-    mask_lower(rows, dp);
-    return channel_scores_backward(products, decay, dp, a, b, rows, width, space, da, db);
-  }
   decay_lower(decay, rows, dp);
+  if (decay.per_channel()) return channel_scores_backward(products, decay, dp, a, b, rows, width, space, da, db);
   const std::int64_t mark = products.mark();
   multiply_lower<true>(products, products.left(dp, rows, rows), products.right(b, rows, width), rows, width, da);
   multiply_upper<true>(products, products.left_transposed(dp, rows, rows), products.right(a, rows, width), rows, width, db);

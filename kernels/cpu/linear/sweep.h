@@ -54,7 +54,7 @@ Chunk carve_chunk(const LinearShape& shape, const Sizes& sizes, Carver& carver) 
   chunk.out = carver.matrix(kChunk, sizes.columns());
   chunk.grown = carver.matrix(kChunk, sizes.padded_qk);
   chunk.sunk = carver.matrix(kChunk, sizes.padded_qk);
-  chunk.space = {carver.matrix(kChunk, sizes.padded_qk), carver.matrix(kStripRows, sizes.padded_qk),
+  chunk.space = {carver.matrix(kChunk, sizes.padded_qk), carver.matrix(kChunk, sizes.padded_qk), carver.matrix(kStripRows, sizes.padded_qk),
                  carver.matrix(kStripRows, sizes.padded_qk)};
   return chunk;
 }
@@ -86,19 +86,21 @@ Extent extent_of(const Run<S>& run, std::int64_t index, std::int64_t width, std:
 }
 
 template <class P, class S>
-void load_queries(const Run<S>& run, std::int64_t index, Chunk& chunk) {
-  load_rows(head_rows(run.problem.q, run.first_row(index), run.item.head), extent_of<P>(run, index, run.sizes.qk, run.sizes.padded_qk),
-            static_cast<float>(run.problem.scale), chunk.q);
+Matrix load_matrix(const Run<S>& run, const Strided<const S>& from, std::int64_t index, float factor, Matrix to) {
+  load_rows(head_rows(from, run.first_row(index), run.item.head), extent_of<P>(run, index, run.sizes.qk, run.sizes.padded_qk), factor, to);
+  return to;
 }
+/// Behind `lead` columns of zeros.
 template <class P, class S>
-void load_values(const Run<S>& run, std::int64_t index, const Strided<const S>& from, Matrix to) {
+Matrix load_values(const Run<S>& run, const Strided<const S>& from, std::int64_t index, Matrix to) {
   const Extent extent = extent_of<P>(run, index, run.sizes.v, run.sizes.padded_v);
   clear(to, extent.padded_rows, run.sizes.lead);
   load_rows(head_rows(from, run.first_row(index), run.item.head), extent, 1.0f, to.beside(run.sizes.lead));
+  return to;
 }
-/// Decays, and keys if there are any, with what the delta rule makes of them.
+/// What is not a matrix: decays, beta, and how many rows there are.
 template <class P, class S>
-void load_keys(P& products, const Run<S>& run, std::int64_t index, Chunk& chunk) {
+void start_chunk(const Run<S>& run, std::int64_t index, Chunk& chunk) {
   const auto& p = run.problem;
   const Extent extent = extent_of<P>(run, index, run.sizes.qk, run.sizes.padded_qk);
   const std::int64_t row0 = run.first_row(index), head = run.item.head;
@@ -108,62 +110,97 @@ void load_keys(P& products, const Run<S>& run, std::int64_t index, Chunk& chunk)
   } else if (index == run.first_chunk) {
     load_decay({nullptr, 0}, {0, 0, linear::kChunk, 0}, chunk.decay);
   }
-  if (p.k.data != nullptr) load_rows(head_rows(p.k, row0, head), extent, 1.0f, chunk.k);
-  if (!run.delta_rule()) return;
-  for (std::int64_t i = 0; i < extent.padded_rows; ++i) {
+  for (std::int64_t i = 0; i < extent.padded_rows && run.delta_rule(); ++i) {
     chunk.delta.beta[i] = i < extent.rows ? p.beta.data[(row0 + i) * p.beta.row + head * p.beta.head] : 0;
   }
-  prepare(products, chunk.decay, chunk.k, chunk.rows, run.sizes.padded_qk, chunk.space, chunk.delta);
+}
+/// Calls use(k), or use(q, k), with the rows of a chunk as products take them: only strips need them as matrices.
+template <class P, class S, class Use>
+void with_keys(const Run<S>& run, std::int64_t index, Chunk& chunk, const Use& use) {
+  if (chunk.decay.in_strips()) return use(load_matrix<P>(run, run.problem.k, index, 1.0f, chunk.k));
+  use(P::rows(head_rows(run.problem.k, run.first_row(index), run.item.head), extent_of<P>(run, index, run.sizes.qk, run.sizes.padded_qk),
+              chunk.k));
+}
+template <class P, class S, class Use>
+void with_queries_and_keys(const Run<S>& run, std::int64_t index, Chunk& chunk, const Use& use) {
+  with_keys<P>(run, index, chunk, [&](const auto& k) {
+    using Rows = std::remove_cvref_t<decltype(k)>;
+    const auto& q = run.problem.q;
+    if constexpr (std::is_same_v<Rows, Matrix>) {
+      use(load_matrix<P>(run, q, index, 1.0f, chunk.q), k);
+    } else {
+      use(P::rows(head_rows(q, run.first_row(index), run.item.head), extent_of<P>(run, index, run.sizes.qk, run.sizes.padded_qk), chunk.q),
+          k);
+    }
+  });
+}
+/// Values as products take them; beside a transition as a matrix.
+template <class P, class S, class Use>
+void with_values(const Run<S>& run, std::int64_t index, Chunk& chunk, const Use& use) {
+  if (run.sizes.lead > 0) return use(load_values<P>(run, run.problem.v, index, chunk.v));
+  use(P::rows(head_rows(run.problem.v, run.first_row(index), run.item.head), extent_of<P>(run, index, run.sizes.v, run.sizes.padded_v),
+              chunk.v));
 }
 
-/// What the chunk's tokens add to the state before it.
-template <class P, class S>
-void add_news(P& products, const Run<S>& run, Matrix state, Chunk& chunk) {
-  if (!run.delta_rule()) return;
-  solve(products, chunk.v, state, chunk.rows, run.sizes.padded_qk, run.sizes.columns(), chunk.delta, chunk.added);
+/// Calls use(added) with what the chunk's tokens add to the state before it, of which `state` is the operand: v itself without the
+/// delta rule.
+template <class P, class S, class Rows, class Values, class Use>
+void with_news(P& products, const Run<S>& run, const Rows& k, const Values& v, const typename P::Right& state, Chunk& chunk,
+               const Use& use) {
+  if (!run.delta_rule()) return use(v);
+  const std::int64_t qk = run.sizes.padded_qk;
+  prepare(products, chunk.decay, k, chunk.rows, qk, chunk.space, chunk.delta);
+  solve(products, chunk.decay, k, v, state, chunk.rows, qk, run.sizes.columns(), chunk.delta, chunk.added);
+  use(chunk.added);
 }
 
-/// The state behind the chunk; `added` is chunk.added as an operand.
-template <class P>
-void advance(P& products, const Sizes& sizes, const typename P::Right& added, Chunk& chunk, Matrix state) {
-  const Matrix keys = decayed(chunk.decay, chunk.decay.down, chunk.k, chunk.rows, sizes.padded_qk, chunk.sunk);
-  decay_state(chunk.decay, chunk.rows, sizes.padded_qk, sizes.columns(), state);
-  const std::int64_t mark = products.mark();
-  products.template multiply<true>(products.left_transposed(keys, sizes.padded_qk, chunk.rows), {0, sizes.padded_qk}, added,
-                                   {0, sizes.columns()}, {0, chunk.rows}, state);
-  products.release(mark);
-}
-
-/// Loads a chunk of keys and values, and moves the state past it.
-template <class P, class S>
-void advance_over(P& products, const Run<S>& run, std::int64_t index, Chunk& chunk, Matrix state) {
-  load_keys(products, run, index, chunk);
-  load_values<P>(run, index, run.problem.v, chunk.v);
-  add_news(products, run, state, chunk);
-  const std::int64_t mark = products.mark();
-  advance(products, run.sizes, products.right(chunk.added, chunk.rows, run.sizes.columns()), chunk, state);
-  products.release(mark);
-}
-
-/// out = q decayed from the start of the chunk times the state, and scores times what was added.
-template <class P>
-void attend(P& products, const Sizes& sizes, Matrix state, const typename P::Right& added, Chunk& chunk) {
+/// The state behind the chunk, and its operand if there is one. A decay per head is a factor of `added`, else of the keys.
+template <class P, class Rows, class Added>
+void advance(P& products, const Sizes& sizes, const Rows& k, const Added& added, Chunk& chunk, Matrix state,
+             const typename P::Right* packed) {
   const std::int64_t rows = chunk.rows, qk = sizes.padded_qk, columns = sizes.columns();
   const std::int64_t mark = products.mark();
-  const auto read_state = [&](const typename P::Left& queries) {
-    products.template multiply<false>(queries, {0, rows}, products.right(state, qk, columns), {0, columns}, {0, qk}, chunk.out);
-  };
-  if (chunk.decay.per_channel()) {
-    scores(products, chunk.decay, chunk.q, chunk.k, rows, qk, chunk.space, chunk.p);
-    read_state(products.left(decayed(chunk.decay, chunk.decay.up, chunk.q, rows, qk, chunk.grown), rows, qk));
+  const auto left = chunk.decay.per_channel() ? products.left_transposed_scaled(chunk.decay.down, k, qk, rows, chunk.sunk)
+                                              : products.left_transposed(k, qk, rows);
+  const auto right = chunk.decay.per_head() ? products.right_scaled(RowFactors{chunk.decay.down.data}, added, rows, columns, chunk.out)
+                                            : products.right(added, rows, columns);
+  const StateDecay decay = state_decay(chunk.decay, rows);
+  products.advance(state, decay.factors, decay.next, left, right, qk, rows, columns, packed);
+  products.release(mark);
+}
+
+/// Moves the state past a chunk.
+template <class P, class S>
+void advance_over(P& products, const Run<S>& run, std::int64_t index, Chunk& chunk, Matrix state) {
+  start_chunk<P>(run, index, chunk);
+  const std::int64_t mark = products.mark();
+  typename P::Right packed = {};
+  if (run.delta_rule()) packed = products.right(state, run.sizes.padded_qk, run.sizes.columns());
+  with_keys<P>(run, index, chunk, [&](const auto& k) {
+    with_values<P>(run, index, chunk, [&](const auto& v) {
+      with_news(products, run, k, v, packed, chunk,
+                [&](const auto& added) { advance(products, run.sizes, k, added, chunk, state, nullptr); });
+    });
+  });
+  products.release(mark);
+}
+
+/// out = q decayed from the start of the chunk times the state, and scores times what was added: store(block, row, column, rows, columns)
+/// gets it block by block.
+template <class P, class Rows, class Added, class Store>
+void attend(P& products, const Sizes& sizes, const Rows& q, const Rows& k, const typename P::Right& state, const Added& added, Chunk& chunk,
+            const Store& store) {
+  const std::int64_t rows = chunk.rows, qk = sizes.padded_qk, columns = sizes.columns();
+  const std::int64_t mark = products.mark();
+  const auto grown = grown_rows(products, chunk.decay, q, rows, qk, chunk.grown);
+  if (chunk.decay.in_strips()) {
+    scores(products, chunk.decay, q, k, rows, qk, chunk.space, chunk.p);
   } else {
-    // One operand for both: decay is a factor of the results.
-    const auto queries = products.left(chunk.q, rows, qk);
-    head_scores(products, chunk.decay, queries, chunk.k, rows, qk, chunk.p);
-    read_state(queries);
-    decayed(chunk.decay, chunk.decay.up, chunk.out, rows, columns, chunk.out);
+    whole_scores(products, chunk.decay, grown, k, rows, qk, chunk.space, chunk.p);
   }
-  multiply_lower<true>(products, products.left(chunk.p, rows, rows), added, rows, columns, chunk.out);
+  const auto queries = chunk.decay.per_head() ? products.left_scaled(RowFactors{chunk.decay.up.data}, q, rows, qk, chunk.grown) : grown;
+  products.multiply_both(queries, state, qk, products.left(chunk.p, rows, rows), products.right(added, rows, columns), rows, columns,
+                         chunk.out, store);
   products.release(mark);
 }
 
@@ -260,6 +297,17 @@ void run_states(const LinearProblem<S, float>& problem, Strided<float> elements,
   store_element(run, on.state, false, elements);
 }
 
+/// Stores a block of the result of a chunk.
+template <class S>
+auto store_out(const Run<S>& run, std::int64_t index, const Strided<S>& out) {
+  const auto to = head_rows(out, run.first_row(index), run.item.head);
+  return [=, rows = run.rows(index), width = run.sizes.v, scale = static_cast<float>(run.problem.scale)](
+             Matrix block, std::int64_t row, std::int64_t column, std::int64_t block_rows, std::int64_t columns) {
+    store_rows(block, smaller(block_rows, rows - row), smaller(columns, width - column), scale,
+               HeadRows<S>{to.data + row * to.stride + column, to.stride});
+  };
+}
+
 template <class P, class S>
 void run_apply(const LinearProblem<S, float>& problem, Strided<const float> incoming, Strided<S> out, const linear::Item& item) {
   const Run<S> run{problem, item, sizes_of<P>(problem.shape, false)};
@@ -267,20 +315,21 @@ void run_apply(const LinearProblem<S, float>& problem, Strided<const float> inco
   Sweep<P> on = carve_sweep<P>(problem.shape, run.sizes, carver);
   P products(on.copies, on.copies_size, item.progress);
   load_state(incoming, item.run.enters, item, run.sizes, on.state);
+  const auto state = products.right(on.state, run.sizes.padded_qk, run.sizes.columns());
   for (std::int64_t index = 0; index < run.chunks(); ++index) {
     look_ahead(run, problem.q, index + 1, run.sizes.qk, products.pulse().ahead[0]);
     look_ahead(run, problem.k, index + 1, run.sizes.qk, products.pulse().ahead[1]);
     look_ahead(run, problem.v, index + 1, run.sizes.v, products.pulse().ahead[2]);
-    load_queries<P>(run, index, on.chunk);
-    load_keys(products, run, index, on.chunk);
-    load_values<P>(run, index, problem.v, on.chunk.v);
-    add_news(products, run, on.state, on.chunk);
-    const std::int64_t mark = products.mark();
-    const auto added = products.right(on.chunk.added, on.chunk.rows, run.sizes.columns());
-    attend(products, run.sizes, on.state, added, on.chunk);
-    if (index + 1 < run.chunks()) advance(products, run.sizes, added, on.chunk, on.state);
-    products.release(mark);
-    store_rows(on.chunk.out, run.rows(index), run.sizes.v, 1.0f, head_rows(out, run.first_row(index), item.head));
+    start_chunk<P>(run, index, on.chunk);
+    const auto apply = [&](const auto& q, const auto& k, const auto& v) {
+      with_news(products, run, k, v, state, on.chunk, [&](const auto& added) {
+        attend(products, run.sizes, q, k, state, added, on.chunk, store_out(run, index, out));
+        if (index + 1 < run.chunks()) advance(products, run.sizes, k, added, on.chunk, on.state, &state);
+      });
+    };
+    with_queries_and_keys<P>(run, index, on.chunk, [&](const auto& q, const auto& k) {
+      with_values<P>(run, index, on.chunk, [&](const auto& v) { apply(q, k, v); });
+    });
   }
 }
 

@@ -1,10 +1,10 @@
 // Products of f32 matrices on bf16 tiles. Included by a level's source after a tile unit and before runs.h; f32_products.h is its twin.
 //
-// Operands are rounded to bf16 and packed as the unit reads them, 16 rows or columns by 32 of the depth, when they are made. The depth
-// of a tile is in the order 0, 16, 1, 17, ..: two vectors of f32 then make a vector of bf16 pairs without a shuffle, along either side
-// of a matrix, and both operands have the same order.
+// Operands are packed as the unit reads them, 16 rows or columns by 32 of the depth, when they are made: matrices after they are rounded
+// to bf16, rows of bf16 tensors as they are.
 #pragma once
 
+#include "kernels/cpu/amx/pack.h"
 #include "kernels/cpu/linear/rows.h"
 #include "kernels/cpu/products.h"
 
@@ -15,17 +15,48 @@ class TileProducts {
  public:
   static constexpr std::int64_t kPad = 32;
   static constexpr std::int64_t kRowBlock = 32;
-  static constexpr std::int64_t kLargestOperands = 4;
+  static constexpr std::int64_t kLargestOperands = 6;
 
-  /// [rows / 16][depth / 32] tiles, or columns for rows.
-  struct Operand {
-    const bfloat16* tiles;
+  /// Rows of a head of a tensor, as many and as wide as the products need.
+  struct Rows {
+    const bfloat16* data;
+    std::int64_t stride;
+
+    /// Columns [column, column + 32) of row i.
+    Vec pairs(std::int64_t i, std::int64_t column) const { return load_bits(data + i * stride + column); }
+    friend Vec vector_at(const Rows& from, std::int64_t row, std::int64_t column) { return load(from.data + row * from.stride + column); }
+  };
+  /// The tensor itself where it has all of them, else a copy with zeros in `space`.
+  static Rows rows(HeadRows<const bfloat16> from, const Extent& extent, Matrix space) {
+    if (extent.rows == extent.padded_rows && extent.width == extent.padded_width) return {from.data, from.stride};
+    auto* to = reinterpret_cast<bfloat16*>(space.data);
+    const std::int64_t stride = 2 * space.stride;
+    for (std::int64_t i = 0; i < extent.padded_rows; ++i) {
+      for (std::int64_t column = 0; column < extent.padded_width; column += 32) {
+        store_bits(to + i * stride + column, i < extent.rows ? load_pairs(from.data + i * from.stride, column, extent.width) : Vec{});
+      }
+    }
+    return {to, stride};
+  }
+
+  /// [columns / 16][depth / 32] tiles.
+  struct Right {
+    bfloat16* tiles;
     std::int64_t steps;
 
-    const bfloat16* at(std::int64_t index, std::int64_t step) const { return tiles + (index * steps + step) * kTile; }
+    bfloat16* at(std::int64_t index, std::int64_t step) const { return tiles + (index * steps + step) * kTile; }
+    std::int64_t next() const { return steps * kTile; }
   };
-  using Left = Operand;
-  using Right = Operand;
+  /// The same of rows; or a tensor's rows, which lie as the unit reads them.
+  struct Left {
+    const bfloat16* tiles;
+    std::int64_t next, next_step;  ///< From a tile to that of the next rows, and of the next 32 of the depth.
+    std::int64_t row_bytes;
+
+    Left(const Right& packed) : tiles(packed.tiles), next(packed.next()), next_step(kTile), row_bytes(64) {}
+    Left(const Rows& rows) : tiles(rows.data), next(16 * rows.stride), next_step(32), row_bytes(2 * rows.stride) {}
+    const bfloat16* at(std::int64_t index, std::int64_t step) const { return tiles + index * next + step * next_step; }
+  };
 
   TileProducts(float* copies, std::int64_t floats, const Progress& progress) : copies_(copies), floats_(floats), pulse_{progress} {}
 
@@ -40,17 +71,64 @@ class TileProducts {
   }
   Left left_transposed(Matrix m, std::int64_t rows, std::int64_t depth) {
     return pack(rows, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
-      pair_rows(m, index, step, tile);
+      zip_rows(m, index, step, tile);
       transpose(tile);
     });
   }
   Right right(Matrix m, std::int64_t depth, std::int64_t columns) {
-    return pack(columns, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) { pair_rows(m, index, step, tile); });
+    return pack(columns, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) { zip_rows(m, index, step, tile); });
   }
   /// m is [columns][depth].
   Right right_transposed(Matrix m, std::int64_t depth, std::int64_t columns) {
     return pack(columns, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
       pair_columns(m, index, step, tile);
+      transpose(tile);
+    });
+  }
+
+  static Left left(const Rows& from, std::int64_t /*rows*/, std::int64_t /*depth*/) { return from; }
+  Right right_transposed(const Rows& from, std::int64_t depth, std::int64_t columns) {
+    return pack(columns, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
+      for (std::int64_t i = 0; i < 16; ++i) tile[i] = from.pairs(index * 16 + i, step * 32);
+      transpose(tile);
+    });
+  }
+  Left left_transposed(const Rows& from, std::int64_t rows, std::int64_t depth) {
+    return pack_twins(rows, depth, [&](std::int64_t column, std::int64_t step, PairedTile& tile) {
+      zip_rows(from, column, step, tile);
+      transpose(tile.low);
+      transpose(tile.high);
+    });
+  }
+  Right right(const Rows& from, std::int64_t depth, std::int64_t columns) {
+    return pack_twins(columns, depth,
+                      [&](std::int64_t column, std::int64_t step, PairedTile& tile) { zip_rows(from, column, step, tile); });
+  }
+
+  /// Operands of rows or of a matrix, times factors, element by element.
+  template <class Factors, class Source>
+  Left left_scaled(const Factors& factors, const Source& from, std::int64_t rows, std::int64_t depth, Matrix /*space*/) {
+    return pack(rows, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
+      for (std::int64_t i = 0; i < 16; ++i) tile[i] = scaled_columns(factors, from, index * 16 + i, step * 32);
+    });
+  }
+  template <class Factors, class Source>
+  Left left_transposed_scaled(const Factors& factors, const Source& from, std::int64_t rows, std::int64_t depth, Matrix /*space*/) {
+    return pack(rows, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
+      for (std::int64_t i = 0; i < 16; ++i) tile[i] = scaled_rows(factors, from, step * 32 + 2 * i, index * 16);
+      transpose(tile);
+    });
+  }
+  template <class Factors, class Source>
+  Right right_scaled(const Factors& factors, const Source& from, std::int64_t depth, std::int64_t columns, Matrix /*space*/) {
+    return pack(columns, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
+      for (std::int64_t i = 0; i < 16; ++i) tile[i] = scaled_rows(factors, from, step * 32 + 2 * i, index * 16);
+    });
+  }
+  template <class Factors, class Source>
+  Right right_transposed_scaled(const Factors& factors, const Source& from, std::int64_t depth, std::int64_t columns, Matrix /*space*/) {
+    return pack(columns, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
+      for (std::int64_t i = 0; i < 16; ++i) tile[i] = scaled_columns(factors, from, index * 16 + i, step * 32);
       transpose(tile);
     });
   }
@@ -63,12 +141,7 @@ class TileProducts {
     const Range steps{depth.begin / 32, (depth.end + 31) / 32};
     for (std::int64_t column = columns.begin; column < columns.end; column += 32) {
       for (std::int64_t row = rows.begin; row < rows.end; row += 32) {
-        const Block block{a.at(row / 16, steps.begin),
-                          b.at(column / 16, steps.begin),
-                          a.steps * kTile,
-                          b.steps * kTile,
-                          steps.size(),
-                          c.below(row - rows.begin).beside(column - columns.begin)};
+        const Block block{operands_at(a, row, b, column, steps), c.below(row - rows.begin).beside(column - columns.begin)};
         const bool tall = rows.end - row > 16, wide = columns.end - column > 16;
         if (tall && wide) {
           multiply_square<Add>(block);
@@ -89,43 +162,159 @@ class TileProducts {
     Unit::fence();
   }
 
- private:
-  static constexpr std::int64_t kTile = 512;  ///< bf16 of a tile.
+  /// take(c, row, column, rows, columns) for blocks of c = a[rows][depth] b[depth][columns] + lower[rows][rows] d[rows][columns], lower
+  /// being a lower triangle.
+  template <class Take>
+  void multiply_both(const Left& a, const Right& b, std::int64_t depth, const Left& lower, const Right& d, std::int64_t rows,
+                     std::int64_t columns, Matrix /*space*/, const Take& take) {
+    for_each_square(
+        rows, columns,
+        [&](std::int64_t row, std::int64_t column, Matrix c) {
+          multiply_square<false>({operands_at(a, row, b, column, {0, depth / 32}), c});
+          accumulate(operands_at(lower, row, d, column, {0, row / 32 + 1}), 0);
+        },
+        [&](Matrix c, std::int64_t row, std::int64_t column) { take(c, row, column, 32, 32); });
+  }
 
-  /// Up to 2 x 2 tiles of a product.
-  struct Block {
+  /// state[rows][columns] = factor[row] * state + a[rows][depth] b[depth][columns], and the operand right(state), if there is one.
+  /// `factors` are `next` apart; null: 1.
+  void advance(Matrix state, const float* factors, std::int64_t next, const Left& a, const Right& b, std::int64_t rows, std::int64_t depth,
+               std::int64_t columns, const Right* packed) {
+    for_each_square(
+        rows, columns,
+        [&](std::int64_t row, std::int64_t column, Matrix c) {
+          multiply_square<false>({operands_at(a, row, b, column, {0, depth / 32}), c});
+        },
+        [&](Matrix c, std::int64_t row, std::int64_t column) {
+          merge_square(c, state.below(row).beside(column), factors == nullptr ? nullptr : factors + row * next, next,
+                       packed == nullptr ? nullptr : packed->at(column / 16, row / 32), packed == nullptr ? 0 : packed->next());
+        });
+  }
+
+ private:
+  /// Tiles of up to 2 x 2 of a product.
+  struct Operands {
     const bfloat16 *a, *b;
     std::int64_t a_next, b_next;  ///< From one tile to that of the next rows or columns.
+    std::int64_t a_step, a_row_bytes;
     std::int64_t steps;
+  };
+  struct Block : Operands {
     Matrix c;
   };
 
-  /// Tile (index, step) of 16 rows and 32 columns: row i holds pairs of columns.
-  static void pair_columns(Matrix m, std::int64_t index, std::int64_t step, Vec (&tile)[16]) {
-    for (std::int64_t i = 0; i < 16; ++i) {
-      const float* from = m.row(index * 16 + i) + step * 32;
-      tile[i] = Vec(Unit::pair(load(from), load(from + 16)));
-    }
+  static Operands operands_at(const Left& a, std::int64_t row, const Right& b, std::int64_t column, Range steps) {
+    return {a.at(row / 16, steps.begin), b.at(column / 16, steps.begin), a.next, b.next(), a.next_step, a.row_bytes, steps.size()};
   }
-  /// Of 32 rows and 16 columns: row i holds rows i and i + 16.
-  static void pair_rows(Matrix m, std::int64_t index, std::int64_t step, Vec (&tile)[16]) {
+
+  /// begin(row, column, c) leaves a square of c in the accumulators, and use(c, row, column) gets it when the next one has begun: while
+  /// the tile unit makes one, the vector unit uses the last.
+  template <class Begin, class Use>
+  [[gnu::always_inline]] void for_each_square(std::int64_t rows, std::int64_t columns, const Begin& begin, const Use& use) {
+    alignas(64) float sums[2][32 * 32];
+    std::int64_t count = 0, last_row = 0, last_column = 0;
+    Unit::fence();
+    for (std::int64_t column = 0; column < columns; column += 32) {
+      for (std::int64_t row = 0; row < rows; row += 32) {
+        begin(row, column, Matrix{sums[count % 2], 32});
+        Unit::fence();
+        if (count > 0) use(Matrix{sums[(count + 1) % 2], 32}, last_row, last_column);
+        last_row = row;
+        last_column = column;
+        ++count;
+      }
+      pulse_.beat();
+    }
+    flush();
+    Unit::fence();
+    use(Matrix{sums[(count + 1) % 2], 32}, last_row, last_column);
+    Unit::fence();
+  }
+
+  /// 32 columns of a row.
+  template <class Factors, class Source>
+  static Vec scaled_columns(const Factors& factors, const Source& from, std::int64_t row, std::int64_t column) {
+    return Vec(Unit::narrow(vector_at(from, row, column) * vector_at(factors, row, column),
+                            vector_at(from, row, column + 16) * vector_at(factors, row, column + 16)));
+  }
+  /// 16 columns of rows `row` and `row` + 1.
+  template <class Factors, class Source>
+  static Vec scaled_rows(const Factors& factors, const Source& from, std::int64_t row, std::int64_t column) {
+    return Vec(Unit::pair(vector_at(from, row, column) * vector_at(factors, row, column),
+                          vector_at(from, row + 1, column) * vector_at(factors, row + 1, column)));
+  }
+  /// Pairs of neighbouring rows: row i of `low` holds the first 16 columns of rows 2 i and 2 i + 1, of `high` the next 16.
+  static void zip_rows(const Rows& from, std::int64_t column, std::int64_t step, PairedTile& tile) {
     for (std::int64_t i = 0; i < 16; ++i) {
-      const float* from = m.row(step * 32 + i) + index * 16;
-      tile[i] = Vec(Unit::pair(load(from), load(from + 16 * m.stride)));
+      const std::int64_t row = step * 32 + 2 * i;
+      const PairedRows zipped = pair_rows(from.pairs(row, column), from.pairs(row + 1, column));
+      tile.low[i] = zipped.low;
+      tile.high[i] = zipped.high;
     }
   }
 
-  template <class Read>
-  [[gnu::always_inline]] Operand pack(std::int64_t rows, std::int64_t depth, const Read& read) {
-    auto* to = reinterpret_cast<bfloat16*>(copies_ + used_);
-    const Operand operand{to, depth / 32};
+  /// 32 x 32 of a state: state = factor * state + sums, and its tiles.
+  static void merge_square(Matrix sums, Matrix state, const float* factors, std::int64_t next, bfloat16* packed, std::int64_t packed_next) {
+    for (std::int64_t i = 0; i < 32; i += 2) {
+      for (std::int64_t half = 0; half < 2; ++half) {
+        Vec row[2];
+        for (std::int64_t r = 0; r < 2; ++r) {
+          float* at = state.row(i + r) + half * kLanes;
+          row[r] = load(at) * (factors == nullptr ? 1.0f : factors[(i + r) * next]) + load(sums.row(i + r) + half * kLanes);
+          store(at, row[r]);
+        }
+        if (packed != nullptr) store_bits(packed + half * packed_next + i * 16, Vec(Unit::pair(row[0], row[1])));
+      }
+    }
+  }
+
+  /// Tile (index, step) of 16 rows and 32 columns.
+  static void pair_columns(Matrix m, std::int64_t index, std::int64_t step, Vec (&tile)[16]) {
+    for (std::int64_t i = 0; i < 16; ++i) {
+      const float* from = m.row(index * 16 + i) + step * 32;
+      tile[i] = Vec(Unit::narrow(load(from), load(from + 16)));
+    }
+  }
+  /// Of 32 rows and 16 columns: row i holds rows 2 i and 2 i + 1.
+  static void zip_rows(Matrix m, std::int64_t index, std::int64_t step, Vec (&tile)[16]) {
+    for (std::int64_t i = 0; i < 16; ++i) {
+      const float* from = m.row(step * 32 + 2 * i) + index * 16;
+      tile[i] = Vec(Unit::pair(load(from), load(from + m.stride)));
+    }
+  }
+
+  Right take(std::int64_t rows, std::int64_t depth, bfloat16*& to) {
+    to = reinterpret_cast<bfloat16*>(copies_ + used_);
     used_ += rows * depth / 2;
     if (used_ > floats_) __builtin_trap();
+    return {to, depth / 32};
+  }
+  /// Two tiles at a time: of 32 neighbouring rows, or columns.
+  template <class Read>
+  [[gnu::always_inline]] Right pack_twins(std::int64_t rows, std::int64_t depth, const Read& read) {
+    bfloat16* to;
+    const Right operand = take(rows, depth, to);
+    for (std::int64_t row = 0; row < rows; row += 32, to += operand.steps * kTile) {
+      for (std::int64_t step = 0; step < operand.steps; ++step, to += kTile) {
+        PairedTile tile;
+        read(row, step, tile);
+        for (std::int64_t i = 0; i < 16; ++i) {
+          store_bits(to + i * 32, tile.low[i]);
+          store_bits(to + operand.steps * kTile + i * 32, tile.high[i]);
+        }
+      }
+    }
+    return operand;
+  }
+  template <class Read>
+  [[gnu::always_inline]] Right pack(std::int64_t rows, std::int64_t depth, const Read& read) {
+    bfloat16* to;
+    const Right operand = take(rows, depth, to);
     for (std::int64_t index = 0; index < rows / 16; ++index) {
       for (std::int64_t step = 0; step < operand.steps; ++step, to += kTile) {
         Vec tile[16];
         read(index, step, tile);
-        for (std::int64_t i = 0; i < 16; ++i) __builtin_memcpy(static_cast<void*>(to + i * 32), &tile[i], sizeof tile[i]);
+        for (std::int64_t i = 0; i < 16; ++i) store_bits(to + i * 32, tile[i]);
       }
     }
     return operand;
@@ -152,10 +341,10 @@ class TileProducts {
   /// loaded its first operands, and leave one by one.
   template <bool Add>
   void multiply_square(const Block& on) {
-    Unit::load<4>(on.a);
+    Unit::load_rows<4>(on.a, on.a_row_bytes);
     Unit::load<6>(on.b);
     Unit::load<7>(on.b + on.b_next);
-    Unit::load<5>(on.a + on.a_next);
+    Unit::load_rows<5>(on.a + on.a_next, on.a_row_bytes);
     exchange<Add, 0>(on.c);
     Unit::multiply<0, 4, 6>();
     exchange<Add, 1>(on.c);
@@ -165,14 +354,18 @@ class TileProducts {
     exchange<Add, 3>(on.c);
     Unit::multiply<3, 5, 7>();
     pending_ = on.c;
-    for (std::int64_t step = 1; step < on.steps; ++step) {
-      const bfloat16 *a = on.a + step * kTile, *b = on.b + step * kTile;
-      Unit::load<4>(a);
+    accumulate(on, 1);
+  }
+  /// Adds the steps from `first` on to the square in the accumulators.
+  static void accumulate(const Operands& on, std::int64_t first) {
+    for (std::int64_t step = first; step < on.steps; ++step) {
+      const bfloat16 *a = on.a + step * on.a_step, *b = on.b + step * kTile;
+      Unit::load_rows<4>(a, on.a_row_bytes);
       Unit::load<6>(b);
       Unit::multiply<0, 4, 6>();
       Unit::load<7>(b + on.b_next);
       Unit::multiply<1, 4, 7>();
-      Unit::load<5>(a + on.a_next);
+      Unit::load_rows<5>(a + on.a_next, on.a_row_bytes);
       Unit::multiply<2, 5, 6>();
       Unit::multiply<3, 5, 7>();
     }
@@ -195,7 +388,7 @@ class TileProducts {
     begin<Add, 0>(on.c.data, on.c.stride);
     if constexpr (R + N == 3) begin<Add, kSecond>(second, on.c.stride);
     for (std::int64_t step = 0; step < on.steps; ++step) {
-      Unit::load<4>(on.a + step * kTile);
+      Unit::load_rows<4>(on.a + step * on.a_step, on.a_row_bytes);
       Unit::load<6>(on.b + step * kTile);
       Unit::multiply<0, 4, 6>();
       if constexpr (N == 2) {
@@ -203,7 +396,7 @@ class TileProducts {
         Unit::multiply<1, 4, 7>();
       }
       if constexpr (R == 2) {
-        Unit::load<5>(on.a + step * kTile + on.a_next);
+        Unit::load_rows<5>(on.a + step * on.a_step + on.a_next, on.a_row_bytes);
         Unit::multiply<2, 5, 6>();
       }
     }
