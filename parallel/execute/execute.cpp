@@ -89,15 +89,6 @@ void check_context(const Context& context) {
   }
 }
 
-void require_device_kernels(const Program& program, Device device) {
-  for (const Step& step : program.steps) {
-    if (step.runs.count + step.folds.count == 0) continue;
-    throw BackendUnavailable(
-        fmt::format("execute: the program has {} steps, and linear attention has no kernels for {} yet; use a cpu stream",
-                    plan::info(step.op).name, to_string(device)));
-  }
-}
-
 /// While a program with exchanges is enqueued on a device.
 class ReservedMultiprocessors {
  public:
@@ -359,7 +350,6 @@ class Executor {
 
 Statistics execute(const Program& program, const Bindings& bindings, const Context& context) {
   check_context(context);
-  if (on_cuda(context)) require_device_kernels(program, context.stream.device());
   const bool exchanges = std::ranges::any_of(program.steps, [](const Step& step) { return step.op == Op::exchange; });
   std::optional<cuda::CurrentDevice> current;
   std::optional<ReservedMultiprocessors> reserved;

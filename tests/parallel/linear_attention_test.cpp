@@ -182,20 +182,6 @@ TEST(LinearAttentionErrors, NothingGivenIsIgnored) {
             std::string::npos);
 }
 
-TEST(LinearAttentionErrors, DevicesWithoutKernelsAreRefused) {
-  const Stream stream({DeviceKind::cuda, 0}, nullptr);
-  const LinearAttentionProblem problem = problem_of({}, DType::f32, 1);
-  EXPECT_NE(message<BackendUnavailable>([&] {
-              DistributedLinearAttention(problem, {}, {}, Memory(), nullptr, stream);
-            }).find("no kernels for cuda:0 yet; use a cpu stream"),
-            std::string::npos);
-  const plan::Program program = make_program(problem, {}, Pass::forward, 0);
-  EXPECT_NE(message<BackendUnavailable>([&] {
-              execute::execute(program, {}, {.communicator = {}, .stream = stream});
-            }).find("linear attention has no kernels for cuda:0 yet"),
-            std::string::npos);
-}
-
 TEST(LinearAttentionErrors, RanksThatDisagreeAreTold) {
   const std::string told = message<InvalidArgument>([&] {
     comm::run_thread_ranks(2, [&](comm::Communicator communicator) {
