@@ -18,10 +18,11 @@ class Cutter {
       longest = std::max(longest, chunks_of(run));
     }
     // In chunks: what a block has to do if all have as much, and about how long uncut runs take. Cutting costs half as much again, and
-    // something for the states.
-    constexpr double kCostOfCut = 1.5, kCostOfStates = 6;
-    share_ = static_cast<double>(total) / static_cast<double>(blocks);
-    const double uncut = std::max(static_cast<double>(longest), share_);
+    // something for the states; segments that are too short would move more states than tokens.
+    constexpr double kCostOfCut = 1.5, kCostOfStates = 6, kShortest = 8;
+    const double share = static_cast<double>(total) / static_cast<double>(blocks);
+    const double uncut = std::max(static_cast<double>(longest), share);
+    share_ = std::max(share, kShortest);
     cuts_ = kCostOfCut * share_ + kCostOfStates < uncut;
   }
   std::int64_t segments(const UnitRun& run) const {
