@@ -127,6 +127,13 @@ T __shfl_up_sync(unsigned, T value, int distance) {
   return periplus::emulation::shuffle<T, periplus::emulation::lower_lane>(value, distance);
 }
 
+/// Fibers do not run at the same time.
+inline unsigned atomicOr(unsigned* to, unsigned bits) {
+  const unsigned before = *to;
+  *to |= bits;
+  return before;
+}
+
 namespace periplus::kernels::cuda {
 using std::exp;
 using std::fabs;
