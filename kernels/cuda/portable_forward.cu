@@ -153,29 +153,38 @@ struct Forward {
   /// Scores become weights; what was summed so far shrinks if their reference moves.
   __device__ __forceinline__ void weigh(float factor) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      float most = kEmpty<float>;
+    for (int strip = 0; strip < kStrips; ++strip) {
+      float shrink[2];
 #pragma unroll
-      for (int n = 0; n < kScores; ++n) most = fmaxf(most, fmaxf(scores[r / 2][n][r % 2 * 2], scores[r / 2][n][r % 2 * 2 + 1]));
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-      const float shrink = move_reference(reference[r], most * factor), origin = origin_of(reference[r]);
-      float sum = total[r] * shrink;
+      for (int i = 0; i < 2; ++i) {
+        float most = kEmpty<float>;
 #pragma unroll
-      for (int n = 0; n < kScores; ++n) {
+        for (int n = 0; n < kScores; ++n) most = fmaxf(most, fmaxf(scores[strip][n][2 * i], scores[strip][n][2 * i + 1]));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+        shrink[i] = move_reference(reference[2 * strip + i], most * factor);
+      }
+      if (__any_sync(0xffffffffu, shrink[0] != 1 || shrink[1] != 1)) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& score = scores[r / 2][n][r % 2 * 2 + i];
-          score = exp2_fast(fmaf(score, factor, -origin));
-          sum += score;
+        for (int n = 0; n < kOuts; ++n) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) out[strip][n][j] *= shrink[j / 2];
         }
       }
-      total[r] = sum;
-      if (!__any_sync(0xffffffffu, shrink != 1)) continue;
 #pragma unroll
-      for (int n = 0; n < kOuts; ++n) {
-        out[r / 2][n][r % 2 * 2] *= shrink;
-        out[r / 2][n][r % 2 * 2 + 1] *= shrink;
+      for (int i = 0; i < 2; ++i) {
+        const float origin = origin_of(reference[2 * strip + i]);
+        float sum = total[2 * strip + i] * shrink[i];
+#pragma unroll
+        for (int n = 0; n < kScores; ++n) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            float& score = scores[strip][n][2 * i + j];
+            score = exp2_fast(fmaf(score, factor, -origin));
+            sum += score;
+          }
+        }
+        total[2 * strip + i] = sum;
       }
     }
   }

@@ -26,9 +26,10 @@ inline constexpr float kReferenceSlack = 8;
 /// `top` is the largest of the new scores. Returns by what the sums so far shrink; exactly 1 if the reference stays.
 __device__ __forceinline__ float move_reference(float& reference, float top) {
   const float before = reference;
-  if (!(top - before > kReferenceSlack)) return 1;  // also where both are -inf: no key was allowed so far
-  reference = top;
-  return exp2_fast(before - top);
+  const bool moves = top - before > kReferenceSlack;  // not where both are -inf: no key was allowed so far
+  reference = moves ? top : before;
+  const float shrink = exp2_fast(before - top);
+  return moves ? shrink : 1;
 }
 /// To subtract from scores: a row without an allowed key has none, and any finite number keeps -inf - (-inf) from becoming NaN.
 __device__ __forceinline__ float origin_of(float reference) { return reference == -INFINITY ? 0 : reference; }
