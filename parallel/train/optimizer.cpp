@@ -36,6 +36,19 @@ std::vector<Overlap> overlaps(const ParameterTable& parameters, std::int64_t beg
   return found;
 }
 
+/// Neighbours that decay alike become one: a kernel takes them together.
+std::vector<Overlap> runs_of_equal_decay(const std::vector<Overlap>& parts) {
+  std::vector<Overlap> runs;
+  for (const Overlap& part : parts) {
+    if (!runs.empty() && runs.back().parameter->decays() == part.parameter->decays()) {
+      runs.back().count += part.count;
+    } else {
+      runs.push_back(part);
+    }
+  }
+  return runs;
+}
+
 bool all_finite(ConstTensorView tensor) {
   bool finite = true;
   visit_dtype<double, float>(tensor.dtype(), "optimizer", [&]<class T>() {
@@ -122,7 +135,7 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
   kernels::AdamwOptions options{.learning_rate = learning_rate, .beta1 = config.betas[0], .beta2 = config.betas[1]};
   options.step = step;
   options.gradient_scale = gradient_scale;
-  for (const Overlap& part : overlaps(*parameters_, begin_, count())) {
+  for (const Overlap& part : runs_of_equal_decay(overlaps(*parameters_, begin_, count()))) {
     options.weight_decay = part.parameter->decays() ? config.weight_decay : 0.0;
     const auto of = [&](const Tensor& shard) { return shard.view().slice(0, part.begin - begin_, part.count); };
     kernels::adamw(of(master_), of(exp_avg_), of(exp_avg_sq_), of(gradient_), weights.slice(0, part.begin, part.count), options, stream);
