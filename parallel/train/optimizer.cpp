@@ -82,11 +82,18 @@ ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm
 }
 
 void ShardedAdamw::initialise(std::uint64_t seed, StreamView stream) {
-  for (const Overlap& part : overlaps(*parameters_, begin_, count())) {
-    const std::vector<double> values = initial_values(*part.parameter, seed);
-    const ConstTensorView source(reinterpret_cast<const std::byte*>(values.data()), DType::f64, {part.parameter->elements});
-    upload(source.slice(0, part.begin - part.parameter->offset, part.count), master().slice(0, part.begin - begin_, part.count), stream);
+  const bool on_cpu = stream.device().kind == DeviceKind::cpu;
+  const Tensor staged = on_cpu ? Tensor() : Tensor(master_.shape(), master_.dtype(), Memory());
+  const TensorView values = on_cpu ? master() : staged.view();
+  const std::vector<Overlap> parts = overlaps(*parameters_, begin_, count());
+#pragma omp parallel for schedule(dynamic)
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const auto& [parameter, begin, part_count] = parts[i];
+    const std::vector<double> all = initial_values(*parameter, seed);
+    const ConstTensorView source(reinterpret_cast<const std::byte*>(all.data()), DType::f64, {parameter->elements});
+    copy(source.slice(0, begin - parameter->offset, part_count), values.slice(0, begin - begin_, part_count));
   }
+  if (!on_cpu) upload(values, master(), stream);
   fill_zero(exp_avg_, stream);
   fill_zero(exp_avg_sq_, stream);
 }
