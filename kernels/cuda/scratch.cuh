@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/staging.h"
 #include "runtime/cuda/check.h"
 
 namespace periplus::kernels::cuda {
@@ -20,11 +21,9 @@ class Scratch {
                           "cudaMallocAsync of a work area");
     data_ = static_cast<T*>(data);
   }
-  /// A copy. Ordinary memory is staged before this returns.
+  /// A copy of ordinary memory as it is now.
   Scratch(std::span<const T> values, cudaStream_t stream) : Scratch(static_cast<std::int64_t>(values.size()), stream) {
-    if (values.empty()) return;
-    periplus::cuda::check(cudaMemcpyAsync(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice, stream),
-                          "cudaMemcpyAsync of a work area");
+    copy_from_host(data_, values.data(), values.size_bytes(), stream);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

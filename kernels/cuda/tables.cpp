@@ -8,14 +8,12 @@
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 
-#include "runtime/cuda/check.h"
+#include "kernels/cuda/staging.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
 namespace periplus::kernels::cuda {
 namespace {
-
-using periplus::cuda::check;
 
 struct Key {
   std::vector<Band> bands;
@@ -89,10 +87,7 @@ Entry make_entry(const Key& key) {
     throw DeviceError(fmt::format("attention: cannot allocate {} bytes on cuda:{} for the schedule of {} bands", image.size(), key.device,
                                   key.bands.size()));
   }
-  // In the order of the stream: a plain cudaMemcpy may return while the last bytes are still on their way, and streams of
-  // ours do not wait for the default stream.
-  check(cudaMemcpyAsync(memory, image.data(), image.size(), cudaMemcpyHostToDevice, static_cast<cudaStream_t>(key.stream)),
-        "cudaMemcpyAsync of an attention schedule");
+  copy_from_host(memory, image.data(), image.size(), static_cast<cudaStream_t>(key.stream));
   const auto at = [&]<class T>(std::size_t offset, T*) { return reinterpret_cast<T*>(memory + offset); };
   const ResidentSchedule resident{
       at(rows, static_cast<const RowTile*>(nullptr)),       at(columns, static_cast<const ColumnTile*>(nullptr)),

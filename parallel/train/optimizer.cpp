@@ -36,6 +36,19 @@ std::vector<Overlap> overlaps(const ParameterTable& parameters, std::int64_t beg
   return found;
 }
 
+/// Neighbours that decay alike become one: a kernel takes them together.
+std::vector<Overlap> runs_of_equal_decay(const std::vector<Overlap>& parts) {
+  std::vector<Overlap> runs;
+  for (const Overlap& part : parts) {
+    if (!runs.empty() && runs.back().parameter->decays() == part.parameter->decays()) {
+      runs.back().count += part.count;
+    } else {
+      runs.push_back(part);
+    }
+  }
+  return runs;
+}
+
 bool all_finite(ConstTensorView tensor) {
   bool finite = true;
   visit_dtype<double, float>(tensor.dtype(), "optimizer", [&]<class T>() {
@@ -69,11 +82,18 @@ ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm
 }
 
 void ShardedAdamw::initialise(std::uint64_t seed, StreamView stream) {
-  for (const Overlap& part : overlaps(*parameters_, begin_, count())) {
-    const std::vector<double> values = initial_values(*part.parameter, seed);
-    const ConstTensorView source(reinterpret_cast<const std::byte*>(values.data()), DType::f64, {part.parameter->elements});
-    upload(source.slice(0, part.begin - part.parameter->offset, part.count), master().slice(0, part.begin - begin_, part.count), stream);
+  const bool on_cpu = stream.device().kind == DeviceKind::cpu;
+  const Tensor staged = on_cpu ? Tensor() : Tensor(master_.shape(), master_.dtype(), Memory());
+  const TensorView values = on_cpu ? master() : staged.view();
+  const std::vector<Overlap> parts = overlaps(*parameters_, begin_, count());
+#pragma omp parallel for schedule(dynamic)
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const auto& [parameter, begin, part_count] = parts[i];
+    const std::vector<double> all = initial_values(*parameter, seed);
+    const ConstTensorView source(reinterpret_cast<const std::byte*>(all.data()), DType::f64, {parameter->elements});
+    copy(source.slice(0, begin - parameter->offset, part_count), values.slice(0, begin - begin_, part_count));
   }
+  if (!on_cpu) upload(values, master(), stream);
   fill_zero(exp_avg_, stream);
   fill_zero(exp_avg_sq_, stream);
 }
@@ -122,7 +142,7 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
   kernels::AdamwOptions options{.learning_rate = learning_rate, .beta1 = config.betas[0], .beta2 = config.betas[1]};
   options.step = step;
   options.gradient_scale = gradient_scale;
-  for (const Overlap& part : overlaps(*parameters_, begin_, count())) {
+  for (const Overlap& part : runs_of_equal_decay(overlaps(*parameters_, begin_, count()))) {
     options.weight_decay = part.parameter->decays() ? config.weight_decay : 0.0;
     const auto of = [&](const Tensor& shard) { return shard.view().slice(0, part.begin - begin_, part.count); };
     kernels::adamw(of(master_), of(exp_avg_), of(exp_avg_sq_), of(gradient_), weights.slice(0, part.begin, part.count), options, stream);

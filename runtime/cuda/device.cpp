@@ -94,32 +94,6 @@ int driver_version() noexcept {
 }
 int toolkit_version() noexcept { return CUDART_VERSION; }
 
-std::byte* allocate(int index, std::size_t bytes) {
-  if (device_count() == 0) throw BackendUnavailable("cuda: " + unavailable_reason());
-  const CurrentDevice current(index);
-  void* data = nullptr;
-  const cudaError_t status = cudaMalloc(&data, bytes);
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    return nullptr;
-  }
-  check(status, "cudaMalloc");
-  return static_cast<std::byte*>(data);
-}
-
-void release(int index, std::byte* data) noexcept {
-  if (data == nullptr) return;
-  // At exit the driver may be gone already, and the memory with it.
-  if (cudaSetDevice(index) == cudaSuccess) cudaFree(data);
-}
-
-std::byte* allocate_pinned(std::size_t bytes) {
-  void* data = nullptr;
-  check(cudaMallocHost(&data, bytes), "cudaMallocHost");
-  return static_cast<std::byte*>(data);
-}
-void release_pinned(std::byte* data) noexcept { cudaFreeHost(data); }
-
 Stream make_stream(int index, Priority priority) {
   if (device_count() == 0) throw BackendUnavailable("cuda: " + unavailable_reason());
   const CurrentDevice current(index);

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include "runtime/device_tensor.h"
 #include "runtime/error.h"
 #include "tests/runtime/scratch_folder.h"
 
@@ -271,13 +272,21 @@ TEST(Devices, HostMemoryIsOnlyCopiedAndOthersAreRefused) {
   for (float& x : gapped.view().span<float>()) x = next++;
   const TensorView part = gapped.view().slice(1, 1, 2);
   const Memory memory;
-  for (const Tensor& dense : {to_device(part, memory, Stream()), to_host(part, Stream())}) {
+  for (const Tensor& dense : {to_device(part, memory, Stream()), to_device(part, memory), to_host(part, Stream())}) {
     const std::vector<float> got(dense.view().span<float>().begin(), dense.view().span<float>().end());
     EXPECT_EQ(got, (std::vector<float>{1, 2, 5, 6, 9, 10}));
   }
   const Stream device({DeviceKind::cuda, 0}, nullptr);
   EXPECT_THROW(to_device(part, memory, device), InvalidArgument);
   EXPECT_THROW(to_host(part, device), InvalidArgument) << "not contiguous";
+  EXPECT_THROW(upload(part, part, device), InvalidArgument) << "not contiguous";
+  EXPECT_THROW(fill_zero(part, device), InvalidArgument) << "not contiguous";
+  Tensor wide({3, 2}, DType::f64, Memory());
+  upload(part, wide, Stream());
+  EXPECT_EQ(wide.view().span<double>()[5], 10);
+  fill_zero(part, Stream());
+  EXPECT_EQ(gapped.view().span<float>()[5], 0);
+  EXPECT_EQ(gapped.view().span<float>()[4], 4) << "outside the view";
 }
 
 }  // namespace

@@ -173,6 +173,32 @@ TEST_F(TransformerOnCuda, EmbeddingHasTheBitsOfTheCpu) {
   });
 }
 
+/// The host runs ahead of the stream, and its lists are copied only when the stream gets there.
+TEST_F(TransformerOnCuda, ListsOfTheHostMayChangeAtOnce) {
+  const Stream stream = periplus::cuda::make_stream(0);
+  constexpr std::int64_t kRows = 40000, kColumns = 64;
+  constexpr std::int32_t kCalls = 50;
+  const auto table = random_values<float>(kVocabulary * kColumns, 1);
+  const There<float> table_there(table, stream), sums(std::vector<float>(kVocabulary * kColumns), stream);
+  const Tensor x({kRows, kColumns}, DType::f32, Memory(stream.device()));
+  std::vector<std::int32_t> tokens(kRows);
+  for (std::int32_t call = 0; call < kCalls; ++call) {
+    std::ranges::fill(tokens, call % kVocabulary);
+    embedding(tokens, table_there.view({kVocabulary, kColumns}), x, stream);
+    // Row `call` of the sums gets what the call has found.
+    embedding_backward(tokens, x, sums.view({kVocabulary, kColumns}), stream);
+  }
+  std::ranges::fill(tokens, 0);
+  std::vector<float> expected(kVocabulary * kColumns);
+  for (std::int32_t call = 0; call < kCalls; ++call) {
+    std::ranges::fill(tokens, call % kVocabulary);
+    std::vector<float> found(kRows * kColumns);
+    embedding(tokens, view(table, {kVocabulary, kColumns}), view(found, {kRows, kColumns}), Stream());
+    embedding_backward(tokens, view(found, {kRows, kColumns}), view(expected, {kVocabulary, kColumns}), Stream());
+  }
+  EXPECT_TRUE(same_bits(sums.back(), expected));
+}
+
 TEST_F(TransformerOnCuda, EmbeddingBackwardHasTheBitsOfTheCpu) {
   const Stream stream = periplus::cuda::make_stream(0);
   for_each_case([&]<class T>(const Size& s) {

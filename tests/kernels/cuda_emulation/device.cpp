@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "kernels/cuda/staging.h"
 #include "runtime/cuda/check.h"
 #include "runtime/cuda/events.h"
 #include "runtime/error.h"
@@ -53,3 +54,11 @@ void Event::wait() const {}
 double Event::seconds_since(const Event&) const { return 0; }
 
 }  // namespace periplus::cuda
+
+namespace periplus::kernels::cuda {
+
+void copy_from_host(void* to, const void* from, std::size_t bytes, cudaStream_t) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
+}  // namespace periplus::kernels::cuda

@@ -1,6 +1,7 @@
-// A CUDA device of ordinary memory, linked in place of the real one: what runtime/cuda/device.h, kernels/cuda/attention.h and
-// kernels/cuda/transfer.h declare. Streams are lists of deferred work, which runs as late as possible and in a random one of the
-// orders that streams and events allow. So a wait that is missing shows as a wrong result, and a circle of waits as an error.
+// A CUDA device of ordinary memory, linked in place of the real one: what runtime/cuda/device.h, kernels/cuda/attention.h,
+// kernels/cuda/linear_attention.h and kernels/cuda/transfer.h declare. Streams are lists of deferred work, which runs as late as possible
+// and in a random one of the orders that streams and events allow. So a wait that is missing shows as a wrong result, and a circle of
+// waits as an error.
 #include "tests/parallel/execute/fake_device.h"
 
 #include <algorithm>
@@ -17,7 +18,9 @@
 
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/linear_attention.h"
 #include "kernels/cuda/transfer.h"
+#include "kernels/linear_attention.h"
 #include "kernels/transfer.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
@@ -204,6 +207,27 @@ void delta(ConstTensorView dout, ConstTensorView out, ConstTensorView lse, Const
            TensorView dsink, StreamView stream) {
   fake().enqueue(stream, [=] { kernels::delta(dout, out, lse, dlse, sink, delta, dsink, Stream()); });
 }
+void unit_states(const LinearShape&, const LinearBlock& block, TensorView elements, StreamView stream) {
+  test::enqueue_with_runs(stream, block, [=](const LinearBlock& now) { kernels::unit_states(now, elements, Stream()); });
+}
+void unit_states_backward(const LinearShape&, const LinearBlock& block, ConstTensorView dout, TensorView elements, StreamView stream) {
+  test::enqueue_with_runs(stream, block, [=](const LinearBlock& now) { kernels::unit_states_backward(now, dout, elements, Stream()); });
+}
+void unit_scan(const ScanShape& shape, ConstTensorView elements, std::span<const UnitFold> folds, bool reverse, TensorView states,
+               Update update, StreamView stream) {
+  fake().enqueue(stream, [=, transition = shape.transition, folds = std::vector<UnitFold>(folds.begin(), folds.end())] {
+    kernels::unit_scan(elements, folds, transition, reverse, states, update, Stream());
+  });
+}
+void unit_apply(const LinearShape&, const LinearBlock& block, ConstTensorView incoming, TensorView out, StreamView stream) {
+  test::enqueue_with_runs(stream, block, [=](const LinearBlock& now) { kernels::unit_apply(now, incoming, out, Stream()); });
+}
+void unit_apply_backward(const LinearShape&, const LinearBlock& block, ConstTensorView incoming, ConstTensorView dout,
+                         ConstTensorView doutgoing, const LinearGradients& gradients, StreamView stream) {
+  test::enqueue_with_runs(
+      stream, block, [=](const LinearBlock& now) { kernels::unit_apply_backward(now, incoming, dout, doutgoing, gradients, Stream()); });
+}
+
 void move_rows(ConstTensorView source, TensorView destination, std::span<const RowMove> moves, StreamView stream) {
   fake().enqueue(stream,
                  [=, list = std::vector<RowMove>(moves.begin(), moves.end())] { kernels::move_rows(source, destination, list, Stream()); });

@@ -1,10 +1,5 @@
-// Linear attention and the rest of linear mixers on the device of fake_device.cpp: what kernels/cuda/linear_attention.h and
-// kernels/cuda/mixer.h declare.
-#include <vector>
-
-#include "kernels/cuda/linear_attention.h"
+// Linear mixers on the device of fake_device.cpp: what kernels/cuda/mixer.h declares.
 #include "kernels/cuda/mixer.h"
-#include "kernels/linear_attention.h"
 #include "kernels/mixer.h"
 #include "tests/parallel/execute/fake_device.h"
 
@@ -12,39 +7,9 @@ namespace periplus::kernels::cuda {
 namespace {
 
 using test::enqueue_on_fake;
-
-/// run(inputs) later, with runs of its own.
-template <class Inputs, class Run>
-void enqueue_with_runs(StreamView stream, const Inputs& inputs, const Run& run) {
-  enqueue_on_fake(stream, [inputs, run, runs = std::vector<UnitRun>(inputs.runs.begin(), inputs.runs.end())] {
-    Inputs now = inputs;
-    now.runs = runs;
-    run(now);
-  });
-}
+using test::enqueue_with_runs;
 
 }  // namespace
-
-void unit_states(const LinearShape&, const LinearBlock& block, TensorView elements, StreamView stream) {
-  enqueue_with_runs(stream, block, [=](const LinearBlock& now) { kernels::unit_states(now, elements, Stream()); });
-}
-void unit_states_backward(const LinearShape&, const LinearBlock& block, ConstTensorView dout, TensorView elements, StreamView stream) {
-  enqueue_with_runs(stream, block, [=](const LinearBlock& now) { kernels::unit_states_backward(now, dout, elements, Stream()); });
-}
-void unit_scan(const ScanShape& shape, ConstTensorView elements, std::span<const UnitFold> folds, bool reverse, TensorView states,
-               Update update, StreamView stream) {
-  enqueue_on_fake(stream, [=, transition = shape.transition, folds = std::vector<UnitFold>(folds.begin(), folds.end())] {
-    kernels::unit_scan(elements, folds, transition, reverse, states, update, Stream());
-  });
-}
-void unit_apply(const LinearShape&, const LinearBlock& block, ConstTensorView incoming, TensorView out, StreamView stream) {
-  enqueue_with_runs(stream, block, [=](const LinearBlock& now) { kernels::unit_apply(now, incoming, out, Stream()); });
-}
-void unit_apply_backward(const LinearShape&, const LinearBlock& block, ConstTensorView incoming, ConstTensorView dout,
-                         ConstTensorView doutgoing, const LinearGradients& gradients, StreamView stream) {
-  enqueue_with_runs(stream, block,
-                    [=](const LinearBlock& now) { kernels::unit_apply_backward(now, incoming, dout, doutgoing, gradients, Stream()); });
-}
 
 void logsigmoid_decay(ConstTensorView x, double divisor, TensorView log_decay, StreamView stream) {
   enqueue_on_fake(stream, [=] { kernels::logsigmoid_decay(x, divisor, log_decay, Stream()); });
