@@ -269,7 +269,52 @@ GroupedLayout::GroupedLayout(const SequenceLayout& from, std::span<const std::ve
   lay_out(from, groups, trades, in_place);
   // Segments that hardly join, such as those of striped, which lie between each other's rows, are not worth the moves.
   if (trades && !in_place && layout.by_local_.size() * 2 > from.by_local_.size()) lay_out(from, groups, false, false);
+  if (const std::int64_t pairs = pairs_of_segments(); trades && pairs > from.tokens()) {
+    GroupedLayout by_rows = *this;
+    by_rows.lay_out_rows(from, groups);
+    if (by_rows.pairs_of_segments() + from.tokens() < pairs) *this = std::move(by_rows);
+  }
   layout.finalise();
+}
+
+std::int64_t GroupedLayout::pairs_of_segments() const {
+  std::vector<std::int64_t> of_document(layout.cu_seqlens_.size(), 0);
+  std::int64_t pairs = 0;
+  for (std::size_t i = 0; i < layout.by_local_.size(); ++i) {
+    if (i > 0 && layout.by_local_[i].rank != layout.by_local_[i - 1].rank) std::ranges::fill(of_document, 0);
+    // One more segment makes n^2 to (n + 1)^2.
+    pairs += 2 * of_document[static_cast<std::size_t>(layout.by_local_[i].document)]++ + 1;
+  }
+  return pairs;
+}
+
+void GroupedLayout::lay_out_rows(const SequenceLayout& from, std::span<const std::vector<int>> groups) {
+  parts.assign(groups.size(), {});
+  moves.assign(groups.size(), {});
+  layout.by_local_.clear();
+  std::vector<std::int64_t> arrived_at;  // of each global row
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    arrived_at.assign(static_cast<std::size_t>(from.tokens()), -1);
+    std::int64_t arrived = 0;
+    for (std::size_t member = 0; member < groups[group].size(); ++member) {
+      for (const Segment& segment : from.segments_of(groups[group][member])) {
+        append_or_join(parts[group], Part{static_cast<int>(member), segment.local0, arrived, segment.length});
+        for (std::int64_t t = 0; t < segment.length; ++t)
+          arrived_at[static_cast<std::size_t>(segment.global0 + t * segment.stride)] = arrived++;
+      }
+    }
+    moves[group].reserve(static_cast<std::size_t>(arrived));
+    std::int64_t row = 0;
+    for (std::size_t document = 0; document + 1 < from.cu_seqlens_.size(); ++document) {
+      for (std::int64_t global = from.cu_seqlens_[document]; global < from.cu_seqlens_[document + 1]; ++global) {
+        const std::int64_t at = arrived_at[static_cast<std::size_t>(global)];
+        if (at < 0) continue;
+        append_or_join(layout.by_local_, Segment{static_cast<int>(group), row, global, 1, 1, static_cast<int>(document)});
+        append_or_join(moves[group], RowMove{at, row, 1});
+        ++row;
+      }
+    }
+  }
 }
 
 void GroupedLayout::lay_out(const SequenceLayout& from, std::span<const std::vector<int>> groups, bool in_sequence, bool in_place) {

@@ -105,6 +105,8 @@ void append_bands_between(const SequenceLayout& layout, const Mask& mask, int q_
     for (std::size_t b = first_band; b < global.size() && global[b].q0 < q.global_end(); ++b) {
       if (global[b].q1 <= q.global0) continue;
       for (std::size_t k = first_key; k < keys.size() && keys[k].document == q.document; ++k) {
+        // Most pairs end here: of a causal mask half of them, and what lies further behind does so too.
+        if (keys[k].global0 - (q.global_end() - 1) > global[b].hi) break;
         if (keys[k].global0 < global[b].k1 && keys[k].global_end() > global[b].k0) append_bands_between(global[b], q, keys[k], bands);
       }
     }

@@ -1,11 +1,47 @@
 #include "launch/bench/paced_run.h"
 
 #include <algorithm>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "parallel/simulate/simulate.h"
 
 namespace periplus::launch::bench {
+namespace {
+
+/// Time that the events take together, each moment once.
+template <class Chosen>
+double covered_us(const Tracer& trace, Chosen&& chosen) {
+  std::vector<std::pair<double, double>> spans;
+  for (const TraceEvent& event : trace.events()) {
+    if (chosen(event)) spans.emplace_back(event.begin_us, event.begin_us + event.duration_us);
+  }
+  std::ranges::sort(spans);
+  double covered = 0, end = spans.empty() ? 0 : spans.front().first;
+  for (const auto& [first, last] : spans) {
+    covered += std::max(0.0, last - std::max(first, end));
+    end = std::max(end, last);
+  }
+  return covered;
+}
+
+}  // namespace
+
+Exposure& Exposure::operator+=(const Exposure& other) {
+  exposed_us += other.exposed_us, under_way_us += other.under_way_us;
+  return *this;
+}
+
+Exposure exposure_of(std::span<const Tracer> traces) {
+  const auto computes = [](const TraceEvent& event) { return event.track == "compute"; };
+  Exposure exposure;
+  for (const Tracer& trace : traces) {
+    exposure +=
+        {covered_us(trace, [](const TraceEvent&) { return true; }) - covered_us(trace, computes), covered_us(trace, std::not_fn(computes))};
+  }
+  return exposure;
+}
 
 Bounds bounds_of(const plan::Plan& plan, const comm::Links& links, const execute::Pace& pace) {
   Bounds bounds;

@@ -84,6 +84,7 @@ struct Row {
   std::int64_t bytes = 0, workspace = 0;  ///< Of the rank that has most.
   Bounds bounds;
   double measured = 0, simulated = 0;
+  Exposure exposure;  ///< Of the last run.
 };
 
 void write_trace(const Options& options, const AttentionOptions& how, Pass pass, std::string_view kind, const std::vector<Tracer>& traces) {
@@ -119,17 +120,21 @@ Row measure(const Options& options, const AttentionProblem& problem, const Atten
     write_trace(options, how, pass, "measured", last);
     write_trace(options, how, pass, "simulated", simulate::simulate(plan, {pace, links}).traces);
   }
-  row.measured = median(seconds);
+  row.measured = median(seconds), row.exposure = exposure_of(last);
   return row;
 }
 
 void show(const OptionTable& table, const AttentionOptions& how, const Row& forward, const Row& backward) {
   const double measured = forward.measured + backward.measured, compute = forward.bounds.compute + backward.bounds.compute;
   const double link = forward.bounds.link + backward.bounds.link;
-  say(table, fmt::format("{:<19} {:>6} {:>5}/{:<5} {:>10} {:>10} {:>8.1f} {:>8.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>8.2f}", how.strategy,
-                         how.pieces, forward.steps, backward.steps, bytes_text(static_cast<double>(forward.bytes + backward.bytes)),
-                         bytes_text(static_cast<double>(std::max(forward.workspace, backward.workspace))), compute * 1e3, link * 1e3,
-                         forward.measured * 1e3, backward.measured * 1e3, measured * 1e3, measured / std::max(compute, link)));
+  Exposure exposure = forward.exposure;
+  exposure += backward.exposure;
+  say(table,
+      fmt::format("{:<19} {:>6} {:>5}/{:<5} {:>10} {:>10} {:>8.1f} {:>8.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>8.2f} {:>7.1f}%", how.strategy,
+                  how.pieces, forward.steps, backward.steps, bytes_text(static_cast<double>(forward.bytes + backward.bytes)),
+                  bytes_text(static_cast<double>(std::max(forward.workspace, backward.workspace))), compute * 1e3, link * 1e3,
+                  forward.measured * 1e3, backward.measured * 1e3, measured * 1e3, measured / std::max(compute, link),
+                  100 * exposure.share()));
   if (!table.json()) return;
   const nlohmann::ordered_json json{{"strategy", how.strategy},
                                     {"pieces", how.pieces},
@@ -139,7 +144,8 @@ void show(const OptionTable& table, const AttentionOptions& how, const Row& forw
                                     {"link_seconds", link},
                                     {"forward_seconds", forward.measured},
                                     {"backward_seconds", backward.measured},
-                                    {"simulated_seconds", forward.simulated + backward.simulated}};
+                                    {"simulated_seconds", forward.simulated + backward.simulated},
+                                    {"exposed_share", exposure.share()}};
   std::puts(json.dump().c_str());
 }
 
@@ -159,8 +165,8 @@ int bench_strategies(Arguments arguments) {
                   options.ranks, options.layout, problem.layout.tokens(), problem.layout.cu_seqlens().size() - 1, options.heads,
                   options.kv_heads, options.head_size, to_text(problem.mask.spec()), options.machine.rank_gflops,
                   options.machine.link_gbytes));
-  say(table, fmt::format("{:<19} {:>6} {:>11} {:>10} {:>10} {:>8} {:>8} {:>9} {:>9} {:>9} {:>8}", "strategy", "pieces", "steps f/b", "sent",
-                         "workspace", "compute", "link", "forward", "backward", "both", "/ bound"));
+  say(table, fmt::format("{:<19} {:>6} {:>11} {:>10} {:>10} {:>8} {:>8} {:>9} {:>9} {:>9} {:>8} {:>8}", "strategy", "pieces", "steps f/b",
+                         "sent", "workspace", "compute", "link", "forward", "backward", "both", "/ bound", "exposed"));
   for (const strategy::Strategy& strategy : strategy::strategies()) {
     const AttentionOptions how = make_options(options, strategy, problem);
     if (const std::string reason = strategy::refusal(strategy, problem, how); !reason.empty()) {
@@ -171,7 +177,7 @@ int bench_strategies(Arguments arguments) {
   }
   say(table,
       "times in ms, sent and workspace of the rank that has most, forward and backward together; / bound: both / the larger of "
-      "compute and link");
+      "compute and link; exposed: of the time with exchanges under way, how much ranks have nothing to compute");
   return kOk;
 }
 

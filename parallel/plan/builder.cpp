@@ -35,7 +35,9 @@ View ProgramBuilder::slot(std::string name, Role role, DType dtype, std::int64_t
 RotatingScratch ProgramBuilder::rotating_scratch(std::string_view name, int count, DType dtype, std::int64_t rows, std::int64_t heads,
                                                  std::int64_t width) {
   std::vector<View> views;
-  for (int i = 0; i < count; ++i) views.push_back(scratch(fmt::format("{}.{}", name, i), dtype, rows, heads, width));
+  views.reserve(static_cast<std::size_t>(count));
+  for (int i = 0; i < count; ++i)
+    views.push_back(scratch(std::string(name).append(1, '.').append(std::to_string(i)), dtype, rows, heads, width));
   return RotatingScratch(std::move(views));
 }
 
@@ -154,14 +156,14 @@ Range ProgramBuilder::keep(std::span<const Band> bands) {
 
 void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
   const int queue = queue_of(program_.steps.back());
-  // Latest first: waiting for a later step may already cover an earlier one, never the other way round.
   std::array<StepId, kQueues> conflicts = latest_conflicts(queue, accesses);
-  std::sort(conflicts.rbegin(), conflicts.rend());
   orders_.begin(queue);
   Range& after = program_.steps.back().after;
   after.begin = static_cast<std::uint32_t>(program_.after.size());
-  for (const StepId other : conflicts) {
-    if (other < 0 || orders_.ordered(other, step)) continue;
+  // Latest first: waiting for a later step may already cover an earlier one, never the other way round.
+  for (auto latest = std::ranges::max_element(conflicts); *latest >= 0; latest = std::ranges::max_element(conflicts)) {
+    const StepId other = std::exchange(*latest, -1);
+    if (orders_.ordered(other, step)) continue;
     program_.after.push_back(other);
     ++after.count;
     orders_.wait_for(other);
@@ -172,7 +174,7 @@ void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
 std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::span<const Access> accesses) const {
   std::array<StepId, kQueues> latest = no_steps();
   for (const Access& access : accesses) {
-    if (!access.view.present()) continue;
+    if (!may_conflict(access.view)) continue;
     history_[static_cast<std::size_t>(access.view.slot)].for_conflicts(access.view, access.mode, queue, [&](StepId step) {
       StepId& last = latest[static_cast<std::size_t>(orders_.queue_of(step))];
       last = std::max(last, step);
@@ -184,7 +186,7 @@ std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::spa
 void ProgramBuilder::remember(StepId step, std::span<const Access> accesses) {
   const int queue = orders_.queue_of(step);
   for (const Access& access : accesses) {
-    if (access.view.present()) history_[static_cast<std::size_t>(access.view.slot)].remember(access.view, access.mode, step, queue);
+    if (may_conflict(access.view)) history_[static_cast<std::size_t>(access.view.slot)].remember(access.view, access.mode, step, queue);
   }
 }
 

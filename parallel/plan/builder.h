@@ -1,5 +1,6 @@
 #pragma once
 
+#include <any>
 #include <array>
 #include <cstddef>
 #include <span>
@@ -36,8 +37,15 @@ class RotatingScratch {
 class ProgramBuilder {
  public:
   explicit ProgramBuilder(Rank rank) { program_.rank = rank; }
-  /// Begins the program of another rank, with the memory of the one built before and room for as much as that had.
+  /// Begins the program of another rank for the same problem, with the memory of the one built before and room for as much as
+  /// that had.
   void restart(Rank rank);
+  /// What the programs of all ranks have in common: made for the first of them and kept for the others.
+  template <class T, class Make>
+  const T& in_common(const Make& make) {
+    if (const T* const known = std::any_cast<T>(&common_)) return *known;
+    return common_.emplace<T>(make());
+  }
   Rank rank() const noexcept { return program_.rank; }
 
   /// Declares a slot, under a name of its own, and returns the view of all of it.
@@ -125,12 +133,15 @@ class ProgramBuilder {
   void emit(Op op, Label label, std::span<const Access> accesses, std::span<const Band> bands = {}, double scale = 1, double softcap = 0);
   void emit(Op op, Label label, std::span<const Access> accesses, const Recurrence& how);
   Range keep(std::span<const Band> bands);
+  /// Inputs are only read.
+  bool may_conflict(const View& view) const { return view.present() && program_.slot_of(view).role != Role::input; }
   void order(StepId step, std::span<const Access> accesses);
   std::array<StepId, kQueues> latest_conflicts(int queue, std::span<const Access> accesses) const;
   void remember(StepId step, std::span<const Access> accesses);
   void place_scratch();
 
   Program program_;
+  std::any common_;
   std::int32_t phase_ = 0;
   std::vector<SlotUses> history_;  ///< by slot; more than there are once restarted
   Range last_bands_;               ///< In the pool.

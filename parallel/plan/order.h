@@ -75,6 +75,9 @@ class Lifetime {
     end_ = step;
   }
   bool used() const noexcept { return begin_ >= 0; }
+  bool in_one_queue() const noexcept {
+    return std::ranges::count_if(first_, [](StepId step) { return step >= 0; }) <= 1;
+  }
   /// Whether every use of this slot has surely finished before any use of the other starts: in program order at least.
   bool ends_before(const Lifetime& other, const StepOrders& orders) const {
     return end_ < other.begin_ ? all_ordered_before(other, orders) : !used() || !other.used();
@@ -107,26 +110,38 @@ inline bool contains(const View& outer, const View& inner) noexcept {
 class Uses {
  public:
   void add(const View& view, StepId step) {
-    if (uses_.empty() || uses_.back().step != step) settled_ = uses_.size();
-    if (uses_.empty() || !contains(view, uses_.back().view)) uses_.emplace_back();
+    if (empty() || uses_.back().step != step) settled_ = uses_.size();
+    if (empty() || !contains(view, uses_.back().view)) uses_.emplace_back();
     settled_ = std::min(settled_, uses_.size() - 1);
     uses_.back().view = view, uses_.back().step = step;
   }
+  /// Enters a write, and drops what it writes over.
+  void replace(const View& view, StepId step) {
+    const bool only_one = oldest_ + 1 == uses_.size();
+    if (!only_one || !contains(view, uses_.back().view)) drop_within(view, step);
+    add(view, step);
+  }
   /// Drops those that a step writes over. Whoever conflicts with one of them conflicts with that write too, which follows it.
   void drop_within(const View& view, StepId step) {
-    if (uses_.empty()) return;
+    if (empty()) return;
     // An exchange writes much, but nothing twice: its own uses need no look.
     if (uses_.back().step != step) settled_ = uses_.size();
-    const auto end = uses_.begin() + static_cast<std::ptrdiff_t>(settled_);
-    const auto kept = std::remove_if(uses_.begin(), end, [&](const Use& use) { return contains(view, use.view); });
+    // Exchanges that follow each other mostly write the same in the same order; to look at all of them each time would take
+    // the square of their messages. What is left of others does no harm.
+    if (oldest_ < settled_ && uses_[oldest_].view == view) return drop_oldest();
+    const auto begin = uses_.begin() + static_cast<std::ptrdiff_t>(oldest_), end = uses_.begin() + static_cast<std::ptrdiff_t>(settled_);
+    const auto kept = std::remove_if(begin, end, [&](const Use& use) { return contains(view, use.view); });
     settled_ = static_cast<std::size_t>(kept - uses_.begin());
     uses_.erase(kept, end);
   }
-  void clear() { uses_.clear(); }
+  void clear() {
+    uses_.clear();
+    oldest_ = settled_ = 0;
+  }
   /// The latest step whose use shares cells with a view, or -1.
   StepId latest_on(const View& view) const {
-    for (auto use = uses_.rbegin(); use != uses_.rend(); ++use) {
-      if (overlap(use->view, view)) return use->step;
+    for (std::size_t i = uses_.size(); i-- > oldest_;) {
+      if (overlap(uses_[i].view, view)) return uses_[i].step;
     }
     return -1;
   }
@@ -136,8 +151,15 @@ class Uses {
     View view;
     StepId step = -1;
   };
+  bool empty() const { return oldest_ == uses_.size(); }
+  void drop_oldest() {
+    if (2 * ++oldest_ < uses_.size()) return;
+    uses_.erase(uses_.begin(), uses_.begin() + static_cast<std::ptrdiff_t>(oldest_));
+    settled_ -= oldest_, oldest_ = 0;
+  }
   std::vector<Use> uses_;
-  std::size_t settled_ = 0;  ///< How many are of steps before that of the last.
+  std::size_t oldest_ = 0;   ///< Those before it are dropped.
+  std::size_t settled_ = 0;  ///< Those before it are of steps before that of the last.
 };
 
 /// What uses of a slot there were.
@@ -159,8 +181,8 @@ class SlotUses {
     (mode == Mode::read ? reading_ : writing_) |= 1u << queue;
     if (mode == Mode::read) return reads_[static_cast<std::size_t>(queue)].add(view, step);
     for_queues(reading_, [&](std::size_t q) { reads_[q].drop_within(view, step); });
-    for_queues(writing_, [&](std::size_t q) { writes_[q].drop_within(view, step); });
-    writes_[static_cast<std::size_t>(queue)].add(view, step);
+    for_queues(writing_ & ~(1u << queue), [&](std::size_t q) { writes_[q].drop_within(view, step); });
+    writes_[static_cast<std::size_t>(queue)].replace(view, step);
   }
   const Lifetime& lifetime() const { return lifetime_; }
   void clear() {

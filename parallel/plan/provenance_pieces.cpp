@@ -129,6 +129,7 @@ Pieces moved(Pieces pieces, std::span<const RowMove> moves, RowOrders& orders) {
     });
     alone ? move_together(alike, moves, orders, result) : move_each(alike, moves, result);
   }
+  std::ranges::sort(result, {}, &Piece::row0);  // as slots hold them
   return result;
 }
 

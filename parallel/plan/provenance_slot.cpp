@@ -1,6 +1,7 @@
 #include "parallel/plan/provenance_slot.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace periplus::plan {
 namespace {
@@ -10,19 +11,35 @@ bool meets(const Piece& piece, const View& view) {
          view.head0 < piece.head0 + piece.heads;
 }
 
+std::pair<std::int64_t, std::int64_t> place_of(const Piece& piece) { return {piece.row0, piece.head0}; }
+
 }  // namespace
+
+void SlotPieces::hold(const Piece& piece) {
+  longest_ = std::max(longest_, piece.rows);
+  if (held_.empty() || place_of(held_.back()) < place_of(piece)) {
+    held_.push_back(piece);
+  } else {
+    held_.insert(std::ranges::upper_bound(held_, place_of(piece), {}, place_of), piece);
+  }
+}
+
+std::span<const Piece> SlotPieces::near(const View& view) const {
+  const auto begin = std::ranges::upper_bound(held_, view.row0 - longest_, {}, &Piece::row0);
+  return {begin, std::lower_bound(begin, held_.end(), view.row0 + view.rows,
+                                  [](const Piece& piece, std::int64_t row) { return piece.row0 < row; })};
+}
 
 std::int64_t SlotPieces::read(const View& view, Pieces& found) const {
   // Nearly always a view is read as it was written.
-  if (const auto piece = exactly(view); piece != held_.end()) {
-    Piece& part = found.emplace_back(*piece);
+  if (const std::optional<std::size_t> place = find(view)) {
+    Piece& part = found.emplace_back(held_[*place]);
     part.row0 = part.head0 = 0;
     return view.rows * view.heads;
   }
   std::int64_t cells = 0;
-  const std::int64_t all = view.rows * view.heads;
-  for (auto piece = held_.begin(); piece != held_.end() && cells < all; ++piece) {
-    std::optional<Piece> part = cut(*piece, view.row0, view.rows, view.head0, view.heads);
+  for (const Piece& piece : near(view)) {
+    std::optional<Piece> part = cut(piece, view.row0, view.rows, view.head0, view.heads);
     if (!part) continue;
     part->row0 -= view.row0;
     part->head0 -= view.head0;
@@ -43,35 +60,33 @@ void SlotPieces::write(const View& view, std::span<const Piece> pieces) {
     *before = moved_in(pieces.front());
     return;
   }
-  if (!beyond_all(view)) {
+  if (const std::span<const Piece> old = near(view); !old.empty()) {
     Pieces rest;
-    std::erase_if(held_, [&](const Piece& piece) {
+    const auto begin = held_.begin() + (old.data() - held_.data()), end = begin + std::ssize(old);
+    const auto kept = std::remove_if(begin, end, [&](const Piece& piece) {
       const bool replaced = meets(piece, view);
       if (replaced) keep_outside(piece, view, rest);
       return replaced;
     });
-    held_.insert(held_.end(), rest.begin(), rest.end());
+    held_.erase(kept, end);
+    for (const Piece& piece : rest) hold(piece);
   }
   for (const Piece& piece : pieces) hold(moved_in(piece));
 }
 
-Pieces::const_iterator SlotPieces::exactly(const View& view) const {
-  if (beyond_all(view)) return held_.end();
+std::optional<std::size_t> SlotPieces::find(const View& view) const {
+  if (held_.empty()) return {};
   const auto covers = [&](const Piece& p) { return p.covers(view.row0, view.rows, view.head0, view.heads); };
   // Views follow each other as they did when they were written.
-  const auto start = held_.begin() + static_cast<std::ptrdiff_t>(next_ < held_.size() ? next_ : 0);
-  auto piece = std::find_if(start, held_.end(), covers);
-  if (piece == held_.end()) {
-    piece = std::find_if(held_.begin(), start, covers);
-    if (piece == start) return held_.end();
+  std::size_t place = next_ < held_.size() ? next_ : 0;
+  if (!covers(held_[place])) {
+    if (held_.size() == 1) return {};
+    const auto found = std::ranges::lower_bound(held_, std::pair(view.row0, view.head0), {}, place_of);
+    if (found == held_.end() || !covers(*found)) return {};
+    place = static_cast<std::size_t>(found - held_.begin());
   }
-  next_ = static_cast<std::size_t>(piece - held_.begin()) + 1;
-  return piece;
-}
-
-Piece* SlotPieces::only(const View& view) {
-  const auto piece = exactly(view);
-  return piece == held_.end() ? nullptr : &held_[static_cast<std::size_t>(piece - held_.begin())];
+  next_ = place + 1;
+  return place;
 }
 
 }  // namespace periplus::plan

@@ -1,7 +1,8 @@
 #pragma once
 
-#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "parallel/plan/provenance_pieces.h"
@@ -13,27 +14,27 @@ class SlotPieces {
  public:
   void clear() {
     held_.clear();
-    end_ = next_ = 0;
+    longest_ = 0, next_ = 0;
   }
-  void hold(const Piece& piece) {
-    held_.push_back(piece);
-    end_ = std::max(end_, piece.row0 + piece.rows);
-  }
+  /// Takes in a piece where there is none.
+  void hold(const Piece& piece);
   /// Appends the pieces of a view, in its coordinates. Returns how many of its cells are defined.
   std::int64_t read(const View& view, Pieces& found) const;
   /// Replaces what the view held; `pieces` are in its coordinates.
   void write(const View& view, std::span<const Piece> pieces);
   /// The piece that is just the view, if there is one.
-  Piece* only(const View& view);
+  Piece* only(const View& view) {
+    const std::optional<std::size_t> place = find(view);
+    return place ? &held_[*place] : nullptr;
+  }
 
  private:
-  Pieces::const_iterator exactly(const View& view) const;
+  std::optional<std::size_t> find(const View& view) const;
+  /// All pieces that may meet a view.
+  std::span<const Piece> near(const View& view) const;
 
-  /// Whether a view begins behind all pieces.
-  bool beyond_all(const View& view) const { return view.row0 >= end_; }
-
-  Pieces held_;
-  std::int64_t end_ = 0;          ///< No piece reaches further.
+  Pieces held_;                   ///< By rising row, then head.
+  std::int64_t longest_ = 0;      ///< No piece has more rows.
   mutable std::size_t next_ = 0;  ///< Where the view asked for next may lie.
 };
 

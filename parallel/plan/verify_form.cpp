@@ -15,18 +15,12 @@ namespace {
 
 class FormCheck {
  public:
-  FormCheck(const Program& program, int ranks, ProperOrders& proper, std::vector<std::string>& failures)
+  FormCheck(const Program& program, int ranks, Proper& proper, std::vector<std::string>& failures)
       : program_(program), ranks_(ranks), proper_(proper), failures_(failures) {}
 
   void run() {
-    std::vector<std::string_view> names;
-    for (const Slot& slot : program_.slots) {
-      check_slot(slot);
-      names.push_back(slot.name);
-    }
-    std::ranges::sort(names);
-    const auto twice = std::ranges::adjacent_find(names);
-    require(twice == names.end(), "two slots are called '{}'", twice == names.end() ? std::string_view() : *twice);
+    for (const Slot& slot : program_.slots) check_slot(slot);
+    check_names();
     for (id_ = 0; id_ < static_cast<StepId>(program_.steps.size()); ++id_) {
       const Step& step = program_.steps[static_cast<std::size_t>(id_)];
       if (!check_ranges(step)) continue;
@@ -47,6 +41,17 @@ class FormCheck {
     failures_.push_back(fmt::format("rank {} step {}: {}", program_.rank, id_, fmt::format(what, std::forward<Args>(args)...)));
   }
 
+  /// The programs of a plan mostly have the same.
+  void check_names() {
+    if (std::ranges::equal(program_.slots, proper_.named, {}, &Slot::name, &Slot::name)) return;
+    std::vector<std::string_view> names;
+    for (const Slot& slot : program_.slots) names.push_back(slot.name);
+    std::ranges::sort(names);
+    const auto twice = std::ranges::adjacent_find(names);
+    require(twice == names.end(), "two slots are called '{}'", twice == names.end() ? std::string_view() : *twice);
+    if (twice == names.end()) proper_.named = program_.slots;
+  }
+
   void check_slot(const Slot& slot) {
     if (slot.role != Role::scratch) return;
     require(slot.offset >= 0 && slot.offset % kArenaAlignment == 0 && slot.offset + slot.bytes() <= program_.workspace_bytes,
@@ -55,10 +60,10 @@ class FormCheck {
   }
 
   bool check_ranges(const Step& step) {
-    const auto fits = [](Range range, const auto& pool) { return range.begin <= pool.size() && range.count <= pool.size() - range.begin; };
-    const bool fit = fits(step.accesses, program_.accesses) && fits(step.bands, program_.bands) && fits(step.sends, program_.sends) &&
-                     fits(step.receives, program_.receives) && fits(step.after, program_.after) && fits(step.moves, program_.moves) &&
-                     fits(step.runs, program_.runs) && fits(step.folds, program_.folds);
+    const auto fits = [](Range range, std::size_t size) { return range.begin <= size && range.count <= size - range.begin; };
+    const bool fit = fits(step.accesses, sizes_.accesses) && fits(step.bands, sizes_.bands) && fits(step.sends, sizes_.sends) &&
+                     fits(step.receives, sizes_.receives) && fits(step.after, sizes_.after) && fits(step.moves, sizes_.moves) &&
+                     fits(step.runs, sizes_.runs) && fits(step.folds, sizes_.folds);
     require(fit, "ranges leave the pools of the program");
     if (!fit) return false;
     require(step.op == Op::copy || step.moves.count == 0, "{} moves rows", info(step.op).name);
@@ -243,8 +248,13 @@ class FormCheck {
   }
 
   const Program& program_;
+  struct Sizes {
+    std::size_t accesses, bands, sends, receives, after, moves, runs, folds;
+  };
+  const Sizes sizes_{program_.accesses.size(), program_.bands.size(), program_.sends.size(), program_.receives.size(),
+                     program_.after.size(),    program_.moves.size(), program_.runs.size(),  program_.folds.size()};  ///< Of the pools.
   int ranks_;
-  ProperOrders& proper_;
+  Proper& proper_;
   std::vector<std::string>& failures_;
   Range checked_moves_;
   std::int64_t moved_rows_ = 0;
@@ -260,11 +270,11 @@ class FormCheck {
 
 }  // namespace
 
-bool ProperOrders::contains(std::span<const RowMove> moves, std::int64_t rows) const {
+bool Proper::contains(std::span<const RowMove> moves, std::int64_t rows) const {
   return std::ranges::any_of(known_, [&](const Known& known) { return known.rows == rows && std::ranges::equal(known.moves, moves); });
 }
 
-void check_form(const Program& program, int ranks, ProperOrders& proper, std::vector<std::string>& failures) {
+void check_form(const Program& program, int ranks, Proper& proper, std::vector<std::string>& failures) {
   FormCheck(program, ranks, proper, failures).run();
 }
 

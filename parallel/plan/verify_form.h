@@ -9,11 +9,13 @@
 
 namespace periplus::plan {
 
-/// Moves that were found to hold every row once, so that equal ones of other programs need not be sorted too.
-class ProperOrders {
+/// What was found to be proper in the programs before, so that equal things of the next need no second look. Those programs
+/// have to outlive this.
+class Proper {
  public:
+  std::span<const Slot> named;  ///< Slots of unlike names.
+  /// Moves that hold every row once.
   bool contains(std::span<const RowMove> moves, std::int64_t rows) const;
-  /// The moves have to outlive this.
   void add(std::span<const RowMove> moves, std::int64_t rows) { known_.push_back({moves, rows}); }
 
  private:
@@ -25,6 +27,6 @@ class ProperOrders {
 };
 
 /// Part 1 of verify for one program: ranges, operands, types and shapes. What fails is appended.
-void check_form(const Program& program, int ranks, ProperOrders& proper, std::vector<std::string>& failures);
+void check_form(const Program& program, int ranks, Proper& proper, std::vector<std::string>& failures);
 
 }  // namespace periplus::plan

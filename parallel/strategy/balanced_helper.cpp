@@ -1,6 +1,7 @@
 #include "parallel/strategy/balanced_helper.h"
 
 #include <algorithm>
+#include <ranges>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,8 @@ class Schedule {
     }
   }
   int last_step() const { return ranks_ / 2; }
+  bool keys_travel() const { return any_goes_to(&Turn::keys_to); }
+  bool queries_travel() const { return any_goes_to(&Turn::queries_to); }
   const Turn& turn(int step) const { return turns_[static_cast<std::size_t>(step)]; }
   std::vector<Band> bands(Rank queries, Rank keys) const {
     std::vector<Band> bands;
@@ -58,6 +61,11 @@ class Schedule {
   std::int64_t rows_of(Rank rank) const { return rank < 0 ? 0 : problem_.layout.rows_of(rank); }
 
  private:
+  /// In step 0 a rank meets itself.
+  bool any_goes_to(Rank Turn::*receiver) const {
+    return std::ranges::any_of(turns_ | std::views::drop(1), [&](const Turn& turn) { return turn.*receiver >= 0; });
+  }
+
   const AttentionProblem& problem_;
   int ranks_;
   std::vector<Turn> turns_;  ///< by step
@@ -119,11 +127,10 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
   const RunningState running = running_state(program, on);
   const View state_out = running.out, state_lse = running.lse;
   const Schedule schedule(problem, program.rank());
-  const bool travels = schedule.last_step() > 0;
   const View own_keys[] = {on.k, on.v}, own_queries[] = {on.q}, state[] = {state_out, state_lse};
   constexpr std::string_view kParts[] = {"out.part", "lse.part"}, kReturns[] = {"out.back", "lse.back"};
-  const std::vector<View> keys = sendable(program, own_keys, kKeyNames, travels),
-                          queries = sendable(program, own_queries, kQueryNames, travels);
+  const std::vector<View> keys = sendable(program, own_keys, kKeyNames, schedule.keys_travel()),
+                          queries = sendable(program, own_queries, kQueryNames, schedule.queries_travel());
   Travellers spare_keys(program, problem, own_keys, kKeyNames), spare_queries(program, problem, own_queries, kQueryNames);
   Travellers parts(program, problem, state, kParts), returns(program, problem, state, kReturns);
   const auto attend = [&](int step, const View& q, const View& k, const View& v, const View& out, const View& lse,
@@ -162,12 +169,11 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
 void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const BackwardSlots& on) {
   const View dq = sum_of(program, on.dq, "dq.sum"), dk = sum_of(program, on.dk, "dk.sum"), dv = sum_of(program, on.dv, "dv.sum");
   const Schedule schedule(problem, program.rank());
-  const bool travels = schedule.last_step() > 0;
   const View own_keys[] = {on.k, on.v}, own_queries[] = {on.q, on.dout, on.lse, on.delta}, key_sums[] = {dk, dv}, query_sums[] = {dq};
   constexpr std::string_view kKeyParts[] = {"dk.part", "dv.part"}, kKeyReturns[] = {"dk.back", "dv.back"}, kQueryParts[] = {"dq.part"},
                              kQueryReturns[] = {"dq.back"};
-  const std::vector<View> keys = sendable(program, own_keys, kKeyNames, travels),
-                          queries = sendable(program, own_queries, kQueryNames, travels);
+  const std::vector<View> keys = sendable(program, own_keys, kKeyNames, schedule.keys_travel()),
+                          queries = sendable(program, own_queries, kQueryNames, schedule.queries_travel());
   Travellers spare_keys(program, problem, own_keys, kKeyNames), spare_queries(program, problem, own_queries, kQueryNames);
   Travellers key_parts(program, problem, key_sums, kKeyParts), key_returns(program, problem, key_sums, kKeyReturns);
   Travellers query_parts(program, problem, query_sums, kQueryParts), query_returns(program, problem, query_sums, kQueryReturns);

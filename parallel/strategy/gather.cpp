@@ -118,7 +118,7 @@ class Gather {
     for (std::size_t s = 0; s < heads_of_stages(); ++s) {
       const std::string suffix = heads_of_stages() > 1 ? fmt::format(".{}", s) : "";
       const auto part = [&](View view) { return view.heads_at(stages_[s].first_group * stage_heads(), stage_heads()); };
-      if (ranks_ > 1) own_.push_back({program.sendable(part(k), "k.packed" + suffix), program.sendable(part(v), "v.packed" + suffix)});
+      if (most_lent_ > 0) own_.push_back({program.sendable(part(k), "k.packed" + suffix), program.sendable(part(v), "v.packed" + suffix)});
     }
   }
 
@@ -141,7 +141,9 @@ class Gather {
     std::vector<Message> sends, receives;
     std::int64_t at = 0;
     for (const Distance& distance : distances_of(stage)) {
-      for (const RowRange& run : distance.lent) append(sends, distance.to, own_of(stage).rows_at(run.begin, run.rows()));
+      for (const RowRange& run : distance.lent) {
+        if (run.rows() > 0) append(sends, distance.to, own_of(stage).rows_at(run.begin, run.rows()));
+      }
       for (const RowRange& run : distance.fetched) {
         append(receives, distance.from, arriving.rows_at(at, run.rows()));
         at += run.rows();
@@ -265,7 +267,7 @@ class Gather {
   std::vector<KvGroup> groups_;
   std::vector<Stage> stages_;
   std::vector<std::vector<Band>> bands_;  ///< Of stages.
-  std::vector<Pair> own_;                 ///< The own rows as they are sent, by head stage.
+  std::vector<Pair> own_;                 ///< The own rows as they are sent, by head stage; none if nobody needs any.
 };
 
 template <class PresetOf>

@@ -72,7 +72,7 @@ class Voyage {
   Block scratch_block(std::string_view suffix, DType dtype) {
     Block block;
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
-      const std::string name = fmt::format("{}{}", suffix, i > 0 ? fmt::format(".piece{}", i) : "");
+      const std::string name = std::string(suffix).append(i > 0 ? fmt::format(".piece{}", i) : "");
       block.push_back({program_.scratch(ring_.name + "dk." + name, dtype, most_rows_, heads_[i], k_width_),
                        program_.scratch(ring_.name + "dv." + name, dtype, most_rows_, heads_[i], v_width_)});
     }
@@ -112,8 +112,8 @@ class Voyage {
     circle.owners.push_back(member + owner_offset);
   }
   Spare spare(std::string_view k, std::string_view v, std::string_view suffix, bool two_ways, DType dtype) {
-    return Spare(program_, fmt::format("{}{}{}", ring_.name, k, suffix), fmt::format("{}{}{}", ring_.name, v, suffix), two_ways ? 2 : 1,
-                 {dtype, most_rows_, k_width_, v_width_, heads_});
+    const auto full = [&](std::string_view name) { return std::string(ring_.name).append(name).append(suffix); };
+    return Spare(program_, full(k), full(v), two_ways ? 2 : 1, {dtype, most_rows_, k_width_, v_width_, heads_});
   }
 
   ProgramBuilder& program_;

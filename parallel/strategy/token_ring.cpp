@@ -71,7 +71,8 @@ class Packet {
       : program_(program), route_(route) {
     for (std::size_t i = 0; i < own.size(); ++i) {
       const std::string name(names[i]);
-      views_.push_back(route.ranks() > 1 ? program.sendable(own[i], name + ".packed") : own[i]);
+      const bool travels = route.ranks() > 1 && route.passed_on(0).rows() > 0;
+      views_.push_back(travels ? program.sendable(own[i], name + ".packed") : own[i]);
       spare_.push_back(
           program.rotating_scratch(name, 2, program.dtype_of(own[i]), route.most_rows(), own[i].heads, program.width_of(own[i])));
     }

@@ -86,7 +86,8 @@ class MemberScratch {
       const auto index = static_cast<std::size_t>(like - heads.begin());
       if (index == member) {
         const std::int64_t count = std::ranges::count(heads, heads[member]);
-        slots_.push_back(program.scratch(fmt::format("{}.{}", name, heads[member]), dtype, count * rows, heads[member], width));
+        slots_.push_back(program.scratch(std::string(name).append(1, '.').append(std::to_string(heads[member])), dtype, count * rows,
+                                         heads[member], width));
         used_.push_back(0);
         of_member_.push_back(slots_.size() - 1);
       } else {
@@ -324,7 +325,7 @@ template <Grid (*grid_of)(const AttentionProblem&, const AttentionOptions&)>
 void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options, const ForwardSlots& on) {
   const Grid grid = grid_of(problem, options);
   const DType accumulator = accumulator_of(problem.dtype);
-  const GroupedLayout groups(problem.layout, head_groups(grid));
+  const GroupedLayout& groups = program.in_common<GroupedLayout>([&] { return GroupedLayout(problem.layout, head_groups(grid)); });
   HeadTrade trade(program, problem, grid, groups, options.pieces);
   const ContextRing contexts(groups.layout, grid, program.rank());
   const HeadTrade::Outgoing tensors[] = {{on.q, "q.heads", false}, {on.k, "k.heads", true}, {on.v, "v.heads", true}};
@@ -358,7 +359,7 @@ template <Grid (*grid_of)(const AttentionProblem&, const AttentionOptions&)>
 void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options, const BackwardSlots& on) {
   const Grid grid = grid_of(problem, options);
   const DType accumulator = accumulator_of(problem.dtype);
-  const GroupedLayout groups(problem.layout, head_groups(grid));
+  const GroupedLayout& groups = program.in_common<GroupedLayout>([&] { return GroupedLayout(problem.layout, head_groups(grid)); });
   HeadTrade trade(program, problem, grid, groups, options.pieces);
   const ContextRing contexts(groups.layout, grid, program.rank());
   const HeadTrade::Outgoing tensors[] = {{on.q, "q.heads", false},       {on.k, "k.heads", true},      {on.v, "v.heads", true},

@@ -12,8 +12,11 @@
 #include "launch/bench/exact_attention.h"
 #include "launch/bench/kernel_figures.h"
 #include "launch/bench/onednn_products.h"
+#include "launch/bench/paced_run.h"
 #include "launch/bench/report.h"
 #include "launch/bench/statistics.h"
+#include "parallel/attention.h"
+#include "parallel/simulate/simulate.h"
 
 namespace periplus::launch::bench {
 namespace {
@@ -49,6 +52,41 @@ TEST(BenchStatistics, FewerThanThreeCalmSamplesKeepAllAndSaySo) {
   EXPECT_FALSE(selection.noisy);
   EXPECT_EQ(selection.kept.size(), 3u);
   EXPECT_EQ(selection.taken, 4u);
+}
+
+TEST(BenchExposure, IsTheTimeOfExchangesThatNoComputeCovers) {
+  std::vector<Tracer> traces{Tracer(0), Tracer(1)};
+  const auto record = [&](std::size_t rank, std::string track, double begin, double end) {
+    traces[rank].record({.name = "step", .track = std::move(track), .begin_us = begin, .duration_us = end - begin});
+  };
+  record(0, "lane 0", 0, 10), record(0, "lane 1", 5, 12), record(0, "lane 0", 20, 21);
+  record(0, "compute", 2, 6), record(0, "compute", 8, 9), record(0, "compute", 12, 30);
+  record(1, "compute", 0, 30);
+  const Exposure exposure = exposure_of(traces);
+  EXPECT_DOUBLE_EQ(exposure.under_way_us, 13);
+  EXPECT_DOUBLE_EQ(exposure.exposed_us, 7);
+  EXPECT_DOUBLE_EQ(exposure.share(), 7.0 / 13);
+  EXPECT_EQ(exposure_of({}).share(), 0);
+}
+
+/// In the simulator a rank waits for nothing but messages.
+TEST(BenchExposure, OfASimulatedRunIsItsWaits) {
+  const std::vector<std::int64_t> borders{0, 64};
+  for (const std::string strategy : {"ring", "ulysses", "gather_kv"}) {
+    const AttentionProblem problem{
+        .layout = SequenceLayout::make(LayoutKind::contiguous, 4, borders), .mask = Mask({}, borders), .q_heads = 4};
+    const plan::Plan plan = make_plan(problem, {.strategy = strategy}, Pass::backward);
+    for (const double link : {1e3, 1e9}) {
+      const simulate::Timeline timeline =
+          simulate::simulate(plan, {[](const plan::Program&, const plan::Step&) { return 0.5; }, {{.bytes_per_second = link}}});
+      double waits = 0;
+      for (const simulate::RankTime& rank : timeline.ranks) waits += rank.exposed;
+      const Exposure exposure = exposure_of(timeline.traces);
+      EXPECT_NEAR(exposure.exposed_us * 1e-6, waits, 1e-9 * (1 + waits)) << strategy;
+      EXPECT_LE(exposure.share(), 1);
+      EXPECT_GT(exposure.share(), link < 1e6 ? 0.5 : 0.0) << strategy;
+    }
+  }
 }
 
 TEST(BenchSampling, TakesAsManySamplesAsAskedForAndWarmsUpFirst) {

@@ -286,11 +286,20 @@ TEST(GroupedLayout, PartsAndMovesPutEveryRowWhereTheLayoutHasIt) {
 
 TEST(GroupedLayout, AllRanksTogetherHaveOneSegmentADocument) {
   const Lengths cu = borders(Lengths(20, 50));
-  for (const LayoutKind kind : {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::document_zigzag}) {
+  for (const LayoutKind kind : {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::document_zigzag, LayoutKind::striped}) {
     const GroupedLayout grouped(SequenceLayout::make(kind, 8, cu), groups_of(8, 1));
     EXPECT_EQ(grouped.layout.segments_of(0).size(), 20u) << to_string(kind);
-    EXPECT_EQ(grouped.moves[0].empty(), kind != LayoutKind::document_zigzag) << to_string(kind);
+    EXPECT_EQ(grouped.moves[0].empty(), kind == LayoutKind::contiguous || kind == LayoutKind::zigzag) << to_string(kind);
   }
+}
+TEST(GroupedLayout, StripesStayWhereThatIsLessThanTheirRows) {
+  const Lengths cu{0, 1000};
+  const GroupedLayout all(SequenceLayout::make(LayoutKind::striped, 8, cu), groups_of(8, 1));
+  EXPECT_EQ(all.layout.segments_of(0).size(), 8u);
+  EXPECT_TRUE(all.moves[0].empty());
+  // Two ranks of eight: their rows lie in pairs, which are more than the stripes.
+  const GroupedLayout pairs(SequenceLayout::make(LayoutKind::striped, 8, borders(Lengths(4, 100))), groups_of(8, 4));
+  EXPECT_EQ(pairs.layout.segments_of(0).size(), 8u);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // How long it takes to make and to prove the plans of many ranks and documents.
+#include <algorithm>
 #include <ctime>
 #include <iostream>
 #include <optional>
@@ -63,6 +64,27 @@ TEST_P(VerifySpeed, ManyRanksAndDocumentsTakeAFractionOfASecond) {
     // Three times what it takes, so that a busy machine does not matter.
     if (kTimesCount) {
       EXPECT_LT(making + proving, 900);
+    }
+  }
+}
+
+/// Stripes of many documents lie between each other's rows: pair by pair they would be 400,000 bands.
+TEST(VerifySpeedOfStripes, ManyDocumentsAreBuiltInMilliseconds) {
+  AttentionProblem problem = many_documents({});
+  const std::vector<std::int64_t> borders(problem.layout.cu_seqlens().begin(), problem.layout.cu_seqlens().end());
+  problem.layout = SequenceLayout::make(LayoutKind::striped, 64, borders);
+  for (const std::string strategy : {"ulysses", "usp", "ring", "gather_kv"}) {
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      Program program;
+      double best = 1e9;
+      for (int sample = 0; sample < 3; ++sample)
+        best = std::min(best, milliseconds([&] { program = make_program(problem, {.strategy = strategy}, pass, 1); }));
+      std::cout << fmt::format("{:<32} {:<8}  program {:6.2f} ms, {} bands\n", strategy, pass == Pass::forward ? "forward" : "backward",
+                               best, program.bands.size());
+      if (kTimesCount && strategy == "ulysses") {
+        EXPECT_LT(best, 15);
+        EXPECT_EQ(program.bands.size(), 100u);
+      }
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "parallel/plan/order.h"
 #include "parallel/plan/verify.h"
 #include "tests/parallel/plan/plan_cases.h"
 
@@ -23,8 +24,19 @@ std::vector<Lengths> packings(int ranks) {
   return all;
 }
 
+/// What a rank packs, some message of it takes along.
+void expect_packed_rows_travel(const Program& program) {
+  for (const Step& step : program.steps) {
+    if (std::string_view(step.label.text) != "pack") continue;
+    const View packed = program.accesses_of(step)[1].view;
+    EXPECT_TRUE(std::ranges::any_of(program.sends, [&](const Message& m) { return overlap(m.view, packed); }))
+        << "rank " << program.rank << " packs '" << program.slot_of(packed).name << "' and does not send it";
+  }
+}
+
 void expect_proven(const AttentionProblem& problem, Pass pass, const AttentionOptions& options = {}) {
   const Plan plan = make_plan(problem, options, pass);
+  for (const Program& program : plan.programs) expect_packed_rows_travel(program);
   const Verdict verdict = verify(plan);
   ASSERT_TRUE(verdict.ok()) << verdict.failures.front();
   std::int64_t steps = 0, bytes = 0, messages = 0;

@@ -252,8 +252,8 @@ TEST(VerifyProvenance, OutputRowsInAnotherPlaceAreTold) {
     const auto half = [&](View view, int i) { return heads ? HandMade::part(view, 0, 8, 2 * i, 2) : HandMade::part(view, 4 * i, 4, 0, 4); };
     for (const int i : {0, 1})
       s.builder.finish({"finish"}, half(s.state, i), half(s.state_lse, i), {}, half(s.out, 1 - i), half(s.lse, 1 - i));
-    expect_failure(s.done(), heads ? "output 'out' row 0 head 2 holds row 0 head 0 of rank 0"
-                                   : "output 'out' row 4 head 0 holds row 0 head 0 of rank 0");
+    expect_failure(s.done(), heads ? "output 'out' row 0 head 0 holds row 0 head 2 of rank 0"
+                                   : "output 'out' row 0 head 0 holds row 4 head 0 of rank 0");
   }
 }
 

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "parallel/plan/order.h"
+#include "parallel/plan/plan.h"
+
+namespace periplus::plan {
+
+/// Part 3 of verify(), program by program: any two accesses to the same bytes, one of them not a read, are ordered by queues
+/// and `after`. Keeps memory from one program to the next, which must have passed the check of form.
+class RaceCheck {
+ public:
+  /// Appends what it finds.
+  void run(const Program& program, std::vector<std::string>& failures);
+
+ private:
+  void find_lifetimes();
+  /// Everything a step touches, until the next is asked for; absent operands too.
+  std::span<const Access> accesses_of(const Step& step);
+  void check_step(StepId id, std::span<const Access> accesses);
+  void check_operands(StepId id, std::span<const Access> accesses);
+  void check_messages_apart(StepId id, std::span<const Access> messages);
+  void check_shared_bytes();
+  void fail_shared(StepId id, const View& view);
+  const Slot& slot_of(const View& view) const { return program_->slot_of(view); }
+
+  /// Of a slot.
+  struct History {
+    SlotUses uses;      ///< Only if two of them may race.
+    Lifetime lifetime;  ///< Of the whole program, known from the start.
+    bool written = false;
+    bool may_race = false;   ///< Uses of one queue are in its order, and reads do not race.
+    StepId written_in = -1;  ///< The latest exchange that did.
+  };
+  History& history_of(const View& view) { return slots_[static_cast<std::size_t>(view.slot)]; }
+
+  std::vector<std::string>* failures_ = nullptr;
+  const Program* program_ = nullptr;
+  std::vector<History> slots_;             ///< May be more than the program has.
+  std::vector<Access> messages_, by_row_;  ///< Of the exchange at hand.
+  std::vector<std::size_t> by_offset_;     ///< Scratch slots.
+  StepOrders orders_;
+};
+
+}  // namespace periplus::plan
