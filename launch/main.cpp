@@ -28,8 +28,8 @@ const std::vector<Command>& commands() {
       {"apply", "runs one distributed operator on tensors from a safetensors file", apply_command},
       {"verify", "proves plans symbolically and checks small ones against fp64", verify_command},
       {"plan", "prints what each rank computes and exchanges", plan_command},
-      {"bench", "measures: ranks against threads, memory by rank count, kernels against peaks, strategies over paced links",
-       bench_command},
+      {"bench", "measures: ranks against threads, memory by rank count, kernels against peaks, strategies over paced links", bench_command},
+      {"simulate", "simulates a training step on a machine that need not be there", simulate_command},
       {"report", "shows training runs side by side", report_command},
       {"doctor", "shows what this machine offers and what to fix", doctor_command},
   };

@@ -60,10 +60,21 @@ class Simulation {
  public:
   Simulation(const plan::Plan& plan, const Costs& costs) : costs_(costs), network_(costs.links, static_cast<int>(plan.programs.size())) {
     for (const Program& program : plan.programs) ranks_.emplace_back(program);
+    if (!costs.starts.empty() && costs.starts.size() != ranks_.size()) {
+      throw InvalidArgument(
+          fmt::format("simulate: {} starts for a plan of {} ranks; give one a rank, or none", costs.starts.size(), ranks_.size()));
+    }
   }
 
   Timeline run() {
-    for (std::size_t r = 0; r < ranks_.size(); ++r) start_what_can(r, 0);
+    for (std::size_t r = 0; r < ranks_.size(); ++r) {
+      if (costs_.starts.empty()) {
+        start_what_can(r, 0);
+      } else {
+        ranks_[r].time.finish = ranks_[r].compute_free = costs_.starts[r];
+        ends_.emplace(costs_.starts[r], r, kBegin);
+      }
+    }
     while (!ends_.empty() || network_.next_end() < std::numeric_limits<double>::infinity()) {
       const double next = network_.next_end();
       if (ends_.empty() || next < std::get<0>(ends_.top())) {
@@ -73,6 +84,10 @@ class Simulation {
       const auto [now, r, id] = ends_.top();
       ends_.pop();
       Playback& rank = ranks_[r];
+      if (id == kBegin) {
+        start_what_can(r, now);
+        continue;
+      }
       const auto queue = static_cast<std::size_t>(plan::queue_of(rank.step(id)));
       rank.at(id).finished = true;
       rank.busy[queue] = false;
@@ -88,6 +103,7 @@ class Simulation {
     std::size_t rank;
     StepId step;
   };
+  static constexpr StepId kBegin = -1;                  ///< In place of a step: the rank begins.
   using End = std::tuple<double, std::size_t, StepId>;  ///< time, rank, step: ties end in a fixed order
 
   void start_what_can(std::size_t r, double now) {
@@ -171,7 +187,7 @@ class Simulation {
     for (std::size_t r = 0; r < ranks_.size(); ++r) {
       Playback& rank = ranks_[r];
       rank.time.exposed += rank.time.finish - rank.compute_free;
-      rank.time.idle = timeline.makespan - rank.time.compute;
+      rank.time.idle = timeline.makespan - (costs_.starts.empty() ? 0 : costs_.starts[r]) - rank.time.compute;
       timeline.ranks.push_back(rank.time);
       timeline.traces.emplace_back(static_cast<int>(r));
       for (std::size_t id = 0; id < rank.times.size(); ++id) {
