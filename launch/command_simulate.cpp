@@ -7,6 +7,7 @@
 #include "launch/attention_options.h"
 #include "launch/commands.h"
 #include "launch/descriptions.h"
+#include "launch/exam/report.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
 #include "parallel/simulate/iteration.h"
@@ -21,7 +22,7 @@ using simulate::RankShare;
 using simulate::Training;
 
 struct Options {
-  std::string model = "llama3-8b", machine = "h100x8", kernels, layout = "zigzag", recompute = "but_attention", trace;
+  std::string model = "llama3-8b", machine = "h100x8", kernels, layout = "zigzag", recompute = "but_attention", trace, reproduce, picture;
   Training training;
 };
 
@@ -133,8 +134,18 @@ int simulate_command(Arguments arguments) {
                     "periplus simulate --model llama3-8b --machine h100x8 --tokens 65536 --context 8 [options]");
   Options options;
   add_options(table, options);
+  table.add({.flag = "reproduce",
+             .target = &options.reproduce,
+             .value = "all|S1,S7...",
+             .help = "Instead: rows of published figures, ours beside theirs."});
+  table.add({.flag = "picture",
+             .target = &options.picture,
+             .value = "FOLDER",
+             .help = "With --reproduce: where exam.svg, flexsp.svg, lasp2.svg go."});
   table.parse(arguments);
   if (answered(table)) return kOk;
+  if (table.given("reproduce")) return exam::run_exam(table, options.reproduce, options.picture);
+  if (table.given("picture")) throw InvalidArgument("simulate: --picture goes with --reproduce");
   options.training.layout = layout_kind_from_string(options.layout);
   options.training.recompute = static_cast<simulate::Recompute>(std::ranges::find(kRecompute, options.recompute) - kRecompute.begin());
   if (options.training.tokens == 0) {

@@ -105,6 +105,8 @@ std::vector<Option> kernel_rows(simulate::Kernels& kernels) {
           row("kernels.backward_full", &kernels.backward.full_flops_per_second),
           row("kernels.merge_passes", &kernels.merge_passes),
           row("kernels.sliced_merge_passes", &kernels.sliced_merge_passes),
+          row("kernels.first_merge_passes", &kernels.first_merge_passes),
+          row("kernels.merge_launches", &kernels.merge_launches),
           row("kernels.backward_merge_passes", &kernels.backward_merge_passes),
           row("kernels.linear_efficiency", &kernels.linear_efficiency),
           row("kernels.linear_backward_efficiency", &kernels.linear_backward_efficiency)};
@@ -139,6 +141,7 @@ MachineFile read_machine(const std::string& name_or_file, const std::string& ker
            row("links.node_bytes_per_second", &machine.node_bytes_per_second),
            row("links.stream_bytes_per_second", &machine.stream_bytes_per_second), row("links.hop_seconds", &machine.hop_seconds),
            row("links.ring_efficiency", &machine.ring_efficiency), row("links.host_bytes_per_second", &simulated.host_bytes_per_second),
+           row("links.overlap_slowdown", &simulated.overlap_slowdown), row("links.exposed_gather_share", &simulated.exposed_gather_share),
            row("kernels.base", &file.kernels)}) {
     rows.push_back(more);
   }

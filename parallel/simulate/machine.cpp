@@ -89,12 +89,14 @@ double attention_seconds(const Kernels& kernels, const AttentionCurve& curve, co
 double forward_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
   const Block block = block_of(program.bands_of(step));
   double seconds = attention_seconds(kernels, kernels.forward, program, step, block);
+  if (block.pairs == 0) return seconds;
   const plan::Access& out = program.accesses_of(step)[plan::attend_operand::out];
-  if (out.mode == plan::Mode::add && block.pairs > 0) {
-    const double passes = block.rows < out.view.rows ? kernels.sliced_merge_passes : kernels.merge_passes;
-    seconds += passes * static_cast<double>(block.rows) * row_bytes(program, out.view) / kernels.memory_bytes_per_second;
-  }
-  return seconds;
+  const bool first = out.mode != plan::Mode::add;
+  const double passes = first                        ? kernels.first_merge_passes
+                        : block.rows < out.view.rows ? kernels.sliced_merge_passes
+                                                     : kernels.merge_passes;
+  if (!first) seconds += kernels.merge_launches * kernels.launch_seconds;
+  return seconds + passes * static_cast<double>(block.rows) * row_bytes(program, out.view) / kernels.memory_bytes_per_second;
 }
 
 double backward_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
@@ -132,12 +134,18 @@ void check(const Machine& machine) {
   require_not_negative(machine, "links.hop_seconds", machine.links.between.latency_seconds);
   require_positive(machine, "links.node_bytes_per_second", machine.node_bytes_per_second);
   require_not_negative(machine, "links.host_bytes_per_second", machine.host_bytes_per_second);
+  require(std::isfinite(machine.overlap_slowdown) && machine.overlap_slowdown >= 1, machine, "links.overlap_slowdown",
+          machine.overlap_slowdown, "1 or more");
+  require(machine.exposed_gather_share >= 0 && machine.exposed_gather_share <= 1, machine, "links.exposed_gather_share",
+          machine.exposed_gather_share, "0 to 1");
   const Kernels& kernels = machine.kernels;
   require_positive(machine, "kernels.matmul_flops_per_second", kernels.matmul_flops_per_second);
   require_positive(machine, "kernels.memory_bytes_per_second", kernels.memory_bytes_per_second);
   require_not_negative(machine, "kernels.launch_seconds", kernels.launch_seconds);
   require_not_negative(machine, "kernels.merge_passes", kernels.merge_passes);
   require_not_negative(machine, "kernels.sliced_merge_passes", kernels.sliced_merge_passes);
+  require_not_negative(machine, "kernels.first_merge_passes", kernels.first_merge_passes);
+  require_not_negative(machine, "kernels.merge_launches", kernels.merge_launches);
   require_not_negative(machine, "kernels.backward_merge_passes", kernels.backward_merge_passes);
   for (const auto& [key, value] : {std::pair{"kernels.linear_efficiency", kernels.linear_efficiency},
                                    {"kernels.linear_backward_efficiency", kernels.linear_backward_efficiency}}) {

@@ -29,6 +29,8 @@ struct Kernels {
   /// How results of blocks are summed: passes over f32 rows of the result in memory for each block after a rank's first, beyond
   /// the kernel itself. 0: the kernel folds into the running state. `sliced`: where a block touches only part of the rows.
   double merge_passes = 0, sliced_merge_passes = 0;
+  double first_merge_passes = 0;     ///< Of the first block.
+  double merge_launches = 0;         ///< Small kernels of a merge that cost a launch and nothing else.
   double backward_merge_passes = 0;  ///< Of rows of dq, dk and dv.
   /// Chunked linear attention: bytes that its steps must move over what they do move in the time, of memory_bytes_per_second.
   double linear_efficiency = 1, linear_backward_efficiency = 1;
@@ -43,6 +45,9 @@ struct Machine {
   comm::Links links;                 ///< By device.
   double node_bytes_per_second = 0;  ///< All network cards of a node together, each way.
   double host_bytes_per_second = 0;  ///< Between a device and its host, each way; 0: nothing can be offloaded.
+  double overlap_slowdown = 1;       ///< Of compute while messages move.
+  /// Of the time that gathers and reductions of ZeRO-3 take, what compute does not hide; for cost models of a whole iteration.
+  double exposed_gather_share = 0;
   Kernels kernels;
 
   int nodes_of(int group) const noexcept { return (group + devices_per_node - 1) / devices_per_node; }

@@ -35,6 +35,8 @@ struct Playback {
   std::vector<StepId> exchanges;  ///< By rising phase.
   std::vector<StepTime> times;
   double compute_free = 0;
+  StepId computing = -1;   ///< The compute step that runs; -1: none.
+  std::size_t moving = 0;  ///< Messages to or from this rank that are on their way.
   RankTime time;
 
   explicit Playback(const Program& of) : program(&of), times(of.steps.size()) {
@@ -88,6 +90,8 @@ class Simulation {
         start_what_can(r, now);
         continue;
       }
+      if (rank.at(id).finished || rank.at(id).end != now) continue;  // a step that has since changed its pace
+      if (id == rank.computing) rank.computing = -1;
       const auto queue = static_cast<std::size_t>(plan::queue_of(rank.step(id)));
       rank.at(id).finished = true;
       rank.busy[queue] = false;
@@ -125,11 +129,27 @@ class Simulation {
 
   void start_compute(std::size_t r, StepId id, double now) {
     Playback& rank = ranks_[r];
-    const double seconds = costs_.compute(*rank.program, rank.step(id));
+    const double seconds = costs_.compute(*rank.program, rank.step(id)) * pace_of(rank);
+    rank.computing = id;
     rank.time.compute += seconds;
     rank.time.exposed += now - rank.compute_free;
     rank.compute_free = now + seconds;
     end_at(r, id, now + seconds);
+  }
+
+  double pace_of(const Playback& rank) const { return rank.moving > 0 ? costs_.overlap_slowdown : 1; }
+
+  /// A message more or fewer of a rank; the step that runs goes on at the pace that it now has.
+  void change_moving(std::size_t r, int more, double now) {
+    Playback& rank = ranks_[r];
+    const double before = pace_of(rank);
+    rank.moving += static_cast<std::size_t>(more);
+    const double change = pace_of(rank) / before;
+    if (change == 1 || rank.computing < 0) return;
+    const double left = rank.at(rank.computing).end - now, later = left * (change - 1);
+    rank.time.compute += later;
+    rank.compute_free += later;
+    end_at(r, rank.computing, now + left + later);
   }
 
   /// Whichever end of a message starts second sets it moving: receives first, then sends, as transports post them.
@@ -156,6 +176,7 @@ class Simulation {
       } else {
         network_.start(from, to, rank.program->bytes_of(m.view), now);
         in_flight_.push_back(ends);
+        for (const Place& end : ends) change_moving(end.rank, 1, now);
       }
     };
     for (const plan::Message& m : rank.program->receives_of(step)) meet(m, false);
@@ -166,7 +187,10 @@ class Simulation {
     arrivals_.clear();
     network_.advance(now, arrivals_);
     for (const comm::Network::Arrival& arrival : arrivals_) {
-      for (const Place& end : in_flight_[arrival.message]) arrive(end, arrival.time);
+      for (const Place& end : in_flight_[arrival.message]) {
+        change_moving(end.rank, -1, now);
+        arrive(end, arrival.time);
+      }
     }
   }
 

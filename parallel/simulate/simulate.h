@@ -18,6 +18,8 @@ struct Costs {
   comm::Links links = {};
   /// If set, it says when a message arrives, in place of the links. Called in the order of the times.
   std::function<double(plan::Rank from, plan::Rank to, std::int64_t bytes, double ready)> arrival = {};
+  /// A compute step takes so many times as long while messages of its rank move; 1 or more. Not with `arrival`.
+  double overlap_slowdown = 1;
   std::vector<double> starts = {};  ///< When each rank begins; empty: all at 0.
 };
 

@@ -72,6 +72,23 @@ TEST(Simulate, RanksBeginWhenTheyAreTold) {
   EXPECT_THROW(simulate(ring(2), costs), InvalidArgument);
 }
 
+TEST(Simulate, ComputeIsSlowerWhileMessagesMove) {
+  // 16 rows of k and v are 32 units of size; the first hop computes 3 s, 2 of which beside messages at half the pace: 1 + 2.
+  const Plan plan = ring(2);
+  double bytes = 0;
+  for (const Step& step : plan.programs[0].steps) {
+    for (const plan::Message& m : plan.programs[0].sends_of(step)) bytes += static_cast<double>(plan.programs[0].bytes_of(m.view));
+  }
+  Costs costs{[](const Program&, const Step& step) { return step.op == Op::attend ? 3.0 : 0; },
+              {{.bytes_per_second = bytes / 2, .sharing = comm::Sharing::port}}};
+  EXPECT_DOUBLE_EQ(simulate(plan, costs).makespan, 6);
+  costs.overlap_slowdown = 2;
+  const Timeline t = simulate(plan, costs);
+  EXPECT_DOUBLE_EQ(t.makespan, 7);
+  EXPECT_DOUBLE_EQ(t.ranks[0].compute, 7);
+  EXPECT_DOUBLE_EQ(t.ranks[0].exposed, 0);
+}
+
 TEST(Simulate, AMessageMovesOnceBothExchangesHaveStarted) {
   // Rank 0 copies for 2 s and sends; rank 1 receives, and on its other lane sends what rank 0 awaits from the start.
   const test::Lengths cu{0, 2};
