@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "parallel/balanced_layout.h"
+#include "parallel/simulate/attention_time.h"
 #include "parallel/simulate/simulate.h"
 
 namespace periplus::launch::exam {
@@ -14,7 +15,9 @@ plan::Plan plan_of(const AttentionCase& c, Pass pass) {
   const Mask mask(spec, borders);
   AttentionProblem problem{.layout = make_layout(c.layout, c.ranks, mask), .mask = mask};
   problem.q_heads = c.heads, problem.kv_heads = c.kv_heads, problem.head_size = kHeadSize, problem.dtype = c.dtype;
-  return make_plan(problem, c.how, pass);
+  plan::Plan plan = make_plan(problem, c.how, pass);
+  if (c.narrow_sums) simulate::narrow_sums(plan);
+  return plan;
 }
 
 double seconds_of(const AttentionCase& c, const simulate::Machine& machine, Pass pass) {

@@ -17,6 +17,7 @@ struct AttentionCase {
   bool causal = true;
   AttentionOptions how = {};
   DType dtype = DType::bf16;
+  bool narrow_sums = false;  ///< simulate::narrow_sums
 };
 
 constexpr int kHeadSize = 128;

@@ -153,13 +153,13 @@ Result token_ring() {
                 .unit = "ms",
                 .tolerance = {Tolerance::relative, 0.12}};
   result.figures.push_back({"ring", 7.6, message_milliseconds(c, machine, 3)});
-  c.how.strategy = "token_ring";
-  const double step = message_milliseconds(c, machine, 3);
+  c.how.strategy = "token_ring", c.narrow_sums = true;
+  const double step = message_milliseconds(c, machine, 4);  // results of the last queries travel in a fourth
   result.figures.push_back({"TokenRing, first steps", 3.5, step});
   result.figures.push_back({"TokenRing, step 2", 4.6, step});
   result.fitted = true;
   result.constants = {"machines/a10x4: links.device_bytes_per_second FITTED to the ring's 7.6 ms"};
-  result.note = "one rate for all links: the third step, both ways over one bridge, is not told apart";
+  result.note = "partial results travel as f16; one rate for all links: the third step, both ways over one bridge, is not told apart";
   return result;
 }
 

@@ -93,7 +93,8 @@ Cell run_cell(const std::string& distribution, const std::string& model_name, st
     const Lengths lengths = sample(lengths_of, limit, static_cast<std::uint64_t>(b));
     const Batch batch(planner.cost(), lengths);
     cell.deepspeed.add(packed(batch, limit), batch, model, weights);
-    cell.adaptive.add(packed(batch, batch.lengths.front()), batch, model, weights);
+    // Their BatchAda plans as the flexible system does, with one degree.
+    cell.adaptive.seconds += planner::baselines(batch, limit, {}).adaptive + weights * batch.least_micro_batches();
     // The planner's own groups, as groups of the batch.
     std::vector<MicroBatch> micro_batches;
     for (const planner::PlannedMicroBatch& planned : planner.plan(lengths).micro_batches) {

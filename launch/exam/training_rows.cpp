@@ -30,9 +30,9 @@ double seconds(const char* model, const simulate::Machine& machine, const Traini
 /// The three systems of its comparison.
 double dist_flash(std::int64_t tokens, const std::string& system) {
   const simulate::Machine machine = load_simulated_machine("a100x16");
-  if (system == "DISTFLASHATTN")
-    return seconds("llama2-7b", machine, attention_over(16, tokens, "balanced_helper", LayoutKind::contiguous));
-  Training training = attention_over(16, tokens, "ulysses", LayoutKind::contiguous);
+  Training training = attention_over(16, tokens, system == "DISTFLASHATTN" ? "balanced_helper" : "ulysses", LayoutKind::contiguous);
+  training.narrow_sums = true;
+  if (system == "DISTFLASHATTN") return seconds("llama2-7b", machine, training);
   training.recompute = Recompute::all;
   if (system == "Megatron") training.context = 1, training.tensor = 16, training.attention.strategy = "ring", training.zero = 1;
   return seconds("llama2-7b", machine, training);
@@ -50,13 +50,16 @@ Result dist_flash_iterations() {
     if (!(s(0) < s(2) && s(2) < s(1))) result.wrong = "the order is not DISTFLASHATTN, Ulysses, Megatron";
   }
   result.constants = {"machines/a100x16", "kernels/fa2-a100", "models/llama2-7b"};
-  result.note = "a card of 100 Gb/s for each device assumed; Ulysses and Megatron run attention again in backward";
+  result.note =
+      "a card of 100 Gb/s for each device assumed; partial results travel as f16, as in its source; Ulysses and Megatron run attention "
+      "again in backward";
   return result;
 }
 
 Result dist_flash_overlap() {
   const simulate::Machine machine = load_simulated_machine("a100x16");
   Training training = attention_over(16, 128 * kK, "balanced_helper", LayoutKind::contiguous);
+  training.narrow_sums = true;
   const simulate::Shape shape = load_shape("llama2-7b");
   const auto overhead = [&] {
     const Iteration iteration = simulate::simulate_iteration(shape, machine, training);
@@ -73,7 +76,7 @@ Result dist_flash_overlap() {
           .tolerance = {Tolerance::absolute, 12},
           .figures = {{"without overlap", 105, without}, {"with overlap", 44, with}},
           .constants = {"machines/a100x16", "kernels/fa2-a100", "models/llama2-7b"},
-          .note = "a card of 100 Gb/s for each device assumed"};
+          .note = "a card of 100 Gb/s for each device assumed; partial results travel as f16, as in its source"};
 }
 
 /// Flop/s of a device in context-parallel training of LLaMA 2 7B.

@@ -36,6 +36,13 @@ std::vector<std::int64_t> document_borders(const Training& training) {
   return borders;
 }
 
+void narrow_sums(plan::Plan& plan) {
+  for (plan::Program& program : plan.programs) {
+    for (plan::Slot& slot : program.slots)
+      if (slot.dtype == DType::f32 && slot.width > 1) slot.dtype = DType::bf16;
+  }
+}
+
 AttentionTime::AttentionTime(const Shape& shape, const Machine& machine, const Training& training, char letter)
     : machine_(machine), training_(training), links_(machine.links) {
   // Ranks of a context group are `tensor` devices apart.
@@ -46,6 +53,8 @@ AttentionTime::AttentionTime(const Shape& shape, const Machine& machine, const T
   const Mask mask(spec, document_borders(training));
   for (const Pass pass : {Pass::forward, Pass::backward})
     plans_.push_back(letter == 'S' ? softmax_plan(shape, training, mask, pass) : linear_plan(shape, training, mask, pass));
+  if (training.narrow_sums && letter == 'S')
+    for (plan::Plan& plan : plans_) narrow_sums(plan);
 }
 
 AttentionTime::Took AttentionTime::run(Pass pass, const std::vector<double>& starts) {

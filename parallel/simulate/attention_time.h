@@ -12,6 +12,9 @@ namespace periplus::simulate {
 /// Borders of the documents of a micro-batch, as SequenceLayout takes them.
 std::vector<std::int64_t> document_borders(const Training& training);
 
+/// Makes results and sums of a softmax plan travel as bf16, as other systems do; ours travel as f32. For times and bytes only.
+void narrow_sums(plan::Plan& plan);
+
 /// The attention of one kind of layer: its plans, and what they take when ranks come to them at given times.
 class AttentionTime {
  public:

@@ -202,7 +202,7 @@ class Run {
     reduce_gradients();
   }
 
-  /// What is left of the gradients, the optimizer, and new weights with ZeRO-1 and 2; then the framework's own time.
+  /// What is left of the gradients, the optimizer, and new weights with ZeRO-1 and 2; then the host, if it is slower.
   void finish() {
     wait_until(background_, "gradients");
     wait_until(*std::ranges::max_element(now_), "others");
@@ -214,9 +214,10 @@ class Run {
       wait_until(*std::ranges::max_element(now_) + gather_seconds(machine_, sharers_, bytes, training_.tensor), "weights");
       count_background(bytes);
     }
-    const double overhead = shape_.iteration_seconds + shape_.host_seconds_per_token * static_cast<double>(training_.tokens);
-    for (std::size_t r = 0; r < ranks(); ++r) result_.ranks[r].overhead = overhead;
-    result_.seconds = *std::ranges::max_element(now_) + overhead;
+    const double host = shape_.iteration_seconds + shape_.host_seconds_per_token * static_cast<double>(training_.tokens);
+    const double devices = *std::ranges::max_element(now_);
+    result_.seconds = std::max(host, devices);
+    for (std::size_t r = 0; r < ranks(); ++r) result_.ranks[r].overhead = result_.seconds - devices;
     count_attention();
     result_.memory = memory_of(shape_, training_);
     double workspace = 0;

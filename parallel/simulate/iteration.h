@@ -36,7 +36,8 @@ struct Training {
   bool checkpoints_on_host = false;  ///< What layers keep for backward goes to the host and comes back.
   bool tiled_ffn = false;            ///< The feed-forward part runs in tiles of rows that take no memory to speak of.
   bool tiled_loss = false;
-  bool overlap = true;  ///< Messages of attention move while it computes; false: all of them first or after.
+  bool narrow_sums = false;  ///< Partial results and gradients travel as bf16 (attention_time.h).
+  bool overlap = true;       ///< Messages of attention move while it computes; false: all of them first or after.
 
   int devices() const noexcept { return context * replicas * tensor; }
 };
@@ -47,7 +48,7 @@ struct RankShare {
   double attention_wait = 0;   ///< Exposed messages of attention.
   double collective_wait = 0;  ///< Exposed gathers and reductions of weights, gradients and tensor-parallel activations.
   double imbalance = 0;        ///< For slower ranks of its group.
-  double overhead = 0;         ///< The framework's, from the model's file.
+  double overhead = 0;         ///< For the host, where its own work (Shape) takes longer than all of the above.
 };
 
 /// Bytes that a rank holds at its peak.

@@ -16,7 +16,8 @@ struct Shape {
   std::string pattern = "S";  ///< Kind of each layer, repeated: S softmax attention, L linear attention.
   int element_bytes = 2;
   double logit_bytes = 4;  ///< Of memory for each logit of a token in the loss. 0: logits are made tile by tile.
-  /// A framework's own time: of an iteration whatever it trains, and of the host for each token of the whole sequence.
+  /// What the host works at an iteration, beside the devices: whatever it trains, and for each token of the whole sequence. The
+  /// slower of host and devices counts.
   double iteration_seconds = 0, host_seconds_per_token = 0;
 
   int width() const noexcept { return head_size > 0 ? head_size : hidden / heads; }
