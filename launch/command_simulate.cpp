@@ -6,6 +6,7 @@
 
 #include "launch/attention_options.h"
 #include "launch/commands.h"
+#include "launch/compare_run.h"
 #include "launch/descriptions.h"
 #include "launch/exam/report.h"
 #include "launch/progress.h"
@@ -22,7 +23,8 @@ using simulate::RankShare;
 using simulate::Training;
 
 struct Options {
-  std::string model = "llama3-8b", machine = "h100x8", kernels, layout = "zigzag", recompute = "but_attention", trace, reproduce, picture;
+  std::string model = "llama3-8b", machine = "h100x8", kernels, layout = "zigzag", recompute = "but_attention", trace, reproduce, picture,
+              compare;
   Training training;
 };
 
@@ -142,10 +144,16 @@ int simulate_command(Arguments arguments) {
              .target = &options.picture,
              .value = "FOLDER",
              .help = "With --reproduce: where exam.svg, flexsp.svg, lasp2.svg go."});
+  table.add({.flag = "compare",
+             .target = &options.compare,
+             .value = "FOLDER",
+             .help = "Instead: steps of a run of periplus train beside what --machine would take."});
   table.parse(arguments);
   if (answered(table)) return kOk;
   if (table.given("reproduce")) return exam::run_exam(table, options.reproduce, options.picture);
+  if (table.given("compare")) return compare_with_run(table, options.compare, load_simulated_machine(options.machine, options.kernels));
   if (table.given("picture")) throw InvalidArgument("simulate: --picture goes with --reproduce");
+  if (!table.given("tokens") && !table.given("documents")) throw InvalidArgument("simulate: --tokens N or --documents A,B,... is missing");
   options.training.layout = layout_kind_from_string(options.layout);
   options.training.recompute = static_cast<simulate::Recompute>(std::ranges::find(kRecompute, options.recompute) - kRecompute.begin());
   if (options.training.tokens == 0) {

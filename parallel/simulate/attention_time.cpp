@@ -13,17 +13,19 @@ namespace {
 
 constexpr double kTicks = 1e9;  // starts that differ by less than a nanosecond are the same
 
+DType storage_of(const Shape& shape) { return shape.element_bytes == 4 ? DType::f32 : DType::bf16; }
+
 plan::Plan softmax_plan(const Shape& shape, const Training& training, const Mask& mask, Pass pass) {
   AttentionProblem problem{.layout = make_layout(training.layout, training.context, mask), .mask = mask};
   problem.q_heads = shape.heads / training.tensor, problem.kv_heads = std::max(1, shape.kv_heads / training.tensor);
-  problem.head_size = shape.width(), problem.dtype = DType::bf16;
+  problem.head_size = shape.width(), problem.dtype = storage_of(shape);
   return make_plan(problem, training.attention, pass);
 }
 
 /// A recurrence passes through the tokens in their order.
 plan::Plan linear_plan(const Shape& shape, const Training& training, const Mask& mask, Pass pass) {
   LinearAttentionProblem problem{.layout = make_layout(training.layout, training.context, mask)};
-  problem.heads = shape.heads / training.tensor, problem.head_size = shape.width(), problem.dtype = DType::bf16;
+  problem.heads = shape.heads / training.tensor, problem.head_size = shape.width(), problem.dtype = storage_of(shape);
   return make_plan(problem, training.linear, pass);
 }
 

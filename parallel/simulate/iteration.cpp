@@ -49,6 +49,10 @@ class Dense {
     return seconds(2 * rows * (q * h + shape_.ffn_matrices * h * f) / tensor_, rows * (7 * h + (q + 2 * shape_.ffn_matrices * f) / tensor_),
                    5);
   }
+  /// What backward needs of `after`: all but the last matrix.
+  double after_again(double rows) const {
+    return after(rows) - 2 * rows * shape_.hidden * static_cast<double>(shape_.ffn_size()) / tensor_ / kernels_.matmul_flops_per_second;
+  }
   double loss(double rows) const {
     const double v = static_cast<double>(shape_.vocabulary);
     return v == 0 ? 0 : seconds(2 * rows * shape_.hidden * v / tensor_, 3 * rows * v / tensor_, 3);
@@ -193,7 +197,8 @@ class Run {
         exchange_activations(4);
         attend(layer, Pass::forward);
       }
-      compute(fmt::format("ffn {} again", layer), [&](double rows) { return dense_.after(rows); });
+      const bool all = training_.recompute == Recompute::all;
+      compute(fmt::format("ffn {} again", layer), [&](double rows) { return all ? dense_.after(rows) : dense_.after_again(rows); });
     }
     exchange_activations(4);
     compute(fmt::format("ffn {} backward", layer), [&](double rows) { return 2 * dense_.after(rows); });

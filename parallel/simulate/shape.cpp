@@ -14,7 +14,9 @@ double Shape::layer_weights() const noexcept {
   return h * (2 * q + 2 * kv) + ffn_matrices * h * f;
 }
 
-double Shape::weights() const noexcept { return layers * layer_weights() + 2.0 * static_cast<double>(vocabulary) * hidden; }
+double Shape::weights() const noexcept {
+  return layers * layer_weights() + (tie_embeddings ? 1.0 : 2.0) * static_cast<double>(vocabulary) * hidden;
+}
 
 void check(const Shape& shape) {
   const auto require = [&](bool holds, std::string_view key, double value, std::string_view rule) {
@@ -31,7 +33,7 @@ void check(const Shape& shape) {
   require(shape.ffn >= 0, "shape.ffn", shape.ffn, "0 or more");
   require(shape.ffn_matrices == 2 || shape.ffn_matrices == 3, "shape.ffn_matrices", shape.ffn_matrices, "2, or 3 for a gated one");
   require(shape.vocabulary >= 0, "shape.vocabulary", static_cast<double>(shape.vocabulary), "0 or more");
-  require(shape.element_bytes > 0, "shape.element_bytes", shape.element_bytes, "above 0");
+  require(shape.element_bytes == 2 || shape.element_bytes == 4, "shape.element_bytes", shape.element_bytes, "2 (bf16) or 4 (f32)");
   require(!shape.pattern.empty() && shape.pattern.find_first_not_of("SL") == std::string::npos, "the length of shape.pattern",
           static_cast<double>(shape.pattern.size()), "that of letters S and L");
   for (const auto& [key, value] : {std::pair{"memory.logit_bytes", shape.logit_bytes},

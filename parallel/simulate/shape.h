@@ -14,7 +14,8 @@ struct Shape {
   int ffn_matrices = 2;  ///< 3: gated (SwiGLU).
   std::int64_t vocabulary = 0;
   std::string pattern = "S";  ///< Kind of each layer, repeated: S softmax attention, L linear attention.
-  int element_bytes = 2;
+  bool tie_embeddings = false;
+  int element_bytes = 2;   ///< 2: bf16; 4: f32.
   double logit_bytes = 4;  ///< Of memory for each logit of a token in the loss. 0: logits are made tile by tile.
   /// What the host works at an iteration, beside the devices: whatever it trains, and for each token of the whole sequence. The
   /// slower of host and devices counts.
