@@ -81,14 +81,16 @@ void show(const Row& row, const Result& result) {
     if (!text.empty()) bench::print_line("        " + text);
 }
 
-void write_pictures(const std::string& folder, const Summary& summary) {
+void write_pictures(const std::string& folder, const Summary& summary, const std::vector<Row>& chosen) {
   std::filesystem::create_directories(folder);
   Chart chart{.title = "The exam: simulated over published, every figure (above 3 as 3)", .x_label = "row", .y_label = "ratio"};
   chart.curves = {summary.curve};
   chart.levels = {{"as published", 1}};
   write_file_atomically(std::filesystem::path(folder) / "exam.svg", to_svg(chart));
-  write_file_atomically(std::filesystem::path(folder) / "flexsp.svg", to_svg(flexsp_chart()));
-  write_file_atomically(std::filesystem::path(folder) / "lasp2.svg", to_svg(lasp2_chart()));
+  for (const Row& row : chosen) {
+    if (row.id == std::string("S1")) write_file_atomically(std::filesystem::path(folder) / "flexsp.svg", to_svg(flexsp_chart()));
+    if (row.id == std::string("S23")) write_file_atomically(std::filesystem::path(folder) / "lasp2.svg", to_svg(lasp2_chart()));
+  }
 }
 
 }  // namespace
@@ -122,7 +124,7 @@ int run_exam(const OptionTable& table, const std::string& only, const std::strin
         fmt::format("{} of {} rows inside their tolerance, and {} of {} that numbers were fitted to; median error of {} figures {:.1f} %",
                     summary.passed, summary.counted, summary.fitted_passed, summary.fitted, summary.errors.size(), 100 * median_error));
   }
-  if (!picture.empty()) write_pictures(picture, summary);
+  if (!picture.empty()) write_pictures(picture, summary, chosen);
   return kOk;
 }
 

@@ -15,21 +15,41 @@ bool fits(const Shape& shape, const Machine& machine, const Training& training) 
   return memory_of(shape, training).total() <= machine.memory_bytes;
 }
 
-/// The least recomputation and ZeRO stage that fit; nothing if none does.
-std::optional<Training> fitted(const Shape& shape, const Machine& machine, Training training) {
+/// From the least recomputation and ZeRO stage on, those that fit as far as is known before attention is planned.
+std::vector<Training> fitted(const Shape& shape, const Machine& machine, Training training) {
+  std::vector<Training> result;
   for (const Recompute recompute : {Recompute::none, Recompute::but_attention, Recompute::all}) {
     for (const int zero : {1, 2, 3}) {
       training.recompute = recompute, training.zero = zero;
-      if (fits(shape, machine, training)) return training;
+      if (fits(shape, machine, training)) result.push_back(training);
+    }
+  }
+  return result;
+}
+
+/// The first that fits with the workspace of its plans too; nothing if none does, or the strategy cannot plan it.
+std::optional<Candidate> first_that_fits(const Shape& shape, const Machine& machine, const std::vector<Training>& ways,
+                                         const AttentionOptions& how) {
+  for (Training training : ways) {
+    training.attention = how;
+    try {
+      Iteration iteration = simulate_iteration(shape, machine, training);
+      if (iteration.memory.total() <= machine.memory_bytes) return Candidate{training, std::move(iteration)};
+    } catch (const InvalidArgument&) {
+      if (how.strategy == AttentionOptions{}.strategy) throw;  // the ring can always be planned: the problem itself is wrong
+      return std::nullopt;
     }
   }
   return std::nullopt;
 }
 
-Training start(const EstimateOptions& options, int devices, int context) {
+bool has_softmax(const Shape& shape) { return shape.pattern.find('S') != std::string::npos; }
+
+Training start(const Shape& shape, const EstimateOptions& options, int devices, int context) {
   Training training;
   training.tokens = options.tokens, training.micro_batches = options.micro_batches;
   training.context = context, training.replicas = devices / context, training.tiled_loss = true;
+  if (!has_softmax(shape)) training.layout = LayoutKind::contiguous;  // a state passes once through each rank
   return training;
 }
 
@@ -42,9 +62,9 @@ std::vector<int> degrees(int devices) {
 }
 
 /// Ways to share a sequence. A strategy that the shape does not allow is refused when it is planned.
-std::vector<AttentionOptions> strategies(const Machine& machine, int context) {
+std::vector<AttentionOptions> strategies(const Shape& shape, const Machine& machine, int context) {
   std::vector<AttentionOptions> result(1);
-  if (context == 1) return result;
+  if (context == 1 || !has_softmax(shape)) return result;
   for (const std::string_view name : {"ulysses", "gather_kv"}) result.push_back({.strategy = std::string(name)});
   for (int inner = 2; inner < context && inner <= machine.devices_per_node; inner *= 2) {
     if (context % inner == 0) result.push_back({.strategy = "usp", .head_ranks = inner});
@@ -77,26 +97,15 @@ Estimate estimate(const Shape& shape, const Machine& machine, const EstimateOpti
   constexpr int kDegrees = 3;
   int tried = 0;
   for (const int context : degrees(devices)) {
-    const std::optional<Training> training = fitted(shape, machine, start(options, devices, context));
-    if (!training) continue;
+    const std::vector<Training> ways = fitted(shape, machine, start(shape, options, devices, context));
+    if (ways.empty()) continue;
     if (tried++ == kDegrees) break;
-    for (const AttentionOptions& how : strategies(machine, context)) {
-      Candidate candidate{.training = *training, .iteration = {}};
-      candidate.training.attention = how;
-      if (shape.pattern.find('S') == std::string::npos) candidate.training.layout = LayoutKind::contiguous;
-      try {
-        candidate.iteration = simulate_iteration(shape, machine, candidate.training);
-      } catch (const InvalidArgument&) {
-        if (how.strategy == AttentionOptions{}.strategy) throw;  // the ring can always be planned: the problem itself is wrong
-        continue;
-      }
-      // The plan's workspace comes on top of what `fitted` knew.
-      if (candidate.iteration.memory.total() <= machine.memory_bytes) result.candidates.push_back(std::move(candidate));
-      if (shape.pattern.find('S') == std::string::npos) break;
+    for (const AttentionOptions& how : strategies(shape, machine, context)) {
+      if (auto candidate = first_that_fits(shape, machine, ways, how)) result.candidates.push_back(std::move(*candidate));
     }
   }
   std::ranges::stable_sort(result.candidates, std::greater(), [](const Candidate& c) { return c.iteration.tokens_per_second(c.training); });
-  Training most = start(options, devices, devices);
+  Training most = start(shape, options, devices, devices);
   most.zero = 3, most.recompute = Recompute::all;
   result.longest = longest_that_fits(shape, machine, most);
   if (machine.host_bytes_per_second > 0) {

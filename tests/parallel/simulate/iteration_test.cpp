@@ -1,11 +1,12 @@
 #include "parallel/simulate/iteration.h"
 
-#include <numeric>
+#include <array>
 
 #include <gtest/gtest.h>
 
 #include "parallel/attention.h"
 #include "parallel/plan/ops.h"
+#include "parallel/simulate/estimate.h"
 #include "parallel/simulate/simulate.h"
 #include "runtime/error.h"
 
@@ -135,6 +136,76 @@ TEST(Iteration, TensorParallelMatricesMoveActivations) {
   // Four gathers or scatters a layer and pass, half of the rows' activations each.
   EXPECT_NEAR(iteration.link_bytes, shape.layers * 8 * 4096 * 64 * 2 / 2, 1);
   EXPECT_NEAR(iteration.ranks[0].collective_wait, iteration.link_bytes / 1e9, 1e-9);
+}
+
+/// Makespan of a plan whose steps compute nothing.
+double messages_alone(const plan::Plan& plan, const comm::Links& links) {
+  return simulate(plan, {[](const plan::Program&, const plan::Step&) { return 0.0; }, links}).makespan;
+}
+
+std::int64_t bytes_of_rank(const plan::Plan& plan, std::size_t rank) { return plan.programs[rank].bytes_sent(); }
+
+TEST(ClosedForms, RingAllToAllAndPipeline) {
+  constexpr int kRanks = 8;
+  const std::array<std::int64_t, 2> borders{0, 8192};
+  const Mask full({.causal = false}, borders);
+  const comm::Links links{{.bytes_per_second = 1e9, .latency_seconds = 1e-5}};
+  AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::contiguous, kRanks, borders), .mask = full};
+  problem.q_heads = problem.kv_heads = 8, problem.dtype = DType::bf16;
+  // Seven hops of a block of keys and values, one after the other.
+  const double block = 1024 * 2 * 8 * 64 * 2;
+  EXPECT_NEAR(messages_alone(make_plan(problem, {}, Pass::forward), links), 7 * (block / 1e9 + 1e-5), 1e-9);
+  // Queries, keys and values out, results back: each exchange fills a rank's port, and then one latency.
+  const plan::Plan ulysses = make_plan(problem, {.strategy = "ulysses"}, Pass::forward);
+  std::size_t exchanges = 0;
+  for (const plan::Step& step : ulysses.programs[0].steps) exchanges += step.op == plan::Op::exchange ? 1 : 0;
+  EXPECT_NEAR(messages_alone(ulysses, links), static_cast<double>(bytes_of_rank(ulysses, 0)) / 1e9 + static_cast<double>(exchanges) * 1e-5,
+              1e-9);
+  // A state goes through seven ranks.
+  LinearAttentionProblem linear{.layout = problem.layout};
+  linear.heads = 8, linear.dtype = DType::bf16;
+  const double state = 8 * 64 * 64 * 4;
+  EXPECT_NEAR(messages_alone(make_plan(linear, {.strategy = "lasp"}, Pass::forward), links), 7 * (state / 1e9 + 1e-5), 1e-9);
+}
+
+TEST(Iteration, CountsTheBytesThatItsPlansSend) {
+  Training training = over(4, 4096);
+  training.recompute = Recompute::none;
+  const Shape shape = small_shape();
+  const Iteration iteration = simulate_iteration(shape, even_machine(4, 2), training);
+  const std::array<std::int64_t, 2> borders{0, 4096};
+  AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::zigzag, 4, borders), .mask = Mask({}, borders)};
+  problem.q_heads = 4, problem.kv_heads = 2, problem.head_size = 16, problem.dtype = DType::bf16;
+  double most = 0;
+  for (const Pass pass : {Pass::forward, Pass::backward}) most += static_cast<double>(bytes_of_rank(make_plan(problem, {}, pass), 1));
+  // Rank 1 sends to rank 2, in the other node; rank 0 sends as much to rank 1, in its own. Gradients cross nodes, both ways.
+  const double gradients = 2 * shape.layers * shape.layer_weights() * 2 * 3 / 4;
+  EXPECT_NEAR(iteration.card_bytes, shape.layers * most + gradients, 1e-6 * most);
+  EXPECT_NEAR(iteration.link_bytes, shape.layers * most, 1e-6 * most);
+}
+
+TEST(Estimate, OffersWhatFitsAndTheLongestSequence) {
+  Machine machine = even_machine(4, 4);
+  machine.memory_bytes = 8e6;
+  const Shape shape = small_shape();
+  const Estimate found = estimate(shape, machine, {.tokens = 4096});
+  ASSERT_FALSE(found.candidates.empty());
+  double last = 1e300;
+  for (const Candidate& candidate : found.candidates) {
+    EXPECT_LE(candidate.iteration.memory.total(), machine.memory_bytes);
+    EXPECT_EQ(candidate.training.devices(), 4);
+    EXPECT_LE(candidate.iteration.tokens_per_second(candidate.training), last);
+    last = candidate.iteration.tokens_per_second(candidate.training);
+  }
+  Training most = found.candidates.front().training;
+  most.context = 4, most.replicas = 1, most.zero = 3, most.recompute = Recompute::all, most.tokens = found.longest;
+  EXPECT_LE(memory_of(shape, most).total(), machine.memory_bytes);
+  most.tokens += 8;
+  EXPECT_GT(memory_of(shape, most).total(), machine.memory_bytes);
+  EXPECT_EQ(found.longest_on_host, 0) << "the machine has no link to a host";
+  machine.memory_bytes = 1000;
+  EXPECT_TRUE(estimate(shape, machine, {.tokens = 4096}).candidates.empty());
+  EXPECT_THROW(estimate(shape, machine, {.tokens = 10, .devices = 5}), InvalidArgument);
 }
 
 TEST(Iteration, FasterLinksAndMoreDevicesNeverTakeLonger) {
