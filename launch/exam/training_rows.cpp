@@ -5,6 +5,7 @@
 
 #include "launch/descriptions.h"
 #include "launch/exam/exam.h"
+#include "parallel/simulate/estimate.h"
 #include "parallel/simulate/iteration.h"
 
 namespace periplus::launch::exam {
@@ -162,16 +163,12 @@ Result alst_times() {
   return result;
 }
 
-/// The most tokens that fit, of all ranks.
+/// The most tokens that fit, of all ranks. Attention's workspace is that of a short sequence, as it grows with the tokens.
 double longest(const simulate::Machine& machine, Training training) {
   const simulate::Shape shape = load_shape("llama3-8b");
-  double low = 0, high = 1e9;
-  while (high - low > 1000) {
-    const double middle = (low + high) / 2;
-    training.tokens = static_cast<std::int64_t>(middle);
-    (memory_of(shape, training).total() <= machine.memory_bytes ? low : high) = middle;
-  }
-  return low * 1e-3;
+  training.tokens = 8 * kK * training.context;
+  const Iteration brief = simulate::simulate_iteration(shape, machine, training);
+  return 1e-3 * static_cast<double>(simulate::longest_that_fits(shape, machine, training, brief.workspace / (8.0 * kK)));
 }
 
 Result alst_ladder() {
@@ -194,7 +191,7 @@ Result alst_ladder() {
   training.tiled_ffn = true;
   add("all", 3700);
   result.constants = {"machines/h100x8", "models/llama3-8b"};
-  result.note = "with tiled MLP theirs is bound by what this does not count, such as the host's memory";
+  result.note = "optimizer on the host from the first step on; memory of the host is not counted";
   return result;
 }
 

@@ -11,8 +11,8 @@
 namespace periplus::simulate {
 namespace {
 
-bool fits(const Shape& shape, const Machine& machine, const Training& training) {
-  return memory_of(shape, training).total() <= machine.memory_bytes;
+bool fits(const Shape& shape, const Machine& machine, const Training& training, double workspace = 0) {
+  return memory_of(shape, training, workspace).total() <= machine.memory_bytes;
 }
 
 /// From the least recomputation and ZeRO stage on, those that fit as far as is known before attention is planned.
@@ -74,12 +74,12 @@ std::vector<AttentionOptions> strategies(const Shape& shape, const Machine& mach
 
 }  // namespace
 
-std::int64_t longest_that_fits(const Shape& shape, const Machine& machine, Training training) {
+std::int64_t longest_that_fits(const Shape& shape, const Machine& machine, Training training, double workspace) {
   std::int64_t low = 0, high = std::int64_t{1} << 40;
   training.documents.clear();
   while (low < high) {
     training.tokens = low + (high - low + 1) / 2;
-    if (fits(shape, machine, training)) {
+    if (fits(shape, machine, training, workspace * static_cast<double>(training.tokens) / training.context)) {
       low = training.tokens;
     } else {
       high = training.tokens - 1;
@@ -107,10 +107,14 @@ Estimate estimate(const Shape& shape, const Machine& machine, const EstimateOpti
   std::ranges::stable_sort(result.candidates, std::greater(), [](const Candidate& c) { return c.iteration.tokens_per_second(c.training); });
   Training most = start(shape, options, devices, devices);
   most.zero = 3, most.recompute = Recompute::all;
-  result.longest = longest_that_fits(shape, machine, most);
+  // Workspaces of strategies differ little beside the rest; nothing is known of it where nothing fits.
+  const double workspace = result.candidates.empty() ? 0
+                                                     : result.candidates.front().iteration.workspace *
+                                                           result.candidates.front().training.context / static_cast<double>(options.tokens);
+  result.longest = longest_that_fits(shape, machine, most, workspace);
   if (machine.host_bytes_per_second > 0) {
     most.checkpoints_on_host = most.optimizer_on_host = true;
-    result.longest_on_host = longest_that_fits(shape, machine, most);
+    result.longest_on_host = longest_that_fits(shape, machine, most, workspace);
   }
   return result;
 }

@@ -35,7 +35,8 @@ struct Estimate {
 /// Cost     Some ten simulated iterations: 1 s for 64 devices.
 Estimate estimate(const Shape& shape, const Machine& machine, const EstimateOptions& options);
 
-/// The most tokens of a sequence that fit, all else as given: up to 2^40.
-std::int64_t longest_that_fits(const Shape& shape, const Machine& machine, Training training);
+/// The most tokens of a sequence that fit, all else as given: up to 2^40. `workspace`: bytes of attention's plans for each token
+/// of a rank.
+std::int64_t longest_that_fits(const Shape& shape, const Machine& machine, Training training, double workspace);
 
 }  // namespace periplus::simulate

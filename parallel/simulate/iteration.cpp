@@ -224,13 +224,11 @@ class Run {
     result_.seconds = std::max(host, devices);
     for (std::size_t r = 0; r < ranks(); ++r) result_.ranks[r].overhead = result_.seconds - devices;
     count_attention();
-    result_.memory = memory_of(shape_, training_);
-    double workspace = 0;
     for (const auto& [letter, attention] : attention_)
       for (const Pass pass : {Pass::forward, Pass::backward})
         for (const plan::Program& program : attention.plan(pass).programs)
-          workspace = std::max(workspace, static_cast<double>(program.workspace_bytes));
-    result_.memory.working += workspace;
+          result_.workspace = std::max(result_.workspace, static_cast<double>(program.workspace_bytes));
+    result_.memory = memory_of(shape_, training_, result_.workspace);
     result_.flops = model_flops(shape_, training_);
   }
 

@@ -64,6 +64,7 @@ struct Iteration {
   double seconds = 0;
   std::vector<RankShare> ranks;           ///< Of one context group.
   Memory memory;                          ///< Of the rank that needs most.
+  double workspace = 0;                   ///< Bytes of attention's plans, of the rank that needs most.
   double link_bytes = 0, card_bytes = 0;  ///< That the busiest rank sends inside its node, and out of it.
   double flops = 0;                       ///< Of the model, all devices: masked pairs and recomputation not counted.
   double attention_forward_seconds = 0, attention_backward_seconds = 0;  ///< Of one layer.
@@ -83,8 +84,8 @@ struct Iteration {
 /// Cost     Two plans, and as many simulations of each as layers differ: 0.1 s for 64 ranks.
 Iteration simulate_iteration(const Shape& shape, const Machine& machine, const Training& training);
 
-/// The memory alone; what simulate_iteration says.
-Memory memory_of(const Shape& shape, const Training& training);
+/// The memory alone; what simulate_iteration says if `workspace`, in bytes, is what the plans of attention need.
+Memory memory_of(const Shape& shape, const Training& training, double workspace = 0);
 
 /// Forward and backward flops of the model for the tokens of one iteration, all devices.
 double model_flops(const Shape& shape, const Training& training);

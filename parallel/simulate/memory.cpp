@@ -43,16 +43,16 @@ double kept_bytes(const Shape& shape, const Training& training) {
 
 }  // namespace
 
-Memory memory_of(const Shape& shape, const Training& training) {
+Memory memory_of(const Shape& shape, const Training& training, double workspace) {
   const double tokens = std::ceil(static_cast<double>(training.tokens) / training.context) / training.tensor;
   Memory memory;
   memory.states = state_bytes(shape, training);
   const double layers = training.checkpoints_on_host ? std::min(2, shape.layers) : shape.layers;  // one at work, one on its way
   memory.checkpoints = layers * tokens * kept_bytes(shape, training);
-  // Values and gradients of one layer in backward; without recomputation the values are counted already.
-  const double values = training.recompute == Recompute::none ? 1 : 2;
-  const double elements = attention_elements(shape) + (training.tiled_ffn ? 0 : ffn_elements(shape));
-  memory.working = training.recompute == Recompute::none ? 0 : values * tokens * shape.element_bytes * elements;
+  // Backward holds a layer's values, which it has made again or kept, and the gradients of one of its halves after the other.
+  const double ffn = training.tiled_ffn ? 0 : ffn_elements(shape), attention = attention_elements(shape);
+  const double element = tokens * shape.element_bytes, values = training.recompute == Recompute::none ? 0 : attention + ffn;
+  memory.working = element * values + std::max(element * ffn, element * attention + workspace);
   memory.logits = training.tiled_loss ? 0 : tokens * static_cast<double>(shape.vocabulary) * shape.logit_bytes;
   return memory;
 }
