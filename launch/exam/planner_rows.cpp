@@ -190,30 +190,47 @@ Result scaling() {
   return result;
 }
 
+/// Tokens that 16 buckets add to the micro-batches of a batch, cut by the dynamic program and evenly, and all tokens.
+struct Padding {
+  double program = 0, even = 0, tokens = 0;
+};
+
+void add_padding(std::span<const std::int64_t> sorted, int micro_batches, Padding& sum) {
+  constexpr int kBuckets = 16;
+  int first = 0;
+  for (const int end : planner::cut_into_chunks(sorted, micro_batches)) {
+    const std::span<const std::int64_t> run = sorted.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(end - first));
+    first = end;
+    sum.program += static_cast<double>(planner::padding_of(run, planner::cut_into_buckets(run, kBuckets)));
+    const double width = static_cast<double>(run.back()) / kBuckets;
+    for (const std::int64_t length : run) {
+      sum.even += std::ceil(static_cast<double>(length) / width) * width - static_cast<double>(length);
+      sum.tokens += static_cast<double>(length);
+    }
+  }
+}
+
 Result bucketing_error() {
-  double padding = 0, even = 0, tokens = 0;
+  constexpr int kLeast = 2, kTried = 5;  // its solver tries the least count of micro-batches that memory allows, and four more
+  std::vector<Padding> by_count(kTried);
+  Padding all;
   for (int b = 0; b < kBatches; ++b) {
     Lengths lengths = sample(load_lengths("wikipedia"), 192 * kK, static_cast<std::uint64_t>(b));
     std::ranges::sort(lengths);
-    const std::vector<int> ends = planner::cut_into_chunks(lengths, 2);
-    int first = 0;
-    for (const int end : ends) {
-      const std::span<const std::int64_t> run(lengths.data() + first, static_cast<std::size_t>(end - first));
-      constexpr int kBuckets = 16;
-      padding += static_cast<double>(planner::padding_of(run, planner::cut_into_buckets(run, kBuckets)));
-      const double width = static_cast<double>(run.back()) / kBuckets;
-      for (const std::int64_t length : run) {
-        even += std::ceil(static_cast<double>(length) / width) * width - static_cast<double>(length);
-        tokens += static_cast<double>(length);
-      }
-      first = end;
-    }
+    for (int i = 0; i < kTried; ++i) add_padding(lengths, kLeast + i, by_count[static_cast<std::size_t>(i)]);
+  }
+  std::string counts;
+  for (int i = 0; i < kTried; ++i) {
+    const Padding& padding = by_count[static_cast<std::size_t>(i)];
+    all.program += padding.program, all.even += padding.even, all.tokens += padding.tokens;
+    counts += fmt::format("{}{:.1f}", i == 0 ? "" : ", ", 100 * padding.program / padding.tokens);
   }
   Result result{
       .setup = "FlexSP, Wikipedia micro-batches, tokens that 16 buckets add", .unit = "%", .tolerance = {Tolerance::at_most, 2.3}};
-  result.figures = {{"dynamic program", 2.3, 100 * padding / tokens}};
+  result.figures = {{"dynamic program", 2.3, 100 * all.program / all.tokens}};
   result.constants = {"lengths/wikipedia"};
-  result.note = fmt::format("even buckets add {:.1f} % (published 22.1)", 100 * even / tokens);
+  result.note = fmt::format("all micro-batches that its solver buckets, of 2 to 6 a batch: {} %; even buckets {:.1f} % (published 22.1)",
+                            counts, 100 * all.even / all.tokens);
   return result;
 }
 
