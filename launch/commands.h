@@ -18,6 +18,9 @@ int apply_command(Arguments arguments);
 int verify_command(Arguments arguments);
 int plan_command(Arguments arguments);
 int bench_command(Arguments arguments);
+int simulate_command(Arguments arguments);
+int estimate_command(Arguments arguments);
+int calibrate_command(Arguments arguments);
 int report_command(Arguments arguments);
 int doctor_command(Arguments arguments);
 

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "parallel/planner/description.h"
+#include "parallel/simulate/machine.h"
+#include "parallel/simulate/shape.h"
 
 namespace periplus::launch {
 
@@ -19,10 +21,15 @@ struct LengthDistribution {
   double length_at(double share) const;
 };
 
-/// From a TOML file, or one that is built in by its name: those of examples/models, examples/machines and examples/lengths.
+/// From a TOML file, or one that is built in by its name: those of examples/models, machines, kernels and lengths. A file of a
+/// model or machine has one schema for the planner and the simulator; each asks for the keys that it needs (examples/README.md).
 /// Errors: InvalidArgument that names the file, key and value, or lists the names.
 planner::Model load_model(const std::string& name_or_file);
 planner::Machine load_machine(const std::string& name_or_file);
+simulate::Shape load_shape(const std::string& name_or_file);
+/// `kernels`: a name or file of examples/kernels in place of the kernels.base of the machine's file; empty: that. Other keys of
+/// kernels in the machine's file go before either.
+simulate::Machine load_simulated_machine(const std::string& name_or_file, const std::string& kernels = {});
 LengthDistribution load_lengths(const std::string& name_or_file);
 
 /// A file that was built in.

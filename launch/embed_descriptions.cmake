@@ -1,8 +1,8 @@
-# Writes the descriptions of examples/{models,machines,lengths} into a source file, so that their names work wherever the
+# Writes the descriptions of examples/{models,machines,kernels,lengths} into a source file, so that their names work wherever the
 # command is. Sets embedded_descriptions to it.
 set(embedded_descriptions ${CMAKE_CURRENT_BINARY_DIR}/built_in_descriptions.cpp)
 set(embedded_rows "")
-foreach(folder models machines lengths)
+foreach(folder models machines kernels lengths)
   file(GLOB embedded_files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/${folder}/*.toml)
   foreach(embedded_file ${embedded_files})
     get_filename_component(embedded_name ${embedded_file} NAME_WE)

@@ -28,8 +28,10 @@ const std::vector<Command>& commands() {
       {"apply", "runs one distributed operator on tensors from a safetensors file", apply_command},
       {"verify", "proves plans symbolically and checks small ones against fp64", verify_command},
       {"plan", "prints what each rank computes and exchanges", plan_command},
-      {"bench", "measures: ranks against threads, memory by rank count, kernels against peaks, strategies over paced links",
-       bench_command},
+      {"bench", "measures: ranks against threads, memory by rank count, kernels against peaks, strategies over paced links", bench_command},
+      {"simulate", "simulates a training step on a machine that need not be there", simulate_command},
+      {"estimate", "says whether a model fits a machine, how fast it trains there, and how", estimate_command},
+      {"calibrate", "measures this machine for simulate and estimate", calibrate_command},
       {"report", "shows training runs side by side", report_command},
       {"doctor", "shows what this machine offers and what to fix", doctor_command},
   };
@@ -39,7 +41,7 @@ const std::vector<Command>& commands() {
 std::string help_page() {
   std::string page =
       "periplus: distributed long-context training\n\nUsage: periplus COMMAND [options]; under mpirun the ranks are its processes\n\n";
-  for (const Command& command : commands()) page += fmt::format("  {:<8} {}\n", command.name, command.purpose);
+  for (const Command& command : commands()) page += fmt::format("  {:<9} {}\n", command.name, command.purpose);
   page +=
       "\nperiplus COMMAND --help lists the options of a command; periplus --version prints the version.\n"
       "Exit codes: 0 ok, 1 a check failed, 2 bad input, 3 failure while running, 75 stopped on request after saving.\n";

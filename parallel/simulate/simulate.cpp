@@ -35,6 +35,8 @@ struct Playback {
   std::vector<StepId> exchanges;  ///< By rising phase.
   std::vector<StepTime> times;
   double compute_free = 0;
+  StepId computing = -1;   ///< The compute step that runs; -1: none.
+  std::size_t moving = 0;  ///< Messages to or from this rank that are on their way.
   RankTime time;
 
   explicit Playback(const Program& of) : program(&of), times(of.steps.size()) {
@@ -60,10 +62,21 @@ class Simulation {
  public:
   Simulation(const plan::Plan& plan, const Costs& costs) : costs_(costs), network_(costs.links, static_cast<int>(plan.programs.size())) {
     for (const Program& program : plan.programs) ranks_.emplace_back(program);
+    if (!costs.starts.empty() && costs.starts.size() != ranks_.size()) {
+      throw InvalidArgument(
+          fmt::format("simulate: {} starts for a plan of {} ranks; give one a rank, or none", costs.starts.size(), ranks_.size()));
+    }
   }
 
   Timeline run() {
-    for (std::size_t r = 0; r < ranks_.size(); ++r) start_what_can(r, 0);
+    for (std::size_t r = 0; r < ranks_.size(); ++r) {
+      if (costs_.starts.empty()) {
+        start_what_can(r, 0);
+      } else {
+        ranks_[r].time.finish = ranks_[r].compute_free = costs_.starts[r];
+        ends_.emplace(costs_.starts[r], r, kBegin);
+      }
+    }
     while (!ends_.empty() || network_.next_end() < std::numeric_limits<double>::infinity()) {
       const double next = network_.next_end();
       if (ends_.empty() || next < std::get<0>(ends_.top())) {
@@ -73,6 +86,12 @@ class Simulation {
       const auto [now, r, id] = ends_.top();
       ends_.pop();
       Playback& rank = ranks_[r];
+      if (id == kBegin) {
+        start_what_can(r, now);
+        continue;
+      }
+      if (rank.at(id).finished || rank.at(id).end != now) continue;  // a step that has since changed its pace
+      if (id == rank.computing) rank.computing = -1;
       const auto queue = static_cast<std::size_t>(plan::queue_of(rank.step(id)));
       rank.at(id).finished = true;
       rank.busy[queue] = false;
@@ -88,6 +107,7 @@ class Simulation {
     std::size_t rank;
     StepId step;
   };
+  static constexpr StepId kBegin = -1;                  ///< In place of a step: the rank begins.
   using End = std::tuple<double, std::size_t, StepId>;  ///< time, rank, step: ties end in a fixed order
 
   void start_what_can(std::size_t r, double now) {
@@ -109,11 +129,27 @@ class Simulation {
 
   void start_compute(std::size_t r, StepId id, double now) {
     Playback& rank = ranks_[r];
-    const double seconds = costs_.compute(*rank.program, rank.step(id));
+    const double seconds = costs_.compute(*rank.program, rank.step(id)) * pace_of(rank);
+    rank.computing = id;
     rank.time.compute += seconds;
     rank.time.exposed += now - rank.compute_free;
     rank.compute_free = now + seconds;
     end_at(r, id, now + seconds);
+  }
+
+  double pace_of(const Playback& rank) const { return rank.moving > 0 ? costs_.overlap_slowdown : 1; }
+
+  /// A message more or fewer of a rank; the step that runs goes on at the pace that it now has.
+  void change_moving(std::size_t r, int more, double now) {
+    Playback& rank = ranks_[r];
+    const double before = pace_of(rank);
+    rank.moving += static_cast<std::size_t>(more);
+    const double change = pace_of(rank) / before;
+    if (change == 1 || rank.computing < 0) return;
+    const double left = rank.at(rank.computing).end - now, later = left * (change - 1);
+    rank.time.compute += later;
+    rank.compute_free += later;
+    end_at(r, rank.computing, now + left + later);
   }
 
   /// Whichever end of a message starts second sets it moving: receives first, then sends, as transports post them.
@@ -140,6 +176,7 @@ class Simulation {
       } else {
         network_.start(from, to, rank.program->bytes_of(m.view), now);
         in_flight_.push_back(ends);
+        for (const Place& end : ends) change_moving(end.rank, 1, now);
       }
     };
     for (const plan::Message& m : rank.program->receives_of(step)) meet(m, false);
@@ -150,7 +187,10 @@ class Simulation {
     arrivals_.clear();
     network_.advance(now, arrivals_);
     for (const comm::Network::Arrival& arrival : arrivals_) {
-      for (const Place& end : in_flight_[arrival.message]) arrive(end, arrival.time);
+      for (const Place& end : in_flight_[arrival.message]) {
+        change_moving(end.rank, -1, now);
+        arrive(end, arrival.time);
+      }
     }
   }
 
@@ -171,7 +211,7 @@ class Simulation {
     for (std::size_t r = 0; r < ranks_.size(); ++r) {
       Playback& rank = ranks_[r];
       rank.time.exposed += rank.time.finish - rank.compute_free;
-      rank.time.idle = timeline.makespan - rank.time.compute;
+      rank.time.idle = timeline.makespan - (costs_.starts.empty() ? 0 : costs_.starts[r]) - rank.time.compute;
       timeline.ranks.push_back(rank.time);
       timeline.traces.emplace_back(static_cast<int>(r));
       for (std::size_t id = 0; id < rank.times.size(); ++id) {

@@ -18,12 +18,15 @@ struct Costs {
   comm::Links links = {};
   /// If set, it says when a message arrives, in place of the links. Called in the order of the times.
   std::function<double(plan::Rank from, plan::Rank to, std::int64_t bytes, double ready)> arrival = {};
+  /// A compute step takes so many times as long while messages of its rank move; 1 or more. Not with `arrival`.
+  double overlap_slowdown = 1;
+  std::vector<double> starts = {};  ///< When each rank begins; empty: all at 0.
 };
 
 struct RankTime {
-  double finish = 0;   ///< When its last step ends.
+  double finish = 0;   ///< When its last step ends; its start if it has none.
   double compute = 0;  ///< Sum of its compute steps.
-  double idle = 0;     ///< finish of the whole plan - compute: waiting or done early.
+  double idle = 0;     ///< finish of the whole plan - its start - compute: waiting or done early.
   double exposed = 0;  ///< Waits for messages: gaps in its compute queue, and after it.
 };
 

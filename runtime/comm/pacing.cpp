@@ -39,6 +39,7 @@ Sharing sharing_from_string(std::string_view name) {
 }
 
 Network::Network(const Links& links, int ranks) : links_(links), ranks_(static_cast<std::size_t>(ranks)) {
+  const auto nic = static_cast<std::size_t>(std::max(1, links.ranks_per_nic));
   ports_.assign(ports_of_kind(links.inside.sharing, ranks_), {links.inside.bytes_per_second, {}});
   const std::size_t first_between = ports_.size();
   ports_.resize(first_between + ports_of_kind(links.between.sharing, ranks_), {links.between.bytes_per_second, {}});
@@ -46,15 +47,16 @@ Network::Network(const Links& links, int ranks) : links_(links), ranks_(static_c
     for (std::size_t to = 0; to < ranks_; ++to) {
       const bool same_node = links.same_node(static_cast<int>(from), static_cast<int>(to));
       const std::size_t first = same_node ? 0 : first_between;
+      const std::size_t out = same_node ? from : from / nic, in = same_node ? to : to / nic;
       switch (same_node ? links.inside.sharing : links.between.sharing) {
         case Sharing::pair:
           pairs_.push_back({first + from * ranks_ + to, first + from * ranks_ + to});
           break;
         case Sharing::port:
-          pairs_.push_back({first + 2 * from, first + 2 * to + 1});
+          pairs_.push_back({first + 2 * out, first + 2 * in + 1});
           break;
         case Sharing::half_duplex:
-          pairs_.push_back({first + from, first + to});
+          pairs_.push_back({first + out, first + in});
           break;
       }
     }
@@ -66,8 +68,9 @@ std::size_t Network::start(int from, int to, std::int64_t bytes, double now) {
   messages_.push_back({static_cast<double>(bytes), (links_.same_node(from, to) ? links_.inside : links_.between).latency_seconds});
   const std::size_t index = static_cast<std::size_t>(from) * ranks_ + static_cast<std::size_t>(to);
   Pair& pair = pairs_[index];
+  const bool idle = pair.idle();
   pair.queue.push_back(message);
-  if (pair.queue.size() > 1) return message;
+  if (!idle) return message;
   pair.rate = 0;
   ports_[pair.out].pairs.push_back(index);
   if (pair.in != pair.out) ports_[pair.in].pairs.push_back(index);
@@ -79,7 +82,7 @@ std::size_t Network::start(int from, int to, std::int64_t bytes, double now) {
 
 void Network::begin_first(std::size_t index, double now) {
   Pair& pair = pairs_[index];
-  pair.left = messages_[pair.queue.front()].bytes;
+  pair.left = messages_[pair.queue[pair.head]].bytes;
   pair.since = now;
   pair.end = pair.rate > 0 ? now + pair.left / pair.rate : std::numeric_limits<double>::infinity();
   if (pair.rate > 0) ends_.emplace(pair.end, index);
@@ -107,7 +110,7 @@ void Network::share_again(std::size_t port, double now) {
 double Network::next_end() {
   while (!ends_.empty()) {
     const auto [time, index] = ends_.top();
-    if (!pairs_[index].queue.empty() && pairs_[index].end == time) return time;
+    if (!pairs_[index].idle() && pairs_[index].end == time) return time;
     ends_.pop();
   }
   return std::numeric_limits<double>::infinity();
@@ -118,13 +121,13 @@ void Network::advance(double now, std::vector<Arrival>& arrivals) {
     const std::size_t index = ends_.top().second;
     ends_.pop();
     Pair& pair = pairs_[index];
-    const std::size_t message = pair.queue.front();
+    const std::size_t message = pair.queue[pair.head];
     arrivals.push_back({message, end + messages_[message].latency});
-    pair.queue.pop_front();
-    if (!pair.queue.empty()) {
+    if (++pair.head < pair.queue.size()) {
       begin_first(index, end);
       continue;
     }
+    pair.queue.clear(), pair.head = 0;
     std::erase(ports_[pair.out].pairs, index);
     if (pair.in != pair.out) std::erase(ports_[pair.in].pairs, index);
     share_again(pair.out, end);

@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <queue>
 #include <string_view>
@@ -31,6 +30,7 @@ struct Pacing {
 struct Links {
   Pacing inside = {}, between = {};
   int ranks_per_node = 0;  ///< Consecutive ranks; 0: all ranks are one node.
+  int ranks_per_nic = 1;   ///< Consecutive ranks that share a network card: a port (or half-duplex port) between nodes.
   bool same_node(int a, int b) const noexcept { return ranks_per_node <= 0 || a / ranks_per_node == b / ranks_per_node; }
 };
 
@@ -60,7 +60,9 @@ class Network {
   /// The messages of an ordered pair: the first is moving.
   struct Pair {
     std::size_t out = 0, in = 0;  ///< Ports.
-    std::deque<std::size_t> queue = {};
+    std::vector<std::size_t> queue = {};
+    std::size_t head = 0;  ///< The first of `queue` that has not left. A deque would take half a kilobyte a pair.
+    bool idle() const noexcept { return head == queue.size(); }
     double left = 0, since = 0, rate = 0;  ///< Bytes of the first message at `since`.
     double end = 0;                        ///< Of the first message, at the present rate.
   };

@@ -56,6 +56,39 @@ TEST(Simulate, TwoRanksTwoHopsByHand) {
   EXPECT_DOUBLE_EQ(hop.duration_us, 3e6);
 }
 
+TEST(Simulate, RanksBeginWhenTheyAreTold) {
+  // The last to begin holds up the message that both wait for: 3, and 5 more; then 2 of compute and the finish, which is free.
+  Costs costs = even_costs(2, 5);
+  costs.starts = {1, 3};
+  const Timeline t = simulate(ring(2), costs);
+  EXPECT_DOUBLE_EQ(t.makespan, 10);
+  EXPECT_DOUBLE_EQ(t.ranks[0].exposed, 5);  // hop 0 is 1 to 3, hop 1 begins at 8
+  EXPECT_DOUBLE_EQ(t.ranks[1].exposed, 3);
+  EXPECT_DOUBLE_EQ(t.ranks[0].idle, 5);
+  Costs same = even_costs(2, 5);
+  same.starts = {7, 7};
+  EXPECT_DOUBLE_EQ(simulate(ring(2), same).makespan, 7 + simulate(ring(2), even_costs(2, 5)).makespan);
+  costs.starts = {1};
+  EXPECT_THROW(simulate(ring(2), costs), InvalidArgument);
+}
+
+TEST(Simulate, ComputeIsSlowerWhileMessagesMove) {
+  // 16 rows of k and v are 32 units of size; the first hop computes 3 s, 2 of which beside messages at half the pace: 1 + 2.
+  const Plan plan = ring(2);
+  double bytes = 0;
+  for (const Step& step : plan.programs[0].steps) {
+    for (const plan::Message& m : plan.programs[0].sends_of(step)) bytes += static_cast<double>(plan.programs[0].bytes_of(m.view));
+  }
+  Costs costs{[](const Program&, const Step& step) { return step.op == Op::attend ? 3.0 : 0; },
+              {{.bytes_per_second = bytes / 2, .sharing = comm::Sharing::port}}};
+  EXPECT_DOUBLE_EQ(simulate(plan, costs).makespan, 6);
+  costs.overlap_slowdown = 2;
+  const Timeline t = simulate(plan, costs);
+  EXPECT_DOUBLE_EQ(t.makespan, 7);
+  EXPECT_DOUBLE_EQ(t.ranks[0].compute, 7);
+  EXPECT_DOUBLE_EQ(t.ranks[0].exposed, 0);
+}
+
 TEST(Simulate, AMessageMovesOnceBothExchangesHaveStarted) {
   // Rank 0 copies for 2 s and sends; rank 1 receives, and on its other lane sends what rank 0 awaits from the start.
   const test::Lengths cu{0, 2};

@@ -79,6 +79,21 @@ TEST(Network, NodesHaveLinksOfTheirOwnKind) {
   EXPECT_EQ(arrivals(network, 3), (Times{1, 13, 2})) << "ranks 1 and 2 are in different nodes";
 }
 
+TEST(Network, RanksOfACardShareIt) {
+  // Four ranks in two nodes, a card for each node: two messages out of one node take twice as long, those within it do not.
+  Links shared{{.bytes_per_second = 10}, {.bytes_per_second = 10}, 2, 2};
+  Network network(shared, 4);
+  network.start(0, 2, 20, 0);
+  network.start(1, 3, 20, 0);
+  network.start(0, 1, 20, 0);
+  EXPECT_EQ(arrivals(network, 3), (Times{4, 4, 2}));
+  shared.ranks_per_nic = 1;
+  Network own(shared, 4);
+  own.start(0, 2, 20, 0);
+  own.start(1, 3, 20, 0);
+  EXPECT_EQ(arrivals(own, 2), (Times{2, 2}));
+}
+
 TEST(Network, NoLimitIsOnlyLatency) {
   Network network({{.latency_seconds = 2}}, 2);
   network.start(0, 1, std::int64_t{1} << 40, 1);

@@ -1,0 +1,129 @@
+#include "launch/compare_run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "launch/bench/statistics.h"
+#include "launch/commands.h"
+#include "launch/ranks.h"
+#include "launch/train_options.h"
+#include "parallel/simulate/iteration.h"
+#include "parallel/train/checkpoint.h"
+#include "parallel/train/corpus.h"
+#include "parallel/train/packing.h"
+#include "runtime/error.h"
+
+namespace periplus::launch {
+namespace {
+
+using simulate::Training;
+
+/// The configuration that a run's checkpoint holds.
+train::Config config_of(const std::string& folder) {
+  const auto checkpoint = train::newest_checkpoint(folder);
+  if (!checkpoint)
+    throw InvalidArgument(fmt::format("simulate: --compare {}: there is no checkpoint in it, which holds the configuration", folder));
+  train::Config config;
+  RankOptions ranks;
+  OptionTable table("train", "", "");
+  add_train_options(table, config, ranks);
+  std::vector<std::string> arguments;
+  for (const auto& [key, value] : train::read_manifest(*checkpoint).config) {
+    if (key == "data.paths" || key == "optimizer.betas" || key.starts_with("run.")) continue;
+    arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", key, value)});
+  }
+  table.parse(arguments);
+  const std::map<std::string, std::string> text = train::read_manifest(*checkpoint).config;
+  // Paths hold commas seldom; a list is written with ", " between them.
+  std::string_view paths = text.at("data.paths");
+  for (std::size_t begin = 0; begin <= paths.size();) {
+    const std::size_t end = std::min(paths.find(", ", begin), paths.size());
+    config.data.paths.emplace_back(paths.substr(begin, end - begin));
+    begin = end + 2;
+  }
+  config.run.seed = std::stoull(text.at("run.seed"));
+  config.run.dtype = text.at("run.dtype");
+  return config;
+}
+
+simulate::Shape shape_of(const train::Config& config) {
+  const train::ModelConfig& model = config.model;
+  if (model.pattern.find_first_not_of("SL") != std::string::npos)
+    throw InvalidArgument(fmt::format("simulate: --compare: layers '{}'; only S and L are simulated", model.pattern));
+  simulate::Shape shape;
+  shape.name = "run", shape.layers = static_cast<int>(model.layers), shape.hidden = static_cast<int>(model.hidden);
+  shape.heads = static_cast<int>(model.heads), shape.kv_heads = static_cast<int>(model.kv_heads);
+  shape.head_size = static_cast<int>(model.head_size), shape.ffn = static_cast<int>(model.ffn), shape.ffn_matrices = 3;
+  shape.vocabulary = model.vocabulary, shape.pattern = model.pattern, shape.tie_embeddings = model.tie_embeddings;
+  shape.element_bytes = config.run.dtype == "bf16" ? 2 : 4;
+  return shape;
+}
+
+struct Step {
+  std::int64_t number = 0;
+  int ranks = 1;
+  double measured = 0, simulated = 0;
+};
+
+std::vector<Step> measured_steps(const std::string& folder) {
+  const std::filesystem::path file = std::filesystem::path(folder) / "metrics.jsonl";
+  std::ifstream lines(file);
+  if (!lines)
+    throw InvalidArgument(fmt::format("simulate: --compare: there is no {}; name a folder that periplus train has written", file.string()));
+  std::vector<Step> steps;
+  for (std::string line; std::getline(lines, line);) {
+    const nlohmann::json json = nlohmann::json::parse(line, nullptr, false);
+    if (json.is_object() && json.contains("step") && json.contains("step_seconds"))
+      steps.push_back({.number = json["step"], .ranks = json.value("ranks", 1), .measured = json["step_seconds"]});
+  }
+  if (steps.size() < 2)
+    throw InvalidArgument(
+        fmt::format("simulate: --compare: {} has {} steps; two are needed, as the first does not count", file.string(), steps.size()));
+  steps.erase(steps.begin());
+  return steps;
+}
+
+Training training_of(const train::Config& config, int ranks, std::span<const train::Piece> row) {
+  Training training;
+  for (const train::Piece& piece : row) {
+    training.documents.push_back(piece.length);
+    training.tokens += piece.length;
+  }
+  training.context = ranks, training.layout = layout_kind_from_string(config.parallel.layout), training.tiled_loss = true;
+  training.attention = config.parallel.attention, training.linear = config.parallel.linear;
+  return training;
+}
+
+}  // namespace
+
+int compare_with_run(const OptionTable& table, const std::string& folder, const simulate::Machine& machine) {
+  std::vector<Step> steps = measured_steps(folder);
+  const train::Config config = config_of(folder);
+  const simulate::Shape shape = shape_of(config);
+  const train::Corpus corpus(config.data.paths);
+  const train::Packing packing(config.data.packing, corpus.lengths(), config.data.context);
+  train::RowOrder order(packing.rows(), config.run.seed);
+  std::vector<double> errors;
+  say(table, fmt::format("{:>6} {:>12} {:>12} {:>8}", "step", "measured s", "simulated s", "ratio"));
+  for (Step& step : steps) {
+    const Training training = training_of(config, step.ranks, packing.row(order.row_of_step(step.number)));
+    step.simulated = simulate::simulate_iteration(shape, machine, training).seconds;
+    errors.push_back(std::abs(step.simulated / step.measured - 1));
+    say(table,
+        fmt::format("{:>6} {:>12.5f} {:>12.5f} {:>8.3f}", step.number, step.measured, step.simulated, step.simulated / step.measured));
+  }
+  const double error = bench::median(errors);
+  say(table, fmt::format("median error of {} steps: {:.1f} %", steps.size(), 100 * error));
+  nlohmann::json json{{"median_error", error}, {"steps", nlohmann::json::array()}};
+  for (const Step& step : steps)
+    json["steps"].push_back({{"step", step.number}, {"measured", step.measured}, {"simulated", step.simulated}});
+  print_result(table, json);
+  return kOk;
+}
+
+}  // namespace periplus::launch

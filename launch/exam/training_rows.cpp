@@ -1,0 +1,240 @@
+// Rows of whole iterations: DISTFLASHATTN, NeMo, DeepSpeed-Ulysses, ALST, Striped Attention; and those without a model here.
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "launch/descriptions.h"
+#include "launch/exam/exam.h"
+#include "parallel/simulate/estimate.h"
+#include "parallel/simulate/iteration.h"
+
+namespace periplus::launch::exam {
+namespace {
+
+using simulate::Iteration;
+using simulate::Recompute;
+using simulate::Training;
+
+constexpr std::int64_t kK = 1024;
+
+Training attention_over(int context, std::int64_t tokens, const char* strategy, LayoutKind layout) {
+  Training training;
+  training.tokens = tokens, training.context = context, training.layout = layout, training.zero = 3;
+  training.attention.strategy = strategy;
+  return training;
+}
+
+double seconds(const char* model, const simulate::Machine& machine, const Training& training) {
+  return simulate::simulate_iteration(load_shape(model), machine, training).seconds;
+}
+
+/// The three systems of its comparison.
+double dist_flash(std::int64_t tokens, const std::string& system) {
+  const simulate::Machine machine = load_simulated_machine("a100x16");
+  Training training = attention_over(16, tokens, system == "DISTFLASHATTN" ? "balanced_helper" : "ulysses", LayoutKind::contiguous);
+  training.narrow_sums = true;
+  if (system == "DISTFLASHATTN") return seconds("llama2-7b", machine, training);
+  training.recompute = Recompute::all;
+  if (system == "Megatron") training.context = 1, training.tensor = 16, training.attention.strategy = "ring", training.zero = 1;
+  return seconds("llama2-7b", machine, training);
+}
+
+Result dist_flash_iterations() {
+  Result result{.setup = "DISTFLASHATTN, 7B, 2 x 8 A100, iteration", .unit = "s", .tolerance = {Tolerance::relative, 0.15}};
+  const std::vector<std::pair<std::string, std::vector<double>>> published = {
+      {"DISTFLASHATTN", {30.2, 106.4}}, {"Megatron", {43.4, 147.1}}, {"Ulysses", {37.5, 134.1}}};
+  for (std::size_t i = 0; i < 2; ++i) {
+    const std::int64_t tokens = (256 << i) * kK;
+    for (const auto& [system, times] : published)
+      result.figures.push_back({fmt::format("{} {}K", system, tokens / kK), times[i], dist_flash(tokens, system)});
+    const auto s = [&](std::size_t k) { return result.figures[3 * i + k].simulated; };
+    if (!(s(0) < s(2) && s(2) < s(1))) result.wrong = "the order is not DISTFLASHATTN, Ulysses, Megatron";
+  }
+  result.constants = {"machines/a100x16", "kernels/fa2-a100", "models/llama2-7b"};
+  result.note =
+      "a card of 100 Gb/s for each device assumed; partial results travel as f16, as in its source; Ulysses and Megatron run attention "
+      "again in backward";
+  return result;
+}
+
+Result dist_flash_overlap() {
+  const simulate::Machine machine = load_simulated_machine("a100x16");
+  Training training = attention_over(16, 128 * kK, "balanced_helper", LayoutKind::contiguous);
+  training.narrow_sums = true;
+  const simulate::Shape shape = load_shape("llama2-7b");
+  const auto overhead = [&] {
+    const Iteration iteration = simulate::simulate_iteration(shape, machine, training);
+    simulate::Machine fast = machine;
+    fast.links.inside = fast.links.between = {};
+    fast.links.inside.bytes_per_second = fast.links.between.bytes_per_second = fast.node_bytes_per_second = 1e18;
+    return 100 * (iteration.seconds / simulate::simulate_iteration(shape, fast, training).seconds - 1);
+  };
+  const double with = overhead();
+  training.overlap = false;
+  const double without = overhead();
+  return {.setup = "DISTFLASHATTN, 7B, 2 x 8 A100, 128K: communication over an iteration without any",
+          .unit = "%",
+          .tolerance = {Tolerance::absolute, 12},
+          .figures = {{"without overlap", 105, without}, {"with overlap", 44, with}},
+          .constants = {"machines/a100x16", "kernels/fa2-a100", "models/llama2-7b"},
+          .note = "a card of 100 Gb/s for each device assumed; partial results travel as f16, as in its source"};
+}
+
+/// Flop/s of a device in context-parallel training of LLaMA 2 7B.
+double nemo_rate(int context, std::int64_t tokens) {
+  const simulate::Machine machine = load_simulated_machine("h100x64", "cudnn-h100-fp8");
+  Training training = attention_over(context, tokens, "ring", LayoutKind::zigzag);
+  training.zero = 1;
+  const Iteration iteration = simulate::simulate_iteration(load_shape("llama2-7b"), machine, training);
+  return iteration.flops / iteration.seconds / context * 1e-12;
+}
+
+Result nemo_scaling() {
+  const double short_rate = nemo_rate(4, 128 * kK), long_rate = nemo_rate(32, 1024 * kK);
+  Result result{.setup = "NeMo, LLaMA 2 7B in FP8, H100: TFLOP/s a device at 1M (CP 32) over 128K (CP 4)",
+                .unit = "",
+                .tolerance = {Tolerance::relative, 0.05}};
+  result.figures = {{"ratio", 0.966, long_rate / short_rate}};
+  result.constants = {"machines/h100x64", "kernels/cudnn-h100-fp8: kernels.matmul_flops_per_second FITTED to 4K, no row of the exam",
+                      "models/llama2-7b"};
+  result.note = fmt::format("{:.0f} -> {:.0f} (published 555 -> 536)", short_rate, long_rate);
+  return result;
+}
+
+Result nemo_without() {
+  Result result{.setup = "NeMo, 1M with and without context parallelism", .unit = "x", .tolerance = {Tolerance::relative, 1}};
+  result.not_simulated = "its recomputation without CP is not described; not among the 30";
+  return result;
+}
+
+/// Flop as DeepSpeed counts them: all pairs, backward twice forward, recomputation left out.
+double deepspeed_rate(std::int64_t length, bool megatron) {
+  constexpr std::int64_t kTokens = 256 * kK;
+  const simulate::Machine machine = load_simulated_machine("ulysses-a100x64");
+  const simulate::Shape shape = load_shape("gpt-30b");
+  Training training = attention_over(64, kTokens, "ulysses", LayoutKind::contiguous);
+  training.documents.assign(static_cast<std::size_t>(kTokens / length), length);
+  training.causal = false, training.recompute = Recompute::all;
+  if (megatron) training.context = 1, training.tensor = 64, training.attention.strategy = "ring", training.zero = 1;
+  const double weights = shape.layers * shape.layer_weights() + static_cast<double>(shape.vocabulary) * shape.hidden;
+  const double pairs = static_cast<double>(kTokens) * static_cast<double>(length);
+  const double flops = 6 * weights * kTokens + 12 * pairs * shape.hidden * shape.layers;
+  return flops / simulate::simulate_iteration(shape, machine, training).seconds / 64 * 1e-12;
+}
+
+Result ulysses_30b() {
+  Result result{.setup = "DeepSpeed-Ulysses, 30B, 64 A100", .unit = "TFLOP/s", .tolerance = {Tolerance::relative, 0.12}};
+  const double published[] = {165, 157, 152, 147, 140, 134};
+  for (int i = 0; i < 6; ++i) result.figures.push_back({fmt::format("{}K", 8 << i), published[i], deepspeed_rate((8 << i) * kK, false)});
+  result.constants = {"machines/ulysses-a100x64", "kernels/fa2-a100", "models/gpt-30b"};
+  result.note = "256K tokens an iteration, all pairs computed, layers run again in backward: none of it is said";
+  return result;
+}
+
+Result megatron_30b() {
+  Result result{.setup = "Megatron-SP, 30B, 64 A100", .unit = "TFLOP/s", .tolerance = {Tolerance::relative, 0.20}};
+  const double published[] = {45, 67.5, 85.5, 104.5};
+  for (int i = 0; i < 4; ++i) result.figures.push_back({fmt::format("{}K", 8 << i), published[i], deepspeed_rate((8 << i) * kK, true)});
+  const simulate::Machine machine = load_simulated_machine("ulysses-a100x64");
+  Training training = attention_over(1, 128 * kK, "ring", LayoutKind::contiguous);
+  training.tensor = 64, training.recompute = Recompute::all, training.zero = 1;
+  if (memory_of(load_shape("gpt-30b"), training).total() <= machine.memory_bytes) result.wrong = "128K does not run out of memory";
+  result.constants = {"machines/ulysses-a100x64", "kernels/fa2-a100", "models/gpt-30b"};
+  result.note = "one tensor-parallel group of 64 assumed; its memory, and how it splits at short lengths, are not described";
+  return result;
+}
+
+Training alst(int context, std::int64_t tokens) {
+  Training training = attention_over(context, tokens, "ulysses", LayoutKind::contiguous);
+  training.recompute = Recompute::all;
+  training.optimizer_on_host = training.checkpoints_on_host = training.tiled_ffn = training.tiled_loss = true;
+  return training;
+}
+
+Result alst_times() {
+  const simulate::Machine machine = load_simulated_machine("h100x64", "fa2-h100");
+  Result result{.setup = "ALST, Llama 8B, iteration of 3.7M tokens on 8 H100 and of 15M on 32",
+                .unit = "s",
+                .tolerance = {Tolerance::relative, 0.10}};
+  result.figures = {{"3.7M", 6455, seconds("llama3-8b", machine, alst(8, 3'700'000))},
+                    {"15M", 26709, seconds("llama3-8b", machine, alst(32, 15'000'000))}};
+  result.constants = {"machines/h100x64", "kernels/fa2-h100", "models/llama3-8b"};
+  result.note = "FlashAttention-2, whole layers again in backward; copies to the host are hidden";
+  return result;
+}
+
+/// The most tokens that fit, of all ranks. Attention's workspace is that of a short sequence, as it grows with the tokens.
+double longest(const simulate::Machine& machine, Training training) {
+  const simulate::Shape shape = load_shape("llama3-8b");
+  training.tokens = 8 * kK * training.context;
+  const Iteration brief = simulate::simulate_iteration(shape, machine, training);
+  return 1e-3 * static_cast<double>(simulate::longest_that_fits(shape, machine, training, brief.workspace / (8.0 * kK)));
+}
+
+Result alst_ladder() {
+  const simulate::Machine machine = load_simulated_machine("h100x8");
+  Result result{
+      .setup = "ALST, Llama 8B, 8 H100, longest sequence, feature by feature", .unit = "K", .tolerance = {Tolerance::relative, 0.20}};
+  Training training = alst(1, 1);
+  training.replicas = 8;
+  training.checkpoints_on_host = training.tiled_ffn = training.tiled_loss = false;
+  const auto add = [&](const char* name, double published) { result.figures.push_back({name, published, longest(machine, training)}); };
+  add("baseline", 32);
+  training.tiled_loss = true;
+  add("tiled loss", 160);
+  training.context = 8, training.replicas = 1;
+  add("Ulysses", 1100);
+  training.tiled_ffn = true;
+  add("tiled MLP", 1200);
+  training.tiled_ffn = false, training.checkpoints_on_host = true;
+  add("offload, no tiled MLP", 2400);
+  training.tiled_ffn = true;
+  add("all", 3700);
+  result.constants = {"machines/h100x8", "models/llama3-8b"};
+  result.note = "optimizer on the host from the first step on; memory of the host is not counted";
+  return result;
+}
+
+Result flat_and_falling() {
+  Result result{.setup = "Lightning Attention-2 flat and FlashAttention-2 falling, 0.4B, 2 A100",
+                .unit = "",
+                .tolerance = {Tolerance::relative, 0.12}};
+  result.not_simulated = "the shape and batch of its 0.4B model are not given; at 1K it runs at a third of what its matrices would allow";
+  return result;
+}
+
+Result striped() {
+  const simulate::Machine machine = load_simulated_machine("a100x8");
+  const auto iteration = [&](LayoutKind layout) { return seconds("llama2-7b", machine, attention_over(8, 256 * kK, "ring", layout)); };
+  Result result{.setup = "Striped Attention over ring, 8 A100, 256K", .unit = "x", .tolerance = {Tolerance::relative, 0.08}};
+  result.figures = {{"iteration", 1.45, iteration(LayoutKind::contiguous) / iteration(LayoutKind::striped)}};
+  result.constants = {"machines/a100x8", "kernels/fa2-a100", "models/llama2-7b"};
+  result.note = "its JAX blocks are not FlashAttention-2's, and cut away less of the mask; 1.65 on 16 TPU v4 is not simulated";
+  return result;
+}
+
+Result rsa_memory() {
+  Result result{.setup = "Ring Self-Attention, weak-scaling memory against tensor parallelism",
+                .unit = "MB",
+                .tolerance = {Tolerance::relative, 0.05}};
+  result.not_simulated = "it keeps whole rows of scores on P100, which the memory model does not know";
+  return result;
+}
+
+}  // namespace
+
+std::vector<Row> training_rows() {
+  return {{"S14", dist_flash_iterations},
+          {"S15", dist_flash_overlap},
+          {"S17", nemo_scaling},
+          {"S18", nemo_without},
+          {"S19", ulysses_30b},
+          {"S20", megatron_30b},
+          {"S21", alst_times},
+          {"S22", alst_ladder},
+          {"S28", flat_and_falling},
+          {"S30", striped},
+          {"S31", rsa_memory}};
+}
+
+}  // namespace periplus::launch::exam

@@ -1,0 +1,186 @@
+#include "parallel/simulate/machine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string_view>
+
+#include <fmt/format.h>
+
+#include "parallel/plan/ops.h"
+#include "runtime/error.h"
+
+namespace periplus::simulate {
+namespace {
+
+void require(bool holds, const Machine& machine, std::string_view key, double value, std::string_view rule) {
+  if (!holds) throw InvalidArgument(fmt::format("machine {}: {} is {:g}; it must be {}", machine.name, key, value, rule));
+}
+void require_positive(const Machine& machine, std::string_view key, double value) {
+  require(std::isfinite(value) && value > 0, machine, key, value, "a number above 0");
+}
+void require_not_negative(const Machine& machine, std::string_view key, double value) {
+  require(std::isfinite(value) && value >= 0, machine, key, value, "0 or more");
+}
+
+void check(const Machine& machine, const AttentionCurve& curve, std::string_view pass) {
+  const auto key = [&](std::string_view name) { return fmt::format("kernels.{}_{}", pass, name); };
+  if (curve.lengths.empty() || curve.lengths.size() != curve.causal_flops_per_second.size() ||
+      curve.lengths.size() != curve.full_flops_per_second.size()) {
+    throw InvalidArgument(fmt::format("machine {}: {} has {} lengths, {} causal and {} full rates; each length needs one of both",
+                                      machine.name, key("lengths"), curve.lengths.size(), curve.causal_flops_per_second.size(),
+                                      curve.full_flops_per_second.size()));
+  }
+  double last = 0;
+  for (std::size_t i = 0; i < curve.lengths.size(); ++i) {
+    require(curve.lengths[i] > last, machine, key("lengths"), curve.lengths[i], "above 0 and ascending");
+    last = curve.lengths[i];
+    require_positive(machine, key("causal"), curve.causal_flops_per_second[i]);
+    require_positive(machine, key("full"), curve.full_flops_per_second[i]);
+  }
+}
+
+double at_length(const std::vector<double>& lengths, const std::vector<double>& values, double length) {
+  if (length <= lengths.front()) return values.front();
+  if (length >= lengths.back()) return values.back();
+  const auto above = static_cast<std::size_t>(std::ranges::upper_bound(lengths, length) - lengths.begin());
+  const double part = std::log(length / lengths[above - 1]) / std::log(lengths[above] / lengths[above - 1]);
+  return std::lerp(values[above - 1], values[above], part);
+}
+
+/// What the bands of a step cover of its rows: queries, keys, allowed pairs.
+struct Block {
+  std::int64_t rows = 0, keys = 0;
+  double pairs = 0;
+};
+
+std::int64_t covered(std::vector<std::pair<std::int64_t, std::int64_t>>& ranges) {
+  std::ranges::sort(ranges);
+  std::int64_t sum = 0, end = 0;
+  for (const auto& [from, to] : ranges) {
+    sum += std::max<std::int64_t>(0, to - std::max(from, end));
+    end = std::max(end, to);
+  }
+  return sum;
+}
+
+Block block_of(std::span<const Band> bands) {
+  Block block;
+  std::vector<std::pair<std::int64_t, std::int64_t>> rows, keys;
+  for (const Band& band : bands) {
+    rows.emplace_back(band.q0, band.q1), keys.emplace_back(band.k0, band.k1);
+    block.pairs += static_cast<double>(area(band));
+  }
+  block.rows = covered(rows), block.keys = covered(keys);
+  return block;
+}
+
+double row_bytes(const plan::Program& program, const plan::View& view) {
+  constexpr double kF32 = 4;
+  return kF32 * static_cast<double>(view.heads * program.slot_of(view).width);
+}
+
+double attention_seconds(const Kernels& kernels, const AttentionCurve& curve, const plan::Program& program, const plan::Step& step,
+                         const Block& block) {
+  if (block.pairs == 0) return 0;
+  const double all = static_cast<double>(block.rows) * static_cast<double>(block.keys);
+  return kernels.launch_seconds + plan::flops(program, step) / curve.rate(std::sqrt(all), block.pairs / all);
+}
+
+double forward_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
+  const Block block = block_of(program.bands_of(step));
+  double seconds = attention_seconds(kernels, kernels.forward, program, step, block);
+  if (block.pairs == 0) return seconds;
+  const plan::Access& out = program.accesses_of(step)[plan::attend_operand::out];
+  const bool first = out.mode != plan::Mode::add;
+  const double passes = first                        ? kernels.first_merge_passes
+                        : block.rows < out.view.rows ? kernels.sliced_merge_passes
+                                                     : kernels.merge_passes;
+  if (!first) seconds += kernels.merge_launches * kernels.launch_seconds;
+  return seconds + passes * static_cast<double>(block.rows) * row_bytes(program, out.view) / kernels.memory_bytes_per_second;
+}
+
+double backward_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
+  using namespace plan::attend_backward_operand;
+  const Block block = block_of(program.bands_of(step));
+  const auto accesses = program.accesses_of(step);
+  const double rows = static_cast<double>(block.rows), keys = static_cast<double>(block.keys);
+  const double bytes =
+      rows * row_bytes(program, accesses[dq].view) + keys * (row_bytes(program, accesses[dk].view) + row_bytes(program, accesses[dv].view));
+  return attention_seconds(kernels, kernels.backward, program, step, block) +
+         kernels.backward_merge_passes * bytes / kernels.memory_bytes_per_second;
+}
+
+double linear_seconds(const Kernels& kernels, double flops, double bytes, double efficiency) {
+  if (bytes == 0) return 0;
+  return kernels.launch_seconds + std::max(flops / kernels.matmul_flops_per_second, bytes / (kernels.memory_bytes_per_second * efficiency));
+}
+
+}  // namespace
+
+double AttentionCurve::rate(double length, double fill) const {
+  const double causal = at_length(lengths, causal_flops_per_second, length), full = at_length(lengths, full_flops_per_second, length);
+  const double part = std::clamp(2 * fill - 1, 0.0, 1.0);
+  return 1 / std::lerp(1 / causal, 1 / full, part);
+}
+
+void check(const Machine& machine) {
+  require_positive(machine, "devices.count", machine.devices);
+  require_positive(machine, "devices.per_node", machine.devices_per_node);
+  require_positive(machine, "devices.memory_bytes", machine.memory_bytes);
+  require_not_negative(machine, "devices.peak_flops_per_second", machine.peak_flops_per_second);
+  require_positive(machine, "links.device_bytes_per_second", machine.links.inside.bytes_per_second);
+  require_not_negative(machine, "links.device_hop_seconds", machine.links.inside.latency_seconds);
+  require_positive(machine, "links.stream_bytes_per_second", machine.links.between.bytes_per_second);
+  require_not_negative(machine, "links.hop_seconds", machine.links.between.latency_seconds);
+  require_positive(machine, "links.node_bytes_per_second", machine.node_bytes_per_second);
+  require_not_negative(machine, "links.host_bytes_per_second", machine.host_bytes_per_second);
+  require(std::isfinite(machine.overlap_slowdown) && machine.overlap_slowdown >= 1, machine, "links.overlap_slowdown",
+          machine.overlap_slowdown, "1 or more");
+  require(machine.exposed_gather_share >= 0 && machine.exposed_gather_share <= 1, machine, "links.exposed_gather_share",
+          machine.exposed_gather_share, "0 to 1");
+  const Kernels& kernels = machine.kernels;
+  require_positive(machine, "kernels.matmul_flops_per_second", kernels.matmul_flops_per_second);
+  require_positive(machine, "kernels.memory_bytes_per_second", kernels.memory_bytes_per_second);
+  require_not_negative(machine, "kernels.launch_seconds", kernels.launch_seconds);
+  require_not_negative(machine, "kernels.merge_passes", kernels.merge_passes);
+  require_not_negative(machine, "kernels.sliced_merge_passes", kernels.sliced_merge_passes);
+  require_not_negative(machine, "kernels.first_merge_passes", kernels.first_merge_passes);
+  require_not_negative(machine, "kernels.merge_launches", kernels.merge_launches);
+  require_not_negative(machine, "kernels.backward_merge_passes", kernels.backward_merge_passes);
+  for (const auto& [key, value] : {std::pair{"kernels.linear_efficiency", kernels.linear_efficiency},
+                                   {"kernels.linear_backward_efficiency", kernels.linear_backward_efficiency}}) {
+    require(value > 0 && value <= 1, machine, key, value, "above 0 and at most 1");
+  }
+  check(machine, kernels.forward, "forward");
+  check(machine, kernels.backward, "backward");
+}
+
+double step_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
+  const double bytes = static_cast<double>(plan::bytes(program, step));
+  switch (step.op) {
+    case plan::Op::attend:
+      return forward_seconds(kernels, program, step);
+    case plan::Op::attend_backward:
+      return backward_seconds(kernels, program, step);
+    case plan::Op::unit_states:
+    case plan::Op::unit_scan:
+    case plan::Op::unit_apply:
+      return linear_seconds(kernels, plan::flops(program, step), bytes, kernels.linear_efficiency);
+    case plan::Op::unit_states_backward:
+    case plan::Op::unit_apply_backward:
+      return linear_seconds(kernels, plan::flops(program, step), bytes, kernels.linear_backward_efficiency);
+    default:
+      return bytes == 0 ? 0 : kernels.launch_seconds + bytes / kernels.memory_bytes_per_second;
+  }
+}
+
+double gather_seconds(const Machine& machine, int group, double bytes, int groups) {
+  if (group <= 1) return 0;
+  const int nodes = machine.nodes_of(group * groups), inside = (group + nodes - 1) / nodes;
+  const double through_links = bytes * (group - 1) / group / machine.links.inside.bytes_per_second;
+  const double through_cards = nodes > 1 ? bytes * groups * (nodes - 1) / nodes / machine.node_bytes_per_second : 0;
+  const double hops = (inside - 1) * machine.links.inside.latency_seconds + (nodes - 1) * machine.links.between.latency_seconds;
+  return std::max(through_links, through_cards) + hops;
+}
+
+}  // namespace periplus::simulate

@@ -1,0 +1,264 @@
+#include "parallel/simulate/iteration.h"
+
+#include <array>
+
+#include <gtest/gtest.h>
+
+#include "parallel/attention.h"
+#include "parallel/plan/ops.h"
+#include "parallel/simulate/estimate.h"
+#include "parallel/simulate/simulate.h"
+#include "runtime/error.h"
+
+namespace periplus::simulate {
+namespace {
+
+/// Rates that make times easy: matrices and attention 1 Tflop/s, memory and launches free.
+Machine even_machine(int devices, int per_node) {
+  Machine machine;
+  machine.name = "even", machine.devices = devices, machine.devices_per_node = per_node, machine.memory_bytes = 1e12;
+  machine.links.inside = {.bytes_per_second = 1e9}, machine.links.between = {.bytes_per_second = 1e8};
+  machine.links.ranks_per_node = per_node, machine.links.ranks_per_nic = per_node;
+  machine.node_bytes_per_second = 1e8;
+  machine.kernels.matmul_flops_per_second = 1e12, machine.kernels.memory_bytes_per_second = 1e30;
+  machine.kernels.forward = {{1024}, {1e12}, {1e12}};
+  machine.kernels.backward = machine.kernels.forward;
+  return machine;
+}
+
+Shape small_shape() {
+  Shape shape;
+  shape.name = "small", shape.layers = 3, shape.hidden = 64, shape.heads = 4, shape.kv_heads = 2, shape.vocabulary = 100;
+  return shape;
+}
+
+Training over(int context, std::int64_t tokens) {
+  Training training;
+  training.tokens = tokens, training.context = context, training.zero = 0;
+  return training;
+}
+
+double sum(const RankShare& rank) { return rank.compute + rank.attention_wait + rank.collective_wait + rank.imbalance + rank.overhead; }
+
+TEST(AttentionCurve, GoesBetweenItsPoints) {
+  const AttentionCurve curve{{1000, 4000}, {100, 300}, {200, 400}};
+  EXPECT_DOUBLE_EQ(curve.rate(500, 0.5), 100);
+  EXPECT_DOUBLE_EQ(curve.rate(4000, 0.5), 300);
+  EXPECT_DOUBLE_EQ(curve.rate(9000, 1), 400);
+  EXPECT_NEAR(curve.rate(2000, 0.5), 200, 1e-9);                           // half the way by the logarithm
+  EXPECT_NEAR(curve.rate(1000, 0.75), 2 / (1.0 / 100 + 1.0 / 200), 1e-9);  // half the way by time
+}
+
+TEST(GatherSeconds, ClosedForms) {
+  Machine machine = even_machine(16, 4);
+  EXPECT_EQ(gather_seconds(machine, 1, 1e9), 0);
+  EXPECT_NEAR(gather_seconds(machine, 4, 1e9), 0.75, 1e-12);              // three of four parts come over links
+  EXPECT_NEAR(gather_seconds(machine, 16, 1e9), 10 * 0.75, 1e-12);        // three of four nodes' parts over the card
+  EXPECT_NEAR(gather_seconds(machine, 4, 1e9, 4), 10 * 4 * 0.75, 1e-12);  // four such groups share it
+  machine.links.inside.latency_seconds = 1, machine.links.between.latency_seconds = 10;
+  EXPECT_NEAR(gather_seconds(machine, 16, 0), 3 * 1 + 3 * 10, 1e-12);
+}
+
+TEST(StepSeconds, MergesTouchTheRowsThatABlockCovers) {
+  Machine machine = even_machine(4, 4);
+  AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::zigzag, 4, std::array<std::int64_t, 2>{0, 4096}),
+                           .mask = Mask({}, std::array<std::int64_t, 2>{0, 4096})};
+  problem.dtype = DType::bf16;
+  const plan::Plan plan = make_plan(problem, {}, Pass::forward);
+  Kernels with = machine.kernels, without = machine.kernels;
+  with.memory_bytes_per_second = without.memory_bytes_per_second = 1e9;
+  with.merge_passes = 2, with.sliced_merge_passes = 3;
+  double merges = 0;
+  for (const plan::Step& step : plan.programs[0].steps)
+    if (step.op == plan::Op::attend) merges += step_seconds(with, plan.programs[0], step) - step_seconds(without, plan.programs[0], step);
+  // Rank 0 sees only later ranks: each of three blocks covers the later half of its 1024 rows, f32, 64 wide.
+  EXPECT_NEAR(merges, 3 * 3 * 512 * 64 * 4 / 1e9, 1e-12);
+}
+
+TEST(Iteration, OneDeviceIsTheSumOfItsFlops) {
+  const Shape shape = small_shape();
+  Training training = over(1, 1000);
+  training.recompute = Recompute::none;
+  const Iteration iteration = simulate_iteration(shape, even_machine(1, 1), training);
+  EXPECT_NEAR(iteration.seconds * 1e12 / model_flops(shape, training), 1, 1e-9);
+  // By hand: matrices of 3 x (64 x 192 + 8 x 64 x 64) + 64 x 100 weights, 6 flops a token each; 7 x 64 flops a pair and layer.
+  EXPECT_NEAR(model_flops(shape, training), 6e3 * (3 * (64 * 192 + 8 * 64 * 64) + 6400) + 3 * 14.0 * 64 * 500500, 1);
+  training.recompute = Recompute::all;
+  const Iteration again = simulate_iteration(shape, even_machine(1, 1), training);
+  EXPECT_GT(again.seconds, iteration.seconds * 1.2);
+  EXPECT_EQ(again.flops, iteration.flops);
+}
+
+TEST(Iteration, PartsAddUpAndBytesAreThePlansOwn) {
+  for (const char* const strategy : {"ring", "ulysses", "gather_kv"}) {
+    for (const int zero : {0, 1, 2, 3}) {
+      Training training = over(2, 3000);
+      training.replicas = 2, training.micro_batches = 2, training.attention.strategy = strategy, training.zero = zero;
+      training.layout = LayoutKind::contiguous;  // unequal work: ranks do not come together
+      const Iteration iteration = simulate_iteration(small_shape(), even_machine(8, 4), training);
+      for (const RankShare& rank : iteration.ranks) EXPECT_NEAR(sum(rank), iteration.seconds, 1e-9 * iteration.seconds) << strategy << zero;
+      EXPECT_GT(iteration.link_bytes, 0);
+      EXPECT_EQ(iteration.card_bytes, 0) << "one node";
+    }
+  }
+}
+
+TEST(Iteration, LayersThatFollowEachOtherAreNotSimulatedApart) {
+  // One long plan would give the same: a second layer's ranks start when their first is done.
+  Shape shape = small_shape();
+  shape.layers = 1;
+  Training training = over(4, 4000);
+  training.layout = LayoutKind::contiguous, training.recompute = Recompute::none;
+  const Machine machine = even_machine(4, 4);
+  const Iteration one = simulate_iteration(shape, machine, training);
+  shape.layers = 2;
+  const Iteration two = simulate_iteration(shape, machine, training);
+  EXPECT_LT(two.seconds, 2 * one.seconds + 1e-12);
+  EXPECT_GT(two.seconds, 1.5 * one.seconds);
+}
+
+TEST(Iteration, WithoutOverlapMessagesAddToCompute) {
+  Training training = over(4, 8192);
+  const Machine machine = even_machine(4, 4);
+  const Iteration with = simulate_iteration(small_shape(), machine, training);
+  training.overlap = false;
+  const Iteration without = simulate_iteration(small_shape(), machine, training);
+  EXPECT_GT(without.seconds, with.seconds);
+  EXPECT_NEAR(without.ranks[0].compute, with.ranks[0].compute, 1e-12);
+  EXPECT_EQ(without.link_bytes, with.link_bytes);
+}
+
+TEST(Iteration, TensorParallelMatricesMoveActivations) {
+  Training training = over(1, 4096);
+  training.tensor = 2, training.recompute = Recompute::none;
+  const Shape shape = small_shape();
+  const Iteration iteration = simulate_iteration(shape, even_machine(2, 2), training);
+  // Four gathers or scatters a layer and pass, half of the rows' activations each.
+  EXPECT_NEAR(iteration.link_bytes, shape.layers * 8 * 4096 * 64 * 2 / 2, 1);
+  EXPECT_NEAR(iteration.ranks[0].collective_wait, iteration.link_bytes / 1e9, 1e-9);
+}
+
+/// Makespan of a plan whose steps compute nothing.
+double messages_alone(const plan::Plan& plan, const comm::Links& links) {
+  return simulate(plan, {[](const plan::Program&, const plan::Step&) { return 0.0; }, links}).makespan;
+}
+
+std::int64_t bytes_of_rank(const plan::Plan& plan, std::size_t rank) { return plan.programs[rank].bytes_sent(); }
+
+TEST(ClosedForms, RingAllToAllAndPipeline) {
+  constexpr int kRanks = 8;
+  const std::array<std::int64_t, 2> borders{0, 8192};
+  const Mask full({.causal = false}, borders);
+  const comm::Links links{{.bytes_per_second = 1e9, .latency_seconds = 1e-5}};
+  AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::contiguous, kRanks, borders), .mask = full};
+  problem.q_heads = problem.kv_heads = 8, problem.dtype = DType::bf16;
+  // Seven hops of a block of keys and values, one after the other.
+  const double block = 1024 * 2 * 8 * 64 * 2;
+  EXPECT_NEAR(messages_alone(make_plan(problem, {}, Pass::forward), links), 7 * (block / 1e9 + 1e-5), 1e-9);
+  // Queries, keys and values out, results back: each exchange fills a rank's port, and then one latency.
+  const plan::Plan ulysses = make_plan(problem, {.strategy = "ulysses"}, Pass::forward);
+  std::size_t exchanges = 0;
+  for (const plan::Step& step : ulysses.programs[0].steps) exchanges += step.op == plan::Op::exchange ? 1 : 0;
+  EXPECT_NEAR(messages_alone(ulysses, links), static_cast<double>(bytes_of_rank(ulysses, 0)) / 1e9 + static_cast<double>(exchanges) * 1e-5,
+              1e-9);
+  // A state goes through seven ranks.
+  LinearAttentionProblem linear{.layout = problem.layout};
+  linear.heads = 8, linear.dtype = DType::bf16;
+  const double state = 8 * 64 * 64 * 4;
+  EXPECT_NEAR(messages_alone(make_plan(linear, {.strategy = "lasp"}, Pass::forward), links), 7 * (state / 1e9 + 1e-5), 1e-9);
+}
+
+TEST(Iteration, CountsTheBytesThatItsPlansSend) {
+  Training training = over(4, 4096);
+  training.recompute = Recompute::none;
+  const Shape shape = small_shape();
+  const Iteration iteration = simulate_iteration(shape, even_machine(4, 2), training);
+  const std::array<std::int64_t, 2> borders{0, 4096};
+  AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::zigzag, 4, borders), .mask = Mask({}, borders)};
+  problem.q_heads = 4, problem.kv_heads = 2, problem.head_size = 16, problem.dtype = DType::bf16;
+  double most = 0;
+  for (const Pass pass : {Pass::forward, Pass::backward}) most += static_cast<double>(bytes_of_rank(make_plan(problem, {}, pass), 1));
+  // Rank 1 sends to rank 2, in the other node; rank 0 sends as much to rank 1, in its own. Gradients cross nodes, both ways.
+  const double gradients = 2 * shape.layers * shape.layer_weights() * 2 * 3 / 4;
+  EXPECT_NEAR(iteration.card_bytes, shape.layers * most + gradients, 1e-6 * most);
+  EXPECT_NEAR(iteration.link_bytes, shape.layers * most, 1e-6 * most);
+}
+
+TEST(Estimate, OffersWhatFitsAndTheLongestSequence) {
+  Machine machine = even_machine(4, 4);
+  machine.memory_bytes = 8e6;
+  const Shape shape = small_shape();
+  const Estimate found = estimate(shape, machine, {.tokens = 4096});
+  ASSERT_FALSE(found.candidates.empty());
+  double last = 1e300;
+  for (const Candidate& candidate : found.candidates) {
+    EXPECT_LE(candidate.iteration.memory.total(), machine.memory_bytes);
+    EXPECT_EQ(candidate.training.devices(), 4);
+    EXPECT_LE(candidate.iteration.tokens_per_second(candidate.training), last);
+    last = candidate.iteration.tokens_per_second(candidate.training);
+  }
+  Training most = found.candidates.front().training;
+  most.context = 4, most.replicas = 1, most.zero = 3, most.recompute = Recompute::all, most.tokens = found.longest;
+  most.attention = found.candidates.front().training.attention, most.tiled_loss = true;
+  EXPECT_NEAR(simulate_iteration(shape, machine, most).memory.total() / machine.memory_bytes, 1, 0.03);
+  EXPECT_EQ(found.longest_on_host, 0) << "the machine has no link to a host";
+  machine.memory_bytes = 1000;
+  EXPECT_TRUE(estimate(shape, machine, {.tokens = 4096}).candidates.empty());
+  EXPECT_THROW(estimate(shape, machine, {.tokens = 10, .devices = 5}), InvalidArgument);
+}
+
+TEST(Iteration, FasterLinksAndMoreDevicesNeverTakeLonger) {
+  double last = 1e300;
+  for (const double rate : {1e7, 1e8, 1e9, 1e10}) {
+    Machine machine = even_machine(8, 8);
+    machine.links.inside.bytes_per_second = rate;
+    const double seconds = simulate_iteration(small_shape(), machine, over(8, 16384)).seconds;
+    EXPECT_LE(seconds, last * (1 + 1e-12));
+    last = seconds;
+  }
+}
+
+TEST(MemoryOf, CountsWhatIsKept) {
+  const Shape shape = small_shape();
+  Training training = over(2, 2000);
+  training.recompute = Recompute::all, training.zero = 1;
+  const Memory all = memory_of(shape, training);
+  EXPECT_NEAR(all.states, shape.weights() * (2 + 2 + 12 / 2.0), 1);
+  EXPECT_NEAR(all.checkpoints, 3 * 1000 * 64 * 2, 1);
+  EXPECT_NEAR(all.logits, 1000 * 100 * 4, 1);
+  // A token's values of a layer: 4 hidden, 2 q and 2 kv sizes, and 2 of its feed-forward part; then gradients of the larger half.
+  EXPECT_NEAR(all.working, 1000 * 2 * (4 * 64 + 2 * 64 + 2 * 32 + 2 * 256 + 2 * 256), 1);
+  EXPECT_NEAR(memory_of(shape, training, 1e6).working, 1000 * 2 * (2 * 448 + 2 * 256) + 1e6, 1);
+  training.recompute = Recompute::but_attention;
+  EXPECT_NEAR(memory_of(shape, training).checkpoints, 3 * 1000 * (64 * 2 + 64 * 2 + 4 * 4), 1);
+  training.recompute = Recompute::none;
+  EXPECT_GT(memory_of(shape, training).checkpoints, 2 * all.checkpoints);
+  training.zero = 3, training.optimizer_on_host = true;
+  EXPECT_NEAR(memory_of(shape, training).states, shape.weights() * 4 / 2.0 + 2 * shape.layer_weights() * 2, 1);
+}
+
+void expect_refused(const Training& training, const std::string& reason) {
+  try {
+    simulate_iteration(small_shape(), even_machine(8, 4), training);
+    FAIL() << "not refused: " << reason;
+  } catch (const InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find(reason), std::string::npos) << error.what();
+  }
+}
+
+TEST(Iteration, RefusesWhatCannotBe) {
+  expect_refused(over(0, 100), "each must be at least 1");
+  expect_refused(over(16, 100), "16 devices (context 16 x replicas 1 x tensor 1): machine even has 8");
+  Training training = over(1, 100);
+  training.zero = 4;
+  expect_refused(training, "ZeRO stage 4");
+  training = over(1, 100), training.tensor = 3;
+  expect_refused(training, "tensor 3 does not divide the 4 heads");
+  training = over(1, 100), training.documents = {40, 50};
+  expect_refused(training, "documents of 90 tokens in all, for 100");
+  training = over(1, 100), training.checkpoints_on_host = true;
+  expect_refused(training, "nothing can go to the host");
+}
+
+}  // namespace
+}  // namespace periplus::simulate
