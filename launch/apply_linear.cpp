@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "launch/apply.h"
+#include "launch/attention_run.h"
 #include "launch/linear_file.h"
 #include "launch/linear_options.h"
 #include "launch/print_launch.h"
@@ -30,7 +31,7 @@ void add_options(OptionTable& table, const std::string& operation, Options& opti
              .value = "X",
              .help = "Factor of q; 0: 1/sqrt(head size).",
              .least = 0});
-  add_rank_options(table, options.ranks);
+  add_rank_options(table, options.ranks, Devices::any);
   add_print_launch_option(table, options.ranks);
 }
 
@@ -68,16 +69,16 @@ void write_results(const Options& options, const LinearAttentionProblem& problem
 }
 
 int apply_rank(const OptionTable& table, const std::string& operation, const Options& options, const LinearFile& file,
-               const LinearAttentionProblem& problem, const comm::Communicator& communicator) {
+               const LinearAttentionProblem& problem, const comm::Communicator& communicator, Device device) {
   const std::size_t before = communicator.traffic().bytes_sent;
-  const LocalLinear local = run_linear(problem, options.how, file.tensors(), communicator, Memory());
+  const LocalLinear local = run_linear(problem, options.how, file.tensors(), communicator, Memory(device), stream_on(device));
   const ApplyFigures figures = over_ranks({local.forward_seconds, local.backward_seconds, local.exposed_seconds,
                                            static_cast<double>(communicator.traffic().bytes_sent - before)},
                                           communicator);
   write_results(options, problem, local, communicator);
   if (communicator.rank() != 0) return kOk;
-  print_report(table, {operation, problem.layout.tokens(), options.how.strategy, options.layout, to_text(problem.decay)}, figures,
-               options.files, communicator);
+  print_report(table, {operation, problem.layout.tokens(), options.how.strategy, options.layout, to_text(problem.decay), to_string(device)},
+               figures, options.files, communicator);
   return kOk;
 }
 
@@ -97,8 +98,8 @@ int apply_linear(const std::string& operation, Arguments arguments) {
   check_files(options.files);
   const LinearFile file(options.files.input, operation);
   const LinearAttentionProblem problem = make_problem(options, file, source.ranks);
-  return run_ranks(source, options.ranks, [&](const comm::Communicator& communicator) {
-    return apply_rank(table, operation, options, file, problem, communicator);
+  return run_ranks(source, options.ranks, [&](const comm::Communicator& communicator, Device device) {
+    return apply_rank(table, operation, options, file, problem, communicator, device);
   });
 }
 

@@ -232,11 +232,8 @@ int verify_command(Arguments arguments) {
   keep_freed_memory();
   Prover prover;
   nlohmann::json rows = nlohmann::json::array();
-  bool left_out = false;
   for (const VerifySubject& subject : subjects) {
-    const bool runs = device && (subject.on_devices || device->kind == DeviceKind::cpu);
-    left_out = left_out || (device && !runs);
-    for (const Entry& entry : verify_subject(subject, ranks, runs ? device : std::nullopt, prover)) {
+    for (const Entry& entry : verify_subject(subject, ranks, device, prover)) {
       const Tally& tally = entry.tally;
       say(table, line(widths, entry, options.ranks));
       if (tally.refused > 0) say(table, fmt::format("    {} refused; the first: {}", tally.refused, tally.first_refusal));
@@ -244,7 +241,6 @@ int verify_command(Arguments arguments) {
       total.tally.add(tally);
     }
   }
-  if (left_out) say(table, "linear strategies have no CUDA kernels: their fp64 runs were left out");
   say(table, line(widths, total, options.ranks));
   print_result(table, {{"ok", total.tally.ok()},
                        {"plans", total.tally.plans},

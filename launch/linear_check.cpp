@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "kernels/linear_attention.h"
+#include "launch/attention_run.h"
 #include "launch/linear_options.h"
 #include "launch/linear_run.h"
 #include "launch/rows.h"
@@ -62,11 +63,11 @@ Results reference(const LinearAttentionProblem& problem, const Whole& whole, con
   return results;
 }
 
-Results distributed(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, const Whole& whole,
-                    const Memory& memory) {
+Results distributed(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, const Whole& whole, const Memory& memory,
+                    Device device) {
   Results results = empty_results(whole, memory);
   comm::run_thread_ranks(problem.layout.ranks(), [&](const comm::Communicator& communicator) {
-    const LocalLinear local = run_linear(problem, options, whole.views(), communicator, Memory());
+    const LocalLinear local = run_linear(problem, options, whole.views(), communicator, Memory(device), stream_on(device));
     const std::array<const Tensor*, 6> parts = {&local.out, &local.dq, &local.dk, &local.dv, &local.dlog_decay, &local.dbeta};
     for (std::size_t i = 0; i < parts.size(); ++i) {
       if (!results[i].empty()) put_rows(*parts[i], problem.layout, communicator.rank(), results[i]);
@@ -95,10 +96,10 @@ LinearAttentionProblem verification_problem(LayoutKind layout, const LinearVerif
   return problem;
 }
 
-NumericCheck compare_with_reference(const LinearAttentionProblem& problem, const LinearAttentionOptions& options) {
+NumericCheck compare_with_reference(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Device device) {
   const Memory memory;
   const Whole whole = random_inputs(problem, memory);
-  const Results expected = reference(problem, whole, memory), found = distributed(problem, options, whole, memory);
+  const Results expected = reference(problem, whole, memory), found = distributed(problem, options, whole, memory, device);
   NumericCheck check;
   check.forward_error = largest_difference(expected[0], found[0]);
   for (std::size_t i = 1; i < expected.size(); ++i) {

@@ -22,6 +22,6 @@ LinearAttentionProblem verification_problem(LayoutKind layout, const LinearVerif
 
 /// Runs the problem in f64 on thread ranks, with fixed random data, and compares out and all gradients with one call of the
 /// reference kernels on the whole sequence.
-NumericCheck compare_with_reference(const LinearAttentionProblem& problem, const LinearAttentionOptions& options);
+NumericCheck compare_with_reference(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Device device);
 
 }  // namespace periplus::launch

@@ -6,20 +6,23 @@
 namespace periplus::launch {
 
 LocalLinear run_linear(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, const GlobalLinear& global,
-                       const comm::Communicator& communicator, const Memory& memory) {
+                       const comm::Communicator& communicator, const Memory& memory, const Stream& stream) {
   const DType accumulator = accumulator_of(problem.dtype);
+  const bool on_host = memory.device().kind == DeviceKind::cpu;
+  const Memory host;
   const auto mine = [&](const ConstTensorView& whole) {
-    return whole.dims() == 0 ? Tensor() : take_rows(whole, problem.layout, communicator.rank(), memory);
+    if (whole.dims() == 0) return Tensor();
+    Tensor local = take_rows(whole, problem.layout, communicator.rank(), on_host ? memory : host);
+    return on_host ? std::move(local) : to_device(local, memory, stream);
   };
   const Tensor q = mine(global.q), k = mine(global.k), v = mine(global.v), log_decay = mine(global.log_decay), beta = mine(global.beta);
   const LinearAttentionInputs inputs{.q = q, .k = k, .v = v, .log_decay = log_decay, .beta = beta};
 
   LocalLinear local;
   local.out = Tensor(v.shape(), problem.dtype, memory);
-  DistributedLinearAttention attention(problem, options, communicator, memory);
+  DistributedLinearAttention attention(problem, options, communicator, memory, nullptr, stream);
   const Tensor incoming({attention.units(), problem.heads, problem.state_width()}, accumulator, memory);
-  const Stream host;
-  const auto seconds_of = [&](const auto& pass) { return seconds_of_pass(communicator, host, pass); };
+  const auto seconds_of = [&](const auto& pass) { return seconds_of_pass(communicator, stream, pass); };
   local.forward_seconds = seconds_of([&] { attention.forward(inputs, {local.out, incoming}); });
 
   if (global.dout.dims() > 0) {
@@ -33,6 +36,11 @@ LocalLinear run_linear(const LinearAttentionProblem& problem, const LinearAttent
     local.backward_seconds = seconds_of([&] { attention.backward(inputs, incoming, dout, results); });
   }
   local.exposed_seconds = attention.statistics().exposed_seconds;
+  if (!on_host) {
+    for (Tensor* tensor : {&local.out, &local.dq, &local.dk, &local.dv, &local.dlog_decay, &local.dbeta}) {
+      if (!tensor->empty()) *tensor = to_host(*tensor, stream);
+    }
+  }
   return local;
 }
 

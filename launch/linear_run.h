@@ -18,8 +18,9 @@ struct LocalLinear {
   double forward_seconds = 0, backward_seconds = 0, exposed_seconds = 0;
 };
 
-/// Takes this rank's rows, plans and runs forward and, if dout is there, backward. Collective.
+/// Takes this rank's rows, plans and runs forward and, if dout is there, backward on the device of `memory` and `stream`; results are in
+/// host memory. Collective.
 LocalLinear run_linear(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, const GlobalLinear& global,
-                       const comm::Communicator& communicator, const Memory& memory);
+                       const comm::Communicator& communicator, const Memory& memory, const Stream& stream);
 
 }  // namespace periplus::launch

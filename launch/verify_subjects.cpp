@@ -39,7 +39,7 @@ VerifySubject::Problem linear_problem(const std::string& layout, const LinearVer
       std::make_shared<const LinearAttentionProblem>(verification_problem(layout_kind_from_string(layout), kind, borders, ranks));
   return {[=](const Strategy& it) { return linear::refusal(linear::find_strategy(it.name), *problem, {.strategy = it.name}); },
           [=](const Strategy& it, Pass pass) { return make_plan(*problem, {.strategy = it.name}, pass); },
-          [=](const Strategy& it, Device) { return compare_with_reference(*problem, {.strategy = it.name}); }};
+          [=](const Strategy& it, Device device) { return compare_with_reference(*problem, {.strategy = it.name}, device); }};
 }
 
 std::vector<std::string> chosen(const std::string& choice, const std::vector<std::string>& all) {
@@ -83,12 +83,11 @@ std::vector<VerificationCase> masks(const VerifySelection& selection) {
 std::vector<VerifySubject> verify_subjects(const VerifySelection& selection) {
   check(selection);
   std::vector<VerifySubject> subjects;
-  const auto add = [&](const auto& kinds, const std::vector<Strategy>& strategies, const std::vector<std::string>& layouts, bool on_devices,
-                       auto make) {
+  const auto add = [&](const auto& kinds, const std::vector<Strategy>& strategies, const std::vector<std::string>& layouts, auto make) {
     if (strategies.empty()) return;
     for (const std::string& layout : chosen(selection.layout, layouts)) {
       for (const auto& kind : kinds) {
-        subjects.push_back({layout, kind.name(), strategies, on_devices,
+        subjects.push_back({layout, kind.name(), strategies,
                             [=](std::span<const std::int64_t> borders, int ranks) { return make(layout, kind, borders, ranks); }});
       }
     }
@@ -99,8 +98,8 @@ std::vector<VerifySubject> verify_subjects(const VerifySelection& selection) {
     for (const std::string& name : chosen(selection.strategy, strategy_names())) softmax.push_back({name});
   }
   for (const std::string& name : chosen(selection.strategy, linear_strategy_names())) linear.push_back({name});
-  add(masks(selection), softmax, layout_names(), true, attention_problem);
-  if (selection.mask == 0) add(linear_verification_cases(), linear, linear_layout_names(), false, linear_problem);
+  add(masks(selection), softmax, layout_names(), attention_problem);
+  if (selection.mask == 0) add(linear_verification_cases(), linear, linear_layout_names(), linear_problem);
   return subjects;
 }
 

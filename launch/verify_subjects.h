@@ -26,7 +26,6 @@ struct VerifySubject {
   };
   std::string layout, kind;
   std::vector<Strategy> strategies;
-  bool on_devices = true;  ///< Whether the kernels run on CUDA devices too.
 
   /// The problem of so many ranks and such documents. Each by strategy.
   struct Problem {

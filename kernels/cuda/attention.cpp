@@ -1,6 +1,7 @@
 // Which rung runs a call.
 #include "kernels/cuda/attention.h"
 
+#include "kernels/cuda/rung.h"
 #include "kernels/cuda/rungs.h"
 #include "runtime/cuda/device.h"
 

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "kernels/cuda/linear_rungs.h"
+#include "kernels/cuda/rung.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
@@ -18,11 +19,17 @@ void require_narrow(std::string_view op, std::int64_t width) {
 }
 void require_narrow(std::string_view op, const LinearShape& shape) { require_narrow(op, std::max(shape.width_qk, shape.width_v)); }
 
+/// `operands` are all of storage type that the call reads or writes.
+bool runs_portable(const LinearShape& shape, const LinearBlock& block, std::initializer_list<ConstTensorView> operands, StreamView stream) {
+  return best_rung(stream.device().index) >= Rung::portable && portable::supports(shape, block, operands);
+}
+
 }  // namespace
 
 void unit_states(const LinearShape& shape, const LinearBlock& block, TensorView elements, StreamView stream) {
   require_narrow("unit_states", shape);
   const periplus::cuda::CurrentDevice current(stream.device().index);
+  if (runs_portable(shape, block, {block.k, block.v}, stream)) return portable::unit_states(shape, block, elements, stream);
   plain::unit_states(shape, block, elements, stream);
 }
 
@@ -30,6 +37,7 @@ void unit_states_backward(const LinearShape& shape, const LinearBlock& block, Co
                           StreamView stream) {
   require_narrow("unit_states_backward", shape);
   const periplus::cuda::CurrentDevice current(stream.device().index);
+  if (runs_portable(shape, block, {block.q, dout}, stream)) return portable::unit_states_backward(shape, block, dout, elements, stream);
   plain::unit_states_backward(shape, block, dout, elements, stream);
 }
 
@@ -43,6 +51,8 @@ void unit_scan(const ScanShape& shape, ConstTensorView elements, std::span<const
 void unit_apply(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, TensorView out, StreamView stream) {
   require_narrow("unit_apply", shape);
   const periplus::cuda::CurrentDevice current(stream.device().index);
+  if (runs_portable(shape, block, {block.q, block.k, block.v, out}, stream))
+    return portable::unit_apply(shape, block, incoming, out, stream);
   plain::unit_apply(shape, block, incoming, out, stream);
 }
 
@@ -50,6 +60,9 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
                          ConstTensorView doutgoing, const LinearGradients& gradients, StreamView stream) {
   require_narrow("unit_apply_backward", shape);
   const periplus::cuda::CurrentDevice current(stream.device().index);
+  const auto& [dq, dk, dv, dlog_decay, dbeta] = gradients;
+  if (runs_portable(shape, block, {block.q, block.k, block.v, dout, dq, dk, dv}, stream))
+    return portable::unit_apply_backward(shape, block, incoming, dout, doutgoing, gradients, stream);
   plain::unit_apply_backward(shape, block, incoming, dout, doutgoing, gradients, stream);
 }
 

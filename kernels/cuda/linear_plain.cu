@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "kernels/cuda/linear_plain.cuh"
-#include "kernels/cuda/scratch.cuh"
+#include "kernels/cuda/resident.h"
 
 namespace periplus::kernels::cuda::plain {
 namespace {
@@ -81,7 +81,6 @@ std::vector<UnitRun> run_of_units(const LinearShape& shape, std::span<const Unit
 void launch_elements(const LinearShape& shape, const LinearBlock& block, const ConstTensorView& dout, std::span<const UnitRun> runs,
                      const TensorView& elements, StreamView stream) {
   const cudaStream_t native = launch_stream(stream);
-  const Scratch<UnitRun> resident(runs, native);
   const std::int64_t lead = shape.transition == Transition::dense ? shape.width_qk : 0;
   const DType dtype = dout.dims() == 0 ? block.k.dtype() : dout.dtype();
   visit(dtype, shape.width_qk, "unit_states", [&]<class T, int depth>() {
@@ -89,7 +88,7 @@ void launch_elements(const LinearShape& shape, const LinearBlock& block, const C
     using A = AccumulatorOf<T>;
     launch("launch of plain linear attention elements", make_elements<depth, S, A>,
            grid_of(std::ssize(runs), lead + shape.width_v + 1, shape.heads), kThreads, 0, native,
-           problem_of<T>(shape, block, resident.data(), std::ssize(runs)), strided<T>(dout), strided<A>(elements));
+           problem_of<T>(shape, block, resident(runs, stream), std::ssize(runs)), strided<T>(dout), strided<A>(elements));
   });
 }
 
@@ -108,12 +107,12 @@ void unit_states_backward(const LinearShape& shape, const LinearBlock& block, Co
 
 void unit_apply(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, TensorView out, StreamView stream) {
   const cudaStream_t native = launch_stream(stream);
-  const Scratch<UnitRun> runs(block.runs, native);
   visit(out.dtype(), shape.width_qk, "unit_apply", [&]<class T, int depth>() {
     using S = DeviceValue<T>;
     using A = AccumulatorOf<T>;
     launch("launch of plain linear attention", apply<depth, S, A>, grid_of(std::ssize(block.runs), shape.width_v, shape.heads), kThreads, 0,
-           native, problem_of<T>(shape, block, runs.data(), std::ssize(block.runs)), strided<A>(incoming), strided<T>(out));
+           native, problem_of<T>(shape, block, resident(block.runs, stream), std::ssize(block.runs)), strided<A>(incoming),
+           strided<T>(out));
   });
 }
 

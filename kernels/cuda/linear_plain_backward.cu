@@ -9,6 +9,7 @@
 // dlog_decay of a channel is <dS', S'> of its row, which grows from token to token backwards by q dq - k (G n + beta y), starting
 // from <S, dS> behind the run.
 #include "kernels/cuda/linear_plain.cuh"
+#include "kernels/cuda/resident.h"
 #include "kernels/cuda/scratch.cuh"
 
 namespace periplus::kernels::cuda::plain {
@@ -206,11 +207,10 @@ void launch_backward(Backward<DeviceValue<T>, AccumulatorOf<T>> b, cudaStream_t 
 void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, ConstTensorView dout,
                          ConstTensorView doutgoing, const LinearGradients& gradients, StreamView stream) {
   const cudaStream_t native = launch_stream(stream);
-  const Scratch<UnitRun> runs(block.runs, native);
   visit_dtype<double, float, bfloat16, float16>(dout.dtype(), "unit_apply_backward", [&]<class T>() {
     using A = AccumulatorOf<T>;
     Backward<DeviceValue<T>, A> b{};
-    b.p = problem_of<T>(shape, block, runs.data(), std::ssize(block.runs));
+    b.p = problem_of<T>(shape, block, resident(block.runs, stream), std::ssize(block.runs));
     b.incoming = strided<A>(incoming);
     b.doutgoing = strided<A>(doutgoing);
     b.dout = strided<T>(dout);

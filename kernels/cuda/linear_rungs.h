@@ -1,5 +1,7 @@
 #pragma once
 
+#include <initializer_list>
+
 #include "kernels/cuda/linear_attention.h"
 
 /// The implementations behind kernels/cuda/linear_attention.h, with the same arguments; all views are device memory.
@@ -17,5 +19,15 @@ void unit_apply(const LinearShape& shape, const LinearBlock& block, ConstTensorV
 void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, ConstTensorView dout,
                          ConstTensorView doutgoing, const LinearGradients& gradients, StreamView stream);
 }  // namespace plain
+
+namespace portable {
+/// Whether it can take these operands and results of storage type, some of them perhaps empty.
+bool supports(const LinearShape& shape, const LinearBlock& block, std::initializer_list<ConstTensorView> operands);
+void unit_states(const LinearShape& shape, const LinearBlock& block, TensorView elements, StreamView stream);
+void unit_states_backward(const LinearShape& shape, const LinearBlock& block, ConstTensorView dout, TensorView elements, StreamView stream);
+void unit_apply(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, TensorView out, StreamView stream);
+void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, ConstTensorView dout,
+                         ConstTensorView doutgoing, const LinearGradients& gradients, StreamView stream);
+}  // namespace portable
 
 }  // namespace periplus::kernels::cuda

@@ -2,7 +2,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_rungs.h"
 #include "kernels/cuda/operands.cuh"
-#include "kernels/cuda/scratch.cuh"
+#include "kernels/cuda/resident.h"
 
 namespace periplus::kernels::cuda::plain {
 namespace {
@@ -84,10 +84,13 @@ void unit_scan(const ScanShape& shape, ConstTensorView elements, std::span<const
   const bool dense = shape.transition == Transition::dense;
   const std::vector<ScanStep> steps = scan_steps(folds, reverse, update);
   const cudaStream_t native = launch_stream(stream);
-  const Scratch<ScanStep> resident(steps, native);
   visit_dtype<double, float>(states.dtype(), "unit_scan", [&]<class A>() {
-    const Scan<A> scan{shape,           strided<A>(elements), strided<A>(states),
-                       resident.data(), std::ssize(steps),    transition_width(shape.transition, shape.rows),
+    const Scan<A> scan{shape,
+                       strided<A>(elements),
+                       strided<A>(states),
+                       resident(std::span<const ScanStep>(steps), stream),
+                       std::ssize(steps),
+                       transition_width(shape.transition, shape.rows),
                        reverse};
     const std::int64_t lines = dense ? shape.columns : shape.rows * shape.columns, of_block = dense ? kColumns : kThreads;
     const dim3 grid(static_cast<unsigned>((lines + of_block - 1) / of_block), static_cast<unsigned>(shape.heads));

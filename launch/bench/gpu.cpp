@@ -1,4 +1,4 @@
-// periplus bench gpu: attention on one CUDA device against cuBLAS and against itself.
+// periplus bench gpu: attention on one CUDA device against cuBLAS and against itself, linear attention against copies.
 #include <string>
 #include <vector>
 
@@ -35,7 +35,7 @@ void print_device(bool json, const GpuSampling& sampling) {
 }  // namespace
 
 int bench_gpu(Arguments arguments) {
-  OptionTable table("bench gpu", "attention on a CUDA device against cuBLAS and itself; exit code 1 if a figure misses its goal",
+  OptionTable table("bench gpu", "attention on a CUDA device against cuBLAS, itself and copies; exit code 1 if a figure misses its goal",
                     "periplus bench gpu [--only G1,G4] [--samples 9] [--device 0]");
   std::string only;
   GpuSampling sampling;

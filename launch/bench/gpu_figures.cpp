@@ -1,4 +1,5 @@
-// The figures of `periplus bench gpu`: attention against cuBLAS, against itself cut into blocks, and beside other work.
+// The figures of `periplus bench gpu`: attention against cuBLAS, against itself cut into blocks, and beside other work; moves of rows;
+// linear attention.
 #include "launch/bench/gpu_figures.h"
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include "kernels/transfer.h"
 #include "launch/bench/documents.h"
 #include "launch/bench/gpu_beside.h"
+#include "launch/bench/gpu_linear.h"
 #include "launch/bench/gpu_problem.h"
 #include "launch/bench/gpu_sides.h"
 #include "launch/bench/statistics.h"
@@ -220,7 +222,7 @@ std::vector<GpuFigure> gpu_figures() {
   const GpuCase d128 = gpu_causal_case(16384, 16, 128), d64 = gpu_causal_case(16384, 32, 64), short128 = gpu_causal_case(4096, 16, 128);
   GpuCase grouped = gpu_causal_case(16384, 32, 128);
   grouped.kv_heads = 4;
-  return {
+  std::vector<GpuFigure> figures = {
       rate_figure("G1", {"causal forward, d 128, 16K / cuBLAS", d128, Rung::hopper, false, Goal{0.75, 0.85}}),
       rate_figure("G1", {"causal forward, d 128, 4K / cuBLAS", short128, Rung::hopper, false, {}}),
       rate_figure("G1", {"causal forward, d 128, 32/4 heads, 16K / cuBLAS", grouped, Rung::hopper, false, {}}),
@@ -237,6 +239,8 @@ std::vector<GpuFigure> gpu_figures() {
       {"G12", "beside kernels", measure_beside_kernels},
       {"G9", "permutations", measure_permutations},
   };
+  for (GpuFigure& figure : gpu_linear_figures()) figures.push_back(std::move(figure));
+  return figures;
 }
 
 double gpu_product_rate(const GpuSampling& sampling) {

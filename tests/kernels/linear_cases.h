@@ -203,31 +203,42 @@ struct LinearPass {
   }
 };
 
-/// Runs both passes on random operands of storage type S by run(pass) and expects what f64 tensors, hence the reference, make of them.
-/// Rows in no run keep what they held. Tolerances are relative to 1 + the largest element; `stored` is for results of storage type.
-template <class S, class Run>
-void expect_matches_f64(const LinearCase& c, std::uint64_t seed, double tolerance, double stored, const Run& run) {
-  SCOPED_TRACE(describe(c));
-  LinearPass<S> got(c);
-  got.randomize(seed);
-  LinearPass<double> wanted = got.widened();
-  const auto mark = [](const char*, auto& result) { result.fill(3); };
-  got.for_each_result(mark);
-  wanted.for_each_result(mark);
-  run(got);
-  wanted.forward(Stream());
-  wanted.backward(Stream());
+/// Both passes on random operands of storage type S, and what f64 tensors, hence the reference, make of them.
+template <class S>
+class LinearExpectation {
+ public:
+  LinearExpectation(const LinearCase& c, std::uint64_t seed) : start_(c), wanted_(c) {
+    start_.randomize(seed);
+    wanted_ = start_.widened();
+    const auto mark = [](const char*, auto& result) { result.fill(3); };
+    start_.for_each_result(mark);
+    wanted_.for_each_result(mark);
+    wanted_.forward(Stream());
+    wanted_.backward(Stream());
+  }
 
-  std::vector<const Host<double>*> expected;
-  wanted.for_each_result([&](const char*, const Host<double>& result) { expected.push_back(&result); });
-  auto next = expected.begin();
-  got.for_each_result([&]<class T>(const char* name, Host<T>& result) {
-    const Host<double>& want = **next++;
-    const double size = 1 + largest_difference(want, Host<double>(want.rows(), want.heads(), want.width()));
-    EXPECT_LE(largest_difference(result, want), (std::is_same_v<T, S> ? stored : tolerance) * size) << name;
-    EXPECT_TRUE(result.gaps_untouched()) << name;
-  });
-}
+  /// Of what run(pass) makes. Rows in no run keep what they held. Tolerances are relative to 1 + the largest element; `stored` is for
+  /// results of storage type.
+  template <class Run>
+  void check(double tolerance, double stored, const Run& run) {
+    SCOPED_TRACE(describe(start_.c));
+    LinearPass<S> got = start_;
+    run(got);
+    std::vector<const Host<double>*> expected;
+    wanted_.for_each_result([&](const char*, const Host<double>& result) { expected.push_back(&result); });
+    auto next = expected.begin();
+    got.for_each_result([&]<class T>(const char* name, Host<T>& result) {
+      const Host<double>& want = **next++;
+      const double size = 1 + largest_difference(want, Host<double>(want.rows(), want.heads(), want.width()));
+      EXPECT_LE(largest_difference(result, want), (std::is_same_v<T, S> ? stored : tolerance) * size) << name;
+      EXPECT_TRUE(result.gaps_untouched()) << name;
+    });
+  }
+
+ private:
+  LinearPass<S> start_;
+  LinearPass<double> wanted_;
+};
 
 /// Of results of a storage type that is computed in f32.
 template <class S>
@@ -235,7 +246,7 @@ constexpr double stored_tolerance() {
   return std::is_same_v<S, bfloat16> ? kBfloat16Rounding : std::is_same_v<S, float16> ? kFloat16Rounding : kGradientTolerance;
 }
 
-/// The same with the tolerances of the storage type, and of bf16 on matrix tiles if the level in use has them: there the operands of
+/// With the tolerances of the storage type, and of bf16 on matrix tiles if the level in use has them: there the operands of
 /// every product are rounded to bf16. The delta rule also takes differences of such products: what keys read of the state from values.
 template <class S>
 void expect_matches_f64(const LinearCase& c, std::uint64_t seed, const Stream& stream) {
@@ -245,9 +256,9 @@ void expect_matches_f64(const LinearCase& c, std::uint64_t seed, const Stream& s
   };
   if (std::is_same_v<S, bfloat16> && (cpu_level() == CpuLevel::emulated_amx || cpu_level() == CpuLevel::amx)) {
     const double tolerance = (c.delta_rule ? 2 : 1) * kTileTolerance;
-    return expect_matches_f64<S>(c, seed, tolerance, tolerance, run);
+    return LinearExpectation<S>(c, seed).check(tolerance, tolerance, run);
   }
-  expect_matches_f64<S>(c, seed, kGradientTolerance, stored_tolerance<S>(), run);
+  LinearExpectation<S>(c, seed).check(kGradientTolerance, stored_tolerance<S>(), run);
 }
 
 }  // namespace periplus::kernels::test

@@ -94,13 +94,14 @@ constexpr auto kRun = []<class S>(LinearPass<S>& pass) {
 
 template <class S>
 void expect_matches(const LinearCase& c, std::uint64_t seed) {
+  test::LinearExpectation<S> expected(c, seed);
   for (const cuda::Rung rung : {cuda::Rung::plain, cuda::Rung::portable}) {
     SCOPED_TRACE(to_string(rung));
     cuda::set_highest_rung(rung);
     const bool tiles = rung != cuda::Rung::plain && sizeof(S) == 2;
     const double tolerance = std::is_same_v<S, double> ? 1e-12 : tiles ? test::kTileTolerance : test::kRunningSumTolerance;
     const double stored = std::max(tolerance, test::stored_tolerance<S>() * (sizeof(S) == 2 ? 1 : 0));
-    test::expect_matches_f64<S>(c, seed, tolerance, stored, kRun);
+    expected.check(tolerance, stored, kRun);
   }
 }
 
@@ -110,10 +111,37 @@ void sweep(int count, std::uint64_t seed, LinearCase (*make)(std::mt19937_64&)) 
   for (int i = 0; i < count / kFewer && !testing::Test::HasFailure(); ++i) expect_matches<S>(make(random), random());
 }
 
-TEST_F(CudaLinearAttention, Bfloat16MatchesReferenceOverRandomShapes) { sweep<bfloat16>(80, 1, test::random_linear_case); }
-TEST_F(CudaLinearAttention, Float16MatchesReferenceOverRandomShapes) { sweep<float16>(40, 2, test::random_linear_case); }
-TEST_F(CudaLinearAttention, SinglePrecisionMatchesReferenceOverRandomShapes) { sweep<float>(80, 3, test::random_linear_case); }
-TEST_F(CudaLinearAttention, DoublePrecisionMatchesReferenceOverRandomShapes) { sweep<double>(40, 4, test::random_linear_case); }
+TEST_F(CudaLinearAttention, Bfloat16MatchesReferenceOverRandomShapes) { sweep<bfloat16>(40, 1, test::random_linear_case); }
+TEST_F(CudaLinearAttention, Float16MatchesReferenceOverRandomShapes) { sweep<float16>(24, 2, test::random_linear_case); }
+TEST_F(CudaLinearAttention, SinglePrecisionMatchesReferenceOverRandomShapes) { sweep<float>(40, 3, test::random_linear_case); }
+TEST_F(CudaLinearAttention, DoublePrecisionMatchesReferenceOverRandomShapes) { sweep<double>(24, 4, test::random_linear_case); }
+
+/// Linear attention with at most one decay per head, in widths that matrix instructions take.
+LinearCase random_tile_case(std::mt19937_64& random) {
+  LinearCase c = test::random_linear_case(random);
+  c.width_qk = pick_of(random, {8, 40, 64, 64, 96, 128, 128});
+  c.width_v = pick(random, 0, 2) == 0 ? pick_of(random, {16, 64, 128}) : c.width_qk;
+  c.decay = pick(random, 0, 3) == 0 ? Decay::none : Decay::scalar;
+  c.strength = static_cast<double>(pick_of(random, {1, 1, 40})) * (pick(random, 0, 1) == 0 ? 1 : 0.02);
+  c.delta_rule = false;
+  c.scale = 1 / std::sqrt(static_cast<double>(c.width_qk));
+  c.gap = pick_of(random, {0, 8});
+  cut_into_runs(random, pick_of(random, {20, 64, 200, 300}), c);
+  return c;
+}
+TEST_F(CudaLinearAttention, TilesMatchReference) {
+  sweep<bfloat16>(32, 10, random_tile_case);
+  sweep<float16>(16, 11, random_tile_case);
+}
+
+/// A run of one head would leave most of a device idle.
+TEST_F(CudaLinearAttention, LongRunsAreCut) {
+  LinearCase c{.rows = kFewer == 1 ? 20000 : 1300, .units = 2, .heads = 1, .width_qk = 64, .width_v = 64, .decay = Decay::scalar};
+  c.runs = {{0, c.rows - 100, 0, true, true}, {c.rows - 100, 70, 1, false, true}};
+  c.scale = 0.125;
+  c.strength = 0.01;
+  expect_matches<bfloat16>(c, 12);
+}
 
 TEST_F(CudaLinearAttention, WideHeadsMatchReference) {
   std::mt19937_64 random(5);

@@ -62,6 +62,14 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
 }
 
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+using cudaMemPool_t = void*;
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold };
+inline cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t*, int) { return cudaSuccess; }
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 /// Uninitialised memory holds NaN.
 inline cudaError_t cudaMallocAsync(void** data, std::size_t bytes, cudaStream_t) {
   *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -125,6 +133,13 @@ T __shfl_sync(unsigned, T value, int lane) {
 template <class T>
 T __shfl_up_sync(unsigned, T value, int distance) {
   return periplus::emulation::shuffle<T, periplus::emulation::lower_lane>(value, distance);
+}
+
+/// Fibers do not run at the same time.
+inline unsigned atomicOr(unsigned* to, unsigned bits) {
+  const unsigned before = *to;
+  *to |= bits;
+  return before;
 }
 
 namespace periplus::kernels::cuda {

@@ -1,0 +1,94 @@
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/linear_fold.h"
+#include "kernels/cuda/operands.cuh"
+
+namespace periplus::kernels::cuda {
+namespace {
+
+constexpr unsigned kThreads = 256;
+
+/// A thread has one number of the state.
+__global__ void __launch_bounds__(kThreads) fold_in_place(const SlotStates states, const Segments::Fold* folds) {
+  const Segments::Fold fold = folds[blockIdx.y];
+  const std::int64_t head = blockIdx.z, number = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (number >= states.numbers) return;
+  const auto slot = [&](std::int64_t i) { return states.slots + ((fold.first + i) * states.heads + head) * states.numbers + number; };
+  float state = *slot(0);
+  for (std::int64_t i = 1; i < fold.count; ++i) {
+    state = states.totals[(fold.first + i) * states.heads + head] * state + *slot(i);
+    *slot(i) = state;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    fold_to_elements(const SlotStates states, const Segments::Fold* folds, std::int64_t decay_width, const Strided<const float> log_decay,
+                     const std::int64_t* closing, const Strided<float> elements) {
+  const std::int64_t unit = blockIdx.y, number = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int head = static_cast<int>(blockIdx.z);
+  if (number >= states.numbers) return;
+  const Segments::Fold fold = folds[unit];
+  float state = 0, transition = 1;
+  for (std::int64_t i = fold.first; i < fold.first + fold.count; ++i) {
+    const float total = states.totals[i * states.heads + head];
+    state = (i == fold.first ? 0.0f : total * state) + states.slots[(i * states.heads + head) * states.numbers + number];
+    transition *= total;
+  }
+  if (log_decay.data != nullptr && closing[unit] >= 0) {
+    const float factor = exp(*at(log_decay, closing[unit], head));
+    state *= factor;
+    transition *= factor;
+  }
+  float* const to = at(elements, unit, head);
+  to[decay_width + number] = state;
+  if (number == 0 && decay_width == 1) to[0] = transition;
+}
+
+/// A warp has a block of one head, and takes 32 tokens at a time from its end.
+__global__ void __launch_bounds__(32)
+    sum_block(const DecayNotes notes, const DecayBlock* blocks, const Strided<const float> log_decay, const Strided<float> dlog_decay) {
+  const DecayBlock block = blocks[blockIdx.x / notes.heads];
+  const int head = static_cast<int>(blockIdx.x % notes.heads), lane = static_cast<int>(threadIdx.x);
+  float behind = 0;
+  for (int warp = 0; warp < notes.warps; ++warp) behind += notes.ends[std::int64_t{blockIdx.x} * notes.warps + warp];
+  if (!block.ends) behind *= exp(*at(log_decay, block.row0 + block.rows, head));
+  for (int first = 0; first < block.rows; first += 32) {
+    const int of_block = block.rows - 1 - first - lane;
+    const std::int64_t row = block.row0 + of_block;
+    float sum = 0;
+    for (int warp = 0; warp < notes.warps && of_block >= 0; ++warp) {
+      const std::int64_t number = (warp * notes.rows + row) * notes.heads + head;
+      sum += notes.dots_of_q[number] - notes.dots_of_k[number];
+    }
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const float later = __shfl_up_sync(0xffffffffu, sum, distance);
+      if (lane >= distance) sum += later;
+    }
+    if (of_block >= 0) *at(dlog_decay, row, head) = of_block == 0 && block.begins ? 0.0f : behind + sum;
+    behind += __shfl_sync(0xffffffffu, sum, 31);
+  }
+}
+
+dim3 grid_of(const SlotStates& states, std::int64_t items) {
+  return {static_cast<unsigned>((states.numbers + kThreads - 1) / kThreads), static_cast<unsigned>(items),
+          static_cast<unsigned>(states.heads)};
+}
+
+}  // namespace
+
+void fold_slots(const SlotStates& states, const Segments::Fold* folds, std::int64_t count, cudaStream_t stream) {
+  launch("launch of a fold of linear attention states", fold_in_place, grid_of(states, count), kThreads, 0, stream, states, folds);
+}
+
+void fold_elements(const SlotStates& states, const Segments::Fold* folds, std::int64_t units, std::int64_t decay_width,
+                   Strided<const float> log_decay, const std::int64_t* closing, Strided<float> elements, cudaStream_t stream) {
+  launch("launch of a fold of linear attention states", fold_to_elements, grid_of(states, units), kThreads, 0, stream, states, folds,
+         decay_width, log_decay, closing, elements);
+}
+
+void sum_decay_gradient(const DecayNotes& notes, const DecayBlock* blocks, std::int64_t count, Strided<const float> log_decay,
+                        Strided<float> dlog_decay, cudaStream_t stream) {
+  launch("launch of decay gradients", sum_block, dim3(static_cast<unsigned>(count * notes.heads)), 32, 0, stream, notes, blocks, log_decay,
+         dlog_decay);
+}
+
+}  // namespace periplus::kernels::cuda

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/attention_problem.h"
+#include "kernels/cuda/linear_segments.h"
+
+/// What becomes of the states of segments.
+namespace periplus::kernels::cuda {
+
+/// slots [slot][head][numbers] and totals [slot][head] of segments in the order of a pass.
+struct SlotStates {
+  float* slots;
+  const float* totals;
+  std::int64_t heads, numbers;
+};
+
+/// Each slot of a fold but its first := state behind its segment: total * slot before + slot. Device memory.
+void fold_slots(const SlotStates& states, const Segments::Fold* folds, std::int64_t count, cudaStream_t stream);
+
+/// Row `unit` of elements := the transition of `decay_width` numbers (0 or 1), then the fold of its slots; of none: what changes nothing.
+/// `closing` [unit]: a row of log_decay that is to act on all of it, or -1.
+void fold_elements(const SlotStates& states, const Segments::Fold* folds, std::int64_t units, std::int64_t decay_width,
+                   Strided<const float> log_decay, const std::int64_t* closing, Strided<float> elements, cudaStream_t stream);
+
+/// dots of the two walks [warps][row][head] and ends [block][head][warps] as in DecayGradient (linear_walk.h).
+struct DecayNotes {
+  const float *dots_of_q, *dots_of_k, *ends;
+  std::int64_t rows, heads;
+  int warps;
+};
+/// dlog_decay of every token of the blocks.
+void sum_decay_gradient(const DecayNotes& notes, const DecayBlock* blocks, std::int64_t count, Strided<const float> log_decay,
+                        Strided<float> dlog_decay, cudaStream_t stream);
+
+}  // namespace periplus::kernels::cuda

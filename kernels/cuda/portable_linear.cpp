@@ -1,0 +1,254 @@
+// Linear attention on matrix instructions: which walks (portable_linear.cuh) give which results.
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "kernels/cuda/linear_fold.h"
+#include "kernels/cuda/linear_rungs.h"
+#include "kernels/cuda/linear_walk.h"
+#include "kernels/cuda/operands.cuh"
+#include "kernels/cuda/resident.h"
+#include "kernels/cuda/scratch.cuh"
+#include "runtime/cuda/device.h"
+
+namespace periplus::kernels::cuda::portable {
+namespace {
+
+/// Of `walks` walks in each: a multiprocessor takes two.
+std::int64_t blocks_at_once(int walks, StreamView stream) {
+  return 2 / walks * periplus::cuda::known_properties(stream.device().index).multiprocessors;
+}
+
+/// A tile's rows are addressed by 32-bit numbers of elements.
+bool fits(const ConstTensorView& view) {
+  return view.dims() == 0 || (aligned(view, 16) && view.size(2) % 8 == 0 && view.size(2) <= 128 &&
+                              std::abs(view.stride(0)) <= std::numeric_limits<std::int32_t>::max() / kLinearChunk);
+}
+
+template <class T>
+using Device = DeviceValue<T>;
+
+/// body.operator()<T>() for the storage type.
+template <class Body>
+void visit(DType dtype, std::string_view op, const Body& body) {
+  visit_dtype<bfloat16, float16>(dtype, op, body);
+}
+
+template <class T>
+Walk<Device<T>> walk_of(const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v, const ConstTensorView& log_decay,
+                        bool reverse) {
+  Walk<Device<T>> walk{};
+  walk.q = strided<T>(q);
+  walk.k = strided<T>(k);
+  walk.v = strided<T>(v);
+  walk.log_decay = strided<float>(log_decay);
+  walk.heads = static_cast<std::int32_t>(k.size(1));
+  walk.width_k = static_cast<std::int32_t>(k.size(2));
+  walk.width_v = static_cast<std::int32_t>(v.size(2));
+  walk.slot_row = walk.width_v;
+  walk.slot_column = 1;
+  walk.scale_values = walk.scale_out = walk.scale_incoming = 1;
+  walk.reverse = reverse;
+  return walk;
+}
+
+template <class T>
+std::int64_t numbers_of(const Walk<T>& walk) {
+  return std::int64_t{walk.width_k} * walk.width_v;
+}
+
+template <class V>
+const V* on_device(const std::vector<V>& values, StreamView stream) {
+  return resident(std::span<const V>(values), stream);
+}
+
+/// Slots and totals of `segments` segments.
+struct Slots {
+  template <class T>
+  Slots(std::int64_t segments, const Walk<T>& walk, cudaStream_t stream)
+      : states(segments * walk.heads * numbers_of(walk), stream), totals(segments * walk.heads, stream) {}
+  template <class T>
+  void give(Walk<T>& walk) const {
+    walk.slots = states.data();
+    walk.totals = totals.data();
+  }
+  Scratch<float> states, totals;
+};
+
+/// Where states of segments come from: each segment's own, folded in the order of the walk.
+template <class T>
+void make_states(Walk<T> walk, const Segments& segments, StreamView stream) {
+  const cudaStream_t native = launch_stream(stream);
+  walk.segments = on_device(segments.feeding, stream);
+  launch_states(walk, std::ssize(segments.feeding), native);
+  fold_slots({walk.slots, walk.totals, walk.heads, numbers_of(walk)}, on_device(segments.folds, stream), std::ssize(segments.folds),
+             native);
+}
+
+/// Results of walks in one direction, whose slots are laid out by the first; where runs are cut, the states between their segments first.
+template <class T, int groups>
+void run_pass(WalkSet<T, groups> walks, std::span<const UnitRun> runs, StreamView stream) {
+  const cudaStream_t native = launch_stream(stream);
+  Walk<T>& walk = walks.walk[0];
+  const Segments segments = cut_for_pass(runs, walk.heads, blocks_at_once(groups, stream), walk.reverse);
+  std::optional<Slots> slots;
+  if (!segments.feeding.empty()) {
+    slots.emplace(std::ssize(segments.feeding), walk, native);
+    slots->give(walk);
+    make_states(walk, segments, stream);
+  }
+  for (Walk<T>& each : walks.walk) {
+    each.segments = on_device(segments.all, stream);
+    each.slots = walk.slots;
+  }
+  if constexpr (groups == 2) {
+    launch_gradients(walks, std::ssize(segments.all), native);
+  } else if (walk.decay_gradient.dots != nullptr) {
+    launch_gradients(walk, std::ssize(segments.all), native);
+  } else {
+    launch_results(walk, std::ssize(segments.all), native);
+  }
+}
+
+/// Elements: from the run of each unit that `picks` wants.
+template <class T, class Picks>
+void make_elements(Walk<T> walk, const LinearShape& shape, std::span<const UnitRun> runs, const Picks& picks, const TensorView& elements,
+                   StreamView stream) {
+  const cudaStream_t native = launch_stream(stream);
+  std::vector<UnitRun> of_units(static_cast<std::size_t>(shape.units));
+  std::vector<std::int64_t> closing(static_cast<std::size_t>(shape.units), -1);
+  for (const UnitRun& run : runs) {
+    if (!picks(run)) continue;
+    of_units[static_cast<std::size_t>(run.unit)] = run;
+    // A state's gradient is that behind its token; before the run's first token, that token's decay has acted on it too.
+    if (walk.reverse) closing[static_cast<std::size_t>(run.unit)] = run.row0;
+  }
+  const Segments segments = cut_for_elements(of_units, walk.heads, blocks_at_once(1, stream), walk.reverse);
+  const Slots slots(std::ssize(segments.feeding), walk, native);
+  slots.give(walk);
+  walk.segments = on_device(segments.feeding, stream);
+  launch_states(walk, std::ssize(segments.feeding), native);
+  fold_elements({walk.slots, walk.totals, walk.heads, numbers_of(walk)}, on_device(segments.folds, stream), shape.units, shape.decay_width,
+                walk.log_decay, on_device(closing, stream), strided<float>(elements), native);
+}
+
+}  // namespace
+
+bool supports(const LinearShape& shape, const LinearBlock& block, std::initializer_list<ConstTensorView> operands) {
+  const float scale = static_cast<float>(block.scale);
+  if (!std::isnormal(scale) || !std::isnormal(1 / scale)) return false;
+  if (shape.transition != Transition::identity && shape.transition != Transition::scalar) return false;
+  return std::ranges::all_of(operands, [](const ConstTensorView& view) {
+    return view.dims() == 0 || ((view.dtype() == DType::bf16 || view.dtype() == DType::f16) && fits(view));
+  });
+}
+
+void unit_states(const LinearShape& shape, const LinearBlock& block, TensorView elements, StreamView stream) {
+  visit(block.k.dtype(), "unit_states", [&]<class T>() {
+    make_elements(
+        walk_of<T>({}, block.k, block.v, block.log_decay, false), shape, block.runs, [](const UnitRun& run) { return run.leaves; },
+        elements, stream);
+  });
+}
+
+void unit_states_backward(const LinearShape& shape, const LinearBlock& block, ConstTensorView dout, TensorView elements,
+                          StreamView stream) {
+  visit(dout.dtype(), "unit_states_backward", [&]<class T>() {
+    auto walk = walk_of<T>({}, block.q, dout, block.log_decay, true);
+    walk.scale_values = static_cast<float>(block.scale);
+    make_elements(
+        walk, shape, block.runs, [](const UnitRun& run) { return run.enters; }, elements, stream);
+  });
+}
+
+void unit_apply(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, TensorView out, StreamView stream) {
+  visit(out.dtype(), "unit_apply", [&]<class T>() {
+    auto walk = walk_of<T>(block.q, block.k, block.v, block.log_decay, false);
+    walk.out = strided<T>(out);
+    walk.scale_out = static_cast<float>(block.scale);
+    walk.incoming = strided<float>(incoming);
+    walk.state_row = static_cast<std::int32_t>(shape.width_v);
+    walk.state_column = 1;
+    run_pass(WalkSet<Device<T>, 1>{{walk}}, block.runs, stream);
+  });
+}
+
+namespace {
+
+/// Notes of the two walks for the gradient of the decay.
+template <class T>
+class Notes {
+ public:
+  Notes(const LinearShape& shape, std::span<const UnitRun> runs, cudaStream_t stream)
+      : shape_(shape),
+        blocks_(decay_blocks(runs)),
+        dots_of_q_(kWarps * shape.rows * shape.heads, stream),
+        dots_of_k_(kWarps * shape.rows * shape.heads, stream),
+        states_(std::ssize(blocks_) * shape.heads * kMostPairs, stream),
+        ends_(std::ssize(blocks_) * shape.heads * kWarps, stream) {}
+
+  void give(Walk<Device<T>>& walk, const ConstTensorView& partner, const ConstTensorView& doutgoing) const {
+    float* const dots = walk.reverse ? dots_of_k_.data() : dots_of_q_.data();
+    walk.decay_gradient = {strided<T>(partner), dots, shape_.rows, states_.data(), ends_.data(), strided<float>(doutgoing)};
+  }
+  void sum(const ConstTensorView& log_decay, const TensorView& dlog_decay, StreamView stream) const {
+    sum_decay_gradient({dots_of_q_.data(), dots_of_k_.data(), ends_.data(), shape_.rows, shape_.heads, kWarps}, on_device(blocks_, stream),
+                       std::ssize(blocks_), strided<float>(log_decay), strided<float>(dlog_decay), launch_stream(stream));
+  }
+
+ private:
+  static constexpr int kWarps = 4;
+  static constexpr std::int64_t kMostPairs = 128 * 128 / 2;
+  LinearShape shape_;
+  std::vector<DecayBlock> blocks_;
+  Scratch<float> dots_of_q_, dots_of_k_;
+  Scratch<std::uint32_t> states_;
+  Scratch<float> ends_;
+};
+
+}  // namespace
+
+/// Three walks, the last two in one launch:
+///   dq rising,  with dout, v, k as q, k, v;  the state is that of the outputs, transposed
+///   dk falling, with v, dout, q;             the gradient of the state, transposed
+///   dv falling, with k, q, dout
+/// The scale of q is a factor of all results; so dq and dk round the same numbers, which the gradient of the decay relies on.
+void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, ConstTensorView dout,
+                         ConstTensorView doutgoing, const LinearGradients& gradients, StreamView stream) {
+  visit(dout.dtype(), "unit_apply_backward", [&]<class T>() {
+    const auto scale = static_cast<float>(block.scale);
+    const auto width_v = static_cast<std::int32_t>(shape.width_v);
+    std::optional<Notes<T>> notes;
+    if (shape.decay_width > 0) notes.emplace(shape, block.runs, launch_stream(stream));
+
+    auto dq = walk_of<T>(dout, block.v, block.k, block.log_decay, false);
+    dq.out = strided<T>(gradients.dq);
+    dq.scale_out = scale;
+    dq.incoming = strided<float>(incoming);
+    dq.state_row = 1, dq.state_column = width_v;
+    if (notes) notes->give(dq, block.q, doutgoing);
+    run_pass(WalkSet<Device<T>, 1>{{dq}}, block.runs, stream);
+
+    auto dk = walk_of<T>(block.v, dout, block.q, block.log_decay, true);
+    dk.out = strided<T>(gradients.dk);
+    dk.scale_out = scale;
+    dk.scale_incoming = 1 / scale;
+    dk.incoming = strided<float>(doutgoing);
+    dk.state_row = 1, dk.state_column = width_v;
+    if (notes) notes->give(dk, block.k, doutgoing);
+    dk.slot_row = 1, dk.slot_column = width_v;  // as dv's walk has them
+
+    auto dv = walk_of<T>(block.k, block.q, dout, block.log_decay, true);
+    dv.out = strided<T>(gradients.dv);
+    dv.scale_out = scale;
+    dv.scale_incoming = 1 / scale;
+    dv.incoming = strided<float>(doutgoing);
+    dv.state_row = width_v, dv.state_column = 1;
+    run_pass(WalkSet<Device<T>, 2>{{dv, dk}}, block.runs, stream);
+    if (notes) notes->sum(block.log_decay, gradients.dlog_decay, stream);
+  });
+}
+
+}  // namespace periplus::kernels::cuda::portable
