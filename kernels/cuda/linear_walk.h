@@ -39,14 +39,23 @@ struct Walk {
   DecayGradient<T> decay_gradient;
 };
 
-/// One launch over `segments` segments and all heads: results, or the states behind the segments alone, into slots of the same numbers.
-/// Instantiated for the device's bf16 and f16; widths up to 128.
-template <class T>
-void launch_results(const Walk<T>& walk, std::int64_t segments, cudaStream_t stream);
-/// The same with notes for the gradient of the decay.
-template <class T>
-void launch_gradients(const Walk<T>& walk, std::int64_t segments, cudaStream_t stream);
+/// Walks over the same segments that one launch takes.
+template <class T, int groups>
+struct WalkSet {
+  Walk<T> walk[groups];
+};
+
+/// One launch over `segments` segments and all heads. Instantiated for the device's bf16 and f16; widths up to 128.
+/// States behind the segments alone, into slots of the same numbers.
 template <class T>
 void launch_states(const Walk<T>& walk, std::int64_t segments, cudaStream_t stream);
+template <class T>
+void launch_results(const Walk<T>& walk, std::int64_t segments, cudaStream_t stream);
+/// With notes for the gradient of the decay, if there is room for them.
+template <class T>
+void launch_gradients(const Walk<T>& walk, std::int64_t segments, cudaStream_t stream);
+/// Two walks of which one's k and v are the other's v and k.
+template <class T>
+void launch_gradients(const WalkSet<T, 2>& walks, std::int64_t segments, cudaStream_t stream);
 
 }  // namespace periplus::kernels::cuda::portable

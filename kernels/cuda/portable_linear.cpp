@@ -16,10 +16,9 @@
 namespace periplus::kernels::cuda::portable {
 namespace {
 
-constexpr std::int64_t kBlocksPerMultiprocessor = 2;
-
-std::int64_t blocks_at_once(StreamView stream) {
-  return kBlocksPerMultiprocessor * periplus::cuda::known_properties(stream.device().index).multiprocessors;
+/// Of `walks` walks in each: a multiprocessor takes two.
+std::int64_t blocks_at_once(int walks, StreamView stream) {
+  return 2 / walks * periplus::cuda::known_properties(stream.device().index).multiprocessors;
 }
 
 /// A tile's rows are addressed by 32-bit numbers of elements.
@@ -88,22 +87,28 @@ void make_states(Walk<T> walk, const Segments& segments, StreamView stream) {
              native);
 }
 
-/// Results of a pass in one direction; where runs are cut, the states between their segments first.
-template <class T>
-void run_pass(Walk<T> walk, std::span<const UnitRun> runs, StreamView stream) {
+/// Results of walks in one direction, whose slots are laid out by the first; where runs are cut, the states between their segments first.
+template <class T, int groups>
+void run_pass(WalkSet<T, groups> walks, std::span<const UnitRun> runs, StreamView stream) {
   const cudaStream_t native = launch_stream(stream);
-  const Segments segments = cut_for_pass(runs, walk.heads, blocks_at_once(stream), walk.reverse);
+  Walk<T>& walk = walks.walk[0];
+  const Segments segments = cut_for_pass(runs, walk.heads, blocks_at_once(groups, stream), walk.reverse);
   std::optional<Slots> slots;
   if (!segments.feeding.empty()) {
     slots.emplace(std::ssize(segments.feeding), walk, native);
     slots->give(walk);
     make_states(walk, segments, stream);
   }
-  walk.segments = on_device(segments.all, stream);
-  if (walk.decay_gradient.dots == nullptr) {
-    launch_results(walk, std::ssize(segments.all), native);
-  } else {
+  for (Walk<T>& each : walks.walk) {
+    each.segments = on_device(segments.all, stream);
+    each.slots = walk.slots;
+  }
+  if constexpr (groups == 2) {
+    launch_gradients(walks, std::ssize(segments.all), native);
+  } else if (walk.decay_gradient.dots != nullptr) {
     launch_gradients(walk, std::ssize(segments.all), native);
+  } else {
+    launch_results(walk, std::ssize(segments.all), native);
   }
 }
 
@@ -120,7 +125,7 @@ void make_elements(Walk<T> walk, const LinearShape& shape, std::span<const UnitR
     // A state's gradient is that behind its token; before the run's first token, that token's decay has acted on it too.
     if (walk.reverse) closing[static_cast<std::size_t>(run.unit)] = run.row0;
   }
-  const Segments segments = cut_for_elements(of_units, walk.heads, blocks_at_once(stream), walk.reverse);
+  const Segments segments = cut_for_elements(of_units, walk.heads, blocks_at_once(1, stream), walk.reverse);
   const Slots slots(std::ssize(segments.feeding), walk, native);
   slots.give(walk);
   walk.segments = on_device(segments.feeding, stream);
@@ -166,7 +171,7 @@ void unit_apply(const LinearShape& shape, const LinearBlock& block, ConstTensorV
     walk.incoming = strided<float>(incoming);
     walk.state_row = static_cast<std::int32_t>(shape.width_v);
     walk.state_column = 1;
-    run_pass(walk, block.runs, stream);
+    run_pass(WalkSet<Device<T>, 1>{{walk}}, block.runs, stream);
   });
 }
 
@@ -205,7 +210,7 @@ class Notes {
 
 }  // namespace
 
-/// Three walks:
+/// Three walks, the last two in one launch:
 ///   dq rising,  with dout, v, k as q, k, v;  the state is that of the outputs, transposed
 ///   dk falling, with v, dout, q;             the gradient of the state, transposed
 ///   dv falling, with k, q, dout
@@ -224,7 +229,7 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
     dq.incoming = strided<float>(incoming);
     dq.state_row = 1, dq.state_column = width_v;
     if (notes) notes->give(dq, block.q, doutgoing);
-    run_pass(dq, block.runs, stream);
+    run_pass(WalkSet<Device<T>, 1>{{dq}}, block.runs, stream);
 
     auto dk = walk_of<T>(block.v, dout, block.q, block.log_decay, true);
     dk.out = strided<T>(gradients.dk);
@@ -233,7 +238,7 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
     dk.incoming = strided<float>(doutgoing);
     dk.state_row = 1, dk.state_column = width_v;
     if (notes) notes->give(dk, block.k, doutgoing);
-    run_pass(dk, block.runs, stream);
+    dk.slot_row = 1, dk.slot_column = width_v;  // as dv's walk has them
 
     auto dv = walk_of<T>(block.k, block.q, dout, block.log_decay, true);
     dv.out = strided<T>(gradients.dv);
@@ -241,7 +246,7 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
     dv.scale_incoming = 1 / scale;
     dv.incoming = strided<float>(doutgoing);
     dv.state_row = width_v, dv.state_column = 1;
-    run_pass(dv, block.runs, stream);
+    run_pass(WalkSet<Device<T>, 2>{{dv, dk}}, block.runs, stream);
     if (notes) notes->sum(block.log_decay, gradients.dlog_decay, stream);
   });
 }

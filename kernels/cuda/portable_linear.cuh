@@ -20,6 +20,9 @@ constexpr int kLinearWarps = 4;
 constexpr int kLinearThreads = kLinearWarps * 32;
 constexpr int kChunkRows = static_cast<int>(kLinearChunk);
 
+/// Warps of a block come in groups of kLinearWarps, each with a walk of its own.
+__device__ __forceinline__ int warp_of_group() { return warp_afresh() % kLinearWarps; }
+
 /// Rows of a chunk, two to a lane: factors of decay, which every warp makes for itself.
 struct ChunkDecay {
   float* sums;   ///< g, base 2
@@ -34,11 +37,8 @@ struct LinearTiles {
   using Scores = SharedTile<T, kChunkRows, kChunkRows>;
   static constexpr int kSlice = width / kLinearWarps;  ///< Columns of v that a warp has.
   static constexpr int kTall = kSlice / 16, kWide = width / 8;
-  static constexpr int kDecayBytes = (kLinearWarps * 3 + 2) * kChunkRows * 4, kSegmentBytes = 64;
+  static constexpr int kSegmentBytes = 64;
   static_assert(sizeof(Segment) <= kSegmentBytes);
-
-  template <bool applies>
-  static constexpr int kBytes = 2 * (applies ? 3 : 2) * Rows::kBytes + (applies ? Scores::kBytes : 0) + kDecayBytes + kSegmentBytes;
 
   /// The transposed state of the warp's columns: [16 columns][8 rows] as of an mma's result.
   using State = float[kTall][kWide][4];
@@ -60,19 +60,23 @@ struct Place {
   }
 };
 
-template <class Tile, class T>
+template <int threads, class Tile, class T>
 __device__ __forceinline__ void copy_chunk(const Tile& tile, const Strided<const T>& from, const Place& place, int step, int width) {
   const auto stride = static_cast<int>(place.reverse ? -from.row : from.row);
-  tile.template copy_in<kLinearThreads>(at(from, place.row_of(step, 0), place.head), stride, place.rows(step), width);
+  tile.template copy_in<threads>(at(from, place.row_of(step, 0), place.head), stride, place.rows(step), width);
 }
 
 /// Starts to copy log_decay of the chunk's tile rows; rows without become zero.
 __device__ __forceinline__ void copy_log_decay(float* to, const Strided<const float>& log_decay, const Place& place, int step) {
   const auto row = static_cast<int>(afresh(threadIdx.x));
   if (row >= kChunkRows) return;
+  if (log_decay.data == nullptr) {
+    to[row] = 0.0f;
+    return;
+  }
   const std::int64_t token = place.row_of(step, row) + (place.reverse ? 1 : 0);
   const bool behind = place.reverse && place.segment.ends != 0 && token == place.segment.row0 + place.segment.rows;
-  const bool decays = log_decay.data != nullptr && row < place.rows(step) && !behind;
+  const bool decays = row < place.rows(step) && !behind;
   copy_4_or_zero(shared_address(to + row), decays ? at(log_decay, token, place.head) : log_decay.data, decays);
 }
 
@@ -112,7 +116,7 @@ struct ScoreBlocks {
 template <class T, int width>
 __device__ __forceinline__ void make_scores(const SharedTile<T, kChunkRows, width>& q, const SharedTile<T, kChunkRows, width>& k,
                                             const SharedTile<T, kChunkRows, kChunkRows>& scores, const ChunkDecay& decay, float scale) {
-  const int warp = warp_afresh(), lane = lane_afresh();
+  const int warp = warp_of_group(), lane = lane_afresh();
   constexpr int kMostBlocks = 3;
   const ScoreBlocks blocks{warp};
   float sum[kMostBlocks][2][4] = {};
@@ -193,7 +197,7 @@ __device__ __forceinline__ void read_state(const SharedTile<T, kChunkRows, width
 template <class T, int width>
 __device__ __forceinline__ void add_chunk(const SharedTile<T, kChunkRows, kChunkRows>& scores, const SharedTile<T, kChunkRows, width>& v,
                                           int first, LinearSums<width>& sums) {
-  const int warp = warp_afresh(), lane = lane_afresh();
+  const int warp = warp_of_group(), lane = lane_afresh();
   constexpr int kSlice = width / kLinearWarps;
 #pragma unroll
   for (int inner = 0; inner < kChunkRows / 16; ++inner) {
@@ -232,7 +236,7 @@ __device__ __forceinline__ void transpose_in_quad(std::uint32_t (&word)[4], int 
 /// 16 bytes at a time: the words of a quad of lanes, which are neighbours in a row of 8 columns, go to one of them.
 template <class T, int width>
 __device__ __forceinline__ void store_chunk(const LinearSums<width>& sums, const Walk<T>& walk, const Place& place, int step, int first) {
-  const int warp = warp_afresh(), lane = lane_afresh();
+  const int warp = warp_of_group(), lane = lane_afresh();
   constexpr int kNarrow = width / kLinearWarps / 8, kRowsAtOnce = 4 / kNarrow;  // four words: those of 4 x 1 or 2 x 2 (columns, rows)
   const int rows = place.rows(step), column = warp * (width / kLinearWarps) + lane % kNarrow * 8;
   const std::int64_t stride = place.reverse ? -walk.out.row : walk.out.row;
@@ -259,7 +263,7 @@ __device__ __forceinline__ void store_chunk(const LinearSums<width>& sums, const
 template <class T, int width>
 __device__ __forceinline__ void advance_state(const SharedTile<T, kChunkRows, width>& k, const SharedTile<T, kChunkRows, width>& v,
                                               const ChunkDecay& decay, float scale, typename LinearTiles<T, width>::State& state) {
-  const int warp = warp_afresh(), lane = lane_afresh();
+  const int warp = warp_of_group(), lane = lane_afresh();
   using Tiles = LinearTiles<T, width>;
   const float factor = exp2_fast(decay.total);
 #pragma unroll
@@ -299,7 +303,7 @@ __device__ __forceinline__ void advance_state(const SharedTile<T, kChunkRows, wi
 /// visit(number of the state, row, column) for what this thread has of it.
 template <class T, int width, class Visit>
 __device__ __forceinline__ void for_each_of_state(typename LinearTiles<T, width>::State& state, const Walk<T>& walk, const Visit& visit) {
-  const int warp = warp_afresh(), lane = lane_afresh();
+  const int warp = warp_of_group(), lane = lane_afresh();
   using Tiles = LinearTiles<T, width>;
 #pragma unroll
   for (int tall = 0; tall < Tiles::kTall; ++tall) {
@@ -336,7 +340,7 @@ __device__ __forceinline__ void load_state(const Walk<T>& walk, const Place& pla
 template <class T, int width>
 __device__ __forceinline__ void note_dots(const LinearSums<width>& sums, const Walk<T>& walk, const Place& place, int step, int first) {
   const DecayGradient<T>& notes = walk.decay_gradient;
-  const int warp = warp_afresh(), lane = lane_afresh(), count = place.rows(step) - first * 16 - lane / 4;
+  const int warp = warp_of_group(), lane = lane_afresh(), count = place.rows(step) - first * 16 - lane / 4;
   const int column = warp * (width / kLinearWarps) + lane % 4 * 2, direction = place.reverse ? -1 : 1;
   const std::int64_t token = place.row_of(step, first * 16 + lane / 4);
   const T* const partner = at(notes.partner, token, place.head) + column;
@@ -366,8 +370,8 @@ __device__ __forceinline__ void for_each_pair(typename LinearTiles<T, width>::St
                                               int block, const Visit& visit) {
   using Tiles = LinearTiles<T, width>;
   constexpr int kPairs = Tiles::kTall * Tiles::kWide * 2 * kLinearThreads;
-  std::uint32_t* to =
-      walk.decay_gradient.states + ((place.segment.block0 + block) * std::int64_t{walk.heads} + place.head) * kPairs + afresh(threadIdx.x);
+  std::uint32_t* to = walk.decay_gradient.states + ((place.segment.block0 + block) * std::int64_t{walk.heads} + place.head) * kPairs +
+                      afresh(threadIdx.x) % kLinearThreads;
 #pragma unroll
   for (int tall = 0; tall < Tiles::kTall; ++tall) {
 #pragma unroll
@@ -382,7 +386,7 @@ template <class T>
 __device__ __forceinline__ void note_end(float of_thread, const Walk<T>& walk, const Place& place, int block) {
   const float sum = sum_over_lanes(of_thread);
   if (lane_afresh() != 0) return;
-  walk.decay_gradient.ends[((place.segment.block0 + block) * std::int64_t{walk.heads} + place.head) * kLinearWarps + warp_afresh()] = sum;
+  walk.decay_gradient.ends[((place.segment.block0 + block) * std::int64_t{walk.heads} + place.head) * kLinearWarps + warp_of_group()] = sum;
 }
 
 /// The states of blocks are bf16 for every storage type: f16 might not hold them.
@@ -416,31 +420,50 @@ __device__ __forceinline__ void meet_outgoing(typename LinearTiles<T, width>::St
 
 enum class WalkKind { states, results, gradients };
 
-/// The walk over a segment: with results, or for the state behind it alone, which goes to the slot of the segment's number.
-template <class T, int width, WalkKind kind>
-__device__ __forceinline__ void walk_segment(const Walk<T>& walk) {
+/// What lies in a block's shared memory: tiles of two chunks, scores of each group, decays, the segment.
+template <class T, int width, WalkKind kind, int groups>
+struct WalkMemory {
+  using Tiles = LinearTiles<T, width>;
+  static constexpr bool kApplies = kind != WalkKind::states;
+  static constexpr int kTiles = groups == 2 ? 4 : kApplies ? 3 : 2;
+  static constexpr int kScores = 2 * kTiles * Tiles::Rows::kBytes;
+  static constexpr int kLogDecay = kScores + (kApplies ? groups * Tiles::Scores::kBytes : 0);
+  static constexpr int kFactors = kLogDecay + 2 * kChunkRows * 4;
+  static constexpr int kSegment = kFactors + groups * kLinearWarps * 3 * kChunkRows * 4;
+  static constexpr int kBytes = kSegment + Tiles::kSegmentBytes;
+};
+
+/// The walk over a segment: with results, or for the state behind it alone, which goes to the slot of the segment's number. Two groups
+/// take the same chunks in different roles: the second walk's k and v are the first one's v and k.
+template <class T, int width, WalkKind kind, int groups>
+__device__ __forceinline__ void walk_segment(const WalkSet<T, groups>& set) {
   constexpr bool applies = kind != WalkKind::states, notes = kind == WalkKind::gradients;
   constexpr int kBlockChunks = static_cast<int>(kDecayBlock / kLinearChunk);
+  using Memory = WalkMemory<T, width, kind, groups>;
   using Tiles = LinearTiles<T, width>;
   using Rows = typename Tiles::Rows;
+  const int group = groups == 1 ? 0 : warp_afresh() / kLinearWarps;
+  const Walk<T>&walk = set.walk[group], &first_walk = set.walk[0];
   unsigned char* const memory = dynamic_shared_memory();
-  Segment* const segment = reinterpret_cast<Segment*>(memory + Tiles::template kBytes<applies> - Tiles::kSegmentBytes);
-  if (threadIdx.x == 0) *segment = walk.segments[blockIdx.x / walk.heads];
+  Segment* const segment = reinterpret_cast<Segment*>(memory + Memory::kSegment);
+  if (threadIdx.x == 0) *segment = first_walk.segments[blockIdx.x / first_walk.heads];
   __syncthreads();
-  const Place place{*segment, static_cast<std::int32_t>(blockIdx.x % walk.heads), walk.reverse};
+  const Place place{*segment, static_cast<std::int32_t>(blockIdx.x % first_walk.heads), first_walk.reverse};
   const std::uint32_t base = shared_address(memory);
-  constexpr int kTiles = applies ? 3 : 2;
-  const auto tile = [&](int stage, int which) { return Rows{base + static_cast<std::uint32_t>((stage * kTiles + which) * Rows::kBytes)}; };
-  const typename Tiles::Scores scores{base + 2 * kTiles * Rows::kBytes};
-  float* const log_decay =
-      reinterpret_cast<float*>(memory + 2 * kTiles * Rows::kBytes + (applies ? Tiles::Scores::kBytes : 0));  // [2][kChunkRows]
-  float* const factors = log_decay + (2 + warp_afresh() * 3) * kChunkRows;
+  const auto tile = [&](int stage, int which) {
+    return Rows{base + static_cast<std::uint32_t>((stage * Memory::kTiles + which) * Rows::kBytes)};
+  };
+  const typename Tiles::Scores scores{base + static_cast<std::uint32_t>(Memory::kScores + group * Tiles::Scores::kBytes)};
+  float* const log_decay = reinterpret_cast<float*>(memory + Memory::kLogDecay);  // [2][kChunkRows]
+  float* const factors = reinterpret_cast<float*>(memory + Memory::kFactors) + warp_afresh() * 3 * kChunkRows;
   ChunkDecay decay{factors, factors + kChunkRows, factors + 2 * kChunkRows, 0.0f};
   const auto copy = [&](int step) {
-    copy_chunk(tile(step % 2, 0), walk.k, place, step, walk.width_k);
-    copy_chunk(tile(step % 2, 1), walk.v, place, step, walk.width_v);
-    if constexpr (applies) copy_chunk(tile(step % 2, 2), walk.q, place, step, walk.width_k);
-    copy_log_decay(log_decay + step % 2 * kChunkRows, walk.log_decay, place, step);
+    constexpr int kThreads = groups * kLinearThreads;
+    copy_chunk<kThreads>(tile(step % 2, 0), first_walk.k, place, step, first_walk.width_k);
+    copy_chunk<kThreads>(tile(step % 2, 1), first_walk.v, place, step, first_walk.width_v);
+    if constexpr (applies) copy_chunk<kThreads>(tile(step % 2, 2), first_walk.q, place, step, first_walk.width_k);
+    if constexpr (groups == 2) copy_chunk<kThreads>(tile(step % 2, 3), set.walk[1].q, place, step, set.walk[1].width_k);
+    copy_log_decay(log_decay + step % 2 * kChunkRows, first_walk.log_decay, place, step);
     commit_copies();
   };
 
@@ -455,13 +478,14 @@ __device__ __forceinline__ void walk_segment(const Walk<T>& walk) {
     if (step + 1 < steps) copy(step + 1);
     fill_decay(log_decay + step % 2 * kChunkRows, decay);
     const int number = place.segment.chunk0 + place.chunk_of(step);
-    const bool starts_block = notes && number > 0 && number % kBlockChunks == 0;
+    const bool notes_down = notes && walk.decay_gradient.dots != nullptr;
+    const bool starts_block = notes_down && number > 0 && number % kBlockChunks == 0;
     if constexpr (notes) {
       if (starts_block && !walk.reverse) note_state<T, width>(state, walk, place, number / kBlockChunks - 1);
     }
-    const Rows k = tile(step % 2, 0), v = tile(step % 2, 1);
+    const Rows k = tile(step % 2, group), v = tile(step % 2, 1 - group);
     if constexpr (applies) {
-      const Rows q = tile(step % 2, 2);
+      const Rows q = tile(step % 2, 2 + group);
       make_scores<T, width>(q, k, scores, decay, walk.scale_values);
 #pragma unroll 1  // unrolled, the rounded state would be kept from one to the next
       for (int first = 0; first < kChunkRows / 16; first += kSumRows) {
@@ -470,16 +494,19 @@ __device__ __forceinline__ void walk_segment(const Walk<T>& walk) {
         if (first == 0) __syncthreads();  // scores are there
         add_chunk<T, width>(scores, v, first, sums);
         store_chunk<T, width>(sums, walk, place, step, first);
-        if constexpr (notes) note_dots<T, width>(sums, walk, place, step, first);
+        if constexpr (notes) {
+          if (notes_down) note_dots<T, width>(sums, walk, place, step, first);
+        }
       }
-      const bool is_met = notes && (walk.reverse ? starts_block : place.segment.ends != 0);
+      const bool is_met = notes_down && (walk.reverse ? starts_block : place.segment.ends != 0);
       if (step + 1 == steps && !is_met) break;
     }
     advance_state<T, width>(k, v, decay, walk.scale_values, state);
     total += decay.total;
     if constexpr (notes) {
       if (walk.reverse && starts_block) meet_state<T, width>(state, walk, place, number / kBlockChunks - 1);
-      if (!walk.reverse && place.segment.ends != 0 && step + 1 == steps) meet_outgoing<T, width>(state, walk, place, number / kBlockChunks);
+      if (notes_down && !walk.reverse && place.segment.ends != 0 && step + 1 == steps)
+        meet_outgoing<T, width>(state, walk, place, number / kBlockChunks);
     }
   }
   if constexpr (!applies) {

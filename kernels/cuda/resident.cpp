@@ -2,14 +2,16 @@
 
 #include <algorithm>
 #include <list>
+#include <map>
 #include <mutex>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 
-#include "runtime/cuda/check.h"
+#include "kernels/cuda/staging.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
@@ -24,7 +26,7 @@ struct Entry {
   std::byte* memory;
 };
 
-/// Kept until they take too much room; then all go, when their devices are idle.
+/// Kept until those of a stream take too much room; then all of the stream go. Those of others may be in other threads' hands.
 class Copies {
  public:
   const std::byte* find(std::span<const std::byte> bytes, int device, void* stream) {
@@ -36,30 +38,31 @@ class Copies {
       return entry->memory;
     }
     constexpr std::size_t kMostBytes = std::size_t{64} << 20;
-    if (total_ > kMostBytes) clear();
+    std::size_t& total = totals_[{device, stream}];
+    if (total > kMostBytes) {
+      drop_all_of(device, stream);
+      total = 0;
+    }
     std::byte* const memory = periplus::cuda::allocate(device, std::max<std::size_t>(bytes.size(), 1));
     if (memory == nullptr)
       throw DeviceError(fmt::format("linear attention: cannot allocate {} bytes on cuda:{} for its tables", bytes.size(), device));
     entries_.push_front({hash, {bytes.begin(), bytes.end()}, device, stream, memory});
-    total_ += bytes.size();
-    // From the entry's own bytes, in the order of the stream.
-    if (!bytes.empty()) {
-      periplus::cuda::check(
-          cudaMemcpyAsync(memory, entries_.front().bytes.data(), bytes.size(), cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
-          "cudaMemcpyAsync of a table of linear attention");
-    }
+    total += bytes.size();
+    copy_from_host(memory, bytes.data(), bytes.size(), static_cast<cudaStream_t>(stream));
     return memory;
   }
 
  private:
-  void clear() {
-    for (const Entry& entry : entries_) periplus::cuda::release(entry.device, entry.memory);
-    entries_.clear();
-    total_ = 0;
+  void drop_all_of(int device, void* stream) {
+    entries_.remove_if([&](const Entry& entry) {
+      if (entry.device != device || entry.stream != stream) return false;
+      periplus::cuda::release(device, entry.memory);
+      return true;
+    });
   }
   std::mutex mutex_;
   std::list<Entry> entries_;
-  std::size_t total_ = 0;
+  std::map<std::pair<int, void*>, std::size_t> totals_;
 };
 
 }  // namespace

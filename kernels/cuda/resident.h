@@ -8,7 +8,7 @@
 namespace periplus::kernels::cuda {
 
 /// A copy of `bytes` in device memory, made on first use and kept for later calls with equal bytes on the same stream: a training step
-/// says the same in every layer. The first use waits for a copy. Never empty, even if `bytes` is.
+/// says the same in every layer. Never empty, even if `bytes` is.
 const std::byte* resident_bytes(std::span<const std::byte> bytes, StreamView stream);
 
 template <class T>

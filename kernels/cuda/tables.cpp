@@ -2,7 +2,9 @@
 
 #include <cstring>
 #include <list>
+#include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include <cuda_runtime.h>
@@ -46,7 +48,7 @@ std::uint64_t hash_of(const Key& key) {
 }
 
 constexpr std::size_t kAlignment = 256;
-constexpr std::size_t kMostBytes = std::size_t{256} << 20;
+constexpr std::size_t kMostBytes = std::size_t{64} << 20;  // of a stream
 
 /// Parts of one allocation, each aligned.
 class Parts {
@@ -99,7 +101,7 @@ Entry make_entry(const Key& key) {
   return {hash_of(key), key, memory, image.size(), resident};
 }
 
-/// Kept until they take too much room; then all go, when their devices are idle.
+/// Kept until those of a stream take too much room; then all of the stream go. Those of others may be in other threads' hands.
 class Tables {
  public:
   ResidentSchedule find(const Key& key) {
@@ -110,21 +112,27 @@ class Tables {
       entries_.splice(entries_.begin(), entries_, entry);
       return entry->schedule;
     }
-    if (bytes_ > kMostBytes) clear();
+    std::size_t& bytes = bytes_[{key.device, key.stream}];
+    if (bytes > kMostBytes) {
+      drop_all_of(key.device, key.stream);
+      bytes = 0;
+    }
     entries_.push_front(make_entry(key));
-    bytes_ += entries_.front().bytes;
+    bytes += entries_.front().bytes;
     return entries_.front().schedule;
   }
 
  private:
-  void clear() {
-    for (const Entry& entry : entries_) periplus::cuda::release(entry.key.device, entry.memory);
-    entries_.clear();
-    bytes_ = 0;
+  void drop_all_of(int device, void* stream) {
+    entries_.remove_if([&](const Entry& entry) {
+      if (entry.key.device != device || entry.key.stream != stream) return false;
+      periplus::cuda::release(device, entry.memory);
+      return true;
+    });
   }
   std::mutex mutex_;
   std::list<Entry> entries_;
-  std::size_t bytes_ = 0;
+  std::map<std::pair<int, void*>, std::size_t> bytes_;
 };
 
 }  // namespace

@@ -21,6 +21,7 @@
 #include "parallel/train/packing.h"
 #include "parallel/train/trace_file.h"
 #include "runtime/cuda/device.h"
+#include "runtime/cuda/home_stream.h"
 #include "runtime/file.h"
 
 namespace periplus::train {
@@ -209,6 +210,7 @@ class Run {
   void measure_peak() {
     const bool measurable = options_.measure_peak && dtype_ != DType::f64 && result_.last_step < config_.run.steps;
     if (!measurable) return;
+    cuda::synchronize(stream_);       // weights are on their way
     communicator_.barrier(Stream());  // ranks share cores and caches, or a GPU, in training too, so they measure at the same time
     std::array<double, 1> peak = {kernels::measure_matmul_peak(dtype_, options_.device)};
     all_reduce(communicator_, peak, comm::Reduce::sum);
@@ -333,6 +335,8 @@ TrainResult train(const Config& config, const TrainOptions& options, comm::Commu
   std::optional<cuda::CurrentDevice> current;
   if (on_device) current.emplace(options.device.index);
   const Stream stream = on_device ? cuda::make_stream(options.device.index) : Stream([communicator] { communicator.progress(); });
+  std::optional<cuda::HomeStream> home;  // exchanges and lanes of plans end before points that the stream waits for
+  if (on_device) home.emplace(stream);
   return Run(config, options, std::move(communicator), stream).train();
 }
 

@@ -5,11 +5,13 @@
 #include <map>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 
 #include <cuda_runtime.h>
 
 #include "runtime/cuda/check.h"
 #include "runtime/cuda/device.h"
+#include "runtime/cuda/home_stream.h"
 #include "runtime/error.h"
 
 namespace periplus::cuda {
@@ -27,15 +29,27 @@ std::byte* new_block(std::size_t bytes) {
   return static_cast<std::byte*>(data);
 }
 
+/// Of the calling thread; null without one.
+thread_local const Stream* home = nullptr;
+
+/// A block that nobody has, and the stream that may still use it until `free`; null if nothing does.
+struct Kept {
+  std::byte* data;
+  void* user = nullptr;
+  Event free{};
+
+  bool ready() const { return user == nullptr || (home != nullptr && home->native() == user) || free.done(); }
+};
+
 /// One device's blocks.
 class Blocks {
  public:
   std::byte* take(std::size_t bytes) {
     const std::lock_guard lock(mutex_);
-    const auto kept = kept_.lower_bound(bytes);
     // Not one that is much larger: it would be missed elsewhere.
-    if (kept != kept_.end() && kept->first - bytes <= bytes / 8) {
-      std::byte* const data = kept->second;
+    for (auto kept = kept_.lower_bound(bytes); kept != kept_.end() && kept->first - bytes <= bytes / 8; ++kept) {
+      if (!kept->second.ready()) continue;
+      std::byte* const data = kept->second.data;
       sizes_[data] = kept->first;
       kept_bytes_ -= kept->first;
       kept_.erase(kept);
@@ -50,30 +64,29 @@ class Blocks {
     return data;
   }
 
-  /// Nothing on the device uses it any more.
-  void give(std::byte* data, std::size_t most_kept) noexcept {
+  void give(Kept block, std::size_t most_kept) {
     const std::lock_guard lock(mutex_);
-    const auto entry = sizes_.find(data);
+    const auto entry = sizes_.find(block.data);
     const std::size_t bytes = entry->second;
     sizes_.erase(entry);
     if (kept_bytes_ + bytes > most_kept) {
-      cudaFree(data);
+      cudaFree(block.data);
     } else {
-      kept_.emplace(bytes, data);
+      kept_.emplace(bytes, std::move(block));
       kept_bytes_ += bytes;
     }
   }
 
  private:
   void free_kept() {
-    for (const auto& [bytes, data] : kept_) cudaFree(data);
+    for (const auto& [bytes, block] : kept_) cudaFree(block.data);
     kept_.clear();
     kept_bytes_ = 0;
   }
 
   std::mutex mutex_;
   std::unordered_map<std::byte*, std::size_t> sizes_;  // of what is in use
-  std::multimap<std::size_t, std::byte*> kept_;
+  std::multimap<std::size_t, Kept> kept_;
   std::size_t kept_bytes_ = 0;
 };
 
@@ -114,8 +127,30 @@ std::byte* allocate(int index, std::size_t bytes) {
 void release(int index, std::byte* data) noexcept {
   if (data == nullptr) return;
   // At exit the driver may be gone already, and the memory with it.
-  if (cudaSetDevice(index) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) return;
-  blocks_of(index).give(data, known_properties(index).memory_bytes / 8);
+  if (cudaSetDevice(index) != cudaSuccess) return;
+  try {
+    Kept block{data};
+    if (home != nullptr && home->device().index == index) {
+      block.user = home->native();
+      block.free = Event(index);
+      block.free.record(*home);
+    } else {
+      check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    }
+    blocks_of(index).give(std::move(block), known_properties(index).memory_bytes / 8);
+  } catch (const std::exception&) {
+    // A device that has failed gives its memory back when the process ends.
+  }
+}
+
+HomeStream::HomeStream(const Stream& stream) : stream_(stream) { home = &stream_; }
+HomeStream::~HomeStream() {
+  home = nullptr;
+  try {
+    synchronize(stream_);
+  } catch (const std::exception&) {
+    // Whoever uses the device next finds out.
+  }
 }
 
 std::byte* allocate_pinned(std::size_t bytes) {

@@ -1,6 +1,7 @@
 // What runtime/cuda/device.h declares, in a build without CUDA: there is no device.
 #include "runtime/cuda/device.h"
 
+#include "runtime/cuda/home_stream.h"
 #include "runtime/error.h"
 
 namespace periplus::cuda {
@@ -25,6 +26,8 @@ void release_pinned(std::byte*) noexcept {}
 CurrentDevice::CurrentDevice(int) { refuse(); }
 CurrentDevice::~CurrentDevice() = default;
 Stream make_stream(int, Priority) { refuse(); }
+HomeStream::HomeStream(const Stream&) { refuse(); }
+HomeStream::~HomeStream() = default;
 void synchronize(StreamView) {}
 void copy_bytes(void*, const void*, std::size_t, StreamView) { refuse(); }
 void fill_bytes(void*, unsigned char, std::size_t, StreamView) { refuse(); }

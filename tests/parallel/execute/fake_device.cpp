@@ -23,6 +23,7 @@
 #include "kernels/linear_attention.h"
 #include "kernels/transfer.h"
 #include "runtime/cuda/device.h"
+#include "runtime/cuda/home_stream.h"
 #include "runtime/error.h"
 
 namespace periplus {
@@ -147,6 +148,8 @@ CurrentDevice::~CurrentDevice() = default;
 Stream make_stream(int index, Priority) {
   return Stream({DeviceKind::cuda, index}, std::shared_ptr<void>(fake().make_stream(), [](void* owned) { fake().destroy(owned); }));
 }
+HomeStream::HomeStream(const Stream& stream) : stream_(stream) {}
+HomeStream::~HomeStream() = default;
 void synchronize(StreamView stream) {
   if (stream.device().kind == DeviceKind::cuda) fake().synchronize(stream.native());
 }
