@@ -1,3 +1,6 @@
+#include <cmath>
+#include <utility>
+
 #include <gtest/gtest.h>
 
 #include "tests/kernels/cuda/workbench.h"
@@ -132,6 +135,84 @@ LinearCase random_tile_case(std::mt19937_64& random) {
 TEST_F(CudaLinearAttention, TilesMatchReference) {
   sweep<bfloat16>(32, 10, random_tile_case);
   sweep<float16>(16, 11, random_tile_case);
+}
+
+/// Root mean square of differences over that of the exact numbers.
+template <class T>
+double relative_error(Host<T>& got, const Host<double>& exact) {
+  double errors = 0, squares = 0;
+  for (std::int64_t row = 0; row < got.rows(); ++row) {
+    for (std::int64_t i = 0; i < got.width(); ++i) {
+      const double wanted = exact.get(row, 0, i), error = got.get(row, 0, i) - wanted;
+      errors += error * error;
+      squares += wanted * wanted;
+    }
+  }
+  return std::sqrt(errors / squares);
+}
+
+/// Results of a plain computation, without chunks or states, that rounds each matrix it makes to bf16. For one head and one document.
+void compute_rounded(LinearPass<bfloat16>& pass) {
+  const LinearCase& c = pass.c;
+  const auto rounded = [](double x) { return static_cast<double>(bfloat16(static_cast<float>(x))); };
+  const auto dot = [](const Host<bfloat16>& a, std::int64_t i, const Host<bfloat16>& b, std::int64_t j) {
+    double sum = 0;
+    for (std::int64_t x = 0; x < a.width(); ++x) sum += a.get(i, 0, x) * b.get(j, 0, x);
+    return sum;
+  };
+  const auto add = [&](double weight, const Host<bfloat16>& from, std::int64_t row, Host<float>& to, std::int64_t target) {
+    for (std::int64_t x = 0; x < from.width(); ++x) to(target, 0, x) += static_cast<float>(c.scale * weight * from.get(row, 0, x));
+  };
+  Host<float> out(c.rows, 1, c.width_v), dq(c.rows, 1, c.width_qk), dk = dq, dv = out;
+  for (std::int64_t i = 0; i < c.rows; ++i) {
+    double decay = 0;
+    for (std::int64_t j = i; j >= 0; --j) {
+      const double score = rounded(std::exp(decay) * dot(pass.q, i, pass.k, j));
+      const double slope = rounded(std::exp(decay) * dot(pass.dout, i, pass.v, j));
+      add(score, pass.v, j, out, i);
+      add(score, pass.dout, i, dv, j);
+      add(slope, pass.k, j, dq, i);
+      add(slope, pass.q, i, dk, j);
+      decay += pass.log_decay.get(j, 0);
+    }
+  }
+  for (auto [from, to] : {std::pair{&out, &pass.out}, {&dq, &pass.dq}, {&dk, &pass.dk}, {&dv, &pass.dv}}) {
+    for (std::int64_t row = 0; row < c.rows; ++row) {
+      for (std::int64_t x = 0; x < from->width(); ++x) (*to)(row, 0, x) = bfloat16(static_cast<float>(from->get(row, 0, x)));
+    }
+  }
+  double later = 0;
+  for (std::int64_t row = c.rows - 1; row >= 0; --row) {
+    later += dot(pass.q, row, pass.dq, row) - dot(pass.k, row, pass.dk, row);
+    pass.dlog_decay(row, 0) = row == 0 ? 0.0f : static_cast<float>(later);
+  }
+}
+
+TEST_F(CudaLinearAttention, ErrsNoMoreThanTwiceARoundedComputation) {
+  LinearCase c{.rows = 1500 / kFewer + 400, .units = 1, .heads = 1, .width_qk = 64, .width_v = 64, .decay = Decay::scalar};
+  c.runs = {{0, c.rows, 0, false, false}};
+  c.scale = 0.125;
+  for (const double strength : {0.3, 0.01}) {
+    c.strength = strength;
+    LinearPass<bfloat16> got(c);
+    got.randomize(13);
+    LinearPass<double> exact = got.widened();
+    exact.forward(Stream());
+    exact.backward(Stream());
+    LinearPass<bfloat16> rounded = got;
+    compute_rounded(rounded);
+    kRun(got);
+    const auto compare = [&](const char* name, auto& ours, auto& plain, const Host<double>& wanted) {
+      const double error = relative_error(ours, wanted);
+      EXPECT_LE(error, 2 * relative_error(plain, wanted)) << name << ", strength " << strength;
+      EXPECT_LE(error, 7e-3) << name << ", strength " << strength;
+    };
+    compare("out", got.out, rounded.out, exact.out);
+    compare("dq", got.dq, rounded.dq, exact.dq);
+    compare("dk", got.dk, rounded.dk, exact.dk);
+    compare("dv", got.dv, rounded.dv, exact.dv);
+    compare("dlog_decay", got.dlog_decay, rounded.dlog_decay, exact.dlog_decay);
+  }
 }
 
 /// A run of one head would leave most of a device idle.
