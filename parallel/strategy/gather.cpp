@@ -1,12 +1,12 @@
 #include "parallel/strategy/gather.h"
 
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include "parallel/strategy/heads.h"
+#include "parallel/strategy/row_runs.h"
 
 namespace periplus::strategy {
 namespace {
@@ -18,57 +18,10 @@ using plan::Rank;
 using plan::RotatingScratch;
 using plan::View;
 
-/// Rows of one rank: rising, apart from each other.
-using Runs = std::vector<RowRange>;
-
-std::int64_t rows_of(const Runs& runs) {
-  return std::accumulate(runs.begin(), runs.end(), std::int64_t{0}, [](std::int64_t sum, const RowRange& run) { return sum + run.rows(); });
-}
-
-/// Takes in rows; runs that are at most `gap` rows from each other become one.
-void join(Runs& runs, RowRange rows, std::int64_t gap) {
-  const auto first = std::ranges::lower_bound(runs, rows.begin - gap, {}, &RowRange::end);
-  auto last = first;
-  for (; last != runs.end() && last->begin <= rows.end + gap; ++last) rows = hull(rows, *last);
-  if (first == last) {
-    runs.insert(first, rows);
-  } else {
-    *first = rows;
-    runs.erase(first + 1, last);
-  }
-}
-
-/// The key rows of the bands. Few runs: each is a message, and a short gap costs less than one more.
-Runs rows_needed(std::span<const Band> bands) {
-  constexpr std::size_t kMostRuns = 8;
-  constexpr std::int64_t kShortGap = 16;
-  Runs runs;
-  for (const Band& band : bands) join(runs, {band.k0, band.k1}, kShortGap);
-  for (std::int64_t gap = 2 * kShortGap; runs.size() > kMostRuns; gap *= 2) {
-    Runs fewer;
-    for (const RowRange& run : runs) join(fewer, run, gap);
-    runs = std::move(fewer);
-  }
-  return runs;
-}
-
-/// The bands on rows that lie one after another as the runs say, `first` rows further on.
-void append_compacted(std::span<const Band> bands, const Runs& runs, std::int64_t first, std::vector<Band>& to) {
-  for (const Band& band : bands) {
-    std::int64_t at = first;
-    for (const RowRange& run : runs) {
-      Band part = band;
-      part.k0 = std::max(band.k0, run.begin), part.k1 = std::min(band.k1, run.end);
-      if (part.k0 < part.k1) to.push_back(moved(part, 0, at - run.begin));
-      at += run.rows();
-    }
-  }
-}
-
 /// Ranks that many places apart: each fetches from the one before and lends to the one behind.
 struct Distance {
   Rank from, to;
-  Runs fetched, lent;  ///< Rows of `from`; own rows.
+  RowRuns fetched, lent;  ///< Rows of `from`; own rows.
 };
 
 struct KvGroup {

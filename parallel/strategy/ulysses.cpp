@@ -6,32 +6,15 @@
 
 #include <fmt/format.h>
 
-#include "parallel/strategy/heads.h"
+#include "parallel/strategy/head_trade.h"
 #include "parallel/strategy/ring.h"
 
 namespace periplus::strategy {
 namespace {
 
-using plan::Message;
 using plan::ProgramBuilder;
 using plan::Rank;
 using plan::View;
-
-/// The ranks as a grid: `heads` of them share heads, `contexts` of them form a ring.
-struct Grid {
-  int heads, contexts;
-  bool head_first;
-
-  Rank rank(int head, int context) const { return head_first ? context * heads + head : head * contexts + context; }
-  int head_of(Rank rank) const { return head_first ? rank % heads : rank / contexts; }
-  int context_of(Rank rank) const { return head_first ? rank / heads : rank % contexts; }
-
-  std::vector<Rank> head_group(int context) const {
-    std::vector<Rank> ranks;
-    for (int head = 0; head < heads; ++head) ranks.push_back(rank(head, context));
-    return ranks;
-  }
-};
 
 int largest_divisor(int of, int most) {
   for (int divisor = std::min(of, most); divisor > 1; --divisor) {
@@ -46,17 +29,6 @@ Grid usp_grid(const AttentionProblem& problem, const AttentionOptions& options) 
   const int ranks = problem.layout.ranks();
   const int heads = options.head_ranks > 0 ? options.head_ranks : largest_divisor(ranks, problem.q_heads);
   return {heads, ranks / heads, options.placement == "head_first"};
-}
-
-/// Heads of a member of the head group, and of one piece of them: whole KV heads of the member.
-HeadRange heads_of(const AttentionProblem& problem, const Grid& grid, int member) {
-  return HeadRange::share(problem.q_heads, problem.q_heads / problem.kv_heads, member, grid.heads);
-}
-HeadRange piece_of(const HeadRange& heads, int piece, int pieces) {
-  const HeadRange kv = HeadRange::share(heads.kv_count(), 1, piece, pieces);
-  const int begin = std::max(heads.first, (heads.kv_first() + kv.first) * heads.group);
-  const int end = std::min(heads.first + heads.count, (heads.kv_first() + kv.first + kv.count) * heads.group);
-  return {begin, std::max(0, end - begin), heads.group};
 }
 
 /// Whether some KV head is used by two members, so that its gradients have to be added.
@@ -74,230 +46,6 @@ std::vector<std::vector<int>> head_groups(const Grid& grid) {
   for (int context = 0; context < grid.contexts; ++context) groups.push_back(grid.head_group(context));
   return groups;
 }
-
-/// Scratch of `rows` rows for each member of a head group, each with the member's own number of heads: one slot for all
-/// members of a number, so that a program has few slots.
-class MemberScratch {
- public:
-  MemberScratch(ProgramBuilder& program, const std::string& name, DType dtype, std::int64_t rows, std::int64_t width,
-                std::span<const int> heads) {
-    for (std::size_t member = 0; member < heads.size(); ++member) {
-      const auto like = std::ranges::find(heads.first(member), heads[member]);
-      const auto index = static_cast<std::size_t>(like - heads.begin());
-      if (index == member) {
-        const std::int64_t count = std::ranges::count(heads, heads[member]);
-        slots_.push_back(program.scratch(std::string(name).append(1, '.').append(std::to_string(heads[member])), dtype, count * rows,
-                                         heads[member], width));
-        used_.push_back(0);
-        of_member_.push_back(slots_.size() - 1);
-      } else {
-        of_member_.push_back(of_member_[index]);
-      }
-      const std::size_t slot = of_member_.back();
-      views_.push_back(slots_[slot].rows_at(rows * used_[slot]++, rows));
-    }
-  }
-  const View& of(int member) const { return views_[static_cast<std::size_t>(member)]; }
-
- private:
-  std::vector<View> slots_, views_;
-  std::vector<std::int64_t> used_;
-  std::vector<std::size_t> of_member_;
-};
-
-/// One rank's trades with its head group.
-class HeadTrade {
- public:
-  HeadTrade(ProgramBuilder& program, const AttentionProblem& problem, const Grid& grid, const GroupedLayout& groups, int pieces)
-      : program_(program), grid_(grid), pieces_(pieces), self_(grid.head_of(program.rank())) {
-    const int context = grid.context_of(program.rank());
-    ranks_ = grid.head_group(context);
-    rows_ = groups.layout.rows_of(context);
-    for (int member = 0; member < grid.heads; ++member) {
-      for (int piece = 0; piece < pieces; ++piece) heads_.push_back(piece_of(heads_of(problem, grid, member), piece, pieces));
-    }
-    find_alike();
-    parts_.resize(ranks_.size());
-    for (const GroupedLayout::Part& part : groups.parts[static_cast<std::size_t>(context)])
-      parts_[static_cast<std::size_t>(part.member)].push_back(part);
-    std::vector<RowMove> moves = groups.moves[static_cast<std::size_t>(context)];
-    into_sequence_ = program.new_order(moves);
-    for (RowMove& move : moves) std::swap(move.from, move.to);
-    out_of_sequence_ = program.new_order(moves);
-  }
-
-  const HeadRange& heads(int member, int piece) const { return heads_[static_cast<std::size_t>(member * pieces_ + piece)]; }
-  HeadRange own_heads(int piece) const { return heads(self_, piece); }
-  std::int64_t rows() const { return rows_; }
-
-  /// Tensors that leave together. Each has a view of all heads at home, and becomes a slot of the group's rows and own heads.
-  struct Outgoing {
-    View home;
-    std::string name;
-    bool kv;
-  };
-  std::vector<View> there(int piece, std::span<const Outgoing> tensors) {
-    std::vector<View> results;
-    std::vector<Message> sends, receives;
-    const auto range = [&](const Outgoing& t, int member) { return view_of(t.home, t.kv, heads(member, piece)); };
-    for (const Outgoing& t : tensors) {
-      const View own = range(t, self_);
-      results.push_back(grid_.heads == 1
-                            ? own
-                            : program_.scratch(t.name + suffix(piece), program_.dtype_of(own), rows(), own.heads, program_.width_of(own)));
-    }
-    std::vector<MemberScratch> packed;
-    std::vector<bool> filled(tensors.size() * ranks_.size(), false);
-    for (const Outgoing& t : tensors) {
-      const auto packs = [&](int member) { return first_alike(t.kv, member, piece) == member; };
-      packed.push_back(member_scratch(t.name + ".packed" + suffix(piece), t.home, t.kv, piece, program_.dtype_of(t.home), packs));
-    }
-    for (int apart = 1; apart < grid_.heads; ++apart) {
-      const int to = member(apart), from = member(-apart);
-      for (std::size_t i = 0; i < tensors.size(); ++i) {
-        View leaving = range(tensors[i], to);
-        if (!program_.is_sendable(leaving)) {
-          const int alike = first_alike(tensors[i].kv, to, piece);
-          auto is_filled = filled[i * ranks_.size() + static_cast<std::size_t>(alike)];
-          if (!is_filled) program_.copy({"pack"}, leaving, packed[i].of(alike));
-          is_filled = true;
-          leaving = packed[i].of(alike);
-        }
-        append(sends, self_, rank(to), leaving, false);
-        append(receives, from, rank(from), results[i], true);
-      }
-    }
-    program_.exchange({"heads there", piece}, kBlockLane, sends, receives);
-    for (std::size_t i = 0; i < tensors.size() && grid_.heads > 1; ++i) {
-      for (const GroupedLayout::Part& part : own_parts())
-        program_.copy({"own part"}, range(tensors[i], self_).rows_at(part.from, part.rows), results[i].rows_at(part.to, part.rows));
-    }
-    return results;
-  }
-  /// What arrived, with its rows in the order of the layout. Apart from `there`: it waits for the exchange, so that compute
-  /// on the piece before has to come first.
-  std::vector<View> in_sequence(int piece, std::span<const Outgoing> tensors, std::span<const View> arrived) {
-    std::vector<View> results;
-    for (std::size_t i = 0; i < tensors.size(); ++i)
-      results.push_back(in_order(tensors[i].name + suffix(piece) + ".sequence", arrived[i], into_sequence_));
-    return results;
-  }
-
-  /// The way back of results: every rank's rows go home. Call `arrive` when the next piece is under way.
-  struct Returning {
-    View slot, home;
-    bool kv;
-    std::vector<View> arrived = {};  ///< by member
-  };
-  void back(int piece, std::span<Returning> tensors, std::string_view name) {
-    std::vector<Message> sends, receives;
-    std::vector<MemberScratch> arriving;
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-      tensors[i].arrived.assign(ranks_.size(), {});
-      tensors[i].slot = in_order(fmt::format("{}{}{}.leaving", name, i, suffix(piece)), tensors[i].slot, out_of_sequence_);
-      arriving.push_back(member_scratch(fmt::format("{}{}{}", name, i, suffix(piece)), tensors[i].home, tensors[i].kv, piece,
-                                        program_.dtype_of(tensors[i].slot), [&](int member) { return member != self_; }));
-    }
-    for (int apart = 1; apart < grid_.heads; ++apart) {
-      const int to = member(apart), from = member(-apart);
-      for (std::size_t i = 0; i < tensors.size(); ++i) {
-        Returning& t = tensors[i];
-        append(sends, to, rank(to), t.slot, true);
-        t.arrived[static_cast<std::size_t>(from)] = arriving[i].of(from);
-        append(receives, self_, rank(from), arriving[i].of(from), false);
-      }
-    }
-    program_.exchange({"heads back", piece}, kResultLane, sends, receives);
-  }
-  /// `seen` says which KV heads of the sums already hold something; members are added in rank order.
-  void arrive(int piece, std::span<const Returning> tensors, std::vector<std::vector<bool>>& seen) {
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-      const Returning& t = tensors[i];
-      for (int member = 0; member < grid_.heads; ++member) {
-        const HeadRange range = heads(member, piece);
-        if (member != self_) {
-          bring_home(t, range, t.arrived[static_cast<std::size_t>(member)], t.home, seen[i]);
-          continue;
-        }
-        const std::vector<bool> seen_before = seen[i];
-        for (const GroupedLayout::Part& part : own_parts()) {
-          seen[i] = seen_before;
-          bring_home(t, range, t.slot.rows_at(part.to, part.rows), t.home.rows_at(part.from, part.rows), seen[i]);
-        }
-      }
-    }
-  }
-
- private:
-  /// The rows of the group in the order of the layout, or in that of their arrival; itself where the two agree.
-  View in_order(std::string name, const View& slot, plan::Range order) {
-    if (order.count == 0) return slot;
-    const View ordered = program_.scratch(std::move(name), program_.dtype_of(slot), slot.rows, slot.heads, program_.width_of(slot));
-    program_.copy({"order rows"}, slot, ordered, order);
-    return ordered;
-  }
-  void bring_home(const Returning& t, const HeadRange& range, const View& from, const View& home, std::vector<bool>& seen) {
-    if (!t.kv) return program_.copy({"home"}, from, view_of(home, false, range));
-    // One step for all neighbours that are alike: only a head at an end may hold something already.
-    const auto first = seen.begin() + range.kv_first(), last = first + range.kv_count();
-    for (auto head = first; head != last;) {
-      const bool held = *head;
-      const auto end = std::find(head, last, !held);
-      const auto count = end - head;
-      const View part = from.heads_at(head - first, count), to = home.heads_at(head - seen.begin(), count);
-      held ? program_.add({"home"}, part, to) : program_.copy({"home"}, part, to);
-      std::fill(head, end, true);
-      head = end;
-    }
-  }
-  /// For the own rows of a tensor and the heads of a piece of each member that takes part.
-  template <class TakesPart>
-  MemberScratch member_scratch(const std::string& name, const View& home, bool kv, int piece, DType dtype, const TakesPart& takes_part) {
-    std::vector<int> counts;
-    for (int member = 0; member < grid_.heads; ++member) {
-      const HeadRange range = heads(member, piece);
-      counts.push_back(!takes_part(member) ? 0 : kv ? range.kv_count() : range.count);
-    }
-    return {program_, name, dtype, home.rows, program_.width_of(home), counts};
-  }
-  /// The first member that uses the same heads: they are packed once for all of them.
-  int first_alike(bool kv, int member, int piece) const {
-    return kv ? first_alike_[static_cast<std::size_t>(member * pieces_ + piece)] : member;
-  }
-  void find_alike() {
-    for (int member = 0; member < grid_.heads; ++member) {
-      for (int piece = 0; piece < pieces_; ++piece) {
-        const auto same = [&](const HeadRange& a, const HeadRange& b) {
-          return a.kv_first() == b.kv_first() && a.kv_count() == b.kv_count();
-        };
-        const bool goes_on = member > 0 && same(heads(member, piece), heads(member - 1, piece));
-        first_alike_.push_back(goes_on ? first_alike(true, member - 1, piece) : member);
-      }
-    }
-  }
-  const std::vector<GroupedLayout::Part>& own_parts() const { return parts_[static_cast<std::size_t>(self_)]; }
-  static View view_of(const View& view, bool kv, const HeadRange& heads) {
-    return kv ? view.heads_at(heads.kv_first(), heads.kv_count()) : view.heads_at(heads.first, heads.count);
-  }
-  int member(int apart) const { return ((self_ + apart) % grid_.heads + grid_.heads) % grid_.heads; }
-  Rank rank(int member) const { return ranks_[static_cast<std::size_t>(member)]; }
-  /// The rows of a member, part by part: of a slot of the group's rows, or of a view of the member's own.
-  void append(std::vector<Message>& messages, int member, Rank peer, const View& view, bool of_group) const {
-    for (const GroupedLayout::Part& part : parts_[static_cast<std::size_t>(member)])
-      messages.push_back({peer, view.rows_at(of_group ? part.to : part.from, part.rows)});
-  }
-  std::string suffix(int piece) const { return pieces_ > 1 ? fmt::format(".{}", piece) : ""; }
-
-  ProgramBuilder& program_;
-  Grid grid_;
-  int pieces_, self_;
-  std::vector<Rank> ranks_;
-  std::int64_t rows_ = 0;
-  std::vector<int> first_alike_;                         ///< by member and piece, as heads_
-  std::vector<HeadRange> heads_;                         ///< by member and piece
-  std::vector<std::vector<GroupedLayout::Part>> parts_;  ///< by member
-  plan::Range into_sequence_, out_of_sequence_;          ///< moves between the order of arrival and that of the layout
-};
 
 /// The ring of the ranks with the own heads, over the rows of head groups.
 struct ContextRing {
