@@ -84,7 +84,7 @@ struct Row {
   std::int64_t bytes = 0, workspace = 0;  ///< Of the rank that has most.
   Bounds bounds;
   double measured = 0, simulated = 0;
-  Exposure exposure;  ///< Of the last run.
+  Exposure exposure, simulated_exposure;  ///< Of the last run; in the simulator.
 };
 
 void write_trace(const Options& options, const AttentionOptions& how, Pass pass, std::string_view kind, const std::vector<Tracer>& traces) {
@@ -108,7 +108,8 @@ Row measure(const Options& options, const AttentionProblem& problem, const Atten
     row.workspace = std::max(row.workspace, program.workspace_bytes);
   }
   row.bounds = bounds_of(plan, links, pace);
-  row.simulated = simulated_seconds(plan, links, pace);
+  const simulate::Timeline timeline = simulate::simulate(plan, {pace, links});
+  row.simulated = timeline.makespan, row.simulated_exposure = exposure_of(timeline.traces);
   std::vector<double> seconds;
   std::vector<Tracer> last;
   for (int sample = 0; sample < options.samples; ++sample) {
@@ -118,7 +119,7 @@ Row measure(const Options& options, const AttentionProblem& problem, const Atten
   }
   if (!options.trace.empty()) {
     write_trace(options, how, pass, "measured", last);
-    write_trace(options, how, pass, "simulated", simulate::simulate(plan, {pace, links}).traces);
+    write_trace(options, how, pass, "simulated", timeline.traces);
   }
   row.measured = median(seconds), row.exposure = exposure_of(last);
   return row;
@@ -127,8 +128,8 @@ Row measure(const Options& options, const AttentionProblem& problem, const Atten
 void show(const OptionTable& table, const AttentionOptions& how, const Row& forward, const Row& backward) {
   const double measured = forward.measured + backward.measured, compute = forward.bounds.compute + backward.bounds.compute;
   const double link = forward.bounds.link + backward.bounds.link;
-  Exposure exposure = forward.exposure;
-  exposure += backward.exposure;
+  Exposure exposure = forward.exposure, simulated_exposure = forward.simulated_exposure;
+  exposure += backward.exposure, simulated_exposure += backward.simulated_exposure;
   say(table,
       fmt::format("{:<19} {:>6} {:>5}/{:<5} {:>10} {:>10} {:>8.1f} {:>8.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>8.2f} {:>7.1f}%", how.strategy,
                   how.pieces, forward.steps, backward.steps, bytes_text(static_cast<double>(forward.bytes + backward.bytes)),
@@ -145,7 +146,8 @@ void show(const OptionTable& table, const AttentionOptions& how, const Row& forw
                                     {"forward_seconds", forward.measured},
                                     {"backward_seconds", backward.measured},
                                     {"simulated_seconds", forward.simulated + backward.simulated},
-                                    {"exposed_share", exposure.share()}};
+                                    {"exposed_share", exposure.share()},
+                                    {"simulated_exposed_share", simulated_exposure.share()}};
   std::puts(json.dump().c_str());
 }
 

@@ -25,6 +25,7 @@ void SlotPieces::hold(const Piece& piece) {
 }
 
 std::span<const Piece> SlotPieces::near(const View& view) const {
+  if (held_.empty() || view.row0 >= held_.back().row0 + longest_) return {};  // mostly slots fill from the front
   const auto begin = std::ranges::upper_bound(held_, view.row0 - longest_, {}, &Piece::row0);
   return {begin, std::lower_bound(begin, held_.end(), view.row0 + view.rows,
                                   [](const Piece& piece, std::int64_t row) { return piece.row0 < row; })};
@@ -75,12 +76,11 @@ void SlotPieces::write(const View& view, std::span<const Piece> pieces) {
 }
 
 std::optional<std::size_t> SlotPieces::find(const View& view) const {
-  if (held_.empty()) return {};
+  if (held_.empty() || view.row0 > held_.back().row0 || view.row0 < held_.front().row0) return {};
   const auto covers = [&](const Piece& p) { return p.covers(view.row0, view.rows, view.head0, view.heads); };
   // Views follow each other as they did when they were written.
   std::size_t place = next_ < held_.size() ? next_ : 0;
   if (!covers(held_[place])) {
-    if (held_.size() == 1) return {};
     const auto found = std::ranges::lower_bound(held_, std::pair(view.row0, view.head0), {}, place_of);
     if (found == held_.end() || !covers(*found)) return {};
     place = static_cast<std::size_t>(found - held_.begin());

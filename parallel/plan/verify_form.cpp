@@ -36,9 +36,12 @@ class FormCheck {
 
  private:
   template <class... Args>
-  void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
-    if (holds) return;
+  void fail(fmt::format_string<Args...> what, Args&&... args) {
     failures_.push_back(fmt::format("rank {} step {}: {}", program_.rank, id_, fmt::format(what, std::forward<Args>(args)...)));
+  }
+  template <class... Args>
+  void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
+    if (!holds) fail(what, std::forward<Args>(args)...);
   }
 
   /// The programs of a plan mostly have the same.
@@ -116,8 +119,8 @@ class FormCheck {
         continue;
       }
       if (!check_view(accesses[i].view, operand.name)) return;
-      require(operand.modes.find(letter(accesses[i].mode)) != std::string_view::npos, "operand {} of {} has mode {}", operand.name, op.name,
-              letter(accesses[i].mode));
+      const auto allows = [&](Mode mode) { return std::ranges::find(operand.modes, letter(mode)) != operand.modes.end(); };
+      require(allows(accesses[i].mode), "operand {} of {} has mode {}", operand.name, op.name, letter(accesses[i].mode));
       require(accesses[i].mode == Mode::read || program_.slot_of(accesses[i].view).role != Role::input, "writes the input '{}'",
               program_.slot_of(accesses[i].view).name);
     }
@@ -134,12 +137,13 @@ class FormCheck {
       const DType dtype = program_.slot_of(accesses[i].view).dtype;
       std::optional<DType>& expected = type == OperandType::storage ? storage : accumulator;
       if (!expected) expected = dtype;
-      require(dtype == *expected, "operand {} of {} is {} where {} is needed", op.operands[i].name, op.name, to_string(dtype),
-              to_string(*expected));
+      if (dtype != *expected) {
+        fail("operand {} of {} is {} where {} is needed", op.operands[i].name, op.name, to_string(dtype), to_string(*expected));
+      }
     }
-    if (storage && accumulator) {
-      require(*accumulator == accumulator_of(*storage), "{} of {} operands keeps its sums in {} instead of {}", op.name,
-              to_string(*storage), to_string(*accumulator), to_string(accumulator_of(*storage)));
+    if (storage && accumulator && *accumulator != accumulator_of(*storage)) {
+      fail("{} of {} operands keeps its sums in {} instead of {}", op.name, to_string(*storage), to_string(*accumulator),
+           to_string(accumulator_of(*storage)));
     }
   }
 

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "parallel/plan/ops.h"
+#include "parallel/plan/provenance_mail.h"
 #include "parallel/plan/provenance_pieces.h"
 #include "parallel/plan/provenance_records.h"
 #include "parallel/plan/provenance_slot.h"
@@ -113,36 +114,21 @@ class Player {
     return phase;
   }
 
-  /// All messages of a phase leave before any arrives: an exchange never sends what it receives.
   void play_phase(int phase) {
-    mail_.resize(next_.size());
-    for (std::vector<Letter>& box : mail_) box.clear();
-    mailed_.clear();
+    mail_.begin(next_.size());
     const auto in_phase = [&] { return next() < program().steps.size() && program().steps[next()].phase == phase; };
     for (rank_ = 0; rank_ < ranks(); ++rank_) {
       if (!in_phase()) continue;
       step_ = static_cast<StepId>(next());
-      for (const Message& m : program().sends_of(program().steps[next()])) post(m);
+      for (const Message& m : program().sends_of(program().steps[next()]))
+        mail_.post(rank_, m.peer, [&](Pieces& pieces) { append(m.view, pieces); });
     }
     for (rank_ = 0; rank_ < ranks(); ++rank_) {
       if (!in_phase()) continue;
       step_ = static_cast<StepId>(next());
-      std::vector<Letter>& box = mail_[static_cast<std::size_t>(rank_)];
-      taken_.assign(next_.size(), 0);
-      for (const Message& m : program().receives_of(program().steps[next()])) {
-        // Senders were met in rank order, so the letters of each lie together.
-        const auto first = std::ranges::lower_bound(box, m.peer, {}, &Letter::from);
-        const Letter& letter = first[taken_[static_cast<std::size_t>(m.peer)]++];
-        write(m.view, std::span(mailed_).subspan(letter.begin, letter.count));
-      }
+      for (const Message& m : program().receives_of(program().steps[next()])) write(m.view, mail_.take(m.peer, rank_));
       ++next();
     }
-  }
-
-  void post(const Message& m) {
-    const std::size_t begin = mailed_.size();
-    append(m.view, mailed_);
-    mail_[static_cast<std::size_t>(m.peer)].push_back({rank_, begin, mailed_.size() - begin});
   }
 
   void run(const Step& step) {
@@ -389,13 +375,7 @@ class Player {
   Truth truth_;
   std::vector<std::vector<SlotPieces>>& slots_;  ///< by rank and slot
   std::vector<std::size_t> next_;
-  struct Letter {
-    Rank from;
-    std::size_t begin, count;  ///< In mailed_.
-  };
-  std::vector<std::vector<Letter>> mail_;  ///< Of the phase at hand, by receiver, in posted order of each sender.
-  std::vector<std::ptrdiff_t> taken_;      ///< How many letters of each sender the receiver has.
-  Pieces mailed_;
+  PhaseMail mail_;
   Pieces queries_, keys_, sums_, scratch_, after_;  ///< Of the step at hand.
   TermStore& store_;
   AttendRecords& records_;
