@@ -205,9 +205,6 @@ inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t bl
   for (std::int64_t unit = 0; unit < kUnitsPerBlock; ++unit) {
     const std::int64_t local = block * amx::kBlock + unit * amx::kUnit, key = packed.first_key + local;
     const std::int64_t keys = larger(0, smaller(amx::kUnit, packed.keys_end - key));
-    const std::int64_t keys_after = larger(0, smaller(amx::kUnit, packed.keys_end - key - amx::kUnit));
-    prefetch_rows(k.data + (key + amx::kUnit) * k.row, k.row, keys_after, p.shape.width_qk);
-    prefetch_rows(v.data + (key + amx::kUnit) * v.row, v.row, keys_after, p.shape.width_v);
     pack_rows_as_a(k.data + key * k.row, k.row, keys, p.shape.width_qk, steps,
                    packed.keys + block * packed.block_stride + unit * steps * 2 * kTile);
     const bool bad = pack_rows_transposed(v.data + key * v.row, v.row, keys, p.shape.width_v, value_pairs, kUnitsPerBlock * 2 * kTile,

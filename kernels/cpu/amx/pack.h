@@ -32,13 +32,6 @@ inline Vec load_pairs(const bfloat16* row, std::int64_t column, std::int64_t wid
   return bits;
 }
 
-/// Asks for rows that are packed next: the hardware does not see the pattern of short pieces of rows.
-inline void prefetch_rows(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width) {
-  for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t i = 0; i < width; i += 32) __builtin_prefetch(from + row * stride + i, 0, 2);
-  }
-}
-
 /// to: [steps][2 tiles of 16 rows x 32 columns] from 32 rows, of which `rows` exist.
 inline void pack_rows_as_a(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width, std::int64_t steps,
                            bfloat16* to) {

@@ -85,6 +85,13 @@ struct Unit {
   [[gnu::always_inline]] static Words upper_halves(Words first, Words second) {
     return Words(_mm512_mask_blend_epi16(0xaaaaaaaau, __m512i(first >> 16), __m512i(second)));
   }
+  /// The lower (upper) halves of the lanes of two words one after the other.
+  [[gnu::always_inline]] static Words even_halves(Words first, Words second) {
+    return pick<0>(first, second, std::make_integer_sequence<int, 32>{});
+  }
+  [[gnu::always_inline]] static Words odd_halves(Words first, Words second) {
+    return pick<1>(first, second, std::make_integer_sequence<int, 32>{});
+  }
   /// sum + both halves of each lane.
   [[gnu::always_inline]] static Vec add_pair(Vec sum, Words pair) {
     const __m512i ones = _mm512_set1_epi32(0x3f803f80);
@@ -97,6 +104,12 @@ struct Unit {
   [[gnu::always_inline]] static bool any_greater(Vec x, Vec bound) { return _mm512_cmp_ps_mask(x, bound, _CMP_GT_OQ) != 0; }
 
  private:
+  template <int Odd, int... I>
+  static Words pick(Words first, Words second, std::integer_sequence<int, I...>) {
+    using Pieces = std::uint16_t __attribute__((vector_size(64)));
+    return Words(__builtin_shufflevector(Pieces(first), Pieces(second), (2 * I + Odd)...));
+  }
+
   static constexpr long kRowBytes = 64;
   using TileMemory = char[1024];
 };

@@ -85,6 +85,8 @@ struct Unit {
   }
   static Words lower_halves(Words first, Words second) { return (first & 0xffffu) | (second << 16); }
   static Words upper_halves(Words first, Words second) { return (first >> 16) | (second & 0xffff0000u); }
+  static Words even_halves(Words first, Words second) { return pick<0>(first, second, std::make_integer_sequence<int, 32>{}); }
+  static Words odd_halves(Words first, Words second) { return pick<1>(first, second, std::make_integer_sequence<int, 32>{}); }
   static Vec add_pair(Vec sum, Words pair) { return sum + (Vec(pair << 16) + Vec(pair & 0xffff0000u)); }
   static Vec keep(Vec x, std::uint32_t bits, Vec other) {
     for (int lane = 0; lane < kLanes; ++lane) x[lane] = (bits >> lane & 1) != 0 ? x[lane] : other[lane];
@@ -93,6 +95,12 @@ struct Unit {
   static bool any_greater(Vec x, Vec bound) { return any(x > bound); }
 
  private:
+  template <int Odd, int... I>
+  static Words pick(Words first, Words second, std::integer_sequence<int, I...>) {
+    using Pieces = std::uint16_t __attribute__((vector_size(64)));
+    return Words(__builtin_shufflevector(Pieces(first), Pieces(second), (2 * I + Odd)...));
+  }
+
   using Tile = std::uint32_t[16][16];
   static Tile* tiles() {
     alignas(64) static thread_local Tile all[8];

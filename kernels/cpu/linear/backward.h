@@ -81,15 +81,19 @@ void run_states_backward(const LinearProblem<S, float>& problem, Strided<const S
   P products(on.copies, on.copies_size, item.progress);
   start_state(run.sizes, on.state);
   for (std::int64_t index = run.chunks() - 1; index >= 0; --index) {
-    look_ahead(run, problem.q, index - 1, run.sizes.qk, products.pulse().ahead[0]);
-    look_ahead(run, dout, index - 1, run.sizes.v, products.pulse().ahead[1]);
-    if (run.delta_rule()) look_ahead(run, problem.k, index - 1, run.sizes.qk, products.pulse().ahead[2]);
+    look_ahead<P>(run, problem.q, index - 1, run.sizes.qk, products.pulse().ahead[0]);
+    look_ahead<P>(run, dout, index - 1, run.sizes.v, products.pulse().ahead[1]);
+    if (run.delta_rule()) look_ahead<P>(run, problem.k, index - 1, run.sizes.qk, products.pulse().ahead[2]);
     start_chunk<P>(run, index, on.chunk);
     load_matrix<P>(run, problem.q, index, static_cast<float>(problem.scale), on.chunk.q);
     load_values<P>(run, dout, index, on.chunk.dout);
     if (run.delta_rule()) {
       load_matrix<P>(run, problem.k, index, 1.0f, on.chunk.k);
-      prepare(products, on.chunk.decay, on.chunk.k, on.chunk.rows, run.sizes.padded_qk, on.chunk.space, on.chunk.delta);
+      const std::int64_t mark = products.mark();
+      prepare(products, on.chunk.decay, on.chunk.k,
+              across_rows(products, on.chunk.decay, on.chunk.k, on.chunk.rows, run.sizes.padded_qk, on.chunk.space.far), on.chunk.rows,
+              run.sizes.padded_qk, on.chunk.space, on.chunk.delta);
+      products.release(mark);
       scores(products, on.chunk.decay, on.chunk.q, on.chunk.k, on.chunk.rows, run.sizes.padded_qk, on.chunk.space, on.chunk.p);
       added_backward(products, run.sizes, on.state, on.chunk, on.chunk.out);
       solve_backward(products, on.chunk.out, on.chunk.rows, run.sizes.columns(), on.chunk.delta, on.chunk.delta.wanted);
@@ -235,8 +239,8 @@ class RunBackward {
   }
 
   void forward(std::int64_t index, Matrix state) {
-    look_ahead(run_, run_.problem.k, index + 1, run_.sizes.qk, products_.pulse().ahead[0]);
-    look_ahead(run_, run_.problem.v, index + 1, run_.sizes.v, products_.pulse().ahead[1]);
+    look_ahead<P>(run_, run_.problem.k, index + 1, run_.sizes.qk, products_.pulse().ahead[0]);
+    look_ahead<P>(run_, run_.problem.v, index + 1, run_.sizes.v, products_.pulse().ahead[1]);
     advance_over(products_, run_, index, chunk_, state);
   }
 
@@ -244,10 +248,10 @@ class RunBackward {
     const Sizes& sizes = run_.sizes;
     const ChunkGradients& on = on_.gradients;
     const bool delta_rule = run_.delta_rule();
-    look_ahead(run_, run_.problem.q, index - 1, sizes.qk, products_.pulse().ahead[0]);
-    look_ahead(run_, run_.problem.k, index - 1, sizes.qk, products_.pulse().ahead[1]);
-    look_ahead(run_, run_.problem.v, index - 1, sizes.v, products_.pulse().ahead[2]);
-    look_ahead(run_, dout_, index - 1, sizes.v, products_.pulse().ahead[3]);
+    look_ahead<P>(run_, run_.problem.q, index - 1, sizes.qk, products_.pulse().ahead[0]);
+    look_ahead<P>(run_, run_.problem.k, index - 1, sizes.qk, products_.pulse().ahead[1]);
+    look_ahead<P>(run_, run_.problem.v, index - 1, sizes.v, products_.pulse().ahead[2]);
+    look_ahead<P>(run_, dout_, index - 1, sizes.v, products_.pulse().ahead[3]);
     start_chunk<P>(run_, index, chunk_);
     load_matrix<P>(run_, run_.problem.q, index, static_cast<float>(run_.problem.scale), chunk_.q);
     load_matrix<P>(run_, run_.problem.k, index, 1.0f, chunk_.k);
@@ -255,7 +259,9 @@ class RunBackward {
     load_values<P>(run_, dout_, index, chunk_.dout);
     const std::int64_t mark = products_.mark();
     if (delta_rule) {
-      with_news(products_, run_, chunk_.k, chunk_.v, products_.right(state, sizes.padded_qk, sizes.columns()), chunk_, [](Matrix) {});
+      const auto across = across_rows(products_, chunk_.decay, chunk_.k, chunk_.rows, sizes.padded_qk, chunk_.space.far);
+      with_news(products_, run_, chunk_.k, across, chunk_.v, products_.right(state, sizes.padded_qk, sizes.columns()), chunk_,
+                [](Matrix) {});
     }
     products_.release(mark);
     attend_backward(products_, sizes, state, on_.dstate, chunk_, on);

@@ -15,6 +15,8 @@ class F32Products {
   static constexpr std::int64_t kRowBlock = 16;        ///< Rows of a triangle that are computed together.
   static constexpr std::int64_t kLargestOperands = 2;  ///< As large as the largest, alive at once.
 
+  static constexpr std::int64_t kPace = 16;  ///< Cache lines fetched at a beat.
+
   /// Rows of a head of a tensor, in f32.
   using Rows = Matrix;
   template <class S>
@@ -43,6 +45,8 @@ class F32Products {
 
   Left left(Matrix m, std::int64_t /*rows*/, std::int64_t /*depth*/) { return {m.data, m.stride, 1}; }
   Left left_transposed(Matrix m, std::int64_t /*rows*/, std::int64_t /*depth*/) { return {m.data, 1, m.stride}; }
+  /// right_transposed() of the same rows may be of use.
+  Left left_transposed(Matrix m, const Right& /*across*/, std::int64_t rows, std::int64_t depth) { return left_transposed(m, rows, depth); }
   Right right(Matrix m, std::int64_t /*depth*/, std::int64_t /*columns*/) { return {m.data, m.stride}; }
   /// m is [columns][depth].
   Right right_transposed(Matrix m, std::int64_t depth, std::int64_t columns) {
@@ -70,6 +74,12 @@ class F32Products {
     multiply_elements(factors, m, depth, columns, space);
     return right(space, depth, columns);
   }
+  /// Nothing is rounded here.
+  template <class Factors>
+  static Right right_rest(const Factors& /*factors*/, Matrix /*m*/, const Right& /*packed*/, std::int64_t /*depth*/,
+                          std::int64_t /*columns*/) {
+    return {};
+  }
   template <class Factors>
   Right right_transposed_scaled(const Factors& factors, Matrix m, std::int64_t depth, std::int64_t columns, Matrix space) {
     multiply_elements(factors, m, columns, depth, space);
@@ -96,8 +106,8 @@ class F32Products {
   }
 
   /// state[rows][columns] = factor[row] * state + a[rows][depth] b[depth][columns]. `factors` are `next` apart; null: 1.
-  void advance(Matrix state, const float* factors, std::int64_t next, const Left& a, const Right& b, std::int64_t rows, std::int64_t depth,
-               std::int64_t columns, const Right* /*packed*/) {
+  void advance(Matrix state, const float* factors, std::int64_t next, const Left& a, const Right& b, const Right& /*rest*/,
+               std::int64_t rows, std::int64_t depth, std::int64_t columns, const Right* /*packed*/) {
     for (std::int64_t d = 0; d < rows && factors != nullptr; ++d) {
       for (std::int64_t e = 0; e < columns; e += kLanes) store(state.row(d) + e, factors[d * next] * load(state.row(d) + e));
     }

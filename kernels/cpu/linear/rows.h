@@ -24,6 +24,9 @@ struct RowFactors {
 };
 inline Vec vector_at(RowFactors factors, std::int64_t row, std::int64_t /*column*/) { return splat(factors.data[row]); }
 
+struct NoFactors {};
+inline Vec vector_at(NoFactors, std::int64_t /*row*/, std::int64_t /*column*/) { return splat(1.0f); }
+
 struct Range {
   std::int64_t begin, end;
 
@@ -138,6 +141,9 @@ inline void scale_rows(const float* factors, Matrix from, std::int64_t rows, std
     const float factor = sign * factors[row];
     for (std::int64_t i = 0; i < width; i += kLanes) store(to.row(row) + i, factor * load(from.row(row) + i));
   }
+}
+inline void copy_rows(Matrix from, std::int64_t rows, std::int64_t columns, Matrix to) {
+  for (std::int64_t i = 0; i < rows; ++i) __builtin_memcpy(to.row(i), from.row(i), static_cast<std::size_t>(columns) * sizeof(float));
 }
 /// to += from
 inline void add_rows(Matrix from, std::int64_t rows, std::int64_t width, Matrix to) {

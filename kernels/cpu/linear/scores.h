@@ -159,26 +159,36 @@ typename P::Left grown_rows(P& products, const Decay& decay, const Rows& from, s
   return products.left(from, rows, width);
 }
 
-/// p, with zeros above the diagonal, from grown rows a; not in strips.
+/// Rows as the other operand, under the decay back to before the chunk if it is one per channel. None in strips.
 template <class P, class Rows>
-void whole_scores(P& products, const Decay& decay, const typename P::Left& a, const Rows& b, std::int64_t rows, std::int64_t width,
-                  const ScoreSpace& space, Matrix p) {
-  const std::int64_t mark = products.mark();
-  const auto right = decay.per_channel() ? products.right_transposed_scaled(decay.back, b, width, rows, space.far)
-                                         : products.right_transposed(b, width, rows);
-  multiply_to_lower<false>(products, a, right, rows, width, p);
-  products.release(mark);
+typename P::Right across_rows(P& products, const Decay& decay, const Rows& from, std::int64_t rows, std::int64_t width, Matrix space) {
+  if (decay.in_strips()) return {};
+  if (decay.per_channel()) return products.right_transposed_scaled(decay.back, from, width, rows, space);
+  return products.right_transposed(from, width, rows);
+}
+
+/// p, with zeros above the diagonal, from grown rows a and rows b across; not in strips.
+template <class P>
+void whole_scores(P& products, const Decay& decay, const typename P::Left& a, const typename P::Right& b, std::int64_t rows,
+                  std::int64_t width, Matrix p) {
+  multiply_to_lower<false>(products, a, b, rows, width, p);
   decay_lower(decay, rows, p);
 }
-/// p, with zeros above the diagonal. In strips a and b are matrices.
+/// p, with zeros above the diagonal; `across` is across_rows() of b. In strips a and b are matrices.
 template <class P, class Rows>
-void scores(P& products, const Decay& decay, const Rows& a, const Rows& b, std::int64_t rows, std::int64_t width, const ScoreSpace& space,
-            Matrix p) {
+void scores(P& products, const Decay& decay, const Rows& a, const Rows& b, const typename P::Right& across, std::int64_t rows,
+            std::int64_t width, const ScoreSpace& space, Matrix p) {
   if constexpr (std::is_same_v<Rows, Matrix>) {
     if (decay.in_strips()) return channel_scores(products, decay, a, b, rows, width, space, p);
   }
   const std::int64_t mark = products.mark();
-  whole_scores(products, decay, grown_rows(products, decay, a, rows, width, space.grown), b, rows, width, space, p);
+  whole_scores(products, decay, grown_rows(products, decay, a, rows, width, space.grown), across, rows, width, p);
+  products.release(mark);
+}
+template <class P>
+void scores(P& products, const Decay& decay, Matrix a, Matrix b, std::int64_t rows, std::int64_t width, const ScoreSpace& space, Matrix p) {
+  const std::int64_t mark = products.mark();
+  scores(products, decay, a, b, across_rows(products, decay, b, rows, width, space.far), rows, width, space, p);
   products.release(mark);
 }
 

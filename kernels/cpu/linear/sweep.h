@@ -145,27 +145,44 @@ void with_values(const Run<S>& run, std::int64_t index, Chunk& chunk, const Use&
 /// Calls use(added) with what the chunk's tokens add to the state before it, of which `state` is the operand: v itself without the
 /// delta rule.
 template <class P, class S, class Rows, class Values, class Use>
-void with_news(P& products, const Run<S>& run, const Rows& k, const Values& v, const typename P::Right& state, Chunk& chunk,
-               const Use& use) {
+void with_news(P& products, const Run<S>& run, const Rows& k, const typename P::Right& across, const Values& v,
+               const typename P::Right& state, Chunk& chunk, const Use& use) {
   if (!run.delta_rule()) return use(v);
   const std::int64_t qk = run.sizes.padded_qk;
-  prepare(products, chunk.decay, k, chunk.rows, qk, chunk.space, chunk.delta);
+  prepare(products, chunk.decay, k, across, chunk.rows, qk, chunk.space, chunk.delta);
   solve(products, chunk.decay, k, v, state, chunk.rows, qk, run.sizes.columns(), chunk.delta, chunk.added);
   use(chunk.added);
 }
 
+/// Matrices stand for keys in strips only.
+template <class P, class Rows>
+typename P::Left left_transposed(P& products, const Rows& k, const typename P::Right& across, std::int64_t rows, std::int64_t depth) {
+  if constexpr (std::is_same_v<Rows, typename P::Rows>) {
+    return products.left_transposed(k, across, rows, depth);
+  } else {
+    return products.left_transposed(k, rows, depth);
+  }
+}
+
 /// The state behind the chunk, and its operand if there is one. A decay per head is a factor of `added`, else of the keys.
 template <class P, class Rows, class Added>
-void advance(P& products, const Sizes& sizes, const Rows& k, const Added& added, Chunk& chunk, Matrix state,
-             const typename P::Right* packed) {
+void advance(P& products, const Sizes& sizes, const Rows& k, const typename P::Right& across, const Added& added, Chunk& chunk,
+             Matrix state, const typename P::Right* packed) {
   const std::int64_t rows = chunk.rows, qk = sizes.padded_qk, columns = sizes.columns();
   const std::int64_t mark = products.mark();
   const auto left = chunk.decay.per_channel() ? products.left_transposed_scaled(chunk.decay.down, k, qk, rows, chunk.sunk)
-                                              : products.left_transposed(k, qk, rows);
-  const auto right = chunk.decay.per_head() ? products.right_scaled(RowFactors{chunk.decay.down.data}, added, rows, columns, chunk.out)
-                                            : products.right(added, rows, columns);
+                                              : left_transposed(products, k, across, qk, rows);
+  const RowFactors down{chunk.decay.down.data};
+  const auto right =
+      chunk.decay.per_head() ? products.right_scaled(down, added, rows, columns, chunk.out) : products.right(added, rows, columns);
+  typename P::Right rest = {};
+  if constexpr (std::is_same_v<Added, Matrix>) {
+    // The delta rule's errors add up in the state, and come back through what it reads.
+    rest = chunk.decay.per_head() ? products.right_rest(down, added, right, rows, columns)
+                                  : products.right_rest(NoFactors{}, added, right, rows, columns);
+  }
   const StateDecay decay = state_decay(chunk.decay, rows);
-  products.advance(state, decay.factors, decay.next, left, right, qk, rows, columns, packed);
+  products.advance(state, decay.factors, decay.next, left, right, rest, qk, rows, columns, packed);
   products.release(mark);
 }
 
@@ -177,9 +194,10 @@ void advance_over(P& products, const Run<S>& run, std::int64_t index, Chunk& chu
   typename P::Right packed = {};
   if (run.delta_rule()) packed = products.right(state, run.sizes.padded_qk, run.sizes.columns());
   with_keys<P>(run, index, chunk, [&](const auto& k) {
+    const auto across = across_rows(products, chunk.decay, k, chunk.rows, run.sizes.padded_qk, chunk.space.far);
     with_values<P>(run, index, chunk, [&](const auto& v) {
-      with_news(products, run, k, v, packed, chunk,
-                [&](const auto& added) { advance(products, run.sizes, k, added, chunk, state, nullptr); });
+      with_news(products, run, k, across, v, packed, chunk,
+                [&](const auto& added) { advance(products, run.sizes, k, across, added, chunk, state, nullptr); });
     });
   });
   products.release(mark);
@@ -188,15 +206,15 @@ void advance_over(P& products, const Run<S>& run, std::int64_t index, Chunk& chu
 /// out = q decayed from the start of the chunk times the state, and scores times what was added: store(block, row, column, rows, columns)
 /// gets it block by block.
 template <class P, class Rows, class Added, class Store>
-void attend(P& products, const Sizes& sizes, const Rows& q, const Rows& k, const typename P::Right& state, const Added& added, Chunk& chunk,
-            const Store& store) {
+void attend(P& products, const Sizes& sizes, const Rows& q, const Rows& k, const typename P::Right& across, const typename P::Right& state,
+            const Added& added, Chunk& chunk, const Store& store) {
   const std::int64_t rows = chunk.rows, qk = sizes.padded_qk, columns = sizes.columns();
   const std::int64_t mark = products.mark();
   const auto grown = grown_rows(products, chunk.decay, q, rows, qk, chunk.grown);
   if (chunk.decay.in_strips()) {
-    scores(products, chunk.decay, q, k, rows, qk, chunk.space, chunk.p);
+    scores(products, chunk.decay, q, k, across, rows, qk, chunk.space, chunk.p);
   } else {
-    whole_scores(products, chunk.decay, grown, k, rows, qk, chunk.space, chunk.p);
+    whole_scores(products, chunk.decay, grown, across, rows, qk, chunk.p);
   }
   const auto queries = chunk.decay.per_head() ? products.left_scaled(RowFactors{chunk.decay.up.data}, q, rows, qk, chunk.grown) : grown;
   products.multiply_both(queries, state, qk, products.left(chunk.p, rows, rows), products.right(added, rows, columns), rows, columns,
@@ -217,12 +235,11 @@ inline void start_state(const Sizes& sizes, Matrix state) {
 }
 
 /// Rows ahead of the sweep come closer while products run.
-template <class S>
+template <class P, class S>
 void look_ahead(const Run<S>& run, const Strided<const S>& tensor, std::int64_t index, std::int64_t width, RowsAhead& ahead) {
-  constexpr std::int64_t pace = 16;
   ahead = {};
   if (tensor.data == nullptr || index < 0 || index >= run.chunks()) return;
-  ahead = rows_ahead(tensor, run.first_row(index), run.first_row(index) + run.rows(index), run.item.head, width, pace);
+  ahead = rows_ahead(tensor, run.first_row(index), run.first_row(index) + run.rows(index), run.item.head, width, P::kPace);
 }
 
 /// The transition of a run without the delta rule: exp of the sum of its decays, in f64 as it may be long.
@@ -290,8 +307,8 @@ void run_states(const LinearProblem<S, float>& problem, Strided<float> elements,
   P products(on.copies, on.copies_size, item.progress);
   start_state(run.sizes, on.state);
   for (std::int64_t index = 0; index < run.chunks(); ++index) {
-    look_ahead(run, problem.k, index + 1, run.sizes.qk, products.pulse().ahead[0]);
-    look_ahead(run, problem.v, index + 1, run.sizes.v, products.pulse().ahead[1]);
+    look_ahead<P>(run, problem.k, index + 1, run.sizes.qk, products.pulse().ahead[0]);
+    look_ahead<P>(run, problem.v, index + 1, run.sizes.v, products.pulse().ahead[1]);
     advance_over(products, run, index, on.chunk, on.state);
   }
   store_element(run, on.state, false, elements);
@@ -317,19 +334,23 @@ void run_apply(const LinearProblem<S, float>& problem, Strided<const float> inco
   load_state(incoming, item.run.enters, item, run.sizes, on.state);
   const auto state = products.right(on.state, run.sizes.padded_qk, run.sizes.columns());
   for (std::int64_t index = 0; index < run.chunks(); ++index) {
-    look_ahead(run, problem.q, index + 1, run.sizes.qk, products.pulse().ahead[0]);
-    look_ahead(run, problem.k, index + 1, run.sizes.qk, products.pulse().ahead[1]);
-    look_ahead(run, problem.v, index + 1, run.sizes.v, products.pulse().ahead[2]);
+    look_ahead<P>(run, problem.q, index + 1, run.sizes.qk, products.pulse().ahead[0]);
+    look_ahead<P>(run, problem.k, index + 1, run.sizes.qk, products.pulse().ahead[1]);
+    look_ahead<P>(run, problem.v, index + 1, run.sizes.v, products.pulse().ahead[2]);
+    look_ahead<P>(run, Strided<const S>{out.data, out.row, out.head}, index + 1, run.sizes.v, products.pulse().ahead[3]);
     start_chunk<P>(run, index, on.chunk);
+    const std::int64_t mark = products.mark();
     const auto apply = [&](const auto& q, const auto& k, const auto& v) {
-      with_news(products, run, k, v, state, on.chunk, [&](const auto& added) {
-        attend(products, run.sizes, q, k, state, added, on.chunk, store_out(run, index, out));
-        if (index + 1 < run.chunks()) advance(products, run.sizes, k, added, on.chunk, on.state, &state);
+      const auto across = across_rows(products, on.chunk.decay, k, on.chunk.rows, run.sizes.padded_qk, on.chunk.space.far);
+      with_news(products, run, k, across, v, state, on.chunk, [&](const auto& added) {
+        attend(products, run.sizes, q, k, across, state, added, on.chunk, store_out(run, index, out));
+        if (index + 1 < run.chunks()) advance(products, run.sizes, k, across, added, on.chunk, on.state, &state);
       });
     };
     with_queries_and_keys<P>(run, index, on.chunk, [&](const auto& q, const auto& k) {
       with_values<P>(run, index, on.chunk, [&](const auto& v) { apply(q, k, v); });
     });
+    products.release(mark);
   }
 }
 

@@ -16,6 +16,7 @@ class TileProducts {
   static constexpr std::int64_t kPad = 32;
   static constexpr std::int64_t kRowBlock = 32;
   static constexpr std::int64_t kLargestOperands = 6;
+  static constexpr std::int64_t kPace = 12;  ///< Cache lines fetched at a beat.
 
   /// Rows of a head of a tensor, as many and as wide as the products need.
   struct Rows {
@@ -93,11 +94,17 @@ class TileProducts {
       transpose(tile);
     });
   }
-  Left left_transposed(const Rows& from, std::int64_t rows, std::int64_t depth) {
+  /// From right_transposed() of the same rows: of its pairs of columns the first, or second, of 32 rows.
+  Left left_transposed(const Rows& /*from*/, const Right& across, std::int64_t rows, std::int64_t depth) {
     return pack_twins(rows, depth, [&](std::int64_t column, std::int64_t step, PairedTile& tile) {
-      zip_rows(from, column, step, tile);
-      transpose(tile.low);
-      transpose(tile.high);
+      const bfloat16 *low = across.at(2 * step, column / 32), *high = across.at(2 * step + 1, column / 32);
+#pragma GCC unroll 16
+      for (std::int64_t i = 0; i < 16; ++i) {
+        const Words first = Words(load_bits(low + i * 32)), second = Words(load_bits(high + i * 32));
+        Vec(&half)[16] = i < 8 ? tile.low : tile.high;
+        half[2 * i % 16] = Vec(Unit::even_halves(first, second));
+        half[2 * i % 16 + 1] = Vec(Unit::odd_halves(first, second));
+      }
     });
   }
   Right right(const Rows& from, std::int64_t depth, std::int64_t columns) {
@@ -123,6 +130,19 @@ class TileProducts {
   Right right_scaled(const Factors& factors, const Source& from, std::int64_t depth, std::int64_t columns, Matrix /*space*/) {
     return pack(columns, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
       for (std::int64_t i = 0; i < 16; ++i) tile[i] = scaled_rows(factors, from, step * 32 + 2 * i, index * 16);
+    });
+  }
+  /// What rounding took from the matrix times factors when it was packed.
+  template <class Factors>
+  Right right_rest(const Factors& factors, Matrix m, const Right& packed, std::int64_t depth, std::int64_t columns) {
+    return pack(columns, depth, [&](std::int64_t index, std::int64_t step, Vec(&tile)[16]) {
+      for (std::int64_t i = 0; i < 16; ++i) {
+        const std::int64_t row = step * 32 + 2 * i, column = index * 16;
+        const Words rounded = Words(load_bits(packed.at(index, step) + i * 32));
+        const Vec first = vector_at(m, row, column) * vector_at(factors, row, column) - Vec(rounded << 16);
+        const Vec second = vector_at(m, row + 1, column) * vector_at(factors, row + 1, column) - Vec(rounded & 0xffff0000u);
+        tile[i] = Vec(Unit::pair(first, second));
+      }
     });
   }
   template <class Factors, class Source>
@@ -176,14 +196,15 @@ class TileProducts {
         [&](Matrix c, std::int64_t row, std::int64_t column) { take(c, row, column, 32, 32); });
   }
 
-  /// state[rows][columns] = factor[row] * state + a[rows][depth] b[depth][columns], and the operand right(state), if there is one.
-  /// `factors` are `next` apart; null: 1.
-  void advance(Matrix state, const float* factors, std::int64_t next, const Left& a, const Right& b, std::int64_t rows, std::int64_t depth,
-               std::int64_t columns, const Right* packed) {
+  /// state[rows][columns] = factor[row] * state + a[rows][depth] (b + rest)[depth][columns], and the operand right(state), if there is
+  /// one. `factors` are `next` apart; null: 1. A rest without tiles is none.
+  void advance(Matrix state, const float* factors, std::int64_t next, const Left& a, const Right& b, const Right& rest, std::int64_t rows,
+               std::int64_t depth, std::int64_t columns, const Right* packed) {
     for_each_square(
         rows, columns,
         [&](std::int64_t row, std::int64_t column, Matrix c) {
           multiply_square<false>({operands_at(a, row, b, column, {0, depth / 32}), c});
+          if (rest.tiles != nullptr) accumulate(operands_at(a, row, rest, column, {0, depth / 32}), 0);
         },
         [&](Matrix c, std::int64_t row, std::int64_t column) {
           merge_square(c, state.below(row).beside(column), factors == nullptr ? nullptr : factors + row * next, next,
@@ -222,8 +243,8 @@ class TileProducts {
         last_row = row;
         last_column = column;
         ++count;
+        pulse_.beat();
       }
-      pulse_.beat();
     }
     flush();
     Unit::fence();
