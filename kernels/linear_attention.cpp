@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/linear/units.h"
 #include "kernels/cpu/unit_scan.h"
+#include "kernels/cuda/linear_attention.h"
 #include "kernels/linear_attention_problem.h"
 #include "kernels/operands.h"
 #include "kernels/reference/linear_attention.h"
@@ -14,12 +15,6 @@ namespace {
 
 /// What all storage types but f64 run on.
 namespace fast = cpu;
-
-void refuse_cuda(std::string_view op, StreamView stream) {
-  if (!on_cuda(stream)) return;
-  throw BackendUnavailable(
-      fmt::format("{}: linear attention has no CUDA kernels yet, and the stream is on a cuda device; use a cpu stream", op));
-}
 
 void check_result(std::string_view op, std::string_view name, const TensorView& view, const Extents& shape, DType dtype) {
   check_operand(op, name, view, shape, dtype);
@@ -115,7 +110,7 @@ void visit_storage(DType dtype, std::string_view op, const Body& body) {
 }
 
 /// The state's rows and columns, which the widths of elements and states tell.
-cpu::ScanShape check_scan(std::string_view op, const ConstTensorView& elements, Transition transition, const ConstTensorView& states) {
+ScanShape check_scan(std::string_view op, const ConstTensorView& elements, Transition transition, const ConstTensorView& states) {
   check_dims(op, "elements", elements);
   check_dims(op, "states", states);
   const std::int64_t size = states.size(2), numbers = elements.size(2) - size;
@@ -166,7 +161,7 @@ void unit_states(const LinearBlock& block, TensorView elements, StreamView strea
   const LinearShape shape = check_block(op, block, {.q = false, .k = true, .v = true}, block.v, elements.size(0));
   const DType dtype = block.k.dtype();
   check_result(op, "elements", elements, element_shape(shape), accumulator_of(dtype));
-  refuse_cuda(op, stream);
+  if (on_cuda(stream)) return cuda::unit_states(shape, block, elements, stream);
   visit_storage(dtype, op, [&]<class S>() {
     const auto problem = problem_of<S>(shape, block);
     const auto to = strided<Accumulator<S>>(elements);
@@ -186,7 +181,7 @@ void unit_states_backward(const LinearBlock& block, ConstTensorView dout, Tensor
   const DType dtype = block.q.dtype();
   check_operand(op, "dout", dout, value_shape(shape), dtype);
   check_result(op, "elements", elements, element_shape(shape), accumulator_of(dtype));
-  refuse_cuda(op, stream);
+  if (on_cuda(stream)) return cuda::unit_states_backward(shape, block, dout, elements, stream);
   visit_storage(dtype, op, [&]<class S>() {
     const auto problem = problem_of<S>(shape, block);
     const auto to = strided<Accumulator<S>>(elements);
@@ -201,12 +196,12 @@ void unit_states_backward(const LinearBlock& block, ConstTensorView dout, Tensor
 void unit_scan(ConstTensorView elements, std::span<const UnitFold> folds, Transition transition, bool reverse, TensorView states,
                Update update, StreamView stream) {
   constexpr std::string_view op = "unit_scan";
-  const cpu::ScanShape shape = check_scan(op, elements, transition, states);
+  const ScanShape shape = check_scan(op, elements, transition, states);
   const DType dtype = states.dtype();
   check_operand(op, "elements", elements, {elements.size(0), shape.heads, elements.size(2)}, dtype);
   check_result(op, "states", states, states.shape(), dtype);
   check_folds(op, folds, elements.size(0), states.size(0));
-  refuse_cuda(op, stream);
+  if (on_cuda(stream)) return cuda::unit_scan(shape, elements, folds, reverse, states, update, stream);
   visit_dtype<double, float>(
       dtype, op, [&]<class A>() { cpu::unit_scan<A>(shape, strided<A>(elements), folds, reverse, strided<A>(states), update, stream); });
 }
@@ -218,7 +213,7 @@ void unit_apply(const LinearBlock& block, ConstTensorView incoming, TensorView o
   const DType dtype = block.q.dtype();
   check_operand(op, "incoming", incoming, state_shape(shape), accumulator_of(dtype));
   check_result(op, "out", out, value_shape(shape), dtype);
-  refuse_cuda(op, stream);
+  if (on_cuda(stream)) return cuda::unit_apply(shape, block, incoming, out, stream);
   visit_storage(dtype, op, [&]<class S>() {
     const auto problem = problem_of<S>(shape, block);
     const auto from = strided<Accumulator<S>>(incoming);
@@ -263,7 +258,7 @@ void unit_apply_backward(const LinearBlock& block, ConstTensorView incoming, Con
   check_operand(op, "doutgoing", doutgoing, state_shape(shape), accumulator_of(dtype));
   check_operand(op, "dout", dout, value_shape(shape), dtype);
   check_gradients(op, block, shape, gradients);
-  refuse_cuda(op, stream);
+  if (on_cuda(stream)) return cuda::unit_apply_backward(shape, block, incoming, dout, doutgoing, gradients, stream);
   visit_storage(dtype, op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto problem = problem_of<S>(shape, block);

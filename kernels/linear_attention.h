@@ -26,7 +26,7 @@
 /// Ranks    Local, but for UnitFold, which indexes elements in the order of the sequence.
 /// Effects  As attention.h: work is done when the stream has passed, the progress hook is called meanwhile, results do not depend
 ///          on the number of threads, bit for bit. Only non-positive numbers are exponentiated.
-/// Errors   InvalidArgument on shape, dtype or device mismatch. CUDA streams: BackendUnavailable, so far.
+/// Errors   InvalidArgument on shape, dtype or device mismatch; on CUDA devices, on widths above 256.
 namespace periplus::kernels {
 
 /// What a unit's transition multiplies a state with, and how many numbers T say so.

@@ -1,7 +1,6 @@
 #include "kernels/cpu/unit_scan.h"
 
 #include <algorithm>
-#include <map>
 #include <vector>
 
 #include "kernels/cpu/parallel.h"
@@ -11,33 +10,6 @@ namespace periplus::kernels::cpu {
 namespace {
 
 #define PERIPLUS_INLINE [[gnu::always_inline]] inline
-
-/// A fold as it is computed: the elements still to be folded onto what the row `from` of the states holds, or onto zero.
-struct Step {
-  static constexpr std::int64_t kZero = -1;
-  std::int64_t target, from, begin, end;
-};
-
-std::vector<Step> steps_of(std::span<const UnitFold> folds, bool reverse, Update update) {
-  std::map<std::int64_t, UnitFold> longest;  // of the folds so far, by where they begin
-  std::vector<Step> steps;
-  for (const UnitFold& fold : folds) {
-    if (update == Update::accumulate) {
-      steps.push_back({fold.target, fold.target, fold.begin, fold.end});
-      continue;
-    }
-    Step step{fold.target, Step::kZero, fold.begin, fold.end};
-    const auto [found, fresh] = longest.try_emplace(reverse ? fold.end : fold.begin, fold);
-    UnitFold& earlier = found->second;
-    if (!fresh && earlier.end - earlier.begin <= fold.end - fold.begin) {
-      step.from = earlier.target;
-      (reverse ? step.end : step.begin) = reverse ? earlier.begin : earlier.end;
-      earlier = fold;
-    }
-    steps.push_back(step);
-  }
-  return steps;
-}
 
 /// Numbers that say T: as many as rows where they differ by row.
 PERIPLUS_INLINE std::int64_t transition_numbers(const ScanShape& shape) { return transition_width(shape.transition, shape.rows); }
@@ -115,14 +87,14 @@ PERIPLUS_INLINE void apply(const ScanShape& shape, const A* element, bool revers
 }
 
 template <class A>
-void scan_head(const ScanShape& shape, const Strided<const A>& elements, std::span<const Step> steps, bool reverse,
+void scan_head(const ScanShape& shape, const Strided<const A>& elements, std::span<const ScanStep> steps, bool reverse,
                const Strided<A>& states, std::int64_t head, const Progress& progress) {
   const std::int64_t size = shape.rows * shape.columns;
   std::vector<A> scratch(static_cast<std::size_t>(shape.transition == Transition::dense ? size : 0));
   const auto state_of = [&](std::int64_t row) { return states.data + row * states.row + head * states.head; };
-  for (const Step& step : steps) {
+  for (const ScanStep& step : steps) {
     A* state = state_of(step.target);
-    bool empty = step.from == Step::kZero;
+    bool empty = step.from == ScanStep::kZero;
     if (empty) {
       std::fill_n(state, size, A{0});
     } else if (step.from != step.target) {
@@ -147,13 +119,13 @@ void scan_head(const ScanShape& shape, const Strided<const A>& elements, std::sp
 template <class A>
 void unit_scan(const ScanShape& shape, Strided<const A> elements, std::span<const UnitFold> folds, bool reverse, Strided<A> states,
                Update update, StreamView stream) {
-  const std::vector<Step> steps = steps_of(folds, reverse, update);
+  const std::vector<ScanStep> steps = scan_steps(folds, reverse, update);
   std::int64_t applied = 0;
-  for (const Step& step : steps) applied += step.end - step.begin;
+  for (const ScanStep& step : steps) applied += step.end - step.begin;
   const std::int64_t per_number = shape.transition == Transition::dense ? 2 * shape.rows : 4;  // the others are bound by memory
   const double flop = static_cast<double>(applied * shape.heads * shape.rows * shape.columns * per_number);
   for_each_item(shape.heads, flop, stream, [&](std::int64_t head, const Progress& progress) {
-    scan_head(shape, elements, std::span<const Step>(steps), reverse, states, head, progress);
+    scan_head(shape, elements, std::span<const ScanStep>(steps), reverse, states, head, progress);
   });
 }
 

@@ -3,14 +3,9 @@
 #include <span>
 
 #include "kernels/linear_attention_problem.h"
+#include "kernels/scan_steps.h"
 
 namespace periplus::kernels::cpu {
-
-/// Of a state as the transition sees it: rows times columns numbers. Where all rows are multiplied alike, one row will do.
-struct ScanShape {
-  std::int64_t heads, rows, columns;
-  Transition transition;
-};
 
 /// unit_scan of linear_attention.h with checked arguments. Instantiated for A = double, float.
 template <class A>

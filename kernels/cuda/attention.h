@@ -1,9 +1,8 @@
 #pragma once
 
-#include <string_view>
-
 #include "kernels/attention.h"
 #include "kernels/attention_problem.h"
+#include "kernels/cuda/rung.h"
 
 /// Attention on CUDA devices. Arguments are already checked by kernels/attention.cpp, which see for the contract.
 /// A build without CUDA has the same functions in kernels/no_cuda; there they throw BackendUnavailable.
@@ -16,13 +15,6 @@
 ///          dout) that is not finite also reaches rows that a band hides from it, in the tiles of 128 that the band cuts.
 /// Repeats  Bit for bit: nothing is added in an order that timing decides.
 namespace periplus::kernels::cuda {
-
-enum class Rung { plain, portable, hopper };
-inline constexpr Rung kRungs[] = {Rung::plain, Rung::portable, Rung::hopper};
-std::string_view to_string(Rung rung) noexcept;
-/// Nothing above this rung is used; PERIPLUS_CUDA_RUNG=plain|portable|hopper in the environment sets it at start.
-Rung highest_rung() noexcept;
-void set_highest_rung(Rung rung) noexcept;
 
 /// Multiprocessors that attention leaves to others (exchanges by kernels, as NCCL's) while this is set; per thread.
 void set_reserved_multiprocessors(int count) noexcept;

@@ -4,9 +4,6 @@
 #include "kernels/no_cuda/refuse.h"
 
 namespace periplus::kernels::cuda {
-std::string_view to_string(Rung) noexcept { return "none"; }
-Rung highest_rung() noexcept { return Rung::plain; }
-void set_highest_rung(Rung) noexcept {}
 void set_reserved_multiprocessors(int) noexcept {}
 int reserved_multiprocessors() noexcept { return 0; }
 

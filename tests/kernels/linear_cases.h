@@ -203,10 +203,10 @@ struct LinearPass {
   }
 };
 
-/// Runs both passes on random operands of storage type S and expects what f64 tensors, hence the reference, make of them. Rows in
-/// no run keep what they held. Tolerances are relative to 1 + the largest element; `stored` is for results of storage type.
-template <class S>
-void expect_matches_f64(const LinearCase& c, std::uint64_t seed, double tolerance, double stored, StreamView stream) {
+/// Runs both passes on random operands of storage type S by run(pass) and expects what f64 tensors, hence the reference, make of them.
+/// Rows in no run keep what they held. Tolerances are relative to 1 + the largest element; `stored` is for results of storage type.
+template <class S, class Run>
+void expect_matches_f64(const LinearCase& c, std::uint64_t seed, double tolerance, double stored, const Run& run) {
   SCOPED_TRACE(describe(c));
   LinearPass<S> got(c);
   got.randomize(seed);
@@ -214,10 +214,9 @@ void expect_matches_f64(const LinearCase& c, std::uint64_t seed, double toleranc
   const auto mark = [](const char*, auto& result) { result.fill(3); };
   got.for_each_result(mark);
   wanted.for_each_result(mark);
-  got.forward(stream);
-  got.backward(stream);
-  wanted.forward(stream);
-  wanted.backward(stream);
+  run(got);
+  wanted.forward(Stream());
+  wanted.backward(Stream());
 
   std::vector<const Host<double>*> expected;
   wanted.for_each_result([&](const char*, const Host<double>& result) { expected.push_back(&result); });
@@ -230,18 +229,25 @@ void expect_matches_f64(const LinearCase& c, std::uint64_t seed, double toleranc
   });
 }
 
+/// Of results of a storage type that is computed in f32.
+template <class S>
+constexpr double stored_tolerance() {
+  return std::is_same_v<S, bfloat16> ? kBfloat16Rounding : std::is_same_v<S, float16> ? kFloat16Rounding : kGradientTolerance;
+}
+
 /// The same with the tolerances of the storage type, and of bf16 on matrix tiles if the level in use has them: there the operands of
 /// every product are rounded to bf16. The delta rule also takes differences of such products: what keys read of the state from values.
 template <class S>
-void expect_matches_f64(const LinearCase& c, std::uint64_t seed, StreamView stream) {
+void expect_matches_f64(const LinearCase& c, std::uint64_t seed, const Stream& stream) {
+  const auto run = [&](LinearPass<S>& pass) {
+    pass.forward(stream);
+    pass.backward(stream);
+  };
   if (std::is_same_v<S, bfloat16> && (cpu_level() == CpuLevel::emulated_amx || cpu_level() == CpuLevel::amx)) {
     const double tolerance = (c.delta_rule ? 2 : 1) * kTileTolerance;
-    return expect_matches_f64<S>(c, seed, tolerance, tolerance, stream);
+    return expect_matches_f64<S>(c, seed, tolerance, tolerance, run);
   }
-  const double stored = std::is_same_v<S, bfloat16>  ? kBfloat16Rounding
-                        : std::is_same_v<S, float16> ? kFloat16Rounding
-                                                     : kGradientTolerance;
-  expect_matches_f64<S>(c, seed, kGradientTolerance, stored, stream);
+  expect_matches_f64<S>(c, seed, kGradientTolerance, stored_tolerance<S>(), run);
 }
 
 }  // namespace periplus::kernels::test

@@ -1,0 +1,200 @@
+#include <gtest/gtest.h>
+
+#include "tests/kernels/cuda/workbench.h"
+#include "tests/kernels/linear_cases.h"
+#include "tests/kernels/values.h"
+
+// The CUDA kernels of linear attention and the delta rule against the f64 reference on the CPU. Also compiled with the kernels for the
+// CPU (tests/kernels/cuda_emulation), where fewer cases must do.
+namespace periplus::kernels {
+namespace {
+
+using test::CudaTest;
+using test::Decay;
+using test::Host;
+using test::LinearCase;
+using test::LinearPass;
+using test::pick;
+using test::pick_of;
+using test::Workbench;
+
+#ifdef PERIPLUS_EMULATED_CUDA
+constexpr int kFewer = 8;
+#else
+constexpr int kFewer = 1;
+#endif
+
+struct CudaLinearAttention : CudaTest {};
+
+/// A copy of a pass on the device.
+template <class S>
+struct DevicePass {
+  explicit DevicePass(LinearPass<S>& host) : pass(host) {
+    Workbench& bench = Workbench::get();
+    bench.clear();
+    q = keys(bench.put(host.q));
+    k = keys(bench.put(host.k));
+    for (auto [view, from] : {std::pair{&v, &host.v}, {&dout, &host.dout}}) *view = bench.put(*from);
+    for (auto [view, from] :
+         {std::pair{&log_decay, &host.log_decay}, {&beta, &host.beta}, {&incoming, &host.incoming}, {&doutgoing, &host.doutgoing}}) {
+      *view = bench.put(*from);
+    }
+    for_each_result([&](TensorView& view, auto& from) { view = bench.put(from); });
+  }
+
+  LinearBlock block() const {
+    LinearBlock block{q, k, v, {}, {}, pass.c.runs, pass.c.scale};
+    if (pass.c.decay != Decay::none) block.log_decay = log_decay;
+    if (pass.c.delta_rule) block.beta = beta;
+    return block;
+  }
+  void run() {
+    const Stream& stream = Workbench::get().stream();
+    LinearGradients gradients{dq, dk, dv};
+    if (pass.c.decay != Decay::none) gradients.dlog_decay = dlog_decay;
+    if (pass.c.delta_rule) gradients.dbeta = dbeta;
+    unit_states(block(), elements, stream);
+    unit_apply(block(), incoming, out, stream);
+    unit_states_backward(block(), dout, delements, stream);
+    unit_apply_backward(block(), incoming, dout, doutgoing, gradients, stream);
+  }
+  void take_results() {
+    for_each_result([&](TensorView& view, auto& to) { Workbench::get().take(view, to); });
+  }
+
+  LinearPass<S>& pass;
+  TensorView q, k, v, dout, log_decay, beta, incoming, doutgoing;
+  TensorView out, dq, dk, dv, dlog_decay, dbeta, elements, delements;
+
+ private:
+  TensorView keys(const TensorView& view) const {
+    return {view.bytes(),
+            view.dtype(),
+            {pass.c.rows, pass.c.heads, pass.c.width_qk},
+            {view.stride(0), pass.c.shared_keys ? 0 : view.stride(1), 1}};
+  }
+  template <class Visit>
+  void for_each_result(const Visit& visit) {
+    visit(out, pass.out);
+    visit(dq, pass.dq);
+    visit(dk, pass.dk);
+    visit(dv, pass.dv);
+    visit(dlog_decay, pass.dlog_decay);
+    visit(dbeta, pass.dbeta);
+    visit(elements, pass.elements);
+    visit(delements, pass.delements);
+  }
+};
+
+constexpr auto kRun = []<class S>(LinearPass<S>& pass) {
+  DevicePass<S> device(pass);
+  device.run();
+  device.take_results();
+};
+
+template <class S>
+void expect_matches(const LinearCase& c, std::uint64_t seed) {
+  for (const cuda::Rung rung : {cuda::Rung::plain, cuda::Rung::portable}) {
+    SCOPED_TRACE(to_string(rung));
+    cuda::set_highest_rung(rung);
+    const bool tiles = rung != cuda::Rung::plain && sizeof(S) == 2;
+    const double tolerance = std::is_same_v<S, double> ? 1e-12 : tiles ? test::kTileTolerance : test::kRunningSumTolerance;
+    const double stored = std::max(tolerance, test::stored_tolerance<S>() * (sizeof(S) == 2 ? 1 : 0));
+    test::expect_matches_f64<S>(c, seed, tolerance, stored, kRun);
+  }
+}
+
+template <class S>
+void sweep(int count, std::uint64_t seed, LinearCase (*make)(std::mt19937_64&)) {
+  std::mt19937_64 random(seed);
+  for (int i = 0; i < count / kFewer && !testing::Test::HasFailure(); ++i) expect_matches<S>(make(random), random());
+}
+
+TEST_F(CudaLinearAttention, Bfloat16MatchesReferenceOverRandomShapes) { sweep<bfloat16>(80, 1, test::random_linear_case); }
+TEST_F(CudaLinearAttention, Float16MatchesReferenceOverRandomShapes) { sweep<float16>(40, 2, test::random_linear_case); }
+TEST_F(CudaLinearAttention, SinglePrecisionMatchesReferenceOverRandomShapes) { sweep<float>(80, 3, test::random_linear_case); }
+TEST_F(CudaLinearAttention, DoublePrecisionMatchesReferenceOverRandomShapes) { sweep<double>(40, 4, test::random_linear_case); }
+
+TEST_F(CudaLinearAttention, WideHeadsMatchReference) {
+  std::mt19937_64 random(5);
+  LinearCase c{.rows = 0, .units = 2, .heads = 2, .width_qk = 256, .width_v = 200};
+  c.scale = 1.0 / 16;
+  cut_into_runs(random, 40 / kFewer, c);
+  test::for_each_rule(c, [](const LinearCase& rule) { expect_matches<float>(rule, 6); });
+}
+
+TEST_F(CudaLinearAttention, RefusesWiderHeads) {
+  LinearCase c{.rows = 2, .units = 1, .heads = 1, .width_qk = 257, .width_v = 8};
+  c.runs = {{0, 2, 0, true, true}};
+  LinearPass<float> pass(c);
+  DevicePass<float> device(pass);
+  try {
+    device.run();
+    ADD_FAILURE() << "not refused";
+  } catch (const InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("heads of width 257; CUDA kernels take widths up to 256"), std::string::npos) << error.what();
+  }
+}
+
+/// Folds that go on from others, in both directions.
+template <class A>
+void check_scan(Transition transition, bool reverse, Update update) {
+  const std::int64_t heads = 2, rows = transition == Transition::dense ? 40 : transition == Transition::diagonal ? 12 : 1, columns = 21;
+  const std::int64_t numbers = transition_width(transition, rows);
+  std::mt19937_64 random(7);
+  Host<A> elements(5, heads, numbers + rows * columns, 3), states(6, heads, rows * columns, 2);
+  elements.randomize(random, 0.1);  // so that no state grows
+  states.randomize(random);
+  Host<A> there = states;
+  const std::vector<UnitFold> folds = {{4, 0, 0}, {1, 0, 2}, {0, 1, 5}, {3, 0, 5}, {5, 3, 5}};
+  unit_scan(elements, folds, transition, reverse, states, update, Stream());
+  Workbench& bench = Workbench::get();
+  bench.clear();
+  const TensorView of_elements = bench.put(elements), of_states = bench.put(there);
+  unit_scan(of_elements, folds, transition, reverse, of_states, update, bench.stream());
+  bench.take(of_states, there);
+  constexpr double tolerance = std::is_same_v<A, double> ? 1e-12 : 1e-5;
+  EXPECT_LE(largest_difference(there, states.widened()), tolerance);
+  EXPECT_TRUE(there.gaps_untouched());
+}
+
+TEST_F(CudaLinearAttention, ScansAsTheCpuDoes) {
+  for (const Transition transition : {Transition::identity, Transition::scalar, Transition::diagonal, Transition::dense}) {
+    for (const bool reverse : {false, true}) {
+      for (const Update update : {Update::overwrite, Update::accumulate}) {
+        SCOPED_TRACE(testing::Message() << static_cast<int>(transition) << " reverse " << reverse);
+        check_scan<float>(transition, reverse, update);
+        check_scan<double>(transition, reverse, update);
+      }
+    }
+  }
+}
+
+TEST_F(CudaLinearAttention, GivesTheSameBitsAgain) {
+  std::mt19937_64 random(8);
+  LinearCase c{.rows = 0, .units = 3, .heads = 3, .width_qk = 64, .width_v = 64};
+  c.scale = 0.125;
+  cut_into_runs(random, 300 / kFewer, c);
+  test::for_each_rule(c, [](const LinearCase& rule) {
+    LinearPass<bfloat16> first(rule);
+    first.randomize(9);
+    LinearPass<bfloat16> again = first;
+    kRun(first);
+    for (int i = 0; i < 100 / kFewer / kFewer; ++i) {
+      kRun(again);
+      std::vector<bool> same;
+      for (const auto& result :
+           {&LinearPass<bfloat16>::out, &LinearPass<bfloat16>::dq, &LinearPass<bfloat16>::dk, &LinearPass<bfloat16>::dv}) {
+        same.push_back(periplus::test::same_bits((first.*result).raw(), (again.*result).raw()));
+      }
+      for (const auto& result : {&LinearPass<bfloat16>::elements, &LinearPass<bfloat16>::delements, &LinearPass<bfloat16>::dlog_decay,
+                                 &LinearPass<bfloat16>::dbeta}) {
+        same.push_back(periplus::test::same_bits((first.*result).raw(), (again.*result).raw()));
+      }
+      EXPECT_EQ(same, std::vector<bool>(same.size(), true));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace periplus::kernels
