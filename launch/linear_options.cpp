@@ -41,6 +41,10 @@ void add_linear_strategy_options(OptionTable& table, LinearAttentionOptions& how
              .flag = "any-layout",
              .target = &how.any_layout,
              .help = "Also layouts with more than two runs of tokens on a rank, each of which moves a state."});
+  table.add({.key = "parallel.keep_transitions",
+             .flag = "keep-transitions",
+             .target = &how.keep_transitions,
+             .help = "Delta rule by lasp2: keep gathered transitions for backward, which else gathers them again."});
 }
 
 std::string to_text(Decay decay) {

@@ -41,6 +41,13 @@ const linear::Strategy& chosen_strategy(const LinearAttentionProblem& problem, c
   return strategy;
 }
 
+/// Units whose elements come to a rank: all of them, or none.
+std::int64_t gathered_units(const SequenceLayout& layout, int rank) {
+  const Units units(layout);
+  const std::int64_t own = std::ssize(units.of_rank(rank));
+  return own > 0 && own < units.count() && linear::any_state_passes(units) ? units.count() : 0;
+}
+
 /// Declares the slots of one rank.
 struct RankSlots {
   ProgramBuilder& program;
@@ -66,14 +73,20 @@ struct RankSlots {
             make("dv", Role::output, storage, problem.value(), true), log_decay("dlog_decay", Role::output, true),
             beta("dbeta", Role::output, true)};
   }
+  View transitions(Role role) const {
+    const std::int64_t width = problem.element_width() - problem.state_width();
+    return program.slot("transitions", role, accumulator, gathered_units(problem.layout, program.rank()), problem.heads, width, false);
+  }
   View incoming(Role role) const {
     return program.slot("incoming", role, accumulator, std::ssize(Units(problem.layout).of_rank(program.rank())), problem.heads,
                         problem.state_width());
   }
 };
 
-linear::Slots declare(const RankSlots& slots, Pass pass) {
-  linear::Slots on{slots.inputs(), slots.incoming(pass == Pass::forward ? Role::saved : Role::input)};
+linear::Slots declare(const RankSlots& slots, const LinearAttentionOptions& options, Pass pass) {
+  const Role kept = pass == Pass::forward ? Role::saved : Role::input;
+  linear::Slots on{slots.inputs(), slots.incoming(kept)};
+  if (options.keep_transitions) on.transitions = slots.transitions(kept);
   if (pass == Pass::forward) {
     on.out = slots.make("out", Role::output, slots.storage, slots.problem.value());
   } else {
@@ -103,12 +116,14 @@ std::uint64_t LinearAttentionProblem::digest() const {
   return hash64({reinterpret_cast<const char*>(words.data()), sizeof(words)});
 }
 
-std::uint64_t LinearAttentionOptions::digest() const { return hash64(fmt::format("{} {} {}", strategy, pieces, any_layout)); }
+std::uint64_t LinearAttentionOptions::digest() const {
+  return hash64(fmt::format("{} {} {} {}", strategy, pieces, any_layout, keep_transitions));
+}
 
 plan::Program make_program(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass, int rank) {
   const linear::Strategy& strategy = chosen_strategy(problem, options);
   ProgramBuilder program(rank);
-  const linear::Slots on = declare({program, problem}, pass);
+  const linear::Slots on = declare({program, problem}, options, pass);
   linear::UnitPass unit_pass(program, problem, on, pass, linear::pieces_of(strategy, problem, options));
   strategy.emit(program, problem, unit_pass);
   return program.build();
@@ -118,16 +133,23 @@ plan::Plan make_plan(const LinearAttentionProblem& problem, const LinearAttentio
   const linear::Strategy& strategy = chosen_strategy(problem, options);
   plan::Plan plan{{},
                   {problem.layout, Mask({}, problem.layout.cu_seqlens()), problem.heads, problem.heads, pass == Pass::backward,
-                   strategy.bytes_sent(problem, pass), plan::Computes::linear, problem.transition(), problem.decay != Decay::none}};
+                   strategy.bytes_sent(problem, options, pass), plan::Computes::linear, problem.transition(), problem.decay != Decay::none,
+                   options.keep_transitions}};
   for (int rank = 0; rank < problem.layout.ranks(); ++rank) plan.programs.push_back(make_program(problem, options, pass, rank));
   return plan;
 }
 
 struct DistributedLinearAttention::State {
   LinearAttentionProblem problem;
-  std::int64_t units;
+  std::int64_t units, transition_rows;
+  bool keeps_transitions;
   PlannedPasses passes;
 
+  void require_kept(const ConstTensorView& transitions) const {
+    if ((transitions.dims() != 0) == keeps_transitions) return;
+    throw InvalidArgument(fmt::format("linear attention: transitions is {}, but options.keep_transitions {}",
+                                      keeps_transitions ? "missing" : "given", keeps_transitions ? "asks for it" : "does not ask for it"));
+  }
   /// What both passes read.
   execute::Bindings bind(const LinearAttentionInputs& inputs) const {
     require_given_as_planned("linear attention", inputs.log_decay, problem.decay != Decay::none, "log_decay", "decay");
@@ -150,7 +172,8 @@ DistributedLinearAttention::DistributedLinearAttention(LinearAttentionProblem pr
   PlannedPasses passes("linear attention", problem.layout, {problem.digest(), options.digest()}, std::move(communicator), std::move(memory),
                        tracer, std::move(stream), make);
   const std::int64_t units = std::ssize(Units(problem.layout).of_rank(rank));
-  state_ = std::make_unique<State>(State{std::move(problem), units, std::move(passes)});
+  const std::int64_t rows = options.keep_transitions ? gathered_units(problem.layout, rank) : 0;
+  state_ = std::make_unique<State>(State{std::move(problem), units, rows, options.keep_transitions, std::move(passes)});
 }
 
 DistributedLinearAttention::~DistributedLinearAttention() = default;
@@ -159,21 +182,26 @@ DistributedLinearAttention& DistributedLinearAttention::operator=(DistributedLin
 
 const LinearAttentionProblem& DistributedLinearAttention::problem() const noexcept { return state_->problem; }
 std::int64_t DistributedLinearAttention::units() const noexcept { return state_->units; }
+std::int64_t DistributedLinearAttention::transition_rows() const noexcept { return state_->transition_rows; }
 const plan::Program& DistributedLinearAttention::program(Pass pass) const { return state_->passes.program(pass); }
 AttentionStatistics DistributedLinearAttention::statistics() const noexcept { return state_->passes.statistics(); }
 
 void DistributedLinearAttention::forward(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs) {
   execute::Bindings bindings = state_->bind(inputs);
   bindings.output("out", outputs.out).output("incoming", outputs.incoming);
+  state_->require_kept(outputs.transitions);
+  if (state_->keeps_transitions) bindings.output("transitions", outputs.transitions);
   state_->passes.run(Pass::forward, bindings);
 }
 
-void DistributedLinearAttention::backward(const LinearAttentionInputs& inputs, ConstTensorView incoming, ConstTensorView dout,
+void DistributedLinearAttention::backward(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs, ConstTensorView dout,
                                           const LinearAttentionGradients& results) {
   require_given_as_planned("linear attention", results.dlog_decay, problem().decay != Decay::none, "dlog_decay", "decay");
   require_given_as_planned("linear attention", results.dbeta, problem().delta_rule, "dbeta", "delta_rule");
   execute::Bindings bindings = state_->bind(inputs);
-  bindings.input("incoming", incoming).input("dout", dout);
+  bindings.input("incoming", outputs.incoming).input("dout", dout);
+  state_->require_kept(outputs.transitions);
+  if (state_->keeps_transitions) bindings.input("transitions", outputs.transitions);
   bindings.output("dq", results.dq).output("dk", results.dk).output("dv", results.dv);
   if (problem().decay != Decay::none) bindings.output("dlog_decay", results.dlog_decay);
   if (problem().delta_rule) bindings.output("dbeta", results.dbeta);

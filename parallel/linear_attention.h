@@ -49,6 +49,9 @@ struct LinearAttentionOptions {
   int pieces = 0;
   /// Plan layouts that cut a rank's tokens into more than two units, although each moves a state of its own.
   bool any_layout = false;
+  /// Delta rule by lasp2: forward keeps the transitions that it gathers, and backward does not gather them again. Costs memory for
+  /// head_size^2 accumulator numbers per unit of any rank and head, and spares as many in every message of backward.
+  bool keep_transitions = false;
   std::uint64_t digest() const;
 };
 
@@ -62,9 +65,10 @@ struct LinearAttentionInputs {
   ConstTensorView beta = {};       ///< [rows, heads, 1], accumulator type; empty unless problem.delta_rule
 };
 struct LinearAttentionOutputs {
-  TensorView out;       ///< [rows, heads, value_size], storage type
-  TensorView incoming;  ///< [units, heads, head_size * value_size], accumulator type: the state at the start of each of the rank's
-                        ///< units, which backward needs
+  TensorView out;               ///< [rows, heads, value_size], storage type
+  TensorView incoming;          ///< [units, heads, head_size * value_size], accumulator type: the state at the start of each of the rank's
+                                ///< units, which backward needs
+  TensorView transitions = {};  ///< [transition_rows, heads, head_size^2], accumulator type; empty unless options.keep_transitions
 };
 /// Dense. Results must not overlap the inputs.
 struct LinearAttentionGradients {
@@ -85,9 +89,11 @@ class DistributedLinearAttention {
   const LinearAttentionProblem& problem() const noexcept;
   /// Units of this rank: rows of `incoming`.
   std::int64_t units() const noexcept;
+  /// Rows of `transitions`: units of all ranks; 0 where none are gathered, or none are kept.
+  std::int64_t transition_rows() const noexcept;
   void forward(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs);
-  /// Needs what forward was given and `incoming` as it left it; nothing of forward is run again.
-  void backward(const LinearAttentionInputs& inputs, ConstTensorView incoming, ConstTensorView dout,
+  /// Needs what forward was given and, but for `out`, its outputs as it left them; nothing of forward is run again.
+  void backward(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs, ConstTensorView dout,
                 const LinearAttentionGradients& results);
   const plan::Program& program(Pass pass) const;
   AttentionStatistics statistics() const noexcept;

@@ -330,6 +330,8 @@ class Executor {
       case Op::unit_scan:
       case Op::unit_apply:
       case Op::unit_apply_backward:
+      case Op::split_elements:
+      case Op::join_elements:
         return run_recurrence(program_, s, t, stream_);
       case Op::exchange:
         break;

@@ -1,6 +1,7 @@
 #include "parallel/execute/recurrence.h"
 
 #include "kernels/linear_attention.h"
+#include "kernels/transfer.h"
 #include "parallel/plan/ops.h"
 #include "runtime/error.h"
 
@@ -36,6 +37,20 @@ void run_recurrence(const plan::Program& program, const plan::Step& step, std::s
       using namespace plan::unit_apply_backward_operand;
       return kernels::unit_apply_backward(block(t[q], t[k], t[v], t[log_decay], t[beta]), t[incoming], t[dout], t[doutgoing],
                                           {t[dq], t[dk], t[dv], t[dlog_decay], t[dbeta]}, stream);
+    }
+    case Op::split_elements: {
+      using namespace plan::split_elements_operand;
+      const auto part = [&](std::int64_t first, const TensorView& to) {
+        if (to.dims() > 0) kernels::copy(t[elements].slice(2, first, to.size(2)), to, stream);
+      };
+      part(0, t[transitions]);
+      return part(t[added].dims() > 0 ? t[elements].size(2) - t[added].size(2) : 0, t[added]);
+    }
+    case Op::join_elements: {
+      using namespace plan::join_elements_operand;
+      const std::int64_t width = t[transitions].size(2);
+      kernels::copy(t[transitions], t[elements].slice(2, 0, width), stream);
+      return kernels::copy(t[added], t[elements].slice(2, width, t[added].size(2)), stream);
     }
     default:
       throw InternalError("execute: a step that is no recurrence was run as one");

@@ -114,6 +114,9 @@ class ProgramBuilder {
   };
   void unit_apply_backward(Label label, const UnitInputs& on, const Recurrence& how, View incoming, View dout, View doutgoing,
                            const UnitGradients& gradients);
+  /// The transitions of elements and what they add to a state, apart; either may be absent.
+  void split_elements(Label label, View elements, View transitions, View added);
+  void join_elements(Label label, View transitions, View added, View elements);
   /// Messages to and from the rank itself and of zero rows are dropped.
   void exchange(Label label, int lane, std::span<const Message> sends, std::span<const Message> receives);
 

@@ -82,4 +82,16 @@ void ProgramBuilder::unit_apply_backward(Label label, const UnitInputs& on, cons
   emit(Op::unit_apply_backward, label, accesses, how);
 }
 
+void ProgramBuilder::split_elements(Label label, View elements, View transitions, View added) {
+  if (elements.empty()) return;
+  const Access accesses[] = {{elements}, {transitions, Mode::write}, {added, Mode::write}};
+  emit(Op::split_elements, label, accesses);
+}
+
+void ProgramBuilder::join_elements(Label label, View transitions, View added, View elements) {
+  if (elements.empty()) return;
+  const Access accesses[] = {{transitions}, {added}, {elements, Mode::write}};
+  emit(Op::join_elements, label, accesses);
+}
+
 }  // namespace periplus::plan

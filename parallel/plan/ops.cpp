@@ -70,8 +70,14 @@ constexpr std::array<Operand, kMostOperands> kUnitApplyBackward{{{"q", "r", stor
                                                                  {"dlog_decay", "w", accumulator, true},
                                                                  {"dbeta", "w", accumulator, true}}};
 
+// An element is its transition and what its unit adds to a state, M or N.
+constexpr std::array<Operand, 3> kSplitElements{
+    {{"elements", "r", accumulator}, {"transitions", "w", accumulator, true}, {"added", "w", accumulator, true}}};
+constexpr std::array<Operand, 3> kJoinElements{
+    {{"transitions", "r", accumulator}, {"added", "r", accumulator}, {"elements", "w", accumulator}}};
+
 // In the order of enum Op.
-const std::array<OpInfo, 13> kOps{{{Op::attend, "attend", kAttend},
+const std::array<OpInfo, 15> kOps{{{Op::attend, "attend", kAttend},
                                    {Op::attend_backward, "attend_backward", kAttendBackward},
                                    {Op::merge, "merge", kMerge},
                                    {Op::finish, "finish", kFinish},
@@ -83,7 +89,9 @@ const std::array<OpInfo, 13> kOps{{{Op::attend, "attend", kAttend},
                                    {Op::unit_states_backward, "unit_states_backward", kUnitStatesBackward},
                                    {Op::unit_scan, "unit_scan", kUnitScan},
                                    {Op::unit_apply, "unit_apply", kUnitApply},
-                                   {Op::unit_apply_backward, "unit_apply_backward", kUnitApplyBackward}}};
+                                   {Op::unit_apply_backward, "unit_apply_backward", kUnitApplyBackward},
+                                   {Op::split_elements, "split_elements", kSplitElements},
+                                   {Op::join_elements, "join_elements", kJoinElements}}};
 
 /// Flop of a linear attention step; D, E the widths, C the tokens of a chunk.
 struct UnitFlops {

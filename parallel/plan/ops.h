@@ -59,6 +59,12 @@ enum { q, k, v, log_decay, beta, incoming, out };
 namespace unit_apply_backward_operand {
 enum { q, k, v, log_decay, beta, incoming, dout, doutgoing, dq, dk, dv, dlog_decay, dbeta };
 }
+namespace split_elements_operand {
+enum { elements, transitions, added };
+}
+namespace join_elements_operand {
+enum { transitions, added, elements };
+}
 namespace transfer_operand {  // copy and add
 enum { source, destination };
 }

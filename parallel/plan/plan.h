@@ -80,7 +80,9 @@ enum class Op : std::uint8_t {
   unit_states_backward,
   unit_scan,
   unit_apply,
-  unit_apply_backward
+  unit_apply_backward,
+  split_elements,
+  join_elements
 };
 
 /// [begin, begin + count) of one of the pools of the program.
@@ -153,7 +155,8 @@ enum class Computes : std::uint8_t { softmax, linear };
 /// What a plan says it computes; verify() holds it to that. Slots are known by name.
 /// softmax  inputs q, k, v, dout, out, lse, dlse, sink; outputs out, lse (forward), dq, dk, dv, dsink (backward).
 /// linear   inputs q, k, v, log_decay, beta, dout, incoming (backward); outputs out, incoming (forward), dq, dk, dv, dlog_decay,
-///          dbeta (backward). q_heads and kv_heads are equal; the mask is not looked at.
+///          dbeta (backward); transitions, output forward and input backward, if they are kept. q_heads and kv_heads are equal; the mask is
+///          not looked at.
 struct Claim {
   SequenceLayout layout;
   Mask mask;
@@ -163,6 +166,7 @@ struct Claim {
   Computes computes = Computes::softmax;
   kernels::Transition transition = kernels::Transition::identity;  ///< linear only. dense: the delta rule
   bool decay = false;                                              ///< linear only: log_decay is given
+  bool keeps_transitions = false;                                  ///< linear only
 };
 
 struct Plan {

@@ -232,7 +232,9 @@ class FormCheck {
       case Op::unit_states_backward:
       case Op::unit_scan:
       case Op::unit_apply:
-      case Op::unit_apply_backward: {
+      case Op::unit_apply_backward:
+      case Op::split_elements:
+      case Op::join_elements: {
         const std::string failure = unit_form_failure(program_, step);
         require(failure.empty(), "{}", failure);
         break;

@@ -30,9 +30,9 @@ void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
 
 /// What one head of one row of a slot holds.
 struct Cell {
-  enum class Kind : std::uint8_t { nothing, element, state };
+  enum class Kind : std::uint8_t { nothing, element, transition, added, state };
   Kind kind = Kind::nothing;
-  bool backward = false;  ///< N of the gradients' scan, not M.
+  bool backward = false;  ///< N of the gradients' scan, not M. Transitions are those of either.
   std::int32_t head = -1;
   std::int64_t begin = 0, end = 0;  ///< Units: its own, or those that were folded. None: zero, of any head and pass.
 };
@@ -41,8 +41,9 @@ using Cells = std::vector<Cell>;
 std::string text_of(const Cell& cell) {
   if (cell.kind == Cell::Kind::nothing) return "nothing";
   if (cell.kind == Cell::Kind::state && cell.begin == cell.end) return "the zero state";
-  return fmt::format("the {}{} of units {}:{} of head {}", cell.backward ? "gradient's " : "",
-                     cell.kind == Cell::Kind::element ? "element" : "state", cell.begin, cell.end, cell.head);
+  constexpr std::array<std::string_view, 5> names{"", "element", "transition", "addition", "state"};
+  return fmt::format("the {}{} of units {}:{} of head {}", cell.backward ? "gradient's " : "", names[static_cast<std::size_t>(cell.kind)],
+                     cell.begin, cell.end, cell.head);
 }
 
 constexpr std::array<std::string_view, 6> kTokenInputs{"q", "k", "v", "log_decay", "beta", "dout"};
@@ -97,19 +98,22 @@ class StatePlayer {
       const Slot& slot = program().slots[i];
       const bool of_tokens = is_one_of(slot.role == Role::input ? kTokenInputs : kTokenOutputs, slot.name) && slot.role != Role::scratch;
       const bool of_units = slot.name == "incoming" && slot.role == (claim_.backward ? Role::input : Role::saved);
-      require(of_tokens || of_units || slot.role == Role::scratch, "'{}' is no slot that the claim knows", slot.name);
+      const bool of_transitions =
+          claim_.keeps_transitions && slot.name == "transitions" && slot.role == (claim_.backward ? Role::input : Role::saved);
+      require(of_tokens || of_units || of_transitions || slot.role == Role::scratch, "'{}' is no slot that the claim knows", slot.name);
       if (slot.role != Role::scratch) {
-        const std::int64_t rows = of_tokens ? claim_.layout.rows_of(rank) : std::ssize(to.incoming);
+        std::int64_t rows = of_tokens ? claim_.layout.rows_of(rank) : std::ssize(to.incoming);
+        if (of_transitions) rows = slot.rows == 0 ? 0 : units_.count();  // none where nothing is gathered
         require(slot.rows == rows && slot.heads == claim_.q_heads, "'{}' has {} rows and {} heads, the claim says {} and {}", slot.name,
                 slot.rows, slot.heads, rows, claim_.q_heads);
       }
       if (of_tokens) continue;
       to.slots[i].resize(static_cast<std::size_t>(slot.rows * slot.heads));
-      if (!of_units || !claim_.backward) continue;
+      if (slot.role != Role::input) continue;
       for (std::int64_t row = 0; row < slot.rows; ++row) {
         for (std::int64_t head = 0; head < slot.heads; ++head) {
           at({static_cast<SlotId>(i), 0, slot.rows, 0, slot.heads}, row, head) =
-              state_of(to.incoming[static_cast<std::size_t>(row)], false, head);
+              of_transitions ? transition_of(row, head) : state_of(to.incoming[static_cast<std::size_t>(row)], false, head);
         }
       }
     }
@@ -117,6 +121,10 @@ class StatePlayer {
 
   static Cell state_of(const UnitFold& fold, bool backward, std::int64_t head) {
     return {Cell::Kind::state, backward, static_cast<std::int32_t>(head), fold.begin, fold.end};
+  }
+
+  static Cell transition_of(std::int64_t unit, std::int64_t head) {
+    return {Cell::Kind::transition, false, static_cast<std::int32_t>(head), unit, unit + 1};
   }
 
   Cell& at(const View& view, std::int64_t row, std::int64_t head) {
@@ -232,6 +240,12 @@ class StatePlayer {
         play_apply(step, a[q].view, a[incoming].view, &a[doutgoing].view);
         break;
       }
+      case Op::split_elements:
+        play_split(a);
+        break;
+      case Op::join_elements:
+        play_join(a);
+        break;
       default:
         require(false, "{} is no step of linear attention", info(step.op).name);
     }
@@ -244,6 +258,36 @@ class StatePlayer {
     require(program().slot_of(from).dtype == program().slot_of(to).dtype, "'{}' is of another type than '{}'", program().slot_of(to).name,
             program().slot_of(from).name);
     write(to, read(from));
+  }
+
+  void play_split(std::span<const Access> a) {
+    using namespace split_elements_operand;
+    const View& from = a[elements].view;
+    for (std::int64_t row = 0; row < from.rows; ++row) {
+      for (std::int64_t head = 0; head < from.heads; ++head) {
+        const Cell whole = at(from, row, head);
+        require(whole.kind == Cell::Kind::element, "splits {}", text_of(whole));
+        Cell added_part = whole;
+        added_part.kind = Cell::Kind::added;
+        if (a[transitions].view.present()) at(a[transitions].view, row, head) = transition_of(whole.begin, whole.head);
+        if (a[added].view.present()) at(a[added].view, row, head) = added_part;
+      }
+    }
+  }
+
+  void play_join(std::span<const Access> a) {
+    using namespace join_elements_operand;
+    const View& to = a[elements].view;
+    for (std::int64_t row = 0; row < to.rows; ++row) {
+      for (std::int64_t head = 0; head < to.heads; ++head) {
+        const Cell transition = at(a[transitions].view, row, head), part = at(a[added].view, row, head);
+        const bool fit = transition.kind == Cell::Kind::transition && part.kind == Cell::Kind::added && transition.begin == part.begin &&
+                         transition.head == part.head;
+        require(fit, "joins {} and {}", text_of(transition), text_of(part));
+        at(to, row, head) = part;
+        at(to, row, head).kind = Cell::Kind::element;
+      }
+    }
   }
 
   void play_scan(const Step& step, std::span<const Access> a) {
@@ -383,6 +427,19 @@ class StatePlayer {
     for (std::int64_t row = 0; row < saved.rows; ++row) {
       for (std::int64_t head = 0; head < saved.heads; ++head) {
         require_state(saved, row, head, state_of(self().incoming[static_cast<std::size_t>(row)], false, head));
+      }
+    }
+    if (claim_.keeps_transitions) check_transitions();
+  }
+
+  void check_transitions() {
+    const SlotId id = program().find_slot("transitions");
+    const View saved{id, 0, program().slots[static_cast<std::size_t>(id)].rows, 0, claim_.q_heads};
+    for (std::int64_t unit = 0; unit < saved.rows; ++unit) {
+      for (std::int64_t head = 0; head < saved.heads; ++head) {
+        const Cell& held = at(saved, unit, head);
+        require(held.kind == Cell::Kind::transition && held.begin == unit && held.head == head, "'transitions' row {} head {} holds {}",
+                unit, head, text_of(held));
       }
     }
   }

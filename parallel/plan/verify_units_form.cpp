@@ -76,7 +76,30 @@ class UnitForm {
     check_runs(incoming);
   }
 
+  void check_split() const {
+    using namespace split_elements_operand;
+    std::int64_t both = 0;
+    for (const std::size_t part : {std::size_t{transitions}, std::size_t{added}}) {
+      if (!present(part)) continue;
+      same_shape(part);
+      both += width(part);
+    }
+    require(present(transitions) && present(added) ? both == width(elements) : both < width(elements) && both > 0,
+            "parts of {} numbers of elements of {}", both, width(elements));
+  }
+
+  void check_join() const {
+    using namespace join_elements_operand;
+    same_shape(added), same_shape(elements);
+    require(width(transitions) + width(added) == width(elements), "elements of {} numbers of parts of {} and {}", width(elements),
+            width(transitions), width(added));
+  }
+
  private:
+  /// As operand 0, but for the width.
+  void same_shape(std::size_t i) const {
+    require(a_[i].view.rows == a_[0].view.rows && a_[i].view.heads == a_[0].view.heads, "{} and {} differ in shape", name(0), name(i));
+  }
   std::string_view name(std::size_t i) const { return info(step_.op).operands[i].name; }
   std::int64_t width(std::size_t i) const { return program_.slot_of(a_[i].view).width; }
   bool present(std::size_t i) const { return a_[i].view.present(); }
@@ -170,6 +193,12 @@ std::string unit_form_failure(const Program& program, const Step& step) {
         break;
       case Op::unit_apply_backward:
         form.check_apply_backward();
+        break;
+      case Op::split_elements:
+        form.check_split();
+        break;
+      case Op::join_elements:
+        form.check_join();
         break;
       default:
         break;

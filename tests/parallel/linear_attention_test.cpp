@@ -177,9 +177,12 @@ TEST(LinearAttentionErrors, NothingGivenIsIgnored) {
   EXPECT_NE(forward(gated, {q, q, v, gate}).find("beta is missing"), std::string::npos);
   EXPECT_NE(forward(gated, {q, q, v, {}, gate}).find("log_decay is missing"), std::string::npos);
   EXPECT_NE(message<InvalidArgument>([&] {
-              gated.backward({q, q, v, gate, gate}, incoming, v, {q, q, v, gate});
+              gated.backward({q, q, v, gate, gate}, {v, incoming}, v, {q, q, v, gate});
             }).find("dbeta is missing"),
             std::string::npos);
+  DistributedLinearAttention keeping(problem_of(c, DType::f32, 1), {.keep_transitions = true}, {}, memory);
+  EXPECT_EQ(keeping.transition_rows(), 0) << "one rank gathers nothing";
+  EXPECT_NE(forward(keeping, {q, q, v, gate, gate}).find("transitions is missing, but options.keep_transitions asks"), std::string::npos);
 }
 
 TEST(LinearAttentionErrors, DevicesWithoutKernelsAreRefused) {

@@ -43,9 +43,9 @@ LinearAttentionProblem problem_of(const LinearCase& c, DType dtype, int ranks) {
 }
 
 std::string to_string(const LinearCase& c) {
-  return fmt::format("{} pieces={} any_layout={} {} cu={} decay={} delta_rule={} heads={} size={}/{} strength={} seed={}",
-                     c.options.strategy, c.options.pieces, c.options.any_layout, to_string(c.layout), c.cu_seqlens,
-                     static_cast<int>(c.decay), c.delta_rule, c.heads, c.head_size, c.value_size, c.strength, c.seed);
+  return fmt::format("{} pieces={} any_layout={} keep={} {} cu={} decay={} delta_rule={} heads={} size={}/{} strength={} seed={}",
+                     c.options.strategy, c.options.pieces, c.options.any_layout, c.options.keep_transitions, to_string(c.layout),
+                     c.cu_seqlens, static_cast<int>(c.decay), c.delta_rule, c.heads, c.head_size, c.value_size, c.strength, c.seed);
 }
 
 std::vector<LinearAttentionOptions> linear_variants() {
@@ -54,6 +54,7 @@ std::vector<LinearAttentionOptions> linear_variants() {
     all.push_back({.strategy = std::string(strategy.name)});
     if (strategy.pieces == 0) continue;
     for (const int pieces : {1, 3}) all.push_back({.strategy = std::string(strategy.name), .pieces = pieces});
+    if (strategy.gathers_transitions) all.push_back({.strategy = std::string(strategy.name), .keep_transitions = true});
   }
   return all;
 }
@@ -74,7 +75,7 @@ std::vector<LinearCase> linear_sweep(int ranks, const LinearAttentionOptions& op
     for (const auto& cu : packings) {
       for (const bool delta_rule : {false, true}) {
         LinearCase c{.layout = layout, .cu_seqlens = cu, .delta_rule = delta_rule};
-        if (!std::ranges::is_sorted(cu)) continue;
+        if (!std::ranges::is_sorted(cu) || (options.keep_transitions && !delta_rule)) continue;
         c.options = options;
         c.options.any_layout = layout != LayoutKind::contiguous && layout != LayoutKind::zigzag;
         c.decay = std::array{Decay::none, Decay::scalar, Decay::diagonal}[turn % 3];
@@ -140,6 +141,9 @@ RankLinearAttention::RankLinearAttention(const LinearCase& c, const LinearOracle
   out_ = unwritten({rows, heads, c.value_size}, dtype), dv_ = unwritten({rows, heads, c.value_size}, dtype);
   dq_ = unwritten({rows, heads, c.head_size}, dtype), dk_ = unwritten({rows, heads, c.head_size}, dtype);
   incoming_ = unwritten({attention_.units(), heads, problem_.state_width()}, accumulator);
+  if (c.options.keep_transitions) {
+    transitions_ = unwritten({attention_.transition_rows(), heads, problem_.element_width() - problem_.state_width()}, accumulator);
+  }
 }
 
 /// This rank's rows of a global tensor, inside a wider buffer, so that rows are not adjacent.
@@ -161,11 +165,13 @@ Tensor RankLinearAttention::unwritten(const Extents& shape, DType dtype) const {
 
 LinearAttentionInputs RankLinearAttention::inputs() const { return {q_.view, k_.view, v_.view, log_decay_.view, beta_.view}; }
 
-void RankLinearAttention::forward() { attention_.forward(inputs(), {out_, incoming_}); }
+void RankLinearAttention::forward() { attention_.forward(inputs(), outputs()); }
+
+LinearAttentionOutputs RankLinearAttention::outputs() const { return {out_, incoming_, transitions_.view()}; }
 
 void RankLinearAttention::backward() {
   const auto view = [](const Tensor& tensor, bool given) { return given ? tensor.view() : TensorView(); };
-  attention_.backward(inputs(), incoming_, dout_.view,
+  attention_.backward(inputs(), outputs(), dout_.view,
                       {dq_, dk_, dv_, view(dlog_decay_, problem_.decay != Decay::none), view(dbeta_, problem_.delta_rule)});
 }
 
@@ -202,7 +208,7 @@ LinearErrors RankLinearAttention::errors() const {
 
 std::vector<char> RankLinearAttention::bytes() const {
   std::vector<char> all;
-  for (const Tensor* t : {&out_, &incoming_, &dq_, &dk_, &dv_, &dlog_decay_, &dbeta_}) {
+  for (const Tensor* t : {&out_, &incoming_, &transitions_, &dq_, &dk_, &dv_, &dlog_decay_, &dbeta_}) {
     if (t->view().dims() == 0) continue;
     const auto* bytes = reinterpret_cast<const char*>(t->view().bytes());
     all.insert(all.end(), bytes, bytes + t->view().size_bytes());

@@ -10,7 +10,9 @@
 
 namespace periplus {
 
-inline void PrintTo(const LinearAttentionOptions& options, std::ostream* out) { *out << options.strategy << " " << options.pieces; }
+inline void PrintTo(const LinearAttentionOptions& options, std::ostream* out) {
+  *out << options.strategy << " " << options.pieces << (options.keep_transitions ? " kept" : "");
+}
 
 namespace test {
 
@@ -28,12 +30,13 @@ struct LinearCase {
 LinearAttentionProblem problem_of(const LinearCase& c, DType dtype, int ranks);
 std::string to_string(const LinearCase& c);
 
-/// Every strategy of the table, and pieces where they change the plan.
+/// Every strategy of the table, pieces where they change the plan, and kept transitions.
 std::vector<LinearAttentionOptions> linear_variants();
 inline constexpr auto name_of_linear_param = [](const auto& test) {
-  return test.param.strategy + (test.param.pieces == 0 ? "" : "_pieces" + std::to_string(test.param.pieces));
+  return test.param.strategy + (test.param.pieces == 0 ? "" : "_pieces" + std::to_string(test.param.pieces)) +
+         (test.param.keep_transitions ? "_kept" : "");
 };
-/// Every decay with and without the delta rule, in turn over layouts and documents of all kinds for so many ranks.
+/// Every decay with and without the delta rule (if that is no must), in turn over layouts and documents of all kinds for so many ranks.
 std::vector<LinearCase> linear_sweep(int ranks, const LinearAttentionOptions& options);
 
 /// The global problem in f64: random inputs, and the results of kernels on all of it. Absent tensors are empty.
@@ -70,13 +73,14 @@ class RankLinearAttention {
   LinearAttentionInputs inputs() const;
   /// The states at the beginning of the rank's units.
   Tensor true_incoming() const;
+  LinearAttentionOutputs outputs() const;
 
   const LinearOracle& oracle_;
   Memory memory_;
   comm::Communicator communicator_;
   LinearAttentionProblem problem_;
   LocalRows q_, k_, v_, log_decay_, beta_, dout_;
-  Tensor out_, incoming_, dq_, dk_, dv_, dlog_decay_, dbeta_;
+  Tensor out_, incoming_, transitions_, dq_, dk_, dv_, dlog_decay_, dbeta_;
   DistributedLinearAttention attention_;
 };
 

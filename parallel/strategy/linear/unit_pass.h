@@ -12,6 +12,7 @@ namespace periplus::strategy::linear {
 struct Slots {
   plan::ProgramBuilder::UnitInputs inputs;
   plan::View incoming;
+  plan::View transitions = {};  ///< Of all units, if they are kept: forward writes them, backward reads them.
   plan::View out = {}, dout = {};
   plan::ProgramBuilder::UnitGradients gradients = {};
 };
@@ -30,6 +31,13 @@ class UnitPass {
   /// Scratch of a group for so many elements or states.
   plan::View element_scratch(std::string_view name, int group, std::int64_t count);
   plan::View state_scratch(std::string_view name, int group, std::int64_t count);
+
+  /// Whether there are transitions to keep on this rank.
+  bool keeps_transitions() const noexcept { return on_.transitions.present() && on_.transitions.rows > 0; }
+  plan::View transitions(int group) const {
+    const auto& [first, count] = heads_[static_cast<std::size_t>(group)];
+    return on_.transitions.heads_at(first, count);
+  }
 
   /// Emits the step that makes the elements of the rank's units, and returns them.
   plan::View make_elements(int group);

@@ -40,7 +40,7 @@ TEST_P(VerifyLinear, ManyRanksAndDocumentsTakeAFractionOfASecond) {
   std::vector<std::int64_t> cu{0};
   for (int d = 0; d < 100; ++d) cu.push_back(cu.back() + static_cast<std::int64_t>(1 + random() % 2000));
   LinearAttentionProblem problem{SequenceLayout::make(LayoutKind::zigzag, 64, cu)};
-  problem.heads = 64, problem.decay = Decay::diagonal;
+  problem.heads = 64, problem.decay = Decay::diagonal, problem.delta_rule = GetParam().keep_transitions;
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     const std::clock_t start = std::clock();
     const Plan plan = make_plan(problem, GetParam(), pass);
