@@ -22,6 +22,9 @@ LocalLinear run_linear(const LinearAttentionProblem& problem, const LinearAttent
   const Tensor transitions({attention.transition_rows(), problem.heads, problem.element_width() - problem.state_width()}, accumulator,
                            memory);
   if (options.keep_transitions) outputs.transitions = transitions;
+  const Tensor following(incoming.shape(), accumulator, memory), normaliser({v.shape()[0], problem.heads, 1}, accumulator, memory);
+  if (problem.bidirectional) outputs.following = following;
+  if (problem.normalise) outputs.normaliser = normaliser;
   const Stream host;
   const auto seconds_of = [&](const auto& pass) { return seconds_of_pass(communicator, host, pass); };
   local.forward_seconds = seconds_of([&] { attention.forward(inputs, outputs); });

@@ -20,7 +20,9 @@ class VerifyLinear : public testing::TestWithParam<LinearAttentionOptions> {};
 
 TEST_P(VerifyLinear, ProvesEveryPlan) {
   for (int ranks = 1; ranks <= 64; ranks = ranks < 16 ? ranks + 1 : 4 * ranks) {
-    for (const LinearCase& c : linear_sweep(ranks, GetParam())) {
+    std::vector<LinearCase> cases = linear_sweep(ranks, GetParam());
+    for (const LinearCase& c : extended_sweep(ranks, GetParam())) cases.push_back(c);
+    for (const LinearCase& c : cases) {
       if (ranks > 8 && c.options.any_layout) continue;  // thousands of units
       for (const DType dtype : {DType::f64, DType::bf16}) {
         for (const Pass pass : {Pass::forward, Pass::backward}) {

@@ -51,6 +51,10 @@ TEST(LinearBytes, FollowTheClosedFormulas) {
       EXPECT_EQ(make_plan(contiguous, {.keep_transitions = true}, pass).claim.bytes_sent,
                 (ranks - 1) * heads * (d * e + again) * 8 * ranks);
     }
+    LinearAttentionProblem both = problem_of(LayoutKind::zigzag, 4, {0, 64});
+    both.bidirectional = both.normalise = true;
+    EXPECT_EQ(bytes_of(both, "lasp2", pass), 2 * (ranks - 1) * heads * (d * (e + 1) + d) * f32 * (2 * ranks - 1));
+    EXPECT_EQ(bytes_of(both, "lasp", pass), 2 * (2 * ranks - 2) * heads * d * (e + 1) * f32);
     // Nothing crosses the border of a document, and nothing is gathered where no state passes.
     EXPECT_EQ(bytes_of(problem_of(LayoutKind::contiguous, 4, {0, 16, 64}), "lasp", pass), 2 * heads * d * e * f32);
     EXPECT_EQ(bytes_of(problem_of(LayoutKind::contiguous, 4, {0, 16, 32, 48, 64}), "lasp2", pass), 0);
@@ -189,6 +193,13 @@ TEST(LinearRefusals, SayWhatToChoose) {
   expect(problem, {.keep_transitions = true}, "for next to nothing but in the delta rule; leave keep_transitions out");
   problem.delta_rule = true;
   expect(problem, {.strategy = "lasp", .keep_transitions = true}, "gathers no transitions that could be kept");
+  problem.bidirectional = true;
+  expect(problem, {}, "the delta rule is not bidirectional");
+  problem.bidirectional = false, problem.normalise = true;
+  expect(problem, {}, "the delta rule has no normaliser");
+  problem.delta_rule = false, problem.epsilon = -1;
+  expect(problem, {}, "epsilon is -1; use a number from 0 on");
+  problem.normalise = false, problem.epsilon = 0;
   problem.heads = 0;
   expect(problem, {}, "0 heads");
   problem.heads = 2, problem.head_size = 0;
