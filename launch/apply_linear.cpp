@@ -16,6 +16,7 @@ struct Options {
   LinearAttentionOptions how;
   std::string layout = "zigzag";
   double scale = 0;
+  LinearSumOptions sums;
   RankOptions ranks;
 };
 
@@ -31,6 +32,7 @@ void add_options(OptionTable& table, const std::string& operation, Options& opti
              .value = "X",
              .help = "Factor of q; 0: 1/sqrt(head size).",
              .least = 0});
+  if (operation != "delta_rule") add_linear_sum_options(table, options.sums);
   add_rank_options(table, options.ranks, Devices::any);
   add_print_launch_option(table, options.ranks);
 }
@@ -44,6 +46,7 @@ LinearAttentionProblem make_problem(const Options& options, const LinearFile& fi
   problem.decay = file.decay();
   problem.delta_rule = file.tensors().beta.dims() > 0;
   problem.scale = options.scale;
+  options.sums.apply_to(problem);
   return problem;
 }
 

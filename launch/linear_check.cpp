@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "kernels/linear_attention.h"
+#include "kernels/reference/pairwise_attention.h"
 #include "launch/attention_run.h"
 #include "launch/linear_options.h"
 #include "launch/linear_run.h"
@@ -29,8 +30,9 @@ Whole random_inputs(const LinearAttentionProblem& problem, const Memory& memory)
   // Keys shorter than 1: the delta rule takes away at most what is there.
   const double key = 1 / std::sqrt(static_cast<double>(problem.head_size));
   Whole whole;
-  whole.q = make(problem.head_size, -1, 1);
-  whole.k = make(problem.head_size, -key, key);
+  // Weights that are divided by must not cancel.
+  whole.q = make(problem.head_size, problem.normalise ? 0 : -1, 1);
+  whole.k = make(problem.head_size, problem.normalise ? 0 : -key, key);
   whole.v = make(problem.value(), -1, 1);
   whole.dout = make(problem.value(), -1, 1);
   if (problem.decay != Decay::none) whole.log_decay = make(problem.decay == Decay::scalar ? 1 : problem.head_size, -0.5, 0);
@@ -46,8 +48,27 @@ Results empty_results(const Whole& whole, const Memory& memory) {
   return {like(whole.v), like(whole.q), like(whole.k), like(whole.v), like(whole.log_decay), like(whole.beta)};
 }
 
+/// What a recurrence alone does not compute, by its definition.
+Results pairwise_reference(const LinearAttentionProblem& problem, const Whole& whole, const Memory& memory) {
+  Results results = empty_results(whole, memory);
+  const auto borders = problem.layout.cu_seqlens();
+  const kernels::reference::PairwiseAttention pairs{whole.q,
+                                                    whole.k,
+                                                    whole.v,
+                                                    whole.log_decay.view(),
+                                                    {borders.begin(), borders.end()},
+                                                    problem.bidirectional,
+                                                    problem.normalise,
+                                                    problem.scale_or_default(),
+                                                    problem.epsilon};
+  pairs.forward(results[0]);
+  pairs.backward(whole.dout, results[1], results[2], results[3], results[4].view());
+  return results;
+}
+
 /// Every document is a run of its own that no state enters or leaves.
 Results reference(const LinearAttentionProblem& problem, const Whole& whole, const Memory& memory) {
+  if (problem.bidirectional || problem.normalise) return pairwise_reference(problem, whole, memory);
   const Stream stream;
   Results results = empty_results(whole, memory);
   const auto borders = problem.layout.cu_seqlens();
@@ -78,10 +99,19 @@ Results distributed(const LinearAttentionProblem& problem, const LinearAttention
 
 }  // namespace
 
-std::string LinearVerificationCase::name() const { return fmt::format("{}{}", delta_rule ? "delta rule, " : "", to_text(decay)); }
+std::string LinearVerificationCase::name() const {
+  return fmt::format("{}{}{}{}", delta_rule ? "delta rule, " : "", to_text(decay), bidirectional ? ", bidirectional" : "",
+                     normalise ? ", normalised" : "");
+}
 
 std::vector<LinearVerificationCase> linear_verification_cases() {
-  return {{Decay::none, false}, {Decay::scalar, false}, {Decay::diagonal, false}, {Decay::none, true}, {Decay::scalar, true}};
+  std::vector<LinearVerificationCase> cases;
+  for (const Decay decay : {Decay::none, Decay::scalar, Decay::diagonal}) cases.push_back({decay});
+  for (const Decay decay : {Decay::none, Decay::scalar}) cases.push_back({.decay = decay, .delta_rule = true});
+  for (const Decay decay : {Decay::none, Decay::scalar, Decay::diagonal}) cases.push_back({.decay = decay, .bidirectional = true});
+  cases.push_back({.decay = Decay::scalar, .normalise = true});
+  cases.push_back({.decay = Decay::diagonal, .bidirectional = true, .normalise = true});
+  return cases;
 }
 
 LinearAttentionProblem verification_problem(LayoutKind layout, const LinearVerificationCase& problem_case,
@@ -93,6 +123,8 @@ LinearAttentionProblem verification_problem(LayoutKind layout, const LinearVerif
   problem.dtype = DType::f64;
   problem.decay = problem_case.decay;
   problem.delta_rule = problem_case.delta_rule;
+  problem.bidirectional = problem_case.bidirectional;
+  problem.normalise = problem_case.normalise;
   return problem;
 }
 

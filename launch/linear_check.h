@@ -12,7 +12,7 @@ namespace periplus::launch {
 /// One kind of linear attention that `periplus verify` looks at.
 struct LinearVerificationCase {
   Decay decay = Decay::none;
-  bool delta_rule = false;
+  bool delta_rule = false, bidirectional = false, normalise = false;
   std::string name() const;
 };
 std::vector<LinearVerificationCase> linear_verification_cases();

@@ -1,6 +1,9 @@
 #include "launch/linear_options.h"
 
+#include <fmt/format.h>
+
 #include "parallel/strategy/linear/strategy.h"
+#include "runtime/error.h"
 
 namespace periplus::launch {
 
@@ -41,6 +44,37 @@ void add_linear_strategy_options(OptionTable& table, LinearAttentionOptions& how
              .flag = "any-layout",
              .target = &how.any_layout,
              .help = "Also layouts with more than two runs of tokens on a rank, each of which moves a state."});
+  table.add({.key = "parallel.keep_transitions",
+             .flag = "keep-transitions",
+             .target = &how.keep_transitions,
+             .help = "Delta rule by lasp2: keep gathered transitions for backward, which else gathers them again."});
+}
+
+void LinearSumOptions::apply_to(LinearAttentionProblem& problem) const {
+  if (!normalise && epsilon != kNormaliserEpsilon) {
+    throw InvalidArgument(
+        fmt::format("--epsilon: {} is added to a normaliser, and there is none; add --normalise or leave it out", epsilon));
+  }
+  problem.bidirectional = bidirectional;
+  problem.normalise = normalise;
+  problem.epsilon = epsilon;
+}
+
+void add_linear_sum_options(OptionTable& table, LinearSumOptions& options) {
+  table.add({.key = "linear.bidirectional",
+             .flag = "bidirectional",
+             .target = &options.bidirectional,
+             .help = "Each token attends to all of its document, also to the tokens behind it."});
+  table.add({.key = "linear.normalise",
+             .flag = "normalise",
+             .target = &options.normalise,
+             .help = "Divide out by the sum of its weights (and epsilon); they should not cancel."});
+  table.add({.key = "linear.epsilon",
+             .flag = "epsilon",
+             .target = &options.epsilon,
+             .value = "X",
+             .help = "Added to the sum of the weights.",
+             .least = 0});
 }
 
 std::string to_text(Decay decay) {

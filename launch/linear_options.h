@@ -15,6 +15,16 @@ std::vector<std::string> linear_layout_names();
 /// Rows --strategy, --layout, --pieces and --any-layout of linear attention.
 void add_linear_strategy_options(OptionTable& table, LinearAttentionOptions& how, std::string& layout);
 
+/// Over which tokens linear attention sums, and whether it divides by its weights.
+struct LinearSumOptions {
+  bool bidirectional = false, normalise = false;
+  double epsilon = kNormaliserEpsilon;
+  /// Errors: InvalidArgument for an epsilon that nothing is added to.
+  void apply_to(LinearAttentionProblem& problem) const;
+};
+/// Rows --bidirectional, --normalise and --epsilon.
+void add_linear_sum_options(OptionTable& table, LinearSumOptions& options);
+
 /// "no decay", "scalar decay", "diagonal decay"
 std::string to_text(Decay decay);
 

@@ -22,8 +22,15 @@ LocalLinear run_linear(const LinearAttentionProblem& problem, const LinearAttent
   local.out = Tensor(v.shape(), problem.dtype, memory);
   DistributedLinearAttention attention(problem, options, communicator, memory, nullptr, stream);
   const Tensor incoming({attention.units(), problem.heads, problem.state_width()}, accumulator, memory);
+  LinearAttentionOutputs outputs{local.out, incoming};
+  const Tensor transitions({attention.transition_rows(), problem.heads, problem.element_width() - problem.state_width()}, accumulator,
+                           memory);
+  if (options.keep_transitions) outputs.transitions = transitions;
+  const Tensor following(incoming.shape(), accumulator, memory), normaliser({v.shape()[0], problem.heads, 1}, accumulator, memory);
+  if (problem.bidirectional) outputs.following = following;
+  if (problem.normalise) outputs.normaliser = normaliser;
   const auto seconds_of = [&](const auto& pass) { return seconds_of_pass(communicator, stream, pass); };
-  local.forward_seconds = seconds_of([&] { attention.forward(inputs, {local.out, incoming}); });
+  local.forward_seconds = seconds_of([&] { attention.forward(inputs, outputs); });
 
   if (global.dout.dims() > 0) {
     const Tensor dout = mine(global.dout);
@@ -33,7 +40,7 @@ LocalLinear run_linear(const LinearAttentionProblem& problem, const LinearAttent
     if (!log_decay.empty()) local.dlog_decay = Tensor(log_decay.shape(), accumulator, memory);
     if (!beta.empty()) local.dbeta = Tensor(beta.shape(), accumulator, memory);
     const LinearAttentionGradients results{local.dq, local.dk, local.dv, local.dlog_decay.view(), local.dbeta.view()};
-    local.backward_seconds = seconds_of([&] { attention.backward(inputs, incoming, dout, results); });
+    local.backward_seconds = seconds_of([&] { attention.backward(inputs, outputs, dout, results); });
   }
   local.exposed_seconds = attention.statistics().exposed_seconds;
   if (!on_host) {

@@ -15,9 +15,10 @@ struct Options {
   LinearAttentionOptions how;
   std::string layout = "zigzag", dtype = "bf16", decay = "scalar";
   int heads = 8, head_size = 64, value_size = 0;
+  LinearSumOptions sums;
 };
 
-void add_options(OptionTable& table, Options& options) {
+void add_options(OptionTable& table, const std::string& operation, Options& options) {
   add_linear_strategy_options(table, options.how, options.layout);
   add_request_options(table, options.request);
   table.add({.key = "linear.heads", .flag = "heads", .target = &options.heads, .value = "N", .help = "Heads.", .least = 1});
@@ -27,6 +28,7 @@ void add_options(OptionTable& table, Options& options) {
              .value = "KIND",
              .help = "What log_decay has: nothing, a number per token and head, or one per channel of the key too:",
              .choices = {"none", "scalar", "diagonal"}});
+  if (operation != "delta_rule") add_linear_sum_options(table, options.sums);
   add_head_options(table, "linear", options.head_size, options.value_size, options.dtype);
 }
 
@@ -39,6 +41,7 @@ LinearAttentionProblem make_problem(const Options& options, const std::string& o
   problem.dtype = dtype_from_string(options.dtype);
   problem.decay = options.decay == "none" ? Decay::none : options.decay == "scalar" ? Decay::scalar : Decay::diagonal;
   problem.delta_rule = operation == "delta_rule";
+  options.sums.apply_to(problem);
   return problem;
 }
 
@@ -48,7 +51,7 @@ int plan_linear(const std::string& operation, Arguments arguments) {
   OptionTable table("plan " + operation, "prints what each rank computes and exchanges",
                     fmt::format("periplus plan {} --ranks 4 --layout zigzag [options]", operation));
   Options options;
-  add_options(table, options);
+  add_options(table, operation, options);
   table.parse(arguments);
   if (answered(table)) return kOk;
   const LinearAttentionProblem problem = make_problem(options, operation);
@@ -56,8 +59,9 @@ int plan_linear(const std::string& operation, Arguments arguments) {
   const PlanMaker maker{
       .program = [&](Pass pass, int rank) { return make_program(problem, options.how, pass, rank); },
       .plan = [&](Pass pass) { return make_plan(problem, options.how, pass); },
-      .subject = fmt::format("{} layout, {} tokens, {} heads of {} and {}, {}, {}", options.layout, problem.layout.tokens(), problem.heads,
-                             problem.head_size, problem.value(), options.dtype, to_text(problem.decay)),
+      .subject = fmt::format("{} layout, {} tokens, {} heads of {} and {}, {}, {}{}{}", options.layout, problem.layout.tokens(),
+                             problem.heads, problem.head_size, problem.value(), options.dtype, to_text(problem.decay),
+                             problem.bidirectional ? ", bidirectional" : "", problem.normalise ? ", normalised" : ""),
       .rank_remark =
           [&](int rank) {
             const std::size_t count = units.of_rank(rank).size();

@@ -73,6 +73,10 @@ void add_linear_strategy(OptionTable& table, LinearAttentionOptions& linear) {
              .value = "NAME",
              .help = "How states of L and D layers get from rank to rank:",
              .choices = std::move(names)});
+  table.add({.key = "parallel.keep_transitions",
+             .flag = "keep-transitions",
+             .target = &linear.keep_transitions,
+             .help = "D layers by lasp2: keep gathered transitions for backward, which else gathers them again."});
 }
 
 void add_optimizer(OptionTable& table, train::OptimizerConfig& optimizer) {

@@ -2,6 +2,8 @@
 
 #include <array>
 #include <bit>
+#include <cmath>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -30,6 +32,13 @@ void check(const LinearAttentionProblem& p) {
   if (p.dtype != DType::f64 && p.dtype != DType::f32 && p.dtype != DType::bf16 && p.dtype != DType::f16) {
     refuse(fmt::format("dtype {} is not supported; use f64, f32, bf16 or f16", to_string(p.dtype)));
   }
+  if (p.delta_rule && p.bidirectional) {
+    refuse("the delta rule is not bidirectional: what a token writes depends on what those before it wrote; leave bidirectional out");
+  }
+  if (p.delta_rule && p.normalise) {
+    refuse("the delta rule has no normaliser: its weights do not sum what was written; leave normalise out");
+  }
+  if (!(p.epsilon >= 0) || !std::isfinite(p.epsilon)) refuse(fmt::format("epsilon is {}; use a number from 0 on", p.epsilon));
 }
 
 const linear::Strategy& chosen_strategy(const LinearAttentionProblem& problem, const LinearAttentionOptions& options) {
@@ -39,6 +48,13 @@ const linear::Strategy& chosen_strategy(const LinearAttentionProblem& problem, c
     throw InvalidArgument(fmt::format("linear attention: strategy {} cannot plan this: {}", strategy.name, reason));
   }
   return strategy;
+}
+
+/// Units whose elements come to a rank: all of them, or none.
+std::int64_t gathered_units(const SequenceLayout& layout, int rank) {
+  const Units units(layout);
+  const std::int64_t own = std::ssize(units.of_rank(rank));
+  return own > 0 && own < units.count() && linear::any_state_passes(units) ? units.count() : 0;
 }
 
 /// Declares the slots of one rank.
@@ -66,14 +82,21 @@ struct RankSlots {
             make("dv", Role::output, storage, problem.value(), true), log_decay("dlog_decay", Role::output, true),
             beta("dbeta", Role::output, true)};
   }
-  View incoming(Role role) const {
-    return program.slot("incoming", role, accumulator, std::ssize(Units(problem.layout).of_rank(program.rank())), problem.heads,
+  View transitions(Role role) const {
+    const std::int64_t width = problem.element_width() - problem.state_width();
+    return program.slot("transitions", role, accumulator, gathered_units(problem.layout, program.rank()), problem.heads, width, false);
+  }
+  View states(std::string name, Role role) const {
+    return program.slot(std::move(name), role, accumulator, std::ssize(Units(problem.layout).of_rank(program.rank())), problem.heads,
                         problem.state_width());
   }
 };
 
-linear::Slots declare(const RankSlots& slots, Pass pass) {
-  linear::Slots on{slots.inputs(), slots.incoming(pass == Pass::forward ? Role::saved : Role::input)};
+linear::Slots declare(const RankSlots& slots, const LinearAttentionOptions& options, Pass pass) {
+  const Role kept = pass == Pass::forward ? Role::saved : Role::input;
+  linear::Slots on{slots.inputs(), slots.states("incoming", kept)};
+  if (slots.problem.bidirectional) on.following = slots.states("following", kept);
+  if (options.keep_transitions) on.transitions = slots.transitions(kept);
   if (pass == Pass::forward) {
     on.out = slots.make("out", Role::output, slots.storage, slots.problem.value());
   } else {
@@ -82,6 +105,57 @@ linear::Slots declare(const RankSlots& slots, Pass pass) {
   }
   return on;
 }
+
+/// The recurrence runs on values with a column of ones, in scratch; its last column of results divides the others (algorithms.md 5.4).
+class Normaliser {
+ public:
+  Normaliser(ProgramBuilder& program, const LinearAttentionProblem& problem, Pass pass)
+      : program_(program),
+        problem_(problem),
+        pass_(pass),
+        runs_(program.new_runs(Units(problem.layout).runs_of(program.rank()))),
+        divisors_(program.slot("normaliser", pass == Pass::forward ? Role::saved : Role::input, accumulator_of(problem.dtype), rows(),
+                               problem.heads, 1, false)) {}
+
+  /// The slots that the recurrence runs on, with what it reads.
+  linear::Slots begin(const linear::Slots& on) {
+    linear::Slots extended = on;
+    extended.inputs.v = scratch("v");
+    program_.extend_values({"extend"}, runs_, on.inputs.v, extended.inputs.v);
+    if (pass_ == Pass::forward) {
+      out_ = on.out;
+      extended.out = extended_ = scratch("out");
+      return extended;
+    }
+    out_ = program_.slot("out", Role::input, problem_.dtype, rows(), problem_.heads, problem_.value(), false);
+    extended.dout = scratch("dout");
+    program_.normalise_backward({"normalise"}, runs_, on.dout, out_, divisors_, extended.dout);
+    dv_ = on.gradients.dv;
+    extended.gradients.dv = extended_ = scratch("dv");
+    return extended;
+  }
+
+  /// What is left to do with the results.
+  void end() {
+    if (pass_ == Pass::forward) {
+      program_.normalise({"normalise"}, runs_, problem_.epsilon, extended_, out_, divisors_);
+    } else {
+      program_.cut_values({"cut"}, runs_, extended_, dv_);
+    }
+  }
+
+ private:
+  std::int64_t rows() const { return problem_.layout.rows_of(program_.rank()); }
+  View scratch(std::string_view name) {
+    return program_.scratch(fmt::format("extended_{}", name), problem_.dtype, rows(), problem_.heads, problem_.state_columns());
+  }
+
+  ProgramBuilder& program_;
+  const LinearAttentionProblem& problem_;
+  Pass pass_;
+  plan::Range runs_;
+  View divisors_, out_, dv_, extended_;
+};
 
 }  // namespace
 
@@ -92,25 +166,36 @@ kernels::Transition LinearAttentionProblem::transition() const noexcept {
 }
 
 std::uint64_t LinearAttentionProblem::digest() const {
-  const std::array<std::uint64_t, 8> words{layout.digest(),
-                                           static_cast<std::uint64_t>(heads),
-                                           static_cast<std::uint64_t>(head_size),
-                                           static_cast<std::uint64_t>(value()),
-                                           static_cast<std::uint64_t>(dtype),
-                                           static_cast<std::uint64_t>(decay),
-                                           static_cast<std::uint64_t>(delta_rule),
-                                           std::bit_cast<std::uint64_t>(scale)};
+  const std::array<std::uint64_t, 11> words{layout.digest(),
+                                            static_cast<std::uint64_t>(heads),
+                                            static_cast<std::uint64_t>(head_size),
+                                            static_cast<std::uint64_t>(value()),
+                                            static_cast<std::uint64_t>(dtype),
+                                            static_cast<std::uint64_t>(decay),
+                                            static_cast<std::uint64_t>(delta_rule),
+                                            static_cast<std::uint64_t>(bidirectional),
+                                            static_cast<std::uint64_t>(normalise),
+                                            std::bit_cast<std::uint64_t>(epsilon),
+                                            std::bit_cast<std::uint64_t>(scale)};
   return hash64({reinterpret_cast<const char*>(words.data()), sizeof(words)});
 }
 
-std::uint64_t LinearAttentionOptions::digest() const { return hash64(fmt::format("{} {} {}", strategy, pieces, any_layout)); }
+std::uint64_t LinearAttentionOptions::digest() const {
+  return hash64(fmt::format("{} {} {} {}", strategy, pieces, any_layout, keep_transitions));
+}
 
 plan::Program make_program(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass, int rank) {
   const linear::Strategy& strategy = chosen_strategy(problem, options);
   ProgramBuilder program(rank);
-  const linear::Slots on = declare({program, problem}, pass);
-  linear::UnitPass unit_pass(program, problem, on, pass, linear::pieces_of(strategy, problem, options));
-  strategy.emit(program, problem, unit_pass);
+  linear::Slots on = declare({program, problem}, options, pass);
+  std::optional<Normaliser> normaliser;
+  if (problem.normalise) on = normaliser.emplace(program, problem, pass).begin(on);
+  for (const bool mirrored : {false, true}) {
+    if (mirrored && !problem.bidirectional) break;
+    linear::UnitPass unit_pass(program, problem, on, pass, linear::pieces_of(strategy, problem, options), mirrored);
+    strategy.emit(program, problem, unit_pass);
+  }
+  if (normaliser) normaliser->end();
   return program.build();
 }
 
@@ -118,16 +203,34 @@ plan::Plan make_plan(const LinearAttentionProblem& problem, const LinearAttentio
   const linear::Strategy& strategy = chosen_strategy(problem, options);
   plan::Plan plan{{},
                   {problem.layout, Mask({}, problem.layout.cu_seqlens()), problem.heads, problem.heads, pass == Pass::backward,
-                   strategy.bytes_sent(problem, pass), plan::Computes::linear, problem.transition(), problem.decay != Decay::none}};
+                   strategy.bytes_sent(problem, options, pass) * (problem.bidirectional ? 2 : 1), plan::Computes::linear,
+                   problem.transition(), problem.decay != Decay::none, options.keep_transitions, problem.bidirectional, problem.normalise}};
   for (int rank = 0; rank < problem.layout.ranks(); ++rank) plan.programs.push_back(make_program(problem, options, pass, rank));
   return plan;
 }
 
 struct DistributedLinearAttention::State {
   LinearAttentionProblem problem;
-  std::int64_t units;
+  std::int64_t units, transition_rows;
+  bool keeps_transitions;
   PlannedPasses passes;
 
+  /// bind(name, tensor) for what forward leaves for backward.
+  template <class Bind>
+  void bind_kept(const LinearAttentionOutputs& outputs, const Bind& bind) const {
+    constexpr std::string_view op = "linear attention";
+    bind("incoming", outputs.incoming);
+    require_given_as_planned(op, outputs.following, problem.bidirectional, "following", "bidirectional");
+    if (problem.bidirectional) bind("following", outputs.following);
+    require_given_as_planned(op, outputs.normaliser, problem.normalise, "normaliser", "normalise");
+    if (problem.normalise) bind("normaliser", outputs.normaliser);
+    if ((outputs.transitions.dims() != 0) != keeps_transitions) {
+      throw InvalidArgument(fmt::format("{}: transitions is {}, but options.keep_transitions {}", op,
+                                        keeps_transitions ? "missing" : "given",
+                                        keeps_transitions ? "asks for it" : "does not ask for it"));
+    }
+    if (keeps_transitions) bind("transitions", outputs.transitions);
+  }
   /// What both passes read.
   execute::Bindings bind(const LinearAttentionInputs& inputs) const {
     require_given_as_planned("linear attention", inputs.log_decay, problem.decay != Decay::none, "log_decay", "decay");
@@ -147,7 +250,8 @@ DistributedLinearAttention::DistributedLinearAttention(LinearAttentionProblem pr
   PlannedPasses passes("linear attention", problem.layout, {problem.digest(), options.digest()}, std::move(communicator), std::move(memory),
                        tracer, std::move(stream), make);
   const std::int64_t units = std::ssize(Units(problem.layout).of_rank(rank));
-  state_ = std::make_unique<State>(State{std::move(problem), units, std::move(passes)});
+  const std::int64_t rows = options.keep_transitions ? gathered_units(problem.layout, rank) : 0;
+  state_ = std::make_unique<State>(State{std::move(problem), units, rows, options.keep_transitions, std::move(passes)});
 }
 
 DistributedLinearAttention::~DistributedLinearAttention() = default;
@@ -156,21 +260,25 @@ DistributedLinearAttention& DistributedLinearAttention::operator=(DistributedLin
 
 const LinearAttentionProblem& DistributedLinearAttention::problem() const noexcept { return state_->problem; }
 std::int64_t DistributedLinearAttention::units() const noexcept { return state_->units; }
+std::int64_t DistributedLinearAttention::transition_rows() const noexcept { return state_->transition_rows; }
 const plan::Program& DistributedLinearAttention::program(Pass pass) const { return state_->passes.program(pass); }
 AttentionStatistics DistributedLinearAttention::statistics() const noexcept { return state_->passes.statistics(); }
 
 void DistributedLinearAttention::forward(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs) {
   execute::Bindings bindings = state_->bind(inputs);
-  bindings.output("out", outputs.out).output("incoming", outputs.incoming);
+  bindings.output("out", outputs.out);
+  state_->bind_kept(outputs, [&](const char* name, const TensorView& tensor) { bindings.output(name, tensor); });
   state_->passes.run(Pass::forward, bindings);
 }
 
-void DistributedLinearAttention::backward(const LinearAttentionInputs& inputs, ConstTensorView incoming, ConstTensorView dout,
+void DistributedLinearAttention::backward(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs, ConstTensorView dout,
                                           const LinearAttentionGradients& results) {
   require_given_as_planned("linear attention", results.dlog_decay, problem().decay != Decay::none, "dlog_decay", "decay");
   require_given_as_planned("linear attention", results.dbeta, problem().delta_rule, "dbeta", "delta_rule");
   execute::Bindings bindings = state_->bind(inputs);
-  bindings.input("incoming", incoming).input("dout", dout);
+  bindings.input("dout", dout);
+  state_->bind_kept(outputs, [&](const char* name, const TensorView& tensor) { bindings.input(name, tensor); });
+  if (problem().normalise) bindings.input("out", outputs.out);
   bindings.output("dq", results.dq).output("dk", results.dk).output("dv", results.dv);
   if (problem().decay != Decay::none) bindings.output("dlog_decay", results.dlog_decay);
   if (problem().delta_rule) bindings.output("dbeta", results.dbeta);

@@ -15,9 +15,11 @@ namespace periplus::kernels {
 [[gnu::always_inline]] inline double widen(double value) { return value; }
 [[gnu::always_inline]] inline float widen(float value) { return value; }
 [[gnu::always_inline]] inline float widen(bfloat16 value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16); }
+[[gnu::always_inline]] inline float widen(float16 value) { return static_cast<float>(value); }
 
 [[gnu::always_inline]] inline void store(double& to, double value) { to = value; }
 [[gnu::always_inline]] inline void store(float& to, float value) { to = value; }
+[[gnu::always_inline]] inline void store(float16& to, float value) { to = static_cast<float16>(value); }
 /// Same rounding as bfloat16(float), without its branch.
 [[gnu::always_inline]] inline void store(bfloat16& to, float value) {
   const auto word = std::bit_cast<std::uint32_t>(value);

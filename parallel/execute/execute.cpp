@@ -321,6 +321,16 @@ class Executor {
       case Op::unit_scan:
       case Op::unit_apply:
       case Op::unit_apply_backward:
+      case Op::split_elements:
+      case Op::join_elements:
+      case Op::mirror_decay:
+      case Op::decay_states:
+      case Op::add_mirrored:
+      case Op::add_mirrored_backward:
+      case Op::extend_values:
+      case Op::cut_values:
+      case Op::normalise:
+      case Op::normalise_backward:
         return run_recurrence(program_, s, t, stream_);
       case Op::exchange:
         break;

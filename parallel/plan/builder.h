@@ -109,6 +109,7 @@ class ProgramBuilder {
     Range runs;
     kernels::Transition transition = kernels::Transition::identity;
     double scale = 1;
+    bool mirrored = false;  ///< unit_apply* only.
   };
   /// See kernels/linear_attention.h. Rows and units of the runs count from those of the views.
   void unit_states(Label label, const UnitInputs& on, const Recurrence& how, View elements);
@@ -122,6 +123,19 @@ class ProgramBuilder {
   };
   void unit_apply_backward(Label label, const UnitInputs& on, const Recurrence& how, View incoming, View dout, View doutgoing,
                            const UnitGradients& gradients);
+  /// The transitions of elements and what they add to a state, apart; either may be absent.
+  void split_elements(Label label, View elements, View transitions, View added);
+  void join_elements(Label label, View transitions, View added, View elements);
+  /// See kernels/linear_tokens.h. The runs say which rows are whose.
+  void mirror_decay(Label label, Range runs, View log_decay, View mirrored);
+  void decay_states(Label label, Range runs, View log_decay, View states);
+  void add_mirrored(Label label, const UnitInputs& on, const Recurrence& how, View mirrored, View out);
+  void add_mirrored_backward(Label label, const UnitInputs& on, const Recurrence& how, View dout, const UnitGradients& mirrored,
+                             const UnitGradients& gradients);
+  void extend_values(Label label, Range runs, View values, View extended);
+  void cut_values(Label label, Range runs, View extended, View values);
+  void normalise(Label label, Range runs, double epsilon, View extended, View out, View normaliser);
+  void normalise_backward(Label label, Range runs, View dout, View out, View normaliser, View extended);
   /// Messages to and from the rank itself and of zero rows are dropped.
   void exchange(Label label, int lane, std::span<const Message> sends, std::span<const Message> receives);
 

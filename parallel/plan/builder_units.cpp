@@ -32,6 +32,7 @@ void ProgramBuilder::emit(Op op, Label label, std::span<const Access> accesses, 
   Step& step = program_.steps.back();
   step.runs = how.runs;
   step.transition = how.transition;
+  step.mirrored = how.mirrored;
 }
 
 void ProgramBuilder::unit_states(Label label, const UnitInputs& on, const Recurrence& how, View elements) {
@@ -80,6 +81,79 @@ void ProgramBuilder::unit_apply_backward(Label label, const UnitInputs& on, cons
                              {to.dlog_decay, Mode::write},
                              {to.dbeta, Mode::write}};
   emit(Op::unit_apply_backward, label, accesses, how);
+}
+
+void ProgramBuilder::split_elements(Label label, View elements, View transitions, View added) {
+  if (elements.empty()) return;
+  const Access accesses[] = {{elements}, {transitions, Mode::write}, {added, Mode::write}};
+  emit(Op::split_elements, label, accesses);
+}
+
+void ProgramBuilder::mirror_decay(Label label, Range runs, View log_decay, View mirrored) {
+  if (mirrored.empty()) return;
+  const Access accesses[] = {{log_decay}, {mirrored, Mode::write}};
+  emit(Op::mirror_decay, label, accesses, Recurrence{.runs = runs});
+}
+
+void ProgramBuilder::decay_states(Label label, Range runs, View log_decay, View states) {
+  if (!log_decay.present() || states.empty()) return;
+  const Access accesses[] = {{log_decay}, {states, Mode::add}};
+  emit(Op::decay_states, label, accesses, Recurrence{.runs = runs});
+}
+
+void ProgramBuilder::add_mirrored(Label label, const UnitInputs& on, const Recurrence& how, View mirrored, View out) {
+  if (out.empty()) return;
+  const Access accesses[] = {{on.q}, {on.k}, {on.v}, {mirrored}, {out, Mode::add}};
+  emit(Op::add_mirrored, label, accesses, how);
+}
+
+void ProgramBuilder::add_mirrored_backward(Label label, const UnitInputs& on, const Recurrence& how, View dout, const UnitGradients& from,
+                                           const UnitGradients& to) {
+  if (to.dq.empty()) return;
+  const Access accesses[] = {{on.q},
+                             {on.k},
+                             {on.v},
+                             {dout},
+                             {from.dq},
+                             {from.dk},
+                             {from.dv},
+                             {from.dlog_decay},
+                             {to.dq, Mode::add},
+                             {to.dk, Mode::add},
+                             {to.dv, Mode::add},
+                             {to.dlog_decay, Mode::add}};
+  emit(Op::add_mirrored_backward, label, accesses, how);
+}
+
+void ProgramBuilder::extend_values(Label label, Range runs, View values, View extended) {
+  if (values.empty()) return;
+  const Access accesses[] = {{values}, {extended, Mode::write}};
+  emit(Op::extend_values, label, accesses, Recurrence{.runs = runs});
+}
+
+void ProgramBuilder::cut_values(Label label, Range runs, View extended, View values) {
+  if (values.empty()) return;
+  const Access accesses[] = {{extended}, {values, Mode::write}};
+  emit(Op::cut_values, label, accesses, Recurrence{.runs = runs});
+}
+
+void ProgramBuilder::normalise(Label label, Range runs, double epsilon, View extended, View out, View normaliser) {
+  if (out.empty()) return;
+  const Access accesses[] = {{extended}, {out, Mode::write}, {normaliser, Mode::write}};
+  emit(Op::normalise, label, accesses, Recurrence{.runs = runs});
+  program_.steps.back().epsilon = epsilon;
+}
+
+void ProgramBuilder::normalise_backward(Label label, Range runs, View dout, View out, View normaliser, View extended) {
+  if (dout.empty()) return;
+  const Access accesses[] = {{dout}, {out}, {normaliser}, {extended, Mode::write}};
+  emit(Op::normalise_backward, label, accesses, Recurrence{.runs = runs});
+}
+
+void ProgramBuilder::join_elements(Label label, View transitions, View added, View elements) {
+  if (elements.empty()) return;
+  const Access accesses[] = {{transitions}, {added}, {elements, Mode::write}};
+  emit(Op::join_elements, label, accesses);
 }
 
 }  // namespace periplus::plan

@@ -70,8 +70,36 @@ constexpr std::array<Operand, kMostOperands> kUnitApplyBackward{{{"q", "r", stor
                                                                  {"dlog_decay", "w", accumulator, true},
                                                                  {"dbeta", "w", accumulator, true}}};
 
+// An element is its transition and what its unit adds to a state, M or N.
+constexpr std::array<Operand, 3> kSplitElements{
+    {{"elements", "r", accumulator}, {"transitions", "w", accumulator, true}, {"added", "w", accumulator, true}}};
+constexpr std::array<Operand, 3> kJoinElements{
+    {{"transitions", "r", accumulator}, {"added", "r", accumulator}, {"elements", "w", accumulator}}};
+
+constexpr std::array<Operand, 2> kMirrorDecay{{{"log_decay", "r", accumulator}, {"mirrored", "w", accumulator}}};
+constexpr std::array<Operand, 2> kDecayStates{{{"log_decay", "r", accumulator}, {"states", "a", accumulator}}};
+constexpr std::array<Operand, 5> kAddMirrored{
+    {{"q", "r", storage}, {"k", "r", storage}, {"v", "r", storage}, {"mirrored", "r", storage}, {"out", "a", storage}}};
+constexpr std::array<Operand, 12> kAddMirroredBackward{{{"q", "r", storage},
+                                                        {"k", "r", storage},
+                                                        {"v", "r", storage},
+                                                        {"dout", "r", storage},
+                                                        {"mirrored_dq", "r", storage},
+                                                        {"mirrored_dk", "r", storage},
+                                                        {"mirrored_dv", "r", storage},
+                                                        {"mirrored_dlog_decay", "r", accumulator, true},
+                                                        {"dq", "a", storage},
+                                                        {"dk", "a", storage},
+                                                        {"dv", "a", storage},
+                                                        {"dlog_decay", "a", accumulator, true}}};
+constexpr std::array<Operand, 2> kExtendValues{{{"values", "r", storage}, {"extended", "w", storage}}};
+constexpr std::array<Operand, 2> kCutValues{{{"extended", "r", storage}, {"values", "w", storage}}};
+constexpr std::array<Operand, 3> kNormalise{{{"extended", "r", storage}, {"out", "w", storage}, {"normaliser", "w", accumulator}}};
+constexpr std::array<Operand, 4> kNormaliseBackward{
+    {{"dout", "r", storage}, {"out", "r", storage}, {"normaliser", "r", accumulator}, {"extended", "w", storage}}};
+
 // In the order of enum Op.
-const std::array<OpInfo, 13> kOps{{{Op::attend, "attend", kAttend},
+const std::array<OpInfo, 23> kOps{{{Op::attend, "attend", kAttend},
                                    {Op::attend_backward, "attend_backward", kAttendBackward},
                                    {Op::merge, "merge", kMerge},
                                    {Op::finish, "finish", kFinish},
@@ -83,7 +111,17 @@ const std::array<OpInfo, 13> kOps{{{Op::attend, "attend", kAttend},
                                    {Op::unit_states_backward, "unit_states_backward", kUnitStatesBackward},
                                    {Op::unit_scan, "unit_scan", kUnitScan},
                                    {Op::unit_apply, "unit_apply", kUnitApply},
-                                   {Op::unit_apply_backward, "unit_apply_backward", kUnitApplyBackward}}};
+                                   {Op::unit_apply_backward, "unit_apply_backward", kUnitApplyBackward},
+                                   {Op::split_elements, "split_elements", kSplitElements},
+                                   {Op::join_elements, "join_elements", kJoinElements},
+                                   {Op::mirror_decay, "mirror_decay", kMirrorDecay},
+                                   {Op::decay_states, "decay_states", kDecayStates},
+                                   {Op::add_mirrored, "add_mirrored", kAddMirrored},
+                                   {Op::add_mirrored_backward, "add_mirrored_backward", kAddMirroredBackward},
+                                   {Op::extend_values, "extend_values", kExtendValues},
+                                   {Op::cut_values, "cut_values", kCutValues},
+                                   {Op::normalise, "normalise", kNormalise},
+                                   {Op::normalise_backward, "normalise_backward", kNormaliseBackward}}};
 
 /// Flop of a linear attention step; D, E the widths, C the tokens of a chunk.
 struct UnitFlops {
@@ -140,7 +178,7 @@ char letter(Mode mode) noexcept { return mode == Mode::read ? 'r' : mode == Mode
 
 double flops(const Program& program, const Step& step) {
   if (step.op == Op::unit_scan) return unit_scan_flops(program, step);
-  if (step.runs.count > 0) return unit_flops(program, step);
+  if (Op::unit_states <= step.op && step.op <= Op::unit_apply_backward) return unit_flops(program, step);
   if (step.op != Op::attend && step.op != Op::attend_backward) return 0;
   double pairs = 0;
   for (const Band& band : program.bands_of(step)) pairs += static_cast<double>(area(band));

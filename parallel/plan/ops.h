@@ -59,6 +59,33 @@ enum { q, k, v, log_decay, beta, incoming, out };
 namespace unit_apply_backward_operand {
 enum { q, k, v, log_decay, beta, incoming, dout, doutgoing, dq, dk, dv, dlog_decay, dbeta };
 }
+namespace split_elements_operand {
+enum { elements, transitions, added };
+}
+namespace join_elements_operand {
+enum { transitions, added, elements };
+}
+namespace mirror_decay_operand {
+enum { log_decay, mirrored };
+}
+namespace decay_states_operand {
+enum { log_decay, states };
+}
+namespace add_mirrored_operand {
+enum { q, k, v, mirrored, out };
+}
+namespace add_mirrored_backward_operand {
+enum { q, k, v, dout, mirrored_dq, mirrored_dk, mirrored_dv, mirrored_dlog_decay, dq, dk, dv, dlog_decay };
+}
+namespace extension_operand {  // extend_values and, the other way round, cut_values
+enum { from, to };
+}
+namespace normalise_operand {
+enum { extended, out, normaliser };
+}
+namespace normalise_backward_operand {
+enum { dout, out, normaliser, extended };
+}
 namespace transfer_operand {  // copy and add
 enum { source, destination };
 }

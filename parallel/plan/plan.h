@@ -80,7 +80,17 @@ enum class Op : std::uint8_t {
   unit_states_backward,
   unit_scan,
   unit_apply,
-  unit_apply_backward
+  unit_apply_backward,
+  split_elements,
+  join_elements,
+  mirror_decay,
+  decay_states,
+  add_mirrored,
+  add_mirrored_backward,
+  extend_values,
+  cut_values,
+  normalise,
+  normalise_backward
 };
 
 /// [begin, begin + count) of one of the pools of the program.
@@ -100,12 +110,14 @@ struct Step {
   std::int8_t lane = 0;  ///< exchange only. By convention: blocks 0, results and sums 1, between nodes 2
   kernels::Transition transition = kernels::Transition::identity;  ///< unit_* only: that of the elements
   bool reverse = false;                                            ///< unit_scan only
-  std::int32_t phase = -1;                                         ///< exchange only
+  bool mirrored = false;    ///< unit_apply* only: over the rows in falling order, `incoming` being what follows a unit
+  std::int32_t phase = -1;  ///< exchange only
   Range accesses, bands, sends, receives, after;
   Range moves;  ///< copy only: none, or where the rows of the source go
-  Range runs;   ///< unit_* but unit_scan: rows and units count from those of the views
+  Range runs;   ///< unit_* but unit_scan, and what stands around them: rows and units count from those of the views
   Range folds;  ///< unit_scan only: elements and states likewise
   double scale = 1, softcap = 0;
+  double epsilon = 0;  ///< normalise only
   Label label;
 };
 
@@ -152,8 +164,10 @@ enum class Computes : std::uint8_t { softmax, linear };
 
 /// What a plan says it computes; verify() holds it to that. Slots are known by name.
 /// softmax  inputs q, k, v, dout, out, lse, dlse, sink; outputs out, lse (forward), dq, dk, dv, dsink (backward).
-/// linear   inputs q, k, v, log_decay, beta, dout, incoming (backward); outputs out, incoming (forward), dq, dk, dv, dlog_decay,
-///          dbeta (backward). q_heads and kv_heads are equal; the mask is not looked at.
+/// linear   inputs q, k, v, log_decay, beta, dout (backward); outputs out (forward), dq, dk, dv, dlog_decay,
+///          dbeta (backward); what forward leaves for backward: incoming, and transitions, following, normaliser (with out) if they
+///          are claimed. q_heads and kv_heads are equal; the mask is
+///          not looked at.
 struct Claim {
   SequenceLayout layout;
   Mask mask;
@@ -161,8 +175,9 @@ struct Claim {
   bool backward = false;
   std::int64_t bytes_sent = -1;  ///< Sum over ranks by the strategy's closed formula; -1 where it is not exact.
   Computes computes = Computes::softmax;
-  kernels::Transition transition = kernels::Transition::identity;  ///< linear only. dense: the delta rule
-  bool decay = false;                                              ///< linear only: log_decay is given
+  kernels::Transition transition = kernels::Transition::identity;             ///< linear only. dense: the delta rule
+  bool decay = false;                                                         ///< linear only: log_decay is given
+  bool keeps_transitions = false, bidirectional = false, normalises = false;  ///< linear only
 };
 
 struct Plan {

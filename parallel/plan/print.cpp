@@ -82,6 +82,7 @@ std::string step_text(const Program& program, std::size_t id) {
   for (const kernels::UnitFold& fold : program.folds_of(step)) line += fmt::format(" fold {}:{} to {}", fold.begin, fold.end, fold.target);
   if (step.transition != kernels::Transition::identity) line += fmt::format(" {}", transition_name(step.transition));
   if (step.reverse) line += " reverse";
+  if (step.mirrored) line += " mirrored";
   if (step.after.count > 0) line += fmt::format(" after {}", fmt::join(program.after_of(step), ","));
   return line + "\n";
 }
@@ -125,6 +126,8 @@ Json step_json(const Program& program, std::size_t id) {
   for (const kernels::UnitRun& run : program.runs_of(step)) {
     json["runs"].push_back({{"row0", run.row0}, {"rows", run.rows}, {"unit", run.unit}, {"enters", run.enters}, {"leaves", run.leaves}});
   }
+  if (step.mirrored) json["mirrored"] = true;
+  if (step.op == Op::normalise) json["epsilon"] = step.epsilon;
   if (step.op == Op::unit_scan) json["reverse"] = step.reverse;
   for (const kernels::UnitFold& fold : program.folds_of(step)) {
     json["folds"].push_back({{"target", fold.target}, {"begin", fold.begin}, {"end", fold.end}});

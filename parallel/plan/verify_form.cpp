@@ -116,6 +116,7 @@ class FormCheck {
       const Operand& operand = op.operands[i];
       if (!accesses[i].view.present()) {
         require(operand.optional, "{} lacks operand {}", op.name, operand.name);
+        if (!operand.optional) return;
         continue;
       }
       if (!check_view(accesses[i].view, operand.name)) return;
@@ -241,7 +242,17 @@ class FormCheck {
       case Op::unit_states_backward:
       case Op::unit_scan:
       case Op::unit_apply:
-      case Op::unit_apply_backward: {
+      case Op::unit_apply_backward:
+      case Op::split_elements:
+      case Op::join_elements:
+      case Op::mirror_decay:
+      case Op::decay_states:
+      case Op::add_mirrored:
+      case Op::add_mirrored_backward:
+      case Op::extend_values:
+      case Op::cut_values:
+      case Op::normalise:
+      case Op::normalise_backward: {
         const std::string failure = unit_form_failure(program_, step);
         require(failure.empty(), "{}", failure);
         break;

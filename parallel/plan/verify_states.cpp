@@ -1,68 +1,20 @@
 #include "parallel/plan/verify_states.h"
 
 #include <algorithm>
-#include <array>
-#include <optional>
-#include <utility>
-#include <vector>
+#include <initializer_list>
 
-#include <fmt/format.h>
-
-#include "parallel/plan/ops.h"
-#include "parallel/units.h"
+#include "parallel/plan/verify_states_ranks.h"
 #include "runtime/error.h"
 
 namespace periplus::plan {
 namespace {
 
-using kernels::Transition;
-using kernels::UnitFold;
-using kernels::UnitRun;
+using namespace play;
 
-struct Failure {
-  std::string what;
-};
-
-template <class... Args>
-void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
-  if (!holds) throw Failure{fmt::format(what, std::forward<Args>(args)...)};
-}
-
-/// What one head of one row of a slot holds.
-struct Cell {
-  enum class Kind : std::uint8_t { nothing, element, state };
-  Kind kind = Kind::nothing;
-  bool backward = false;  ///< N of the gradients' scan, not M.
-  std::int32_t head = -1;
-  std::int64_t begin = 0, end = 0;  ///< Units: its own, or those that were folded. None: zero, of any head and pass.
-};
-using Cells = std::vector<Cell>;
-
-std::string text_of(const Cell& cell) {
-  if (cell.kind == Cell::Kind::nothing) return "nothing";
-  if (cell.kind == Cell::Kind::state && cell.begin == cell.end) return "the zero state";
-  return fmt::format("the {}{} of units {}:{} of head {}", cell.backward ? "gradient's " : "",
-                     cell.kind == Cell::Kind::element ? "element" : "state", cell.begin, cell.end, cell.head);
-}
-
-constexpr std::array<std::string_view, 6> kTokenInputs{"q", "k", "v", "log_decay", "beta", "dout"};
-constexpr std::array<std::string_view, 6> kTokenOutputs{"out", "dq", "dk", "dv", "dlog_decay", "dbeta"};
-bool is_one_of(std::span<const std::string_view> names, std::string_view name) { return std::ranges::find(names, name) != names.end(); }
-
-/// One rank.
-struct Played {
-  std::vector<Cells> slots;  ///< Row after row; empty for slots of tokens.
-  std::vector<UnitRun> runs;
-  std::vector<UnitFold> incoming, outgoing;
-  std::vector<bool> computed;  ///< By run and head.
-  std::size_t next = 0;
-  bool sent = false;  ///< The messages of the exchange at hand.
-};
-
-class StatePlayer {
+class StatePlayer : PlayedRanks {
  public:
-  explicit StatePlayer(const Plan& plan)
-      : plan_(plan), claim_(plan.claim), units_(plan.claim.layout), ranks_(plan.programs.size()), mail_(ranks_.size() * ranks_.size()) {}
+  using PlayedRanks::PlayedRanks;
+  using PlayedRanks::where;
 
   void play() {
     for (rank_ = 0; rank_ < std::ssize(ranks_); ++rank_) bind();
@@ -76,120 +28,7 @@ class StatePlayer {
     for (rank_ = 0; rank_ < std::ssize(ranks_); ++rank_) check_results();
   }
 
-  std::string where() const {
-    const Played& rank = ranks_[static_cast<std::size_t>(rank_)];
-    return rank.next < program().steps.size() ? fmt::format("rank {} step {}: ", rank_, rank.next) : fmt::format("rank {}: ", rank_);
-  }
-
  private:
-  const Program& program() const { return plan_.programs[static_cast<std::size_t>(rank_)]; }
-  Played& self() { return ranks_[static_cast<std::size_t>(rank_)]; }
-
-  // --- slots ---
-
-  void bind() {
-    const int rank = static_cast<int>(rank_);
-    Played& to = self();
-    to.runs = units_.runs_of(rank), to.incoming = units_.incoming_of(rank), to.outgoing = units_.outgoing_of(rank);
-    to.computed.assign(to.runs.size() * static_cast<std::size_t>(claim_.q_heads), false);
-    to.slots.resize(program().slots.size());
-    for (std::size_t i = 0; i < program().slots.size(); ++i) {
-      const Slot& slot = program().slots[i];
-      const bool of_tokens = is_one_of(slot.role == Role::input ? kTokenInputs : kTokenOutputs, slot.name) && slot.role != Role::scratch;
-      const bool of_units = slot.name == "incoming" && slot.role == (claim_.backward ? Role::input : Role::saved);
-      require(of_tokens || of_units || slot.role == Role::scratch, "'{}' is no slot that the claim knows", slot.name);
-      if (slot.role != Role::scratch) {
-        const std::int64_t rows = of_tokens ? claim_.layout.rows_of(rank) : std::ssize(to.incoming);
-        require(slot.rows == rows && slot.heads == claim_.q_heads, "'{}' has {} rows and {} heads, the claim says {} and {}", slot.name,
-                slot.rows, slot.heads, rows, claim_.q_heads);
-      }
-      if (of_tokens) continue;
-      to.slots[i].resize(static_cast<std::size_t>(slot.rows * slot.heads));
-      if (!of_units || !claim_.backward) continue;
-      for (std::int64_t row = 0; row < slot.rows; ++row) {
-        for (std::int64_t head = 0; head < slot.heads; ++head) {
-          at({static_cast<SlotId>(i), 0, slot.rows, 0, slot.heads}, row, head) =
-              state_of(to.incoming[static_cast<std::size_t>(row)], false, head);
-        }
-      }
-    }
-  }
-
-  static Cell state_of(const UnitFold& fold, bool backward, std::int64_t head) {
-    return {Cell::Kind::state, backward, static_cast<std::int32_t>(head), fold.begin, fold.end};
-  }
-
-  Cell& at(const View& view, std::int64_t row, std::int64_t head) {
-    Cells& cells = self().slots[static_cast<std::size_t>(view.slot)];
-    const Slot& slot = program().slot_of(view);
-    require(!cells.empty(), "'{}' holds tokens, not states", slot.name);
-    return cells[static_cast<std::size_t>((view.row0 + row) * slot.heads + view.head0 + head)];
-  }
-
-  void require_state(const View& view, std::int64_t row, std::int64_t head, const Cell& wanted) {
-    const Cell& held = at(view, row, head);
-    const bool zero = held.begin == held.end && wanted.begin == wanted.end;
-    const bool same = held.backward == wanted.backward && held.head == wanted.head && held.begin == wanted.begin && held.end == wanted.end;
-    require(held.kind == Cell::Kind::state && (zero || same), "'{}' row {} head {} holds {} where {} is needed",
-            program().slot_of(view).name, view.row0 + row, view.head0 + head, text_of(held), text_of(wanted));
-  }
-
-  // --- messages ---
-
-  /// All of a view, which must be defined.
-  Cells read(const View& view) {
-    Cells cells;
-    for (std::int64_t row = 0; row < view.rows; ++row) {
-      for (std::int64_t head = 0; head < view.heads; ++head) {
-        cells.push_back(at(view, row, head));
-        require(cells.back().kind != Cell::Kind::nothing, "reads row {} of '{}', which was never written", view.row0 + row,
-                program().slot_of(view).name);
-      }
-    }
-    return cells;
-  }
-
-  void write(const View& view, const Cells& cells) {
-    for (std::size_t i = 0; i < cells.size(); ++i) {
-      at(view, static_cast<std::int64_t>(i) / view.heads, static_cast<std::int64_t>(i) % view.heads) = cells[i];
-    }
-  }
-
-  struct Letter {
-    Cells cells;
-    std::int64_t heads, width;
-  };
-  struct Box {
-    std::vector<Letter> letters;
-    std::size_t taken = 0;
-  };
-  Box& box(std::int64_t from, std::int64_t to) {
-    return mail_[static_cast<std::size_t>(from) * ranks_.size() + static_cast<std::size_t>(to)];
-  }
-
-  /// False while letters are missing.
-  bool play_exchange(const Step& step) {
-    if (!std::exchange(self().sent, true)) {
-      for (const Message& m : program().sends_of(step))
-        box(rank_, m.peer).letters.push_back({read(m.view), m.view.heads, program().slot_of(m.view).width});
-    }
-    std::vector<std::size_t> wanted(ranks_.size(), 0);
-    for (const Message& m : program().receives_of(step)) {
-      const Box& from = box(m.peer, rank_);
-      if (from.taken + ++wanted[static_cast<std::size_t>(m.peer)] > from.letters.size()) return false;
-    }
-    for (const Message& m : program().receives_of(step)) {
-      Box& from = box(m.peer, rank_);
-      const Letter letter = std::exchange(from.letters[from.taken++], {});
-      require(letter.heads == m.view.heads && letter.width == program().slot_of(m.view).width,
-              "receives rows of {} heads and width {} into '{}' of {} and {}", letter.heads, letter.width, program().slot_of(m.view).name,
-              m.view.heads, program().slot_of(m.view).width);
-      write(m.view, letter.cells);
-    }
-    self().sent = false;
-    return true;
-  }
-
   // --- steps ---
 
   bool play_step(const Step& step) {
@@ -205,33 +44,117 @@ class StatePlayer {
         break;
       case Op::unit_states: {
         using namespace unit_states_operand;
-        require_inputs(step, a, {k, v}, log_decay, beta);
-        play_states(step, a[0].view, a[elements].view, false);
+        const bool mirrored = is_mirrored(step, a);
+        require_inputs(step, a, {{k, mirrored ? "q" : "k"}, {v, mirrored ? "dout" : "v"}}, log_decay, beta);
+        play_states(step, a[0].view, a[elements].view, false, mirrored);
         break;
       }
       case Op::unit_states_backward: {
         using namespace unit_states_backward_operand;
-        require_scale(step);
-        require_inputs(step, a, {q, k, dout}, log_decay, beta);
-        play_states(step, a[0].view, a[elements].view, true);
+        const bool mirrored = is_mirrored(step, a);
+        mirrored ? require_unscaled(step) : require_scale(step);
+        require_inputs(step, a, {{q, mirrored ? "k" : "q"}, {k, mirrored ? "q" : "k"}, {dout, mirrored ? "v" : "dout"}}, log_decay, beta);
+        play_states(step, a[0].view, a[elements].view, true, !mirrored);
         break;
       }
       case Op::unit_apply: {
         using namespace unit_apply_operand;
+        if (step.mirrored) {
+          play_mirrored(step, a, nullptr, {{q, "q"}, {k, "k"}, {v, "v"}}, {{out, "mirrored out"}});
+          break;
+        }
         require_scale(step);
-        require_inputs(step, a, {q, k, v}, log_decay, beta);
-        require_outputs(step, a, {out});
+        require_inputs(step, a, {{q, "q"}, {k, "k"}, {v, "v"}}, log_decay, beta);
         play_apply(step, a[q].view, a[incoming].view, nullptr);
+        put_results(step, a, {{out, "out"}});
         break;
       }
       case Op::unit_apply_backward: {
         using namespace unit_apply_backward_operand;
+        const std::initializer_list<Named> inputs{{q, "q"}, {k, "k"}, {v, "v"}, {dout, "dout"}};
+        if (step.mirrored) {
+          play_mirrored(step, a, &a[doutgoing].view, inputs,
+                        {{dq, "mirrored dq"}, {dk, "mirrored dk"}, {dv, "mirrored dv"}, {dlog_decay, "mirrored dlog_decay"}});
+          break;
+        }
         require_scale(step);
-        require_inputs(step, a, {q, k, v, dout}, log_decay, beta);
-        require_outputs(step, a, {dq, dk, dv, dlog_decay, dbeta});
+        require_inputs(step, a, inputs, log_decay, beta);
         play_apply(step, a[q].view, a[incoming].view, &a[doutgoing].view);
+        put_results(step, a, {{dq, "dq"}, {dk, "dk"}, {dv, "dv"}, {dlog_decay, "dlog_decay"}, {dbeta, "dbeta"}});
         break;
       }
+      case Op::mirror_decay: {
+        using namespace mirror_decay_operand;
+        require_plain(step);
+        require(claim_.bidirectional, "a mirrored pass is not claimed");
+        require_named(step, a, log_decay, "log_decay");
+        hold(step, a[0].view, a[mirror_decay_operand::mirrored].view, "mirrored log_decay");
+        break;
+      }
+      case Op::decay_states:
+        require_plain(step);
+        play_decay(step, a);
+        break;
+      case Op::add_mirrored: {
+        using namespace add_mirrored_operand;
+        play_sum(step, a, {{q, "q"}, {k, "k"}, {v, "v"}, {add_mirrored_operand::mirrored, "mirrored out"}, {out, "out"}});
+        break;
+      }
+      case Op::add_mirrored_backward: {
+        using namespace add_mirrored_backward_operand;
+        play_sum(step, a,
+                 {{q, "q"},
+                  {k, "k"},
+                  {v, "v"},
+                  {dout, "dout"},
+                  {mirrored_dq, "mirrored dq"},
+                  {mirrored_dk, "mirrored dk"},
+                  {mirrored_dv, "mirrored dv"},
+                  {mirrored_dlog_decay, "mirrored dlog_decay"},
+                  {dq, "dq"},
+                  {dk, "dk"},
+                  {dv, "dv"},
+                  {dlog_decay, "dlog_decay"}});
+        break;
+      }
+      case Op::extend_values: {
+        using namespace extension_operand;
+        require_plain(step);
+        require(claim_.normalises, "a normaliser is not claimed");
+        require_named(step, a, from, "v");
+        hold(step, a[0].view, a[to].view, "v");
+        break;
+      }
+      case Op::cut_values: {
+        using namespace extension_operand;
+        require_plain(step);
+        require_held(step, a[0].view, a[from].view, "dv");
+        require_named(step, a, to, "dv");
+        advance(step, a[0].view, Done::normalised);
+        break;
+      }
+      case Op::normalise: {
+        using namespace normalise_operand;
+        require_plain(step);
+        require_held(step, a[0].view, a[extended].view, "out");
+        require_named(step, a, out, "out"), require_named(step, a, normaliser, "normaliser");
+        advance(step, a[0].view, Done::normalised);
+        break;
+      }
+      case Op::normalise_backward: {
+        using namespace normalise_backward_operand;
+        require_plain(step);
+        require(claim_.normalises, "a normaliser is not claimed");
+        require_named(step, a, dout, "dout"), require_named(step, a, out, "out"), require_named(step, a, normaliser, "normaliser");
+        hold(step, a[0].view, a[extended].view, "dout");
+        break;
+      }
+      case Op::split_elements:
+        play_split(a);
+        break;
+      case Op::join_elements:
+        play_join(a);
+        break;
       default:
         require(false, "{} is no step of linear attention", info(step.op).name);
     }
@@ -244,6 +167,36 @@ class StatePlayer {
     require(program().slot_of(from).dtype == program().slot_of(to).dtype, "'{}' is of another type than '{}'", program().slot_of(to).name,
             program().slot_of(from).name);
     write(to, read(from));
+  }
+
+  void play_split(std::span<const Access> a) {
+    using namespace split_elements_operand;
+    const View& from = a[elements].view;
+    for (std::int64_t row = 0; row < from.rows; ++row) {
+      for (std::int64_t head = 0; head < from.heads; ++head) {
+        const Cell whole = at(from, row, head);
+        require(whole.kind == Cell::Kind::element, "splits {}", text_of(whole));
+        Cell added_part = whole;
+        added_part.kind = Cell::Kind::added;
+        if (a[transitions].view.present()) at(a[transitions].view, row, head) = transition_of(whole.begin, whole.head);
+        if (a[added].view.present()) at(a[added].view, row, head) = added_part;
+      }
+    }
+  }
+
+  void play_join(std::span<const Access> a) {
+    using namespace join_elements_operand;
+    const View& to = a[elements].view;
+    for (std::int64_t row = 0; row < to.rows; ++row) {
+      for (std::int64_t head = 0; head < to.heads; ++head) {
+        const Cell transition = at(a[transitions].view, row, head), part = at(a[added].view, row, head);
+        const bool fit = transition.kind == Cell::Kind::transition && part.kind == Cell::Kind::added && transition.begin == part.begin &&
+                         transition.head == part.head;
+        require(fit, "joins {} and {}", text_of(transition), text_of(part));
+        at(to, row, head) = part;
+        at(to, row, head).kind = Cell::Kind::element;
+      }
+    }
   }
 
   void play_scan(const Step& step, std::span<const Access> a) {
@@ -262,65 +215,50 @@ class StatePlayer {
   }
 
   static void fold_in(const Cell& element, bool reverse, Cell& state) {
-    require(element.kind == Cell::Kind::element && element.backward == reverse, "folds {} {}", text_of(element),
+    require(element.kind == Cell::Kind::element && element.down == reverse, "folds {} {}", text_of(element),
             reverse ? "down the units" : "up the units");
     if (state.begin == state.end) {
       state = element;
       state.kind = Cell::Kind::state;
       return;
     }
-    const bool follows =
-        state.backward == reverse && state.head == element.head && (reverse ? element.end == state.begin : element.begin == state.end);
+    const bool follows = state.down == reverse && state.gradient == element.gradient && !state.decayed && state.head == element.head &&
+                         (reverse ? element.end == state.begin : element.begin == state.end);
     require(follows, "folds {} into {}", text_of(element), text_of(state));
     (reverse ? state.begin : state.end) = reverse ? element.begin : element.end;
   }
 
-  void require_transition(const Step& step) const {
-    require(step.transition == claim_.transition, "the transition of its elements is not the claim's");
-  }
   void require_scale(const Step& step) {
     if (!scale_) scale_ = step.scale;
     require(*scale_ == step.scale, "scales q by {}, an earlier step by {}", step.scale, *scale_);
   }
 
-  /// An operand of tokens is the slot of its name, with the rows and heads of the step.
-  void require_in_place(const Step& step, std::span<const Access> a, std::size_t operand) const {
-    const View &base = a[0].view, &view = a[operand].view;
-    const std::string_view name = info(step.op).operands[operand].name;
-    require(program().slot_of(view).name == name, "'{}' stands for {}", program().slot_of(view).name, name);
-    require(program().slot_of(view).role != Role::scratch, "{} is scratch", name);
-    require(view.row0 == base.row0 && view.head0 == base.head0, "{} begins at row {} head {} where {} begins at {} and {}", name, view.row0,
-            view.head0, info(step.op).operands[0].name, base.row0, base.head0);
+  /// A step of the results of its runs and heads, each of which comes once, behind those before it.
+  void advance(const Step& step, const View& base, Done to) {
+    for_each_item(step, base, [&](std::size_t item) {
+      std::uint8_t& done = self().done[item];
+      const auto before = static_cast<std::uint8_t>(all_done() & (to - 1));
+      require(done == before, "{} of a run and head comes {}", info(step.op).name, done < before ? "too early" : "twice");
+      done |= to;
+    });
   }
-  void require_inputs(const Step& step, std::span<const Access> a, std::initializer_list<std::size_t> operands, std::size_t log_decay,
-                      std::size_t beta) const {
-    require_transition(step);
-    for (const std::size_t operand : operands) require_in_place(step, a, operand);
-    require(a[log_decay].view.present() == claim_.decay, "decay takes part, but is not claimed, or the other way round");
-    require(a[beta].view.present() == (claim_.transition == Transition::dense),
-            "the delta rule takes part, but is not claimed, or the other way round");
-    for (const std::size_t operand : {log_decay, beta}) {
-      if (a[operand].view.present()) require_in_place(step, a, operand);
-    }
-  }
-  void require_outputs(const Step& step, std::span<const Access> a, std::initializer_list<std::size_t> operands) const {
-    for (const std::size_t operand : operands) {
-      if (a[operand].view.present()) require_in_place(step, a, operand);
-    }
+  std::uint8_t all_done() const {
+    return static_cast<std::uint8_t>(Done::recurrence | (claim_.bidirectional ? Done::mirrored : 0) |
+                                     (claim_.normalises ? Done::normalised : 0));
   }
 
-  /// The index among the rank's runs of one that a step has.
-  std::size_t index_of(const View& base, const UnitRun& run) const {
-    const std::vector<UnitRun>& runs = ranks_[static_cast<std::size_t>(rank_)].runs;
-    const auto found = std::ranges::lower_bound(runs, base.row0 + run.row0, {}, &UnitRun::row0);
-    const bool known = found != runs.end() && found->row0 == base.row0 + run.row0 && found->rows == run.rows &&
-                       found->enters == run.enters && found->leaves == run.leaves;
-    require(known, "its run of rows {}+{} is no run of the layout", base.row0 + run.row0, run.rows);
-    return static_cast<std::size_t>(found - runs.begin());
+  /// Elements of the mirrored pass: q and k change places, and so do v and dout.
+  bool is_mirrored(const Step& step, std::span<const Access> a) const {
+    return claim_.bidirectional && program().slot_of(a[0].view).name != info(step.op).operands[0].name;
   }
+  static void require_plain(const Step& step) {
+    require(step.transition == Transition::identity && step.scale == 1 && !step.mirrored, "{} takes no scale and no transition",
+            info(step.op).name);
+  }
+  static void require_unscaled(const Step& step) { require(step.scale == 1, "a mirrored step scales by {}", step.scale); }
 
   /// Each row of the elements is of one unit, and the run that makes it is there.
-  void play_states(const Step& step, const View& base, const View& elements, bool backward) {
+  void play_states(const Step& step, const View& base, const View& elements, bool down, bool gradient) {
     struct Row {
       std::int64_t unit = -1;
       bool made = false;
@@ -331,69 +269,124 @@ class StatePlayer {
       Row& row = rows[static_cast<std::size_t>(run.unit)];
       require(row.unit < 0 || row.unit == unit, "element {} is of two units", run.unit);
       row.unit = unit;
-      row.made |= backward ? run.enters : run.leaves;
+      row.made |= down ? run.enters : run.leaves;
     }
     for (std::size_t i = 0; i < rows.size(); ++i) {
       require(rows[i].unit >= 0, "element {} is of no unit", i);
       const auto unit = static_cast<std::size_t>(rows[i].unit);
-      // No document enters: nobody asks for the gradient of a state.
-      const bool idle = backward && self().incoming[unit].begin == self().incoming[unit].end;
+      // No document enters: nobody asks for what would go down to the units before.
+      const bool idle = down && self().incoming[unit].begin == self().incoming[unit].end;
       require(rows[i].made || idle, "the run that makes element {} is missing", i);
       const std::int64_t global = units_.of_rank(static_cast<int>(rank_))[unit];
       for (std::int64_t head = 0; head < elements.heads; ++head) {
-        at(elements, static_cast<std::int64_t>(i), head) = {Cell::Kind::element, backward, static_cast<std::int32_t>(base.head0 + head),
-                                                            global, global + 1};
+        at(elements, static_cast<std::int64_t>(i), head) = {
+            Cell::Kind::element, down, gradient, false, static_cast<std::int32_t>(base.head0 + head), global, global + 1};
+      }
+    }
+  }
+
+  /// The states that a run of the recurrence starts from, and the gradients that it starts from backward: in the rows of its unit.
+  void require_states(const Step& step, const View& base, const View& from, std::string_view name, const View* gradients, bool mirrored) {
+    require(claim_.backward == (gradients != nullptr), "{} is of the other pass", info(step.op).name);
+    require(program().slot_of(from).name == name && from.head0 == base.head0, "{} is not '{}' head {}", name, program().slot_of(from).name,
+            from.head0);
+    read(from);
+    for (const UnitRun& run : program().runs_of(step)) {
+      const std::size_t index = index_of(base, run);
+      const auto unit = static_cast<std::size_t>(self().runs[index].unit);
+      require(from.row0 + run.unit == static_cast<std::int64_t>(unit), "its run of rows {}+{} takes the states of unit {} instead of {}",
+              base.row0 + run.row0, run.rows, from.row0 + run.unit, unit);
+      for (std::int64_t head = 0; head < base.heads; ++head) {
+        Cell before = state_of(self().incoming[unit], false, mirrored, base.head0 + head);
+        const Cell behind = state_of(self().outgoing[unit], true, !mirrored, base.head0 + head);
+        before.decayed = mirrored && claim_.decay;
+        // Where nothing enters, nothing is there to be used.
+        const bool first = index == 0 || self().runs[index - 1].unit != self().runs[index].unit;
+        if (first && (!mirrored || gradients != nullptr)) require_state(mirrored ? *gradients : from, run.unit, head, before);
+        if (run.leaves && (mirrored || gradients != nullptr)) require_state(mirrored ? from : *gradients, run.unit, head, behind);
       }
     }
   }
 
   void play_apply(const Step& step, const View& base, const View& incoming, const View* doutgoing) {
-    require(claim_.backward == (doutgoing != nullptr), "{} is of the other pass", info(step.op).name);
-    require(program().slot_of(incoming).name == "incoming" && incoming.head0 == base.head0, "incoming is not '{}' head {}",
-            program().slot_of(incoming).name, incoming.head0);
-    read(incoming);
+    require_states(step, base, incoming, "incoming", doutgoing, false);
+    advance(step, base, Done::recurrence);
+  }
+
+  /// Each state is decayed by the first row of its unit, once.
+  void play_decay(const Step& step, std::span<const Access> a) {
+    using namespace decay_states_operand;
+    require(claim_.bidirectional && claim_.backward, "a mirrored pass back is not claimed");
+    require_named(step, a, log_decay, "log_decay");
+    const View &base = a[0].view, &to = a[states].view;
     for (const UnitRun& run : program().runs_of(step)) {
-      const std::size_t index = index_of(base, run);
-      const auto unit = static_cast<std::size_t>(self().runs[index].unit);
-      require(incoming.row0 + run.unit == self().runs[index].unit, "its run of rows {}+{} takes the states of unit {} instead of {}",
-              base.row0 + run.row0, run.rows, incoming.row0 + run.unit, unit);
-      for (std::int64_t head = 0; head < base.heads; ++head) {
-        const std::int64_t own_head = base.head0 + head;
-        if (run.enters) require_state(incoming, run.unit, head, state_of(self().incoming[unit], false, own_head));
-        if (run.leaves && doutgoing) require_state(*doutgoing, run.unit, head, state_of(self().outgoing[unit], true, own_head));
-        auto computed = self().computed[index * static_cast<std::size_t>(claim_.q_heads) + static_cast<std::size_t>(own_head)];
-        require(!computed, "rows {}+{} of head {} are computed twice", self().runs[index].row0, run.rows, own_head);
-        computed = true;
+      const auto unit = static_cast<std::size_t>(self().runs[index_of(base, run)].unit);
+      if (!run.enters) continue;
+      for (std::int64_t head = 0; head < to.heads; ++head) {
+        require_state(to, run.unit, head, state_of(self().incoming[unit], false, true, base.head0 + head));
+        at(to, run.unit, head).decayed = true;
       }
     }
+  }
+
+  /// Operands begin as those of unit_apply.
+  void play_mirrored(const Step& step, std::span<const Access> a, const View* gradients, std::initializer_list<Named> inputs,
+                     std::initializer_list<Named> results) {
+    using namespace unit_apply_operand;
+    require(claim_.bidirectional, "a mirrored pass is not claimed");
+    require_unscaled(step);
+    require_inputs(step, a, inputs, log_decay, beta, "mirrored log_decay");
+    require_states(step, a[0].view, a[incoming].view, "following", gradients, true);
+    put_results(step, a, results);
+  }
+
+  /// What the mirrored pass made is added to the results.
+  void play_sum(const Step& step, std::span<const Access> a, std::initializer_list<Named> operands) {
+    require_scale(step);
+    require_transition(step);
+    for (const Named& it : operands) {
+      if (a[it.operand].view.present()) require_operand(step, a, it);
+    }
+    require((info(step.op).operands.size() == 5 || a[add_mirrored_backward_operand::dlog_decay].view.present() == claim_.decay),
+            "decay takes part, but is not claimed, or the other way round");
+    advance(step, a[0].view, Done::mirrored);
   }
 
   void check_results() {
     require(self().next == program().steps.size(), "waits for a message that never comes");
     const auto heads = static_cast<std::size_t>(claim_.q_heads);
-    const auto missing = std::ranges::find(self().computed, false);
-    if (missing != self().computed.end()) {
-      const auto index = static_cast<std::size_t>(missing - self().computed.begin());
+    const auto missing = std::ranges::find_if(self().done, [&](std::uint8_t done) { return done != all_done(); });
+    if (missing != self().done.end()) {
+      const auto index = static_cast<std::size_t>(missing - self().done.begin());
       require(false, "rows {}+{} of head {} are never computed", self().runs[index / heads].row0, self().runs[index / heads].rows,
               index % heads);
     }
     if (claim_.backward) return;
-    const SlotId id = program().find_slot("incoming");
-    const View saved{id, 0, std::ssize(self().incoming), 0, claim_.q_heads};
+    check_saved("incoming", self().incoming, false);
+    if (claim_.bidirectional) check_saved("following", self().outgoing, true);
+    if (claim_.keeps_transitions) check_transitions();
+  }
+
+  void check_saved(std::string_view name, const std::vector<UnitFold>& folds, bool down) {
+    const View saved{program().find_slot(name), 0, std::ssize(folds), 0, claim_.q_heads};
     for (std::int64_t row = 0; row < saved.rows; ++row) {
       for (std::int64_t head = 0; head < saved.heads; ++head) {
-        require_state(saved, row, head, state_of(self().incoming[static_cast<std::size_t>(row)], false, head));
+        require_state(saved, row, head, state_of(folds[static_cast<std::size_t>(row)], down, false, head));
       }
     }
   }
 
-  const Plan& plan_;
-  const Claim& claim_;
-  Units units_;
-  std::vector<Played> ranks_;
-  std::vector<Box> mail_;  ///< By sender and receiver.
-  std::optional<double> scale_;
-  std::int64_t rank_ = 0;
+  void check_transitions() {
+    const SlotId id = program().find_slot("transitions");
+    const View saved{id, 0, program().slots[static_cast<std::size_t>(id)].rows, 0, claim_.q_heads};
+    for (std::int64_t unit = 0; unit < saved.rows; ++unit) {
+      for (std::int64_t head = 0; head < saved.heads; ++head) {
+        const Cell& held = at(saved, unit, head);
+        require(held.kind == Cell::Kind::transition && held.begin == unit && held.head == head, "'transitions' row {} head {} holds {}",
+                unit, head, text_of(held));
+      }
+    }
+  }
 };
 
 }  // namespace

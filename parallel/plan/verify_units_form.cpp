@@ -76,7 +76,65 @@ class UnitForm {
     check_runs(incoming);
   }
 
+  void check_split() const {
+    using namespace split_elements_operand;
+    std::int64_t both = 0;
+    for (const std::size_t part : {std::size_t{transitions}, std::size_t{added}}) {
+      if (!present(part)) continue;
+      same_shape(part);
+      both += width(part);
+    }
+    require(present(transitions) && present(added) ? both == width(elements) : both < width(elements) && both > 0,
+            "parts of {} numbers of elements of {}", both, width(elements));
+  }
+
+  void check_join() const {
+    using namespace join_elements_operand;
+    same_shape(added), same_shape(elements);
+    require(width(transitions) + width(added) == width(elements), "elements of {} numbers of parts of {} and {}", width(elements),
+            width(transitions), width(added));
+  }
+
+  void check_mirror_decay() const {
+    tokens(mirror_decay_operand::mirrored, width(mirror_decay_operand::log_decay));
+    check_rows();
+  }
+
+  void check_decay_states() const {
+    using namespace decay_states_operand;
+    require(a_[states].view.heads == a_[0].view.heads && width(states) % width(log_decay) == 0, "log_decay and states do not fit");
+    check_runs(states);
+  }
+
+  void check_add_mirrored() const {
+    using namespace add_mirrored_operand;
+    tokens(k, width(q)), tokens(v, width(v)), tokens(mirrored, width(v)), tokens(out, width(v));
+    check_rows();
+  }
+
+  void check_add_mirrored_backward() const {
+    using namespace add_mirrored_backward_operand;
+    for (const std::size_t i : {std::size_t{k}, std::size_t{mirrored_dq}, std::size_t{mirrored_dk}, std::size_t{dq}, std::size_t{dk}}) {
+      tokens(i, width(q));
+    }
+    for (const std::size_t i : {std::size_t{v}, std::size_t{dout}, std::size_t{mirrored_dv}, std::size_t{dv}}) tokens(i, width(v));
+    gradient(mirrored_dlog_decay, dlog_decay);
+    check_rows();
+  }
+
+  /// Operand `i` has one number more (less) than the first.
+  void check_extension(std::size_t i, std::int64_t more) const {
+    tokens(i, width(0) + more);
+    check_rows();
+  }
+
+  void check_normaliser(std::size_t i) const { tokens(i, 1); }
+
  private:
+  /// As operand 0, but for the width.
+  void same_shape(std::size_t i) const {
+    require(a_[i].view.rows == a_[0].view.rows && a_[i].view.heads == a_[0].view.heads, "{} and {} differ in shape", name(0), name(i));
+  }
   std::string_view name(std::size_t i) const { return info(step_.op).operands[i].name; }
   std::int64_t width(std::size_t i) const { return program_.slot_of(a_[i].view).width; }
   bool present(std::size_t i) const { return a_[i].view.present(); }
@@ -133,13 +191,18 @@ class UnitForm {
     units(incoming, width(q) * width(v));
   }
 
-  /// They hold each row of the views once.
   void check_runs(std::size_t of_units) const {
     const std::int64_t unit_rows = a_[of_units].view.rows;
+    for (const kernels::UnitRun& run : program_.runs_of(step_)) {
+      require(run.unit >= 0 && run.unit < unit_rows, "a run of unit {} of {}", run.unit, unit_rows);
+    }
+    check_rows();
+  }
+  /// The runs hold each row of the views once.
+  void check_rows() const {
     std::int64_t next = 0;
     for (const kernels::UnitRun& run : program_.runs_of(step_)) {
       require(run.row0 == next && run.rows > 0, "a run of {} rows at {} where {} is next", run.rows, run.row0, next);
-      require(run.unit >= 0 && run.unit < unit_rows, "a run of unit {} of {}", run.unit, unit_rows);
       next += run.rows;
     }
     require(next == a_[0].view.rows, "runs of {} of {} rows", next, a_[0].view.rows);
@@ -170,6 +233,39 @@ std::string unit_form_failure(const Program& program, const Step& step) {
         break;
       case Op::unit_apply_backward:
         form.check_apply_backward();
+        break;
+      case Op::split_elements:
+        form.check_split();
+        break;
+      case Op::join_elements:
+        form.check_join();
+        break;
+      case Op::mirror_decay:
+        form.check_mirror_decay();
+        break;
+      case Op::decay_states:
+        form.check_decay_states();
+        break;
+      case Op::add_mirrored:
+        form.check_add_mirrored();
+        break;
+      case Op::add_mirrored_backward:
+        form.check_add_mirrored_backward();
+        break;
+      case Op::extend_values:
+        form.check_extension(extension_operand::to, 1);
+        break;
+      case Op::cut_values:
+        form.check_extension(extension_operand::to, -1);
+        break;
+      case Op::normalise:
+        form.check_extension(normalise_operand::out, -1);
+        form.check_normaliser(normalise_operand::normaliser);
+        break;
+      case Op::normalise_backward:
+        form.check_extension(normalise_backward_operand::out, 0);
+        form.check_extension(normalise_backward_operand::extended, 1);
+        form.check_normaliser(normalise_backward_operand::normaliser);
         break;
       default:
         break;

@@ -115,8 +115,14 @@ void check_recurrent(const ModelConfig& model, const ParallelConfig& parallel) {
   if (recurrent == nullptr) {
     require(parallel.linear.strategy == LinearAttentionOptions().strategy, "parallel.linear_strategy", parallel.linear.strategy,
             fmt::format("left out: no layer of model.pattern '{}' passes a state on", model.pattern));
-    return;
   }
+  if (parallel.linear.keep_transitions) {
+    const std::string_view used = std::string_view(model.pattern).substr(0, static_cast<std::size_t>(model.layers));
+    require(used.find('D') != used.npos && strategy::linear::find_strategy(parallel.linear.strategy).gathers_transitions,
+            "parallel.keep_transitions", true,
+            "left out: only D layers with parallel.linear_strategy lasp2 gather transitions worth keeping");
+  }
+  if (recurrent == nullptr) return;
   if (parallel.layout != "contiguous" && parallel.layout != "zigzag") {
     throw InvalidArgument(
         fmt::format("config: parallel.layout is {}, but model.pattern '{}' has {} layers ({}), whose states follow the sequence from rank "
@@ -190,6 +196,7 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"data.packing", data.packing},
           {"parallel.strategy", parallel.attention.strategy},
           {"parallel.linear_strategy", parallel.linear.strategy},
+          {"parallel.keep_transitions", text(parallel.linear.keep_transitions)},
           {"parallel.pieces", text(parallel.attention.pieces)},
           {"parallel.stages", text(parallel.attention.stages)},
           {"parallel.head_ranks", text(parallel.attention.head_ranks)},

@@ -24,16 +24,19 @@ void RecurrentMixer::plan(const Batch& batch, const Planning& planning) {
                                           .decay = form_.decay,
                                           .delta_rule = form_.delta_rule,
                                           .scale = form_.scale};
-  recurrence_.emplace(problem, planning.linear, planning.communicator, memory_, planning.tracer, planning.stream);
+  LinearAttentionOptions how = planning.linear;
+  how.keep_transitions = keeps_transitions_ = how.keep_transitions && form_.delta_rule;
+  recurrence_.emplace(problem, how, planning.communicator, memory_, planning.tracer, planning.stream);
   reserve();
   plan_operands(batch, planning);
 }
 
 void RecurrentMixer::reserve() {
-  const std::int64_t units = recurrence_->units();
-  if (rows_ <= capacity_ && units <= unit_capacity_) return;
+  const std::int64_t units = recurrence_->units(), transitions = recurrence_->transition_rows();
+  if (rows_ <= capacity_ && units <= unit_capacity_ && transitions <= transition_capacity_) return;
   capacity_ = std::max(capacity_, rows_);
   unit_capacity_ = std::max(unit_capacity_, units);
+  transition_capacity_ = std::max(transition_capacity_, transitions);
   // Old tensors go first: two generations at once would double the peak.
   for (Saved& saved : saved_) saved = {};
   for (Tensor* tensor : {&z_, &dout_, &dq_, &dk_, &dv_, &dlog_decay_, &dbeta_, &normed_out_, &output_, &rstd_}) *tensor = Tensor();
@@ -47,10 +50,20 @@ void RecurrentMixer::reserve() {
   for (Tensor* tensor : {&normed_out_, &output_}) *tensor = Tensor({tile, channels()}, dtype_, memory_);
   rstd_ = Tensor({tile, model_.heads}, accumulator, memory_);
   for (Saved& saved : saved_) {
-    saved = {Tensor({capacity_, channels()}, dtype_, memory_),
-             Tensor({unit_capacity_, model_.heads, model_.head_size * model_.head_size}, accumulator, memory_)};
+    saved.out = Tensor({capacity_, channels()}, dtype_, memory_);
+    saved.incoming = Tensor({unit_capacity_, model_.heads, model_.head_size * model_.head_size}, accumulator, memory_);
+    if (keeps_transitions_) {
+      saved.transitions = Tensor({transition_capacity_, model_.heads, model_.head_size * model_.head_size}, accumulator, memory_);
+    }
   }
   reserve_operands();
+}
+
+LinearAttentionOutputs RecurrentMixer::outputs(const MixerLayer& layer) const {
+  const Saved& saved = saved_[layer.slot];
+  LinearAttentionOutputs outputs{heads(saved.out), top(saved.incoming, recurrence_->units())};
+  if (keeps_transitions_) outputs.transitions = top(saved.transitions, recurrence_->transition_rows());
+  return outputs;
 }
 
 /// Of the recurrence token by token: 2 per number of the state to decay and write, 2 to read (the delta rule reads twice), and
@@ -66,9 +79,8 @@ void RecurrentMixer::project(const MixerLayer& layer, const Tile& tile, ConstTen
 }
 
 void RecurrentMixer::forward(const MixerLayer& layer) {
-  const TensorView out = heads(saved_[layer.slot].out);
-  recurrence_->forward(operands(layer, Pass::first), {out, incoming(layer)});
-  add_to_output(layer, out);
+  recurrence_->forward(operands(layer, Pass::first), outputs(layer));
+  add_to_output(layer, heads(saved_[layer.slot].out));
 }
 
 ConstTensorView RecurrentMixer::output(const MixerLayer& layer, const Tile& tile) {
@@ -94,7 +106,7 @@ void RecurrentMixer::backward(const MixerLayer& layer) {
   if (form_.decay == Decay::scalar) gradients.dlog_decay = per_head(dlog_decay_);
   if (form_.decay == Decay::diagonal) gradients.dlog_decay = heads(dlog_decay_);
   if (form_.delta_rule) gradients.dbeta = per_head(dbeta_);
-  recurrence_->backward(operands(layer, Pass::again), incoming(layer), heads(dout_), gradients);
+  recurrence_->backward(operands(layer, Pass::again), outputs(layer), heads(dout_), gradients);
   operands_backward(layer, gradients, heads(dout_));
 }
 

@@ -64,15 +64,17 @@ class RecurrentMixer : public Mixer {
 
  private:
   struct Saved {
-    Tensor out;       // [rows, heads * head_size], a skip included
-    Tensor incoming;  // [units, heads, head_size * head_size], accumulator type
+    Tensor out;          // [rows, heads * head_size], a skip included
+    Tensor incoming;     // [units, heads, head_size * head_size], accumulator type
+    Tensor transitions;  // [units of all ranks, the same], if they are kept
   };
   void reserve();
-  TensorView incoming(const MixerLayer& layer) const { return top(saved_[layer.slot].incoming, recurrence_->units()); }
+  LinearAttentionOutputs outputs(const MixerLayer& layer) const;
 
   Form form_;
   std::optional<DistributedLinearAttention> recurrence_;
-  std::int64_t rows_ = 0, capacity_ = -1, unit_capacity_ = -1;
+  std::int64_t rows_ = 0, capacity_ = -1, unit_capacity_ = -1, transition_capacity_ = -1;
+  bool keeps_transitions_ = false;
   std::vector<Saved> saved_;
   Tensor z_, dout_, dq_, dk_, dv_;     // [rows, heads * head_size]
   Tensor dlog_decay_, dbeta_;          // [rows, heads * (1 or head_size)], [rows, heads], accumulator type

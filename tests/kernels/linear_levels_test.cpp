@@ -151,6 +151,62 @@ TEST_F(LinearLevels, SameBitsForAnyNumberOfThreadsAndEveryTime) {
   });
 }
 
+template <class T>
+test::Host<T> turned(test::Host<T> rows) {
+  test::Host<T> result = rows;
+  for (std::int64_t row = 0; row < rows.rows(); ++row) {
+    for (std::int64_t head = 0; head < rows.heads(); ++head) {
+      for (std::int64_t i = 0; i < rows.width(); ++i) result(rows.rows() - 1 - row, head, i) = rows(row, head, i);
+    }
+  }
+  return result;
+}
+
+/// A view by which the rows of `host` stand in falling order.
+template <class T>
+TensorView falling(test::Host<T>& host) {
+  const TensorView view = host.view();
+  if (view.size(2) == 0) return {};
+  std::byte* last = view.bytes() + (view.size(0) - 1) * view.stride(0) * static_cast<std::int64_t>(sizeof(T));
+  return {last, view.dtype(), view.shape(), {-view.stride(0), view.stride(1), 1}};
+}
+
+template <class S>
+void expect_falling_rows_change_no_bit(const LinearCase& c) {
+  LinearPass<S> rising(c);
+  rising.randomize(18);
+  LinearPass<S> other = rising;
+  for (auto member : {&LinearPass<S>::q, &LinearPass<S>::k, &LinearPass<S>::v, &LinearPass<S>::dout})
+    other.*member = turned(rising.*member);
+  other.log_decay = turned(rising.log_decay), other.beta = turned(rising.beta);
+  rising.forward(kStream);
+  rising.backward(kStream);
+  LinearBlock block{falling(other.q), falling(other.k), falling(other.v), falling(other.log_decay), {}, c.runs, c.scale};
+  LinearGradients gradients{falling(other.dq), falling(other.dk), falling(other.dv), falling(other.dlog_decay)};
+  if (c.delta_rule) block.beta = falling(other.beta), gradients.dbeta = falling(other.dbeta);
+  unit_states(block, other.elements, kStream);
+  unit_apply(block, other.incoming, falling(other.out), kStream);
+  unit_states_backward(block, falling(other.dout), other.delements, kStream);
+  unit_apply_backward(block, other.incoming, falling(other.dout), other.doutgoing, gradients, kStream);
+  for (auto member : {&LinearPass<S>::out, &LinearPass<S>::dq, &LinearPass<S>::dk, &LinearPass<S>::dv}) {
+    other.*member = turned(other.*member);
+  }
+  other.dlog_decay = turned(other.dlog_decay), other.dbeta = turned(other.dbeta);
+  EXPECT_TRUE(same_results(rising, other));
+}
+
+// The mirrored pass of bidirectional attention: views with negative row strides.
+TEST_F(LinearLevels, RowsMayStandInFallingOrder) {
+  for_each_level([] {
+    LinearCase c{.rows = 151, .units = 2, .heads = 2, .width_qk = 24, .width_v = 40, .gap = 5};
+    c.runs = {{0, 70, 0, true, false}, {70, 10, 0, false, true}, {80, 71, 1, true, true}};
+    test::for_each_rule(c, [](const LinearCase& rule) {
+      expect_falling_rows_change_no_bit<float>(rule);
+      expect_falling_rows_change_no_bit<bfloat16>(rule);
+    });
+  });
+}
+
 // One run is one piece of work: messages must move while it is under way.
 TEST_F(LinearLevels, CallTheProgressHookInsideARun) {
   for_each_level([] {

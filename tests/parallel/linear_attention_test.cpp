@@ -35,9 +35,17 @@ TEST_P(LinearStrategy, MatchesOneRankInFp64OnEveryRankAndGradient) {
   }
 }
 
+// The oracle is the sum over pairs of tokens.
+TEST_P(LinearStrategy, BidirectionalAndNormalisedMatchEveryPairOfTokens) {
+  for (const int ranks : {1, 2, 3, 4, 8}) {
+    for (const LinearCase& c : extended_sweep(ranks, GetParam())) expect_matches_one_rank(ranks, c, DType::f64, 1e-11);
+  }
+}
+
 /// Few cases of every kind.
 std::vector<LinearCase> some_cases(int ranks, const LinearAttentionOptions& options) {
   std::vector<LinearCase> all = linear_sweep(ranks, options), some;
+  for (const LinearCase& c : extended_sweep(ranks, options)) all.push_back(c);
   for (std::size_t i = static_cast<std::size_t>(ranks) % 3; i < all.size(); i += 5) some.push_back(all[i]);
   return some;
 }
@@ -127,10 +135,50 @@ TEST(LinearAttention, StrategiesAgreeToTheRoundingOfF32) {
   }
 }
 
+TEST(LinearAttention, PairwiseGradientsMatchFiniteDifferences) {
+  const Memory memory;
+  for (int kind = 0; kind < 12; ++kind) {
+    LinearCase c{.cu_seqlens = {0, 3, 8},
+                 .decay = std::array{Decay::none, Decay::scalar, Decay::diagonal}[static_cast<std::size_t>(kind % 3)]};
+    c.heads = 1, c.bidirectional = kind % 2 == 0, c.normalise = kind / 3 % 2 == 0;
+    const LinearOracle o = make_linear_oracle(c, memory);
+    const Tensor out = Tensor::zeros(o.out.shape(), DType::f64, memory);
+    const PairwiseAttention pairs = pairwise(c, o);
+    Tensor gradients[4] = {Tensor::zeros(o.q.shape(), DType::f64, memory), Tensor::zeros(o.k.shape(), DType::f64, memory),
+                           Tensor::zeros(o.v.shape(), DType::f64, memory), Tensor()};
+    if (c.decay != Decay::none) gradients[3] = Tensor::zeros(o.log_decay.shape(), DType::f64, memory);
+    pairs.backward(o.dout, gradients[0], gradients[1], gradients[2], gradients[3].view());
+    const auto loss = [&] {
+      pairs.forward(out);
+      double sum = 0;
+      for (std::size_t i = 0; i < out.view().span<double>().size(); ++i)
+        sum += out.view().span<double>()[i] * o.dout.view().span<double>()[i];
+      return sum;
+    };
+    const Tensor* const inputs[4] = {&o.q, &o.k, &o.v, &o.log_decay};
+    for (std::size_t tensor = 0; tensor < 4; ++tensor) {
+      if (inputs[tensor]->empty()) continue;
+      const auto values = inputs[tensor]->view().span<double>(), derivative = gradients[tensor].view().span<double>();
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        constexpr double kStep = 1e-5;
+        const double value = values[i];
+        values[i] = value + kStep;
+        const double above = loss();
+        values[i] = value - kStep;
+        const double below = loss();
+        values[i] = value;
+        EXPECT_NEAR((above - below) / (2 * kStep), derivative[i], 1e-7 * std::max(1.0, std::abs(derivative[i]))) << to_string(c) << tensor;
+      }
+    }
+  }
+}
+
 TEST(LinearAttention, PassesThroughAnEmptySequence) {
   for (const LinearAttentionOptions& options : linear_variants()) {
-    LinearCase c{.cu_seqlens = {0}, .options = options};
+    LinearCase c{.cu_seqlens = {0}, .delta_rule = options.keep_transitions, .options = options};
     expect_matches_one_rank(3, c, DType::f64, 0);
+    c.bidirectional = c.normalise = !c.delta_rule;
+    if (!options.keep_transitions) expect_matches_one_rank(3, c, DType::f64, 0);
   }
 }
 
@@ -177,9 +225,18 @@ TEST(LinearAttentionErrors, NothingGivenIsIgnored) {
   EXPECT_NE(forward(gated, {q, q, v, gate}).find("beta is missing"), std::string::npos);
   EXPECT_NE(forward(gated, {q, q, v, {}, gate}).find("log_decay is missing"), std::string::npos);
   EXPECT_NE(message<InvalidArgument>([&] {
-              gated.backward({q, q, v, gate, gate}, incoming, v, {q, q, v, gate});
+              gated.backward({q, q, v, gate, gate}, {v, incoming}, v, {q, q, v, gate});
             }).find("dbeta is missing"),
             std::string::npos);
+  LinearCase both{.decay = Decay::none, .bidirectional = true};
+  DistributedLinearAttention bidirectional(problem_of(both, DType::f32, 1), {}, {}, memory);
+  EXPECT_NE(forward(bidirectional, {q, q, v}).find("following is missing, but problem.bidirectional asks for it"), std::string::npos);
+  both.bidirectional = false, both.normalise = true;
+  DistributedLinearAttention normalised(problem_of(both, DType::f32, 1), {}, {}, memory);
+  EXPECT_NE(forward(normalised, {q, q, v}).find("normaliser is missing, but problem.normalise asks for it"), std::string::npos);
+  DistributedLinearAttention keeping(problem_of(c, DType::f32, 1), {.keep_transitions = true}, {}, memory);
+  EXPECT_EQ(keeping.transition_rows(), 0) << "one rank gathers nothing";
+  EXPECT_NE(forward(keeping, {q, q, v, gate, gate}).find("transitions is missing, but options.keep_transitions asks"), std::string::npos);
 }
 
 TEST(LinearAttentionErrors, RanksThatDisagreeAreTold) {

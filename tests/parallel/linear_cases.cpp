@@ -19,7 +19,7 @@ kernels::LinearBlock block_of(const LinearOracle& o, std::int64_t begin, std::in
   const auto part = [&](const Tensor& tensor) {
     return tensor.view().dims() == 0 ? ConstTensorView() : ConstTensorView(tensor.view().slice(0, begin, end - begin));
   };
-  return {part(o.q), part(o.k), part(o.v), part(o.log_decay), part(o.beta), runs, scale};
+  return {part(o.q), part(o.k), part(o.values), part(o.log_decay), part(o.beta), runs, scale};
 }
 
 /// Keys of length one, so that the delta rule forgets and does not grow.
@@ -39,13 +39,16 @@ LinearAttentionProblem problem_of(const LinearCase& c, DType dtype, int ranks) {
   LinearAttentionProblem p{SequenceLayout::make(c.layout, ranks, c.cu_seqlens)};
   p.heads = c.heads, p.head_size = c.head_size, p.value_size = c.value_size;
   p.dtype = dtype, p.decay = c.decay, p.delta_rule = c.delta_rule;
+  p.bidirectional = c.bidirectional, p.normalise = c.normalise;
   return p;
 }
 
 std::string to_string(const LinearCase& c) {
-  return fmt::format("{} pieces={} any_layout={} {} cu={} decay={} delta_rule={} heads={} size={}/{} strength={} seed={}",
-                     c.options.strategy, c.options.pieces, c.options.any_layout, to_string(c.layout), c.cu_seqlens,
-                     static_cast<int>(c.decay), c.delta_rule, c.heads, c.head_size, c.value_size, c.strength, c.seed);
+  return fmt::format(
+      "{} pieces={} any_layout={} keep={} {} cu={} decay={} delta_rule={} bidirectional={} normalise={} heads={} size={}/{} strength={} "
+      "seed={}",
+      c.options.strategy, c.options.pieces, c.options.any_layout, c.options.keep_transitions, to_string(c.layout), c.cu_seqlens,
+      static_cast<int>(c.decay), c.delta_rule, c.bidirectional, c.normalise, c.heads, c.head_size, c.value_size, c.strength, c.seed);
 }
 
 std::vector<LinearAttentionOptions> linear_variants() {
@@ -54,6 +57,7 @@ std::vector<LinearAttentionOptions> linear_variants() {
     all.push_back({.strategy = std::string(strategy.name)});
     if (strategy.pieces == 0) continue;
     for (const int pieces : {1, 3}) all.push_back({.strategy = std::string(strategy.name), .pieces = pieces});
+    if (strategy.gathers_transitions) all.push_back({.strategy = std::string(strategy.name), .keep_transitions = true});
   }
   return all;
 }
@@ -74,7 +78,7 @@ std::vector<LinearCase> linear_sweep(int ranks, const LinearAttentionOptions& op
     for (const auto& cu : packings) {
       for (const bool delta_rule : {false, true}) {
         LinearCase c{.layout = layout, .cu_seqlens = cu, .delta_rule = delta_rule};
-        if (!std::ranges::is_sorted(cu)) continue;
+        if (!std::ranges::is_sorted(cu) || (options.keep_transitions && !delta_rule)) continue;
         c.options = options;
         c.options.any_layout = layout != LayoutKind::contiguous && layout != LayoutKind::zigzag;
         c.decay = std::array{Decay::none, Decay::scalar, Decay::diagonal}[turn % 3];
@@ -87,6 +91,22 @@ std::vector<LinearCase> linear_sweep(int ranks, const LinearAttentionOptions& op
     }
   }
   return cases;
+}
+
+std::vector<LinearCase> extended_sweep(int ranks, const LinearAttentionOptions& options) {
+  std::vector<LinearCase> cases;
+  for (LinearCase c : linear_sweep(ranks, options)) {
+    if (c.delta_rule) continue;
+    const std::size_t kind = (cases.size() + cases.size() / 3) % 3;  // decays come in turns of three
+    c.bidirectional = kind != 1, c.normalise = kind != 0;
+    cases.push_back(c);
+  }
+  return cases;
+}
+
+PairwiseAttention pairwise(const LinearCase& c, const LinearOracle& o) {
+  const LinearAttentionProblem p = problem_of(c, DType::f64, 1);
+  return {o.q, o.k, o.v, o.log_decay.view(), c.cu_seqlens, c.bidirectional, c.normalise, p.scale_or_default(), p.epsilon};
 }
 
 LinearOracle make_linear_oracle(const LinearCase& c, const Memory& memory) {
@@ -108,6 +128,15 @@ LinearOracle make_linear_oracle(const LinearCase& c, const Memory& memory) {
     o.dbeta = zeros(o.beta);
   }
   o.out = zeros(o.v), o.dq = zeros(o.q), o.dk = zeros(o.k), o.dv = zeros(o.v);
+  const std::int64_t extra = c.normalise ? 1 : 0;
+  o.values = Tensor({n, c.heads, c.value_size + extra}, DType::f64, memory);
+  std::ranges::fill(o.values.view().span<double>(), 1.0);
+  copy(o.v, o.values.view().slice(2, 0, c.value_size));
+  if (c.normalise) {  // weights that cannot cancel
+    for (const Tensor* tensor : {&o.q, &o.k}) {
+      for (double& x : tensor->view().span<double>()) x = std::abs(x);
+    }
+  }
 
   std::vector<kernels::UnitRun> runs;
   for (std::size_t d = 0; d + 1 < c.cu_seqlens.size(); ++d) {
@@ -116,6 +145,12 @@ LinearOracle make_linear_oracle(const LinearCase& c, const Memory& memory) {
   }
   if (n == 0) return o;
   const LinearAttentionProblem p = problem_of(c, DType::f64, 1);
+  if (c.bidirectional || c.normalise) {
+    const PairwiseAttention pairs = pairwise(c, o);
+    pairs.forward(o.out);
+    pairs.backward(o.dout, o.dq, o.dk, o.dv, o.dlog_decay.view());
+    return o;
+  }
   const kernels::LinearBlock block = block_of(o, 0, n, runs, p.scale_or_default());
   const Tensor state = Tensor::zeros({1, c.heads, p.state_width()}, DType::f64, memory);
   kernels::unit_apply(block, state, o.out, Stream());
@@ -140,6 +175,11 @@ RankLinearAttention::RankLinearAttention(const LinearCase& c, const LinearOracle
   out_ = unwritten({rows, heads, c.value_size}, dtype), dv_ = unwritten({rows, heads, c.value_size}, dtype);
   dq_ = unwritten({rows, heads, c.head_size}, dtype), dk_ = unwritten({rows, heads, c.head_size}, dtype);
   incoming_ = unwritten({attention_.units(), heads, problem_.state_width()}, accumulator);
+  if (c.bidirectional) following_ = unwritten(incoming_.shape(), accumulator);
+  if (c.normalise) normaliser_ = unwritten({rows, heads, 1}, accumulator);
+  if (c.options.keep_transitions) {
+    transitions_ = unwritten({attention_.transition_rows(), heads, problem_.element_width() - problem_.state_width()}, accumulator);
+  }
 }
 
 /// This rank's rows of a global tensor, inside a wider buffer, so that rows are not adjacent.
@@ -161,11 +201,15 @@ Tensor RankLinearAttention::unwritten(const Extents& shape, DType dtype) const {
 
 LinearAttentionInputs RankLinearAttention::inputs() const { return {q_.view, k_.view, v_.view, log_decay_.view, beta_.view}; }
 
-void RankLinearAttention::forward() { attention_.forward(inputs(), {out_, incoming_}); }
+void RankLinearAttention::forward() { attention_.forward(inputs(), outputs()); }
+
+LinearAttentionOutputs RankLinearAttention::outputs() const {
+  return {out_, incoming_, transitions_.view(), following_.view(), normaliser_.view()};
+}
 
 void RankLinearAttention::backward() {
   const auto view = [](const Tensor& tensor, bool given) { return given ? tensor.view() : TensorView(); };
-  attention_.backward(inputs(), incoming_, dout_.view,
+  attention_.backward(inputs(), outputs(), dout_.view,
                       {dq_, dk_, dv_, view(dlog_decay_, problem_.decay != Decay::none), view(dbeta_, problem_.delta_rule)});
 }
 
@@ -202,7 +246,7 @@ LinearErrors RankLinearAttention::errors() const {
 
 std::vector<char> RankLinearAttention::bytes() const {
   std::vector<char> all;
-  for (const Tensor* t : {&out_, &incoming_, &dq_, &dk_, &dv_, &dlog_decay_, &dbeta_}) {
+  for (const Tensor* t : {&out_, &incoming_, &following_, &normaliser_, &transitions_, &dq_, &dk_, &dv_, &dlog_decay_, &dbeta_}) {
     if (t->view().dims() == 0) continue;
     const auto* bytes = reinterpret_cast<const char*>(t->view().bytes());
     all.insert(all.end(), bytes, bytes + t->view().size_bytes());

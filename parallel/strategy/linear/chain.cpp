@@ -117,7 +117,7 @@ void emit(ProgramBuilder& program, const LinearAttentionProblem&, UnitPass& pass
   if (pass.units().count() > 0) Chain(program, pass).emit();
 }
 
-std::int64_t bytes_sent(const LinearAttentionProblem& problem, Pass pass) {
+std::int64_t bytes_sent(const LinearAttentionProblem& problem, const LinearAttentionOptions&, Pass pass) {
   const Units units(problem.layout);
   const Way way(units, pass == Pass::backward);
   std::int64_t hops = 0;
@@ -127,9 +127,11 @@ std::int64_t bytes_sent(const LinearAttentionProblem& problem, Pass pass) {
 
 }  // namespace
 
-Strategy lasp_strategy() { return {"lasp", "a chain of states from unit to unit", 0, emit, bytes_sent}; }
+Strategy lasp_strategy() { return {"lasp", "a chain of states from unit to unit", 0, false, emit, bytes_sent}; }
 
 // Four slices: of eight ranks' chain 11/4 state times are left of 8; each further slice saves less than it costs in messages.
-Strategy all_scan_strategy() { return {"all_scan", "the same chain in slices by heads, which follow each other", 4, emit, bytes_sent}; }
+Strategy all_scan_strategy() {
+  return {"all_scan", "the same chain in slices by heads, which follow each other", 4, false, emit, bytes_sent};
+}
 
 }  // namespace periplus::strategy::linear

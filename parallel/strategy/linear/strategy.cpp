@@ -34,6 +34,12 @@ std::string refusal(const Strategy& strategy, const LinearAttentionProblem& prob
     return fmt::format("{} pieces of {} heads; use 1 to {}, or 0 for the strategy's own choice", options.pieces, problem.heads,
                        problem.heads);
   }
+  if (options.keep_transitions && !problem.delta_rule) {
+    return "transitions are gathered again for next to nothing but in the delta rule; leave keep_transitions out";
+  }
+  if (options.keep_transitions && !strategy.gathers_transitions) {
+    return "it gathers no transitions that could be kept; leave keep_transitions out, or use strategy lasp2";
+  }
   const std::int64_t units = Units(problem.layout).most_per_rank();
   if (units > 2 && !options.any_layout) {
     return fmt::format(

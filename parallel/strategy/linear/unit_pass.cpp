@@ -11,15 +11,18 @@ namespace periplus::strategy::linear {
 using plan::Mode;
 using plan::View;
 
-UnitPass::UnitPass(plan::ProgramBuilder& program, const LinearAttentionProblem& problem, const Slots& on, Pass pass, int groups)
-    : program_(program), problem_(problem), on_(on), pass_(pass), units_(problem.layout) {
+UnitPass::UnitPass(plan::ProgramBuilder& program, const LinearAttentionProblem& problem, const Slots& on, Pass pass, int groups,
+                   bool mirrored)
+    : program_(program), problem_(problem), on_(on), pass_(pass), mirrored_(mirrored), units_(problem.layout) {
+  const View came = mirrored ? on_.following : on_.incoming;
   for (int g = 0; g < groups; ++g) {
     const HeadRange share = HeadRange::share(problem.heads, 1, g, groups);
     heads_.push_back({share.first, share.count});
-    states_.push_back(reverse() ? state_scratch("doutgoing", g, std::ssize(own())) : on_.incoming.heads_at(share.first, share.count));
+    states_.push_back(backward() ? state_scratch("doutgoing", g, std::ssize(own())) : came.heads_at(share.first, share.count));
   }
   const std::vector<kernels::UnitRun> runs = units_.runs_of(program.rank());
   whole_ = {program.new_runs(runs), problem.transition(), problem.scale_or_default()};
+  if (mirrored) make_token_scratch();
   for (std::size_t i = 0; i < own().size(); ++i) {
     std::vector<kernels::UnitRun> part;
     for (kernels::UnitRun run : runs) {
@@ -34,7 +37,8 @@ UnitPass::UnitPass(plan::ProgramBuilder& program, const LinearAttentionProblem& 
 
 View UnitPass::scratch(std::string_view name, int group, std::int64_t count, std::int64_t width) {
   const auto& [first, heads] = heads_[static_cast<std::size_t>(group)];
-  return program_.scratch(fmt::format("{}.{}", name, group), accumulator_of(problem_.dtype), count, heads, width);
+  return program_.scratch(fmt::format("{}{}.{}", mirrored_ ? "mirrored_" : "", name, group), accumulator_of(problem_.dtype), count, heads,
+                          width);
 }
 
 View UnitPass::element_scratch(std::string_view name, int group, std::int64_t count) {
@@ -45,18 +49,35 @@ View UnitPass::state_scratch(std::string_view name, int group, std::int64_t coun
   return scratch(name, group, count, problem_.state_width());
 }
 
-plan::ProgramBuilder::UnitInputs UnitPass::inputs(int group) const {
-  const auto& [first, count] = heads_[static_cast<std::size_t>(group)];
-  return on_.inputs.heads_at(first, count);
+View UnitPass::token_scratch(std::string_view name, View like) {
+  if (!like.present()) return {};
+  return program_.scratch(fmt::format("mirrored_{}", name), program_.dtype_of(like), like.rows, problem_.heads, program_.width_of(like));
 }
 
+void UnitPass::make_token_scratch() {
+  mirrored_decay_ = token_scratch("log_decay", on_.inputs.log_decay);
+  if (mirrored_decay_.present()) program_.mirror_decay({"mirror"}, whole_.runs, on_.inputs.log_decay, mirrored_decay_);
+  mirrored_out_ = token_scratch("out", on_.out);
+  const auto& to = on_.gradients;
+  mirrored_gradients_ = {token_scratch("dq", to.dq), token_scratch("dk", to.dk), token_scratch("dv", to.dv),
+                         token_scratch("dlog_decay", to.dlog_decay)};
+}
+
+/// The mirrored pass is that of the other direction with q and k exchanged, and its scale is left for the end.
 View UnitPass::make_elements(int group) {
   const View elements = element_scratch("elements", group, std::ssize(own()));
+  const auto& [first, count] = heads_[static_cast<std::size_t>(group)];
+  plan::ProgramBuilder::UnitInputs inputs = on_.inputs.heads_at(first, count);
+  plan::ProgramBuilder::Recurrence how = whole_;
+  if (mirrored_) {
+    std::swap(inputs.q, inputs.k);
+    how.scale = 1;
+  }
+  if (backward()) inputs.v = on_.dout.heads_at(first, count);
   if (reverse()) {
-    const auto& [first, count] = heads_[static_cast<std::size_t>(group)];
-    program_.unit_states_backward({"elements", group}, inputs(group), whole_, on_.dout.heads_at(first, count), elements);
+    program_.unit_states_backward({"elements", group}, inputs, how, inputs.v, elements);
   } else {
-    program_.unit_states({"elements", group}, inputs(group), whole_, elements);
+    program_.unit_states({"elements", group}, inputs, how, elements);
   }
   return elements;
 }
@@ -74,15 +95,39 @@ void UnitPass::apply(int group, std::int64_t own_unit) {
 
 void UnitPass::emit_apply(int group, std::int64_t row0, std::int64_t rows, const plan::ProgramBuilder::Recurrence& how, std::int64_t unit,
                           std::int64_t units) {
+  if (mirrored_) return emit_mirrored(group, row0, rows, how, unit, units);
   const auto& [first, count] = heads_[static_cast<std::size_t>(group)];
   const auto part = [&, first = first, count = count](View view) { return view.rows_at(row0, rows).heads_at(first, count); };
   const auto inputs = on_.inputs.rows_at(row0, rows).heads_at(first, count);
   const View incoming = on_.incoming.rows_at(unit, units).heads_at(first, count);
-  if (reverse()) {
+  if (backward()) {
     program_.unit_apply_backward({"recurrence", group}, inputs, how, incoming, part(on_.dout), states(group).rows_at(unit, units),
                                  on_.gradients.rows_at(row0, rows).heads_at(first, count));
   } else {
     program_.unit_apply({"recurrence", group}, inputs, how, incoming, part(on_.out));
+  }
+}
+
+void UnitPass::emit_mirrored(int group, std::int64_t row0, std::int64_t rows, plan::ProgramBuilder::Recurrence how, std::int64_t unit,
+                             std::int64_t units) {
+  const auto& [first, count] = heads_[static_cast<std::size_t>(group)];
+  const auto part = [&, first = first, count = count](const auto& of) { return of.rows_at(row0, rows).heads_at(first, count); };
+  const auto inputs = part(on_.inputs);
+  auto decayed = inputs;
+  decayed.log_decay = part(mirrored_decay_);
+  auto unscaled = how;
+  unscaled.scale = 1, unscaled.mirrored = true;
+  const View following = on_.following.rows_at(unit, units).heads_at(first, count);
+  const plan::Label recurrence{"mirrored", group}, sum{"add mirrored", group};
+  if (backward()) {
+    const auto gradients = part(mirrored_gradients_);
+    const View dleaving = states(group).rows_at(unit, units);
+    program_.decay_states({"decay", group}, how.runs, inputs.log_decay, dleaving);
+    program_.unit_apply_backward(recurrence, decayed, unscaled, following, part(on_.dout), dleaving, gradients);
+    program_.add_mirrored_backward(sum, inputs, how, part(on_.dout), gradients, part(on_.gradients));
+  } else {
+    program_.unit_apply(recurrence, decayed, unscaled, following, part(mirrored_out_));
+    program_.add_mirrored(sum, inputs, how, part(mirrored_out_), part(on_.out));
   }
 }
 

@@ -48,6 +48,8 @@ Outcome wrong_run(Victim& v, LooseSteps& steps) {
   const auto runs = own(v.program().runs, steps[*i].step.runs);
   kernels::UnitRun& run = runs[v.pick(runs.size())];
   const std::size_t how = v.pick(6);
+  const bool has_units = steps[*i].step.op <= Op::unit_apply_backward || steps[*i].step.op == Op::decay_states;
+  if (how == 2 && !has_units) return Outcome::equivalent;
   switch (how) {
     case 0:
       run.row0 += v.sign();
@@ -92,7 +94,16 @@ Outcome wrong_direction(Victim& v, LooseSteps& steps) {
   return Outcome::fault;
 }
 
-/// Needs another step that scales q.
+/// Needs a plan with steps that can be mirrored.
+Outcome wrong_mirror(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) { return s.step.op == Op::unit_apply || s.step.op == Op::unit_apply_backward; });
+  if (!i) return Outcome::none;
+  steps[*i].step.mirrored = !steps[*i].step.mirrored;
+  v.what = fmt::format("step {} mirrored {}", *i, steps[*i].step.mirrored);
+  return Outcome::fault;
+}
+
+/// Needs another step that scales q. Those of a mirrored pass scale nothing.
 Outcome wrong_scale(Victim& v, LooseSteps& steps) {
   const auto scales = [](const LooseStep& s) { return has_runs(s) && s.step.op != Op::unit_states; };
   if (std::ranges::count_if(steps, scales) < 2) return Outcome::none;
@@ -167,6 +178,7 @@ constexpr std::array kKinds{Kind{"order", swap_neighbours},
                             Kind{"wrong run", wrong_run},
                             Kind{"wrong transition", wrong_transition},
                             Kind{"wrong direction", wrong_direction},
+                            Kind{"wrong mirror", wrong_mirror},
                             Kind{"wrong scale", wrong_scale, false},
                             Kind{"wrong operand", wrong_operand},
                             Kind{"wrong head range", wrong_heads, false},
@@ -176,7 +188,9 @@ constexpr std::array kKinds{Kind{"order", swap_neighbours},
 std::vector<Base> base_plans(const LinearAttentionOptions& options) {
   std::vector<Base> bases;
   for (int ranks = 2; ranks <= 5; ++ranks) {
-    for (LinearCase c : linear_sweep(ranks, options)) {
+    std::vector<LinearCase> cases = linear_sweep(ranks, options);
+    for (const LinearCase& c : extended_sweep(ranks, options)) cases.push_back(c);
+    for (LinearCase c : cases) {
       c.head_size = c.value_size = 4;
       for (const Pass pass : {Pass::forward, Pass::backward}) {
         bases.push_back({fmt::format("{} ranks, {}, {}", ranks, to_string(c), pass == Pass::forward ? "forward" : "backward"),

@@ -20,7 +20,9 @@ class VerifyLinear : public testing::TestWithParam<LinearAttentionOptions> {};
 
 TEST_P(VerifyLinear, ProvesEveryPlan) {
   for (int ranks = 1; ranks <= 64; ranks = ranks < 16 ? ranks + 1 : 4 * ranks) {
-    for (const LinearCase& c : linear_sweep(ranks, GetParam())) {
+    std::vector<LinearCase> cases = linear_sweep(ranks, GetParam());
+    for (const LinearCase& c : extended_sweep(ranks, GetParam())) cases.push_back(c);
+    for (const LinearCase& c : cases) {
       if (ranks > 8 && c.options.any_layout) continue;  // thousands of units
       for (const DType dtype : {DType::f64, DType::bf16}) {
         for (const Pass pass : {Pass::forward, Pass::backward}) {
@@ -40,7 +42,7 @@ TEST_P(VerifyLinear, ManyRanksAndDocumentsTakeAFractionOfASecond) {
   std::vector<std::int64_t> cu{0};
   for (int d = 0; d < 100; ++d) cu.push_back(cu.back() + static_cast<std::int64_t>(1 + random() % 2000));
   LinearAttentionProblem problem{SequenceLayout::make(LayoutKind::zigzag, 64, cu)};
-  problem.heads = 64, problem.decay = Decay::diagonal;
+  problem.heads = 64, problem.decay = Decay::diagonal, problem.delta_rule = GetParam().keep_transitions;
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     const std::clock_t start = std::clock();
     const Plan plan = make_plan(problem, GetParam(), pass);

@@ -47,7 +47,14 @@ TEST(LinearBytes, FollowTheClosedFormulas) {
       contiguous.delta_rule = true, contiguous.dtype = DType::f64;
       EXPECT_EQ(bytes_of(contiguous, "lasp2", pass), (ranks - 1) * heads * (d * e + d * d) * 8 * ranks);
       EXPECT_EQ(bytes_of(contiguous, "lasp", pass), (ranks - 1) * heads * d * e * 8);
+      const std::int64_t again = pass == Pass::forward ? d * d : 0;
+      EXPECT_EQ(make_plan(contiguous, {.keep_transitions = true}, pass).claim.bytes_sent,
+                (ranks - 1) * heads * (d * e + again) * 8 * ranks);
     }
+    LinearAttentionProblem both = problem_of(LayoutKind::zigzag, 4, {0, 64});
+    both.bidirectional = both.normalise = true;
+    EXPECT_EQ(bytes_of(both, "lasp2", pass), 2 * (ranks - 1) * heads * (d * (e + 1) + d) * f32 * (2 * ranks - 1));
+    EXPECT_EQ(bytes_of(both, "lasp", pass), 2 * (2 * ranks - 2) * heads * d * (e + 1) * f32);
     // Nothing crosses the border of a document, and nothing is gathered where no state passes.
     EXPECT_EQ(bytes_of(problem_of(LayoutKind::contiguous, 4, {0, 16, 64}), "lasp", pass), 2 * heads * d * e * f32);
     EXPECT_EQ(bytes_of(problem_of(LayoutKind::contiguous, 4, {0, 16, 32, 48, 64}), "lasp2", pass), 0);
@@ -102,7 +109,8 @@ TEST(LinearPlans, CanBeRehearsed) {
 }
 
 TEST(LinearPlans, OneRankMakesNoElements) {
-  for (const LinearAttentionOptions& options : test::linear_variants()) {
+  for (LinearAttentionOptions options : test::linear_variants()) {
+    options.keep_transitions = false;
     for (const Pass pass : {Pass::forward, Pass::backward}) {
       const plan::Program program = make_program(problem_of(LayoutKind::zigzag, 1, {0, 20, 42}), options, pass, 0);
       for (const plan::Step& step : program.steps) {
@@ -182,6 +190,16 @@ TEST(LinearRefusals, SayWhatToChoose) {
   expect(problem_of(LayoutKind::striped, 2, {0, 64}), {}, "layout striped cuts the tokens of a rank into up to 32 units");
   expect(problem_of(LayoutKind::document_zigzag, 2, {0, 20, 40, 64}), {.strategy = "lasp"}, "use layout zigzag or contiguous");
   EXPECT_NO_THROW(make_plan(problem_of(LayoutKind::striped, 2, {0, 8}), {.any_layout = true}, Pass::forward));
+  expect(problem, {.keep_transitions = true}, "for next to nothing but in the delta rule; leave keep_transitions out");
+  problem.delta_rule = true;
+  expect(problem, {.strategy = "lasp", .keep_transitions = true}, "gathers no transitions that could be kept");
+  problem.bidirectional = true;
+  expect(problem, {}, "the delta rule is not bidirectional");
+  problem.bidirectional = false, problem.normalise = true;
+  expect(problem, {}, "the delta rule has no normaliser");
+  problem.delta_rule = false, problem.epsilon = -1;
+  expect(problem, {}, "epsilon is -1; use a number from 0 on");
+  problem.normalise = false, problem.epsilon = 0;
   problem.heads = 0;
   expect(problem, {}, "0 heads");
   problem.heads = 2, problem.head_size = 0;

@@ -80,6 +80,17 @@ TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
          c.parallel.layout = "balanced";
        }},
       {"parallel.linear_strategy is lasp; it must be left out", [](Config& c) { c.parallel.linear.strategy = "lasp"; }},
+      {"parallel.keep_transitions is true; it must be left out",
+       [](Config& c) {
+         set_linear(c, "SL", "gla");
+         c.parallel.linear.keep_transitions = true;
+       }},
+      {"only D layers with parallel.linear_strategy lasp2",
+       [](Config& c) {
+         set_linear(c, "SD", "");
+         c.parallel.layout = "zigzag";
+         c.parallel.linear = {.strategy = "lasp", .keep_transitions = true};
+       }},
       {"lasp2, lasp, all_scan", [](Config& c) { c.parallel.linear.strategy = "ring"; }},
       {"model.rope_theta", [](Config& c) { c.model.rope_theta = 0; }},
       {"data.context", [](Config& c) { c.data.context = 1; }},
@@ -122,7 +133,7 @@ TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
     EXPECT_TRUE(keys.insert(key).second) << key;
     EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
   }
-  EXPECT_EQ(keys.size(), 36u);
+  EXPECT_EQ(keys.size(), 37u);
 }
 
 }  // namespace

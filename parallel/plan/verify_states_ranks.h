@@ -1,0 +1,310 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "parallel/plan/ops.h"
+#include "parallel/plan/plan.h"
+#include "parallel/units.h"
+
+/// The ranks that verify_states.cpp plays a plan on: what their slots hold, as symbols, and the messages between them.
+namespace periplus::plan::play {
+
+using kernels::Transition;
+using kernels::UnitFold;
+using kernels::UnitRun;
+
+struct Failure {
+  std::string what;
+};
+
+template <class... Args>
+void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
+  if (!holds) throw Failure{fmt::format(what, std::forward<Args>(args)...)};
+}
+
+/// What one head of one row of a slot holds.
+struct Cell {
+  enum class Kind : std::uint8_t { nothing, element, transition, added, state };
+  Kind kind = Kind::nothing;
+  bool down = false;      ///< Of a scan down the units; transitions are those of either direction.
+  bool gradient = false;  ///< Made of q and dout, not of k and v.
+  bool decayed = false;   ///< By the first row of the unit that it came to.
+  std::int32_t head = -1;
+  std::int64_t begin = 0, end = 0;  ///< Units: its own, or those that were folded. None: zero, of any head and pass.
+};
+using Cells = std::vector<Cell>;
+
+inline std::string text_of(const Cell& cell) {
+  if (cell.kind == Cell::Kind::nothing) return "nothing";
+  if (cell.kind == Cell::Kind::state && cell.begin == cell.end) return "the zero state";
+  constexpr std::array<std::string_view, 5> names{"", "element", "transition", "addition", "state"};
+  return fmt::format("the {}{}{} of units {}:{} of head {}", cell.down ? "falling " : "", cell.gradient ? "gradient's " : "",
+                     names[static_cast<std::size_t>(cell.kind)], cell.begin, cell.end, cell.head);
+}
+
+inline constexpr std::array<std::string_view, 8> kTokenInputs{"q", "k", "v", "log_decay", "beta", "dout", "out", "normaliser"};
+inline constexpr std::array<std::string_view, 7> kTokenOutputs{"out", "dq", "dk", "dv", "dlog_decay", "dbeta", "normaliser"};
+inline bool is_one_of(std::span<const std::string_view> names, std::string_view name) {
+  return std::ranges::find(names, name) != names.end();
+}
+
+/// What a run and head of scratch for tokens holds: the operand that it stands for; of those that are the caller's tensors too, with the
+/// column of the normaliser.
+using Contents = std::vector<std::string_view>;
+
+/// How far the results of a run and head have come.
+enum Done : std::uint8_t { recurrence = 1, mirrored = 2, normalised = 4 };
+
+/// One rank.
+struct Played {
+  std::vector<Cells> slots;      ///< Row after row; empty for slots of tokens.
+  std::vector<Contents> tokens;  ///< Of scratch for tokens: what each run and head holds.
+  std::vector<UnitRun> runs;
+  std::vector<UnitFold> incoming, outgoing;
+  std::vector<std::uint8_t> done;  ///< By run and head: Done bits.
+  std::size_t next = 0;
+  bool sent = false;  ///< The messages of the exchange at hand.
+};
+
+class PlayedRanks {
+ public:
+  explicit PlayedRanks(const Plan& plan)
+      : plan_(plan), claim_(plan.claim), units_(plan.claim.layout), ranks_(plan.programs.size()), mail_(ranks_.size() * ranks_.size()) {}
+
+  std::string where() const {
+    const Played& rank = ranks_[static_cast<std::size_t>(rank_)];
+    return rank.next < program().steps.size() ? fmt::format("rank {} step {}: ", rank_, rank.next) : fmt::format("rank {}: ", rank_);
+  }
+
+ protected:
+  const Program& program() const { return plan_.programs[static_cast<std::size_t>(rank_)]; }
+  Played& self() { return ranks_[static_cast<std::size_t>(rank_)]; }
+
+  // --- slots ---
+
+  void bind() {
+    const int rank = static_cast<int>(rank_);
+    Played& to = self();
+    to.runs = units_.runs_of(rank), to.incoming = units_.incoming_of(rank), to.outgoing = units_.outgoing_of(rank);
+    to.done.assign(to.runs.size() * static_cast<std::size_t>(claim_.q_heads), 0);
+    to.slots.resize(program().slots.size());
+    to.tokens.resize(program().slots.size());
+    for (std::size_t i = 0; i < program().slots.size(); ++i) {
+      const Slot& slot = program().slots[i];
+      const bool of_tokens = slot.role != Role::scratch &&
+                             (slot.role == Role::input ? is_one_of(kTokenInputs, slot.name) : is_one_of(kTokenOutputs, slot.name));
+      const bool of_following = claim_.bidirectional && slot.name == "following";
+      const bool of_units = (slot.name == "incoming" || of_following) && slot.role == (claim_.backward ? Role::input : Role::saved);
+      const bool of_transitions =
+          claim_.keeps_transitions && slot.name == "transitions" && slot.role == (claim_.backward ? Role::input : Role::saved);
+      require(of_tokens || of_units || of_transitions || slot.role == Role::scratch, "'{}' is no slot that the claim knows", slot.name);
+      if (slot.role != Role::scratch) {
+        std::int64_t rows = of_tokens ? claim_.layout.rows_of(rank) : std::ssize(to.incoming);
+        if (of_transitions) rows = slot.rows == 0 ? 0 : units_.count();  // none where nothing is gathered
+        require(slot.rows == rows && slot.heads == claim_.q_heads, "'{}' has {} rows and {} heads, the claim says {} and {}", slot.name,
+                slot.rows, slot.heads, rows, claim_.q_heads);
+      }
+      if (of_tokens || slot.role == Role::scratch) continue;
+      to.slots[i].resize(static_cast<std::size_t>(slot.rows * slot.heads));
+      if (slot.role != Role::input) continue;
+      for (std::int64_t row = 0; row < slot.rows; ++row) {
+        for (std::int64_t head = 0; head < slot.heads; ++head) {
+          at({static_cast<SlotId>(i), 0, slot.rows, 0, slot.heads}, row, head) =
+              of_transitions ? transition_of(row, head)
+              : of_following ? state_of(to.outgoing[static_cast<std::size_t>(row)], true, false, head)
+                             : state_of(to.incoming[static_cast<std::size_t>(row)], false, false, head);
+        }
+      }
+    }
+  }
+
+  static Cell state_of(const UnitFold& fold, bool down, bool gradient, std::int64_t head) {
+    return {Cell::Kind::state, down, gradient, false, static_cast<std::int32_t>(head), fold.begin, fold.end};
+  }
+
+  static Cell transition_of(std::int64_t unit, std::int64_t head) {
+    return {Cell::Kind::transition, false, false, false, static_cast<std::int32_t>(head), unit, unit + 1};
+  }
+
+  Cell& at(const View& view, std::int64_t row, std::int64_t head) {
+    Cells& cells = self().slots[static_cast<std::size_t>(view.slot)];
+    const Slot& slot = program().slot_of(view);
+    const bool free = slot.role == Role::scratch && self().tokens[static_cast<std::size_t>(view.slot)].empty();
+    if (cells.empty() && free) cells.resize(static_cast<std::size_t>(slot.rows * slot.heads));
+    require(!cells.empty(), "'{}' holds tokens, not states", slot.name);
+    return cells[static_cast<std::size_t>((view.row0 + row) * slot.heads + view.head0 + head)];
+  }
+
+  void require_state(const View& view, std::int64_t row, std::int64_t head, const Cell& wanted) {
+    const Cell& held = at(view, row, head);
+    const bool zero = held.begin == held.end && wanted.begin == wanted.end;
+    const bool same = held.down == wanted.down && held.gradient == wanted.gradient && held.decayed == wanted.decayed &&
+                      held.head == wanted.head && held.begin == wanted.begin && held.end == wanted.end;
+    require(held.kind == Cell::Kind::state && (zero || same), "'{}' row {} head {} holds {} where {} is needed",
+            program().slot_of(view).name, view.row0 + row, view.head0 + head, text_of(held), text_of(wanted));
+  }
+
+  // --- messages ---
+
+  /// All of a view, which must be defined.
+  Cells read(const View& view) {
+    Cells cells;
+    for (std::int64_t row = 0; row < view.rows; ++row) {
+      for (std::int64_t head = 0; head < view.heads; ++head) {
+        cells.push_back(at(view, row, head));
+        require(cells.back().kind != Cell::Kind::nothing, "reads row {} of '{}', which was never written", view.row0 + row,
+                program().slot_of(view).name);
+      }
+    }
+    return cells;
+  }
+
+  void write(const View& view, const Cells& cells) {
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+      at(view, static_cast<std::int64_t>(i) / view.heads, static_cast<std::int64_t>(i) % view.heads) = cells[i];
+    }
+  }
+
+  struct Letter {
+    Cells cells;
+    std::int64_t heads, width;
+  };
+  struct Box {
+    std::vector<Letter> letters;
+    std::size_t taken = 0;
+  };
+  Box& box(std::int64_t from, std::int64_t to) {
+    return mail_[static_cast<std::size_t>(from) * ranks_.size() + static_cast<std::size_t>(to)];
+  }
+
+  /// False while letters are missing.
+  bool play_exchange(const Step& step) {
+    if (!std::exchange(self().sent, true)) {
+      for (const Message& m : program().sends_of(step))
+        box(rank_, m.peer).letters.push_back({read(m.view), m.view.heads, program().slot_of(m.view).width});
+    }
+    std::vector<std::size_t> wanted(ranks_.size(), 0);
+    for (const Message& m : program().receives_of(step)) {
+      const Box& from = box(m.peer, rank_);
+      if (from.taken + ++wanted[static_cast<std::size_t>(m.peer)] > from.letters.size()) return false;
+    }
+    for (const Message& m : program().receives_of(step)) {
+      Box& from = box(m.peer, rank_);
+      const Letter letter = std::exchange(from.letters[from.taken++], {});
+      require(letter.heads == m.view.heads && letter.width == program().slot_of(m.view).width,
+              "receives rows of {} heads and width {} into '{}' of {} and {}", letter.heads, letter.width, program().slot_of(m.view).name,
+              m.view.heads, program().slot_of(m.view).width);
+      write(m.view, letter.cells);
+    }
+    self().sent = false;
+    return true;
+  }
+
+  // --- operands of tokens: the caller's, known by name, or scratch, known by what was put there ---
+
+  struct Named {
+    std::size_t operand;
+    std::string_view name;
+  };
+
+  bool in_scratch(std::string_view name) const {
+    constexpr std::array<std::string_view, 4> extended{"v", "out", "dout", "dv"};
+    return name.starts_with("mirrored") || (claim_.normalises && is_one_of(extended, name));
+  }
+
+  void require_place(const View& base, const View& view, std::string_view name) const {
+    require(view.row0 == base.row0 && view.head0 == base.head0, "{} begins at row {} head {} where the step begins at {} and {}", name,
+            view.row0, view.head0, base.row0, base.head0);
+  }
+  void require_named(const Step&, std::span<const Access> a, std::size_t operand, std::string_view name) const {
+    const View& view = a[operand].view;
+    require(program().slot_of(view).name == name, "'{}' stands for {}", program().slot_of(view).name, name);
+    require(program().slot_of(view).role != Role::scratch, "{} is scratch", name);
+    require_place(a[0].view, view, name);
+  }
+
+  /// fn(index of the run and head among those of the rank) for all of a step.
+  template <class Fn>
+  void for_each_item(const Step& step, const View& base, const Fn& fn) const {
+    for (const UnitRun& run : program().runs_of(step)) {
+      const std::size_t index = index_of(base, run);
+      for (std::int64_t head = 0; head < base.heads; ++head) {
+        fn(index * static_cast<std::size_t>(claim_.q_heads) + static_cast<std::size_t>(base.head0 + head));
+      }
+    }
+  }
+  Contents& contents(const View& base, const View& view, std::string_view name) {
+    const Slot& slot = program().slot_of(view);
+    const auto id = static_cast<std::size_t>(view.slot);
+    require(slot.role == Role::scratch && self().slots[id].empty() && slot.rows == claim_.layout.rows_of(static_cast<int>(rank_)) &&
+                slot.heads == claim_.q_heads,
+            "'{}' is no scratch for {} of all rows and heads", slot.name, name);
+    require_place(base, view, name);
+    Contents& all = self().tokens[id];
+    all.resize(self().done.size());
+    return all;
+  }
+  void hold(const Step& step, const View& base, const View& view, std::string_view name) {
+    Contents& all = contents(base, view, name);
+    for_each_item(step, base, [&](std::size_t item) { all[item] = name; });
+  }
+  void require_held(const Step& step, const View& base, const View& view, std::string_view name) {
+    const Contents& all = contents(base, view, name);
+    for_each_item(step, base, [&](std::size_t item) {
+      require(all[item] == name, "'{}' holds {} where {} is needed", program().slot_of(view).name,
+              all[item].empty() ? "nothing" : all[item], name);
+    });
+  }
+
+  void require_transition(const Step& step) const {
+    require(step.transition == claim_.transition, "the transition of its elements is not the claim's");
+  }
+  void require_operand(const Step& step, std::span<const Access> a, const Named& it) {
+    in_scratch(it.name) ? require_held(step, a[0].view, a[it.operand].view, it.name) : require_named(step, a, it.operand, it.name);
+  }
+  void require_inputs(const Step& step, std::span<const Access> a, std::initializer_list<Named> inputs, std::size_t log_decay,
+                      std::size_t beta, std::string_view decay = "log_decay") {
+    require_transition(step);
+    for (const Named& it : inputs) require_operand(step, a, it);
+    require(a[log_decay].view.present() == claim_.decay, "decay takes part, but is not claimed, or the other way round");
+    require(a[beta].view.present() == (claim_.transition == Transition::dense),
+            "the delta rule takes part, but is not claimed, or the other way round");
+    if (claim_.decay) require_operand(step, a, {log_decay, decay});
+    if (a[beta].view.present()) require_operand(step, a, {beta, "beta"});
+  }
+  void put_results(const Step& step, std::span<const Access> a, std::initializer_list<Named> results) {
+    for (const Named& it : results) {
+      if (!a[it.operand].view.present()) continue;
+      in_scratch(it.name) ? hold(step, a[0].view, a[it.operand].view, it.name) : require_named(step, a, it.operand, it.name);
+    }
+  }
+
+  /// The index among the rank's runs of one that a step has.
+  std::size_t index_of(const View& base, const UnitRun& run) const {
+    const std::vector<UnitRun>& runs = ranks_[static_cast<std::size_t>(rank_)].runs;
+    const auto found = std::ranges::lower_bound(runs, base.row0 + run.row0, {}, &UnitRun::row0);
+    const bool known = found != runs.end() && found->row0 == base.row0 + run.row0 && found->rows == run.rows &&
+                       found->enters == run.enters && found->leaves == run.leaves;
+    require(known, "its run of rows {}+{} is no run of the layout", base.row0 + run.row0, run.rows);
+    return static_cast<std::size_t>(found - runs.begin());
+  }
+
+  const Plan& plan_;
+  const Claim& claim_;
+  Units units_;
+  std::vector<Played> ranks_;
+  std::vector<Box> mail_;  ///< By sender and receiver.
+  std::optional<double> scale_;
+  std::int64_t rank_ = 0;
+};
+
+}  // namespace periplus::plan::play
