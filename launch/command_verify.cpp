@@ -66,7 +66,9 @@ struct Tally {
   std::int64_t plans = 0, refused = 0, steps = 0, failures = 0;
   int numeric = 0;
   double largest_error = 0, seconds = 0;
-  std::string first_refusal{};  ///< Of a row.
+  // Of a row.
+  std::string first_refusal{};
+  std::string unavailable{};  ///< Why a device was not asked for the fp64 comparison: it lacks kernels.
 
   bool ok() const noexcept { return failures == 0 && plans > 0; }
   void add(const Tally& other) {
@@ -97,7 +99,15 @@ struct Prover {
   }
 };
 
-void check_numerically(const NumericCheck& check, const std::string& subject, Tally& tally) {
+void check_numerically(const VerifySubject::Problem& problem, const VerifySubject::Strategy& how, Device device, const std::string& subject,
+                       Tally& tally) {
+  NumericCheck check;
+  try {
+    check = problem.compare(how, device);
+  } catch (const BackendUnavailable& lack) {
+    tally.unavailable = lack.what();
+    return;
+  }
   ++tally.numeric;
   tally.largest_error = std::max({tally.largest_error, check.forward_error, check.backward_error});
   if (check.ok()) return;
@@ -126,7 +136,7 @@ void verify_problem(const VerifySubject::Problem& problem, int ranks, const std:
     tally.refused += kPasses;
   } else {
     for (const Pass pass : {Pass::forward, Pass::backward}) prover.prove(problem.plan(entry.how, pass), pass, subject, tally);
-    if (device && ranks <= kMostThreads) check_numerically(problem.compare(entry.how, *device), subject, tally);
+    if (device && ranks <= kMostThreads) check_numerically(problem, entry.how, *device, subject, tally);
   }
   tally.seconds += std::chrono::duration<double>(Clock::now() - begin).count();
 }
@@ -147,11 +157,17 @@ std::vector<Entry> verify_subject(const VerifySubject& subject, const std::set<i
 
 nlohmann::json to_json(const Entry& row) {
   const Tally& tally = row.tally;
-  return {{"strategy", row.strategy()}, {"layout", row.layout},
-          {"problem", row.kind},        {"plans", tally.plans},
-          {"refused", tally.refused},   {"first_refusal", tally.first_refusal},
-          {"steps", tally.steps},       {"failures", tally.failures},
-          {"numeric", tally.numeric},   {"largest_error", tally.largest_error},
+  return {{"strategy", row.strategy()},
+          {"layout", row.layout},
+          {"problem", row.kind},
+          {"plans", tally.plans},
+          {"refused", tally.refused},
+          {"first_refusal", tally.first_refusal},
+          {"unavailable", tally.unavailable},
+          {"steps", tally.steps},
+          {"failures", tally.failures},
+          {"numeric", tally.numeric},
+          {"largest_error", tally.largest_error},
           {"seconds", tally.seconds}};
 }
 
@@ -237,6 +253,7 @@ int verify_command(Arguments arguments) {
       const Tally& tally = entry.tally;
       say(table, line(widths, entry, options.ranks));
       if (tally.refused > 0) say(table, fmt::format("    {} refused; the first: {}", tally.refused, tally.first_refusal));
+      if (!tally.unavailable.empty()) say(table, fmt::format("    proven, but not compared with fp64: {}", tally.unavailable));
       rows.push_back(to_json(entry));
       total.tally.add(tally);
     }
