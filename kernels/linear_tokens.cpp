@@ -14,6 +14,10 @@ namespace {
 
 constexpr std::int64_t kChunkRows = 64;
 
+void require_cpu(std::string_view op, StreamView stream) {
+  if (on_cuda(stream)) throw BackendUnavailable(fmt::format("{}: runs on CPU streams only, so far; give one", op));
+}
+
 struct Shape {
   std::int64_t rows, heads, d, e;
   Extents keys() const { return {rows, heads, d}; }

@@ -22,7 +22,7 @@ struct LengthDistribution {
 };
 
 /// From a TOML file, or one that is built in by its name: those of examples/models, machines, kernels and lengths. A file of a
-/// model or machine has one schema for the planner and the simulator; each asks for the keys that it needs (examples/README.md).
+/// model or machine has one schema for the planner and the simulator; each asks for the keys that it needs (docs/simulator.md).
 /// Errors: InvalidArgument that names the file, key and value, or lists the names.
 planner::Model load_model(const std::string& name_or_file);
 planner::Machine load_machine(const std::string& name_or_file);

@@ -301,8 +301,7 @@ class StatePlayer : PlayedRanks {
         const Cell behind = state_of(self().outgoing[unit], true, !mirrored, base.head0 + head);
         before.decayed = mirrored && claim_.decay;
         // Where nothing enters, nothing is there to be used.
-        const bool first = index == 0 || self().runs[index - 1].unit != self().runs[index].unit;
-        if (first && (!mirrored || gradients != nullptr)) require_state(mirrored ? *gradients : from, run.unit, head, before);
+        if (begins_unit(index) && (!mirrored || gradients != nullptr)) require_state(mirrored ? *gradients : from, run.unit, head, before);
         if (run.leaves && (mirrored || gradients != nullptr)) require_state(mirrored ? from : *gradients, run.unit, head, behind);
       }
     }
@@ -320,11 +319,13 @@ class StatePlayer : PlayedRanks {
     require_named(step, a, log_decay, "log_decay");
     const View &base = a[0].view, &to = a[states].view;
     for (const UnitRun& run : program().runs_of(step)) {
-      const auto unit = static_cast<std::size_t>(self().runs[index_of(base, run)].unit);
-      if (!run.enters) continue;
+      const std::size_t index = index_of(base, run);
+      const auto unit = static_cast<std::size_t>(self().runs[index].unit);
+      if (!begins_unit(index)) continue;
       for (std::int64_t head = 0; head < to.heads; ++head) {
         require_state(to, run.unit, head, state_of(self().incoming[unit], false, true, base.head0 + head));
         at(to, run.unit, head).decayed = true;
+        at(to, run.unit, head).head = static_cast<std::int32_t>(base.head0 + head);
       }
     }
   }

@@ -146,11 +146,13 @@ class PlayedRanks {
 
   void require_state(const View& view, std::int64_t row, std::int64_t head, const Cell& wanted) {
     const Cell& held = at(view, row, head);
-    const bool zero = held.begin == held.end && wanted.begin == wanted.end;
-    const bool same = held.down == wanted.down && held.gradient == wanted.gradient && held.decayed == wanted.decayed &&
-                      held.head == wanted.head && held.begin == wanted.begin && held.end == wanted.end;
-    require(held.kind == Cell::Kind::state && (zero || same), "'{}' row {} head {} holds {} where {} is needed",
-            program().slot_of(view).name, view.row0 + row, view.head0 + head, text_of(held), text_of(wanted));
+    // Zero is zero of any head, but for who decayed it.
+    const bool zero = held.begin == held.end && wanted.begin == wanted.end && (!wanted.decayed || held.head == wanted.head);
+    const bool same = held.down == wanted.down && held.gradient == wanted.gradient && held.head == wanted.head &&
+                      held.begin == wanted.begin && held.end == wanted.end;
+    require(held.kind == Cell::Kind::state && held.decayed == wanted.decayed && (zero || same),
+            "'{}' row {} head {} holds {} where {} is needed", program().slot_of(view).name, view.row0 + row, view.head0 + head,
+            text_of(held), text_of(wanted));
   }
 
   // --- messages ---
@@ -286,6 +288,11 @@ class PlayedRanks {
       if (!a[it.operand].view.present()) continue;
       in_scratch(it.name) ? hold(step, a[0].view, a[it.operand].view, it.name) : require_named(step, a, it.operand, it.name);
     }
+  }
+
+  bool begins_unit(std::size_t run) const {
+    const std::vector<UnitRun>& runs = ranks_[static_cast<std::size_t>(rank_)].runs;
+    return run == 0 || runs[run - 1].unit != runs[run].unit;
   }
 
   /// The index among the rank's runs of one that a step has.

@@ -119,6 +119,7 @@ class UnitForm {
     }
     for (const std::size_t i : {std::size_t{v}, std::size_t{dout}, std::size_t{mirrored_dv}, std::size_t{dv}}) tokens(i, width(v));
     gradient(mirrored_dlog_decay, dlog_decay);
+    if (present(mirrored_dlog_decay)) tokens(mirrored_dlog_decay, width(dlog_decay));
     check_rows();
   }
 
