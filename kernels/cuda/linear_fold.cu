@@ -43,27 +43,45 @@ __global__ void __launch_bounds__(kThreads)
   if (number == 0 && decay_width == 1) to[0] = transition;
 }
 
-/// A warp has a block of one head, and takes 32 tokens at a time from its end.
+/// <S, dS> behind a block, of the decayed state that the next token finds.
+__device__ float behind_block(const DecayNotes& notes, const DecayBlock& block, std::int64_t number, int head,
+                              const Strided<const float>& log_decay) {
+  float sum = 0;
+  for (int warp = 0; warp < notes.warps; ++warp) sum += notes.ends[(number * notes.heads + head) * notes.warps + warp];
+  return block.ends ? sum : sum * exp(*at(log_decay, block.row0 + block.rows, head));
+}
+
+/// A warp has a block of one head, and takes 32 tokens at a time from its end. The walk through the block ends where another value is
+/// known: that behind the block before, or 0 where a document begins. What it is off by there grew step by step (a random walk), so
+/// each token gives back its share of steps.
 __global__ void __launch_bounds__(32)
     sum_block(const DecayNotes notes, const DecayBlock* blocks, const Strided<const float> log_decay, const Strided<float> dlog_decay) {
-  const DecayBlock block = blocks[blockIdx.x / notes.heads];
+  const std::int64_t number = blockIdx.x / notes.heads;
+  const DecayBlock block = blocks[number];
   const int head = static_cast<int>(blockIdx.x % notes.heads), lane = static_cast<int>(threadIdx.x);
-  float behind = 0;
-  for (int warp = 0; warp < notes.warps; ++warp) behind += notes.ends[std::int64_t{blockIdx.x} * notes.warps + warp];
-  if (!block.ends) behind *= exp(*at(log_decay, block.row0 + block.rows, head));
-  for (int first = 0; first < block.rows; first += 32) {
-    const int of_block = block.rows - 1 - first - lane;
-    const std::int64_t row = block.row0 + of_block;
+  const auto step_of = [&](int of_block) {
     float sum = 0;
     for (int warp = 0; warp < notes.warps && of_block >= 0; ++warp) {
-      const std::int64_t number = (warp * notes.rows + row) * notes.heads + head;
-      sum += notes.dots_of_q[number] - notes.dots_of_k[number];
+      const std::int64_t at_row = (warp * notes.rows + block.row0 + of_block) * notes.heads + head;
+      sum += notes.dots_of_q[at_row] - notes.dots_of_k[at_row];
     }
+    return sum;
+  };
+  float behind = behind_block(notes, block, number, head, log_decay), share = 0;
+  if (block.begins || !block.first) {
+    float sum = 0;
+    for (int of_block = lane; of_block < block.rows; of_block += 32) sum += step_of(of_block);
+    const float known = block.begins ? 0.0f : behind_block(notes, blocks[number - 1], number - 1, head, log_decay);
+    share = (behind + sum_over_lanes(sum) - known) / static_cast<float>(block.rows);
+  }
+  for (int first = 0; first < block.rows; first += 32) {
+    const int of_block = block.rows - 1 - first - lane;
+    float sum = step_of(of_block) - share;
     for (int distance = 1; distance < 32; distance *= 2) {
       const float later = __shfl_up_sync(0xffffffffu, sum, distance);
       if (lane >= distance) sum += later;
     }
-    if (of_block >= 0) *at(dlog_decay, row, head) = of_block == 0 && block.begins ? 0.0f : behind + sum;
+    if (of_block >= 0) *at(dlog_decay, block.row0 + of_block, head) = of_block == 0 && block.begins ? 0.0f : behind + sum;
     behind += __shfl_sync(0xffffffffu, sum, 31);
   }
 }

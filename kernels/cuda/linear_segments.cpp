@@ -98,8 +98,8 @@ std::vector<DecayBlock> decay_blocks(std::span<const UnitRun> runs) {
   for (const UnitRun& run : runs) {
     for (std::int64_t first = 0; first < run.rows; first += kDecayBlock) {
       const std::int64_t rows = std::min(kDecayBlock, run.rows - first);
-      blocks.push_back(
-          {run.row0 + first, static_cast<std::int32_t>(rows), first == 0 && !run.enters ? 1 : 0, first + rows == run.rows ? 1 : 0});
+      blocks.push_back({run.row0 + first, static_cast<std::int32_t>(rows), first == 0 ? 1 : 0, first + rows == run.rows ? 1 : 0,
+                        first == 0 && !run.enters ? 1 : 0});
     }
   }
   return blocks;

@@ -51,7 +51,8 @@ Segments cut_for_pass(std::span<const UnitRun> runs, std::int64_t heads, std::in
 struct DecayBlock {
   std::int64_t row0;
   std::int32_t rows;
-  std::int32_t begins, ends;  ///< Whether its first row is the first of a document, and its last one the last of a run.
+  std::int32_t first, ends;  ///< Whether it is the first and the last of its run.
+  std::int32_t begins;       ///< Whether a document begins with it.
 };
 std::vector<DecayBlock> decay_blocks(std::span<const UnitRun> runs);
 

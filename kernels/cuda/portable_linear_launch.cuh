@@ -17,6 +17,9 @@ void launch_walks(const WalkSet<T, groups>& set, std::int64_t segments, cudaStre
     constexpr int kBytes = WalkMemory<T, width, kind, groups>::kBytes;
     periplus::cuda::check(cudaFuncSetAttribute(linear_walk<T, width, kind, groups>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
                           "cudaFuncSetAttribute of linear attention");
+    // Two blocks of one walk must fit a multiprocessor.
+    periplus::cuda::check(cudaFuncSetAttribute(linear_walk<T, width, kind, groups>, cudaFuncAttributePreferredSharedMemoryCarveout, 100),
+                          "cudaFuncSetAttribute of linear attention");
     launch("launch of linear attention", linear_walk<T, width, kind, groups>, dim3(static_cast<unsigned>(segments * set.walk[0].heads)),
            groups * kLinearThreads, kBytes, stream, set);
   };

@@ -136,7 +136,8 @@ std::vector<Line> measure(const GpuLinearCase& c, const std::string& name, std::
   const GpuLinear data(c, sampling.device);
   return wrong_or(data.check(true, sampling.stream), name, [&] {
     // Each operand read and each result written once.
-    constexpr double kForward = 4, kBackward = 7, kStates = 2;
+    constexpr double kForward = 4, kBackward = 7;
+    const double states = 2.0 / static_cast<double>(c.documents);  // of the document that leaves
     const auto line = [&](const char* what, double tensors, std::optional<Goal> goal, const std::function<void(StreamView)>& work) {
       return rate_line(fmt::format("{}, {} / copy", name, what), {work, tensors * data.bytes()}, copy_side(data), "GB/s", 1e9, goal,
                        sampling);
@@ -148,7 +149,7 @@ std::vector<Line> measure(const GpuLinearCase& c, const std::string& name, std::
     };
     return std::vector{line("forward", kForward, forward_goal, forward), line("both", kForward + kBackward, both_goal, both),
                        line("backward", kBackward, {}, [&](StreamView stream) { data.backward(stream); }),
-                       line("states", kStates, {}, [&](StreamView stream) { data.states(stream); })};
+                       line("states", states, {}, [&](StreamView stream) { data.states(stream); })};
   });
 }
 

@@ -70,10 +70,11 @@ TEST(LinearSegments, DecayBlocksFollowTheRuns) {
   const std::vector<UnitRun> runs = {{3, 2 * kDecayBlock + 1, 0, true, true}, {900, 10, 1, false, true}};
   const std::vector<DecayBlock> blocks = decay_blocks(runs);
   ASSERT_EQ(blocks.size(), 4u);
-  const std::int32_t begins[] = {0, 0, 0, 1}, ends[] = {0, 0, 1, 1};
+  const std::int32_t begins[] = {0, 0, 0, 1}, firsts[] = {1, 0, 0, 1}, ends[] = {0, 0, 1, 1};
   const std::int64_t rows[] = {kDecayBlock, kDecayBlock, 1, 10};
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     EXPECT_EQ(blocks[i].begins, begins[i]);
+    EXPECT_EQ(blocks[i].first, firsts[i]);
     EXPECT_EQ(blocks[i].ends, ends[i]);
     EXPECT_EQ(blocks[i].rows, rows[i]);
   }

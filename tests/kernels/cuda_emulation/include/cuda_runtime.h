@@ -43,7 +43,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributePreferredSharedMemoryCarveout };
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
