@@ -54,7 +54,9 @@ TEST_P(LinearStrategy, MatchesOneRankInF32AndBf16) {
   for (const int ranks : {2, 3, 5}) {
     for (const LinearCase& c : some_cases(ranks, GetParam())) {
       expect_matches_one_rank(ranks, c, DType::f32, 2e-5);
-      expect_matches_one_rank(ranks, c, DType::bf16, 3e-2);
+      // A weight's gradient is (dout.v - dout.out) / z: where its own token is nearly all that a token sees, what the rounding of
+      // out leaves of the difference, divided by a small z, is many times that rounding.
+      expect_matches_one_rank(ranks, c, DType::bf16, c.normalise ? 0.1 : 3e-2);
     }
   }
 }
