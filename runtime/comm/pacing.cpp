@@ -64,6 +64,7 @@ Network::Network(const Links& links, int ranks) : links_(links), ranks_(static_c
 }
 
 std::size_t Network::start(int from, int to, std::int64_t bytes, double now) {
+  if (now > changed_since_) share_again();
   const std::size_t message = messages_.size();
   messages_.push_back({static_cast<double>(bytes), (links_.same_node(from, to) ? links_.inside : links_.between).latency_seconds});
   const std::size_t index = static_cast<std::size_t>(from) * ranks_ + static_cast<std::size_t>(to);
@@ -75,8 +76,8 @@ std::size_t Network::start(int from, int to, std::int64_t bytes, double now) {
   ports_[pair.out].pairs.push_back(index);
   if (pair.in != pair.out) ports_[pair.in].pairs.push_back(index);
   begin_first(index, now);
-  share_again(pair.out, now);
-  if (pair.in != pair.out) share_again(pair.in, now);
+  mark_changed(pair.out, now);
+  mark_changed(pair.in, now);
   return message;
 }
 
@@ -102,12 +103,24 @@ void Network::set_rate(std::size_t index, double now) {
   ends_.emplace(pair.end, index);
 }
 
-/// For all pairs of a port whose number of pairs has changed.
-void Network::share_again(std::size_t port, double now) {
-  for (const std::size_t index : ports_[port].pairs) set_rate(index, now);
+void Network::mark_changed(std::size_t port, double now) {
+  changed_since_ = now;
+  if (std::exchange(ports_[port].changed, true)) return;
+  changed_ports_.push_back(port);
+}
+
+/// For all pairs of ports whose number of pairs has changed. Put off until time goes on: of the messages of an all-to-all, which
+/// start at one time, each would change the rates of all others.
+void Network::share_again() {
+  for (const std::size_t port : changed_ports_) {
+    for (const std::size_t index : ports_[port].pairs) set_rate(index, changed_since_);
+    ports_[port].changed = false;
+  }
+  changed_ports_.clear();
 }
 
 double Network::next_end() {
+  share_again();
   while (!ends_.empty()) {
     const auto [time, index] = ends_.top();
     if (!pairs_[index].idle() && pairs_[index].end == time) return time;
@@ -118,21 +131,27 @@ double Network::next_end() {
 
 void Network::advance(double now, std::vector<Arrival>& arrivals) {
   for (double end = next_end(); end <= now; end = next_end()) {
-    const std::size_t index = ends_.top().second;
-    ends_.pop();
-    Pair& pair = pairs_[index];
-    const std::size_t message = pair.queue[pair.head];
-    arrivals.push_back({message, end + messages_[message].latency});
-    if (++pair.head < pair.queue.size()) {
-      begin_first(index, end);
-      continue;
+    while (!ends_.empty() && ends_.top().first == end) {
+      const std::size_t index = ends_.top().second;
+      ends_.pop();
+      if (!pairs_[index].idle() && pairs_[index].end == end) end_first(index, end, arrivals);
     }
-    pair.queue.clear(), pair.head = 0;
-    std::erase(ports_[pair.out].pairs, index);
-    if (pair.in != pair.out) std::erase(ports_[pair.in].pairs, index);
-    share_again(pair.out, end);
-    if (pair.in != pair.out) share_again(pair.in, end);
   }
+}
+
+void Network::end_first(std::size_t index, double end, std::vector<Arrival>& arrivals) {
+  Pair& pair = pairs_[index];
+  const std::size_t message = pair.queue[pair.head];
+  arrivals.push_back({message, end + messages_[message].latency});
+  if (++pair.head < pair.queue.size()) {
+    begin_first(index, end);
+    return;
+  }
+  pair.queue.clear(), pair.head = 0;
+  std::erase(ports_[pair.out].pairs, index);
+  if (pair.in != pair.out) std::erase(ports_[pair.in].pairs, index);
+  mark_changed(pair.out, end);
+  mark_changed(pair.in, end);
 }
 
 }  // namespace periplus::comm

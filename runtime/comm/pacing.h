@@ -37,7 +37,7 @@ struct Links {
 /// Messages in flight over links. Those of an ordered pair of ranks go one after the other; pairs that share a port share its
 /// bandwidth equally, and one moves at the smaller of its shares at both ends. A message arrives its latency after its last
 /// byte has left. Time is the caller's, in seconds: the thread transport's is the wall clock, the simulator has its own. Not
-/// thread-safe. Cost of a start or an end: O(pairs at its two ports), and a logarithm.
+/// thread-safe. Cost of a start or an end: O(pairs at its two ports) and a logarithm, once for all at the same time.
 class Network {
  public:
   Network(const Links& links, int ranks);
@@ -69,16 +69,21 @@ class Network {
   struct Port {
     double bytes_per_second;
     std::vector<std::size_t> pairs;  ///< Those with messages.
+    bool changed = false;            ///< Their number has changed, and their rates are out of date.
   };
   using End = std::pair<double, std::size_t>;
 
-  void share_again(std::size_t port, double now);
+  void mark_changed(std::size_t port, double now);
+  void share_again();
   void set_rate(std::size_t pair, double now);
   void begin_first(std::size_t pair, double now);
+  void end_first(std::size_t pair, double end, std::vector<Arrival>& arrivals);
 
   Links links_;
   std::size_t ranks_;
   std::vector<Port> ports_;  ///< Of links inside nodes, then between.
+  std::vector<std::size_t> changed_ports_;
+  double changed_since_ = 0;
   std::vector<Pair> pairs_;  ///< [from][to]
   std::vector<Message> messages_;
   std::priority_queue<End, std::vector<End>, std::greater<>> ends_;  ///< Some are out of date: a pair's own `end` decides.
