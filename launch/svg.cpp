@@ -11,7 +11,7 @@ namespace periplus::launch {
 namespace {
 
 constexpr double kWidth = 860, kHeight = 480, kLeft = 70, kRight = 20, kTop = 50, kBottom = 55;
-constexpr std::array<const char*, 6> kColors = {"#1f6feb", "#d1495b", "#2a9d5c", "#b7791f", "#7d4cc2", "#555555"};
+constexpr std::array<const char*, 8> kColors = {"#1f6feb", "#d1495b", "#2a9d5c", "#b7791f", "#7d4cc2", "#555555", "#12a5b8", "#e667b4"};
 
 struct Axis {
   double low = std::numeric_limits<double>::infinity(), high = -low;
@@ -70,7 +70,17 @@ std::string grid(const Axis& x, const Axis& y) {
   return svg + "</g>\n" + labels;
 }
 
+std::string dots(const Curve& curve, const Axis& x, const Axis& y, const char* color) {
+  std::string svg;
+  for (const auto& [px, py] : curve.points) {
+    if (!std::isfinite(px) || !std::isfinite(py)) continue;
+    svg += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\" fill=\"{}\"/>\n", x.pixel(px), y.pixel(py), color);
+  }
+  return svg;
+}
+
 std::string polyline(const Curve& curve, const Axis& x, const Axis& y, const char* color) {
+  if (!curve.joined) return dots(curve, x, y, color);
   std::string points;
   for (const auto& [px, py] : curve.points) {
     if (std::isfinite(px) && std::isfinite(py)) points += fmt::format("{:.1f},{:.1f} ", x.pixel(px), y.pixel(py));

@@ -9,6 +9,7 @@ namespace periplus::launch {
 struct Curve {
   std::string name;
   std::vector<std::pair<double, double>> points;  ///< By rising x.
+  bool joined = true;                             ///< By lines; else dots, of figures that have nothing between them.
 };
 
 /// A dashed horizontal line that a curve is compared with.

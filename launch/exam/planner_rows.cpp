@@ -245,7 +245,7 @@ Chart flexsp_chart() {
   Chart chart{.title = "FlexSP, Wikipedia, 64 A100: DeepSpeed / flexible (7B, 13B, 30B at 192K, then at 384K)",
               .x_label = "cell",
               .y_label = "speed-up"};
-  chart.curves = {{.name = "published", .points = {}}, {.name = "simulated", .points = {}}};
+  chart.curves = {{.name = "published", .points = {}, .joined = false}, {.name = "simulated", .points = {}, .joined = false}};
   double x = 1;
   for (const Figure& figure : flexible_gain().figures) {
     chart.curves[0].points.emplace_back(x, figure.published);

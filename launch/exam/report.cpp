@@ -25,7 +25,7 @@ using Json = nlohmann::ordered_json;
 struct Summary {
   int counted = 0, passed = 0, fitted = 0, fitted_passed = 0;
   std::vector<double> errors;  ///< Of the rows that count, relative.
-  Curve curve{.name = "simulated / published", .points = {}};
+  Curve curve{.name = "simulated / published", .points = {}, .joined = false};
 
   void add(const Row& row, const Result& result) {
     if (result.fitted) {

@@ -26,6 +26,13 @@ TEST(Svg, DrawsCurvesLevelsAndLegend) {
   EXPECT_GE(count(svg, "<text"), 10u);
 }
 
+TEST(Svg, FiguresThatAreNotJoinedAreDots) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::string svg = to_svg({.curves = {{.name = "ratio", .points = {{1, 0.9}, {2, nan}, {3, 1.1}}, .joined = false}}});
+  EXPECT_EQ(count(svg, "<circle"), 2u);
+  EXPECT_EQ(count(svg, "<polyline"), 0u);
+}
+
 TEST(Svg, SurvivesOnePointEqualValuesAndNonFiniteOnes) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   for (const Chart& chart :
