@@ -9,7 +9,7 @@
 // go through shared memory by the copy engine, and the next item's first product is under way meanwhile.
 #include <algorithm>
 
-#include "kernels/cuda/hopper_forward.cuh"
+#include "kernels/cuda/hopper_forward_consumer.cuh"
 #include "kernels/cuda/hopper_launch.cuh"
 
 namespace periplus::kernels::cuda::hopper {
