@@ -86,7 +86,7 @@ void launch(const BackwardCall& call, StreamView stream) {
   arguments.dk = strided_f32(gradients.dk);
   arguments.dv = strided_f32(gradients.dv);
   arguments.scale = static_cast<float>(call.block.scale);
-  arguments.factor = arguments.scale * kLog2e;
+  arguments.factor = arguments.scale * kLog2E;
   arguments.query_rows = static_cast<int>(shape.query_rows);
   arguments.width_qk = static_cast<int>(shape.width_qk);
   arguments.width_v = static_cast<int>(shape.width_v);

@@ -68,7 +68,7 @@ __device__ void load_rows(Shared<Tiles>& shared, const Arguments& arguments, int
         const bool exists = row < arguments.query_rows;
         const float lse = exists ? arguments.lse.data[row * arguments.lse.row + work.head * arguments.lse.head] : -INFINITY;
         const float delta = exists ? arguments.delta.data[row * arguments.delta.row + work.head * arguments.delta.head] : 0;
-        shared.lse[stage.index()][i] = lse == -INFINITY ? INFINITY : lse * kLog2e;
+        shared.lse[stage.index()][i] = lse == -INFINITY ? INFINITY : lse * kLog2E;
         shared.delta[stage.index()][i] = delta;
       }
       barrier_arrive(&shared.q_full[stage.index()]);

@@ -206,7 +206,7 @@ class Consumer {
   __device__ __forceinline__ float* lse_of(const Work& work, int row) const {
     return arguments_.lse.data + (work.rows.begin + row) * arguments_.lse.row + work.head * arguments_.lse.head;
   }
-  __device__ __forceinline__ float factor() const { return arguments_.scale * kLog2e; }
+  __device__ __forceinline__ float factor() const { return arguments_.scale * kLog2E; }
 
   /// Where the warpgroup keeps its rows of out: once its last scores are there, its queries are not needed.
   struct OutPanels {
@@ -256,7 +256,7 @@ class Consumer {
       sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
       sum += __shfl_xor_sync(0xFFFFFFFF, sum, 2);
       const bool empty = sum == 0;  // no key was allowed
-      const float reference = softmax_.reference[i], old = old_lse[i] * kLog2e;
+      const float reference = softmax_.reference[i], old = old_lse[i] * kLog2E;
       const float value = reference + log2_fast(sum), top = fmaxf(old, value);
       const float total = origin_of(top) + log2_fast(1 + exp2_fast(fminf(old, value) - origin_of(top)));
       weight[i] = exp2_fast(reference - total);

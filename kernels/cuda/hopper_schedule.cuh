@@ -9,8 +9,6 @@
 
 namespace periplus::kernels::cuda::hopper {
 
-inline constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-
 /// How many boxes have passed a ring of stages, a power of two: says which stage is next and the parity of its round.
 template <int Stages>
 struct Stage {

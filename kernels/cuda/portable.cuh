@@ -2,13 +2,12 @@
 
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/rungs.h"
+#include "kernels/cuda/softmax.cuh"
 #include "kernels/cuda/work_items.cuh"
 
 /// What the host sides of the portable kernels share.
 namespace periplus::kernels::cuda::portable {
 
-inline constexpr float kLog2E = 1.4426950408889634f;
-inline constexpr float kLn2 = 0.6931471805599453f;
 inline constexpr int kWidest = 256;
 
 /// Head widths are padded with zeros to one of these.

@@ -74,7 +74,7 @@ __device__ __forceinline__ void copy_log_decay(float* to, const Strided<const fl
 
 /// Bounded, so that a token that forgets everything leaves the others their digits; 2^-128 is nothing.
 __device__ __forceinline__ void fill_decay(const float* log_decay, ChunkDecay& decay) {
-  constexpr float kLog2E = 1.442695040888963f, kLeast = -128.0f;
+  constexpr float kLeast = -128.0f;
   const int lane = lane_afresh();
   const float2 own = {max(kLeast, kLog2E * log_decay[2 * lane]), max(kLeast, kLog2E * log_decay[2 * lane + 1])};
   float sum = own.x + own.y;

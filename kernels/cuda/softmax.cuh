@@ -5,6 +5,9 @@
 /// Online softmax in base 2, the same on every rung.
 namespace periplus::kernels::cuda {
 
+inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLn2 = 0.6931471805599453f;
+
 /// 2^x; 2^-inf is 0. The instruction's error is 2 units in the last place.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
@@ -20,7 +23,7 @@ __device__ __forceinline__ float log2_fast(float x) {
 
 /// Weights are 2^(score - reference). The reference need not be the largest score so far, only so near that weights and their
 /// sum stay small: it follows a row's scores when they pass it by more than a factor of 2^8, which soon happens no more, and
-/// what was summed so far need not shrink each time. Source: Dao et al. (FlashAttention-4, 2025).
+/// what was summed so far need not shrink each time. FlashAttention-4 does so too.
 inline constexpr float kReferenceSlack = 8;
 
 /// `top` is the largest of the new scores. Returns by what the sums so far shrink; exactly 1 if the reference stays.
