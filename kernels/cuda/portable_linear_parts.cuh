@@ -5,6 +5,7 @@
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/pairs.cuh"
 #include "kernels/cuda/shared_tile.cuh"
+#include "kernels/cuda/softmax.cuh"
 
 namespace periplus::kernels::cuda::portable {
 

@@ -2,24 +2,13 @@
 
 #include <cmath>
 
+#include "kernels/cuda/exp2.cuh"
+
 /// Online softmax in base 2, the same on every rung.
 namespace periplus::kernels::cuda {
 
 inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
-
-/// 2^x; 2^-inf is 0. The instruction's error is 2 units in the last place.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-/// To about 2^-22 absolute; -inf of 0.
-__device__ __forceinline__ float log2_fast(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 /// Weights are 2^(score - reference). The reference need not be the largest score so far, only so near that weights and their
 /// sum stay small: it follows a row's scores when they pass it by more than a factor of 2^8, which soon happens no more, and

@@ -140,9 +140,4 @@ bool holds_non_finite(std::uint32_t both) {
   return (((both & ones) + lowest) & 0x80008000u) != 0;
 }
 
-inline float exp2_fast(float x) {
-  const float y = std::exp2(x);
-  return y < 1.17549435e-38f ? 0.0f : y;
-}
-
 }  // namespace periplus::kernels::cuda
