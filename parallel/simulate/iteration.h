@@ -38,6 +38,9 @@ struct Training {
   bool tiled_loss = false;
   bool narrow_sums = false;  ///< Partial results and gradients travel as bf16 (attention_time.h).
   bool overlap = true;       ///< Messages of attention move while it computes; false: all of them first or after.
+  /// The chain of linear attention ("lasp") as the source of LASP-1 runs it (in_turn, attention_time.h), with a barrier before each
+  /// forward.
+  bool chain_in_turn = false;
 
   int devices() const noexcept { return context * replicas * tensor; }
 };
