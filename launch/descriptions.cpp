@@ -109,6 +109,7 @@ std::vector<Option> kernel_rows(simulate::Kernels& kernels) {
           row("kernels.first_merge_passes", &kernels.first_merge_passes),
           row("kernels.merge_launches", &kernels.merge_launches),
           row("kernels.backward_merge_passes", &kernels.backward_merge_passes),
+          row("kernels.merge_efficiency", &kernels.merge_efficiency),
           row("kernels.linear_efficiency", &kernels.linear_efficiency),
           row("kernels.linear_backward_efficiency", &kernels.linear_backward_efficiency)};
 }

@@ -96,7 +96,8 @@ double forward_seconds(const Kernels& kernels, const plan::Program& program, con
                         : block.rows < out.view.rows ? kernels.sliced_merge_passes
                                                      : kernels.merge_passes;
   if (!first) seconds += kernels.merge_launches * kernels.launch_seconds;
-  return seconds + passes * static_cast<double>(block.rows) * row_bytes(program, out.view) / kernels.memory_bytes_per_second;
+  return seconds + passes * static_cast<double>(block.rows) * row_bytes(program, out.view) /
+                       (kernels.memory_bytes_per_second * kernels.merge_efficiency);
 }
 
 double backward_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
@@ -107,7 +108,7 @@ double backward_seconds(const Kernels& kernels, const plan::Program& program, co
   const double bytes =
       rows * row_bytes(program, accesses[dq].view) + keys * (row_bytes(program, accesses[dk].view) + row_bytes(program, accesses[dv].view));
   return attention_seconds(kernels, kernels.backward, program, step, block) +
-         kernels.backward_merge_passes * bytes / kernels.memory_bytes_per_second;
+         kernels.backward_merge_passes * bytes / (kernels.memory_bytes_per_second * kernels.merge_efficiency);
 }
 
 double linear_seconds(const Kernels& kernels, double flops, double bytes, double efficiency) {
@@ -148,7 +149,8 @@ void check(const Machine& machine) {
   require_not_negative(machine, "kernels.merge_launches", kernels.merge_launches);
   require_not_negative(machine, "kernels.backward_merge_passes", kernels.backward_merge_passes);
   for (const auto& [key, value] : {std::pair{"kernels.linear_efficiency", kernels.linear_efficiency},
-                                   {"kernels.linear_backward_efficiency", kernels.linear_backward_efficiency}}) {
+                                   {"kernels.linear_backward_efficiency", kernels.linear_backward_efficiency},
+                                   {"kernels.merge_efficiency", kernels.merge_efficiency}}) {
     require(value > 0 && value <= 1, machine, key, value, "above 0 and at most 1");
   }
   check(machine, kernels.forward, "forward");

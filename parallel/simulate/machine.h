@@ -32,6 +32,7 @@ struct Kernels {
   double first_merge_passes = 0;     ///< Of the first block.
   double merge_launches = 0;         ///< Small kernels of a merge that cost a launch and nothing else.
   double backward_merge_passes = 0;  ///< Of rows of dq, dk and dv.
+  double merge_efficiency = 1;       ///< Of memory_bytes_per_second, that all these passes reach.
   /// Chunked linear attention: bytes that its steps must move over what they do move in the time, of memory_bytes_per_second.
   double linear_efficiency = 1, linear_backward_efficiency = 1;
 };
