@@ -165,6 +165,7 @@ MachineFile read_machine(const std::string& name_or_file, const std::string& ker
     if (degrees[i] < 1 || degrees[i] > (1 << 20))
       throw InvalidArgument(fmt::format("{}: all_to_all.degrees: {} is no size of a group", name_or_file, degrees[i]));
     machine.all_to_all.push_back({static_cast<int>(degrees[i]), rates[i]});
+    if (degrees[i] > 2) simulated.all_to_all[static_cast<int>(degrees[i])] = rates[i];
   }
   if (degrees.empty()) derive_all_to_all(machine);
   planner::check(machine);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,7 @@ struct Machine {
   double memory_bytes = 0;           ///< A device's, for all that a training run holds.
   double peak_flops_per_second = 0;  ///< Data sheet, for MFU; 0: the rate of matrix products stands in for it.
   comm::Links links;                 ///< By device.
+  std::map<int, double> all_to_all;  ///< Measured, by size of the group (Costs); empty: what the links give.
   double node_bytes_per_second = 0;  ///< All network cards of a node together, each way.
   double collective_seconds = 0;     ///< What a gather or reduction costs besides its hops and bytes.
   double host_bytes_per_second = 0;  ///< Between a device and its host, each way; 0: nothing can be offloaded.

@@ -4,6 +4,7 @@
 #include <array>
 #include <limits>
 #include <queue>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -170,7 +171,9 @@ class Simulation {
       if (!theirs.started) return;
       const int from = sent ? static_cast<int>(r) : m.peer, to = sent ? m.peer : static_cast<int>(r);
       const std::array<Place, 2> ends{{{r, id}, {peer, other}}};
-      if (costs_.arrival) {
+      if (const double seconds = all_to_all_seconds(sent ? rank : ranks_[peer], sent ? step : ranks_[peer].step(other)); seconds > 0) {
+        for (const Place& end : ends) arrive(end, now + seconds);
+      } else if (costs_.arrival) {
         const double arrival = costs_.arrival(from, to, rank.program->bytes_of(m.view), now);
         for (const Place& end : ends) arrive(end, arrival);
       } else {
@@ -181,6 +184,19 @@ class Simulation {
     };
     for (const plan::Message& m : rank.program->receives_of(step)) meet(m, false);
     for (const plan::Message& m : rank.program->sends_of(step)) meet(m, true);
+  }
+
+  /// Of all that a rank sends in an exchange; 0: it is none with all of a group, or nothing is known of that size.
+  double all_to_all_seconds(const Playback& rank, const Step& step) const {
+    if (costs_.all_to_all.empty()) return 0;
+    std::set<plan::Rank> to, from;
+    double bytes = 0;
+    for (const plan::Message& m : rank.program->sends_of(step))
+      to.insert(m.peer), bytes += static_cast<double>(rank.program->bytes_of(m.view));
+    for (const plan::Message& m : rank.program->receives_of(step)) from.insert(m.peer);
+    const auto others = static_cast<double>(to.size());
+    const auto found = costs_.all_to_all.find(static_cast<int>(to.size()) + 1);
+    return to.size() < 2 || to != from || found == costs_.all_to_all.end() ? 0 : bytes * (others + 1) / others / found->second;
   }
 
   void take_arrivals(double now) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,9 @@ struct Costs {
   std::function<double(plan::Rank from, plan::Rank to, std::int64_t bytes, double ready)> arrival = {};
   /// A compute step takes so many times as long while messages of its rank move; 1 or more. Not with `arrival`.
   double overlap_slowdown = 1;
+  /// Of an exchange with all other ranks of a group, by the size of the group from three on: what a device sends a second, its own part
+  /// counted too. Its messages then keep out of the links.
+  std::map<int, double> all_to_all = {};
   std::vector<double> starts = {};  ///< When each rank begins; empty: all at 0.
 };
 

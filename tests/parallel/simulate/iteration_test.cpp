@@ -6,6 +6,7 @@
 
 #include "parallel/attention.h"
 #include "parallel/plan/ops.h"
+#include "parallel/simulate/attention_time.h"
 #include "parallel/simulate/estimate.h"
 #include "parallel/simulate/simulate.h"
 #include "runtime/error.h"
@@ -56,7 +57,10 @@ TEST(GatherSeconds, ClosedForms) {
   EXPECT_NEAR(gather_seconds(machine, 16, 1e9), 10 * 0.75, 1e-12);        // three of four nodes' parts over the card
   EXPECT_NEAR(gather_seconds(machine, 4, 1e9, 4), 10 * 4 * 0.75, 1e-12);  // four such groups share it
   machine.links.inside.latency_seconds = 1, machine.links.between.latency_seconds = 10;
-  EXPECT_NEAR(gather_seconds(machine, 16, 0), 3 * 1 + 3 * 10, 1e-12);
+  EXPECT_NEAR(gather_seconds(machine, 16, 0), 12 * 1 + 3 * 10, 1e-12);  // 15 hops, three of them between nodes
+  machine.collective_seconds = 5;
+  EXPECT_NEAR(gather_seconds(machine, 16, 0), 5 + 12 * 1 + 3 * 10, 1e-12);
+  EXPECT_EQ(gather_seconds(machine, 1, 1e9), 0);
 }
 
 TEST(StepSeconds, MergesTouchTheRowsThatABlockCovers) {
@@ -73,6 +77,23 @@ TEST(StepSeconds, MergesTouchTheRowsThatABlockCovers) {
     if (step.op == plan::Op::attend) merges += step_seconds(with, plan.programs[0], step) - step_seconds(without, plan.programs[0], step);
   // Rank 0 sees only later ranks: each of three blocks covers the later half of its 1024 rows, f32, 64 wide.
   EXPECT_NEAR(merges, 3 * 3 * 512 * 64 * 4 / 1e9, 1e-12);
+}
+
+TEST(StepSeconds, HeadsArePaddedToTheKernelsSizes) {
+  AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::contiguous, 1, std::array<std::int64_t, 2>{0, 1024}),
+                           .mask = Mask({}, std::array<std::int64_t, 2>{0, 1024})};
+  problem.head_size = 96, problem.dtype = DType::bf16;
+  Kernels padded = even_machine(1, 1).kernels, exact = padded;
+  padded.head_sizes = {64, 128}, exact.head_sizes = {32, 64, 96};
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    const plan::Plan plan = make_plan(problem, {}, pass);
+    double with = 0, without = 0;
+    for (const plan::Step& step : plan.programs[0].steps) {
+      if (step.op != plan::Op::attend && step.op != plan::Op::attend_backward) continue;
+      with += step_seconds(padded, plan.programs[0], step), without += step_seconds(exact, plan.programs[0], step);
+    }
+    EXPECT_NEAR(with, without * 128 / 96, 1e-12);
+  }
 }
 
 TEST(Iteration, OneDeviceIsTheSumOfItsFlops) {
@@ -161,11 +182,32 @@ TEST(ClosedForms, RingAllToAllAndPipeline) {
   for (const plan::Step& step : ulysses.programs[0].steps) exchanges += step.op == plan::Op::exchange ? 1 : 0;
   EXPECT_NEAR(messages_alone(ulysses, links), static_cast<double>(bytes_of_rank(ulysses, 0)) / 1e9 + static_cast<double>(exchanges) * 1e-5,
               1e-9);
+  // A measured all-to-all takes the links' place: a rank's own part counts.
+  const auto nothing = [](const plan::Program&, const plan::Step&) { return 0.0; };
+  EXPECT_NEAR(simulate(ulysses, {.compute = nothing, .links = links, .all_to_all = {{8, 1e8}}}).makespan,
+              static_cast<double>(bytes_of_rank(ulysses, 0)) * 8 / 7 / 1e8, 1e-9);
+  EXPECT_EQ(simulate(ulysses, {.compute = nothing, .links = links, .all_to_all = {{4, 1e8}}}).makespan, messages_alone(ulysses, links));
   // A state goes through seven ranks.
   LinearAttentionProblem linear{.layout = problem.layout};
   linear.heads = 8, linear.dtype = DType::bf16;
   const double state = 8 * 64 * 64 * 4;
   EXPECT_NEAR(messages_alone(make_plan(linear, {.strategy = "lasp"}, Pass::forward), links), 7 * (state / 1e9 + 1e-5), 1e-9);
+}
+
+TEST(InTurn, RanksOfAChainComputeOneAfterTheOther) {
+  const std::array<std::int64_t, 2> borders{0, 4096};
+  LinearAttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::contiguous, 4, borders)};
+  problem.heads = 2, problem.dtype = DType::bf16;
+  const auto one = [](const plan::Program&, const plan::Step&) { return 1.0; };
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    plan::Plan plan = make_plan(problem, {.strategy = "lasp"}, pass);
+    double all = 0;
+    for (const plan::Program& program : plan.programs)
+      for (const plan::Step& step : program.steps) all += step.op == plan::Op::exchange ? 0 : 1;
+    EXPECT_LT(simulate(plan, {.compute = one}).makespan, all);
+    in_turn(plan);
+    EXPECT_EQ(simulate(plan, {.compute = one}).makespan, all);
+  }
 }
 
 TEST(Iteration, CountsTheBytesThatItsPlansSend) {
