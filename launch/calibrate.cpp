@@ -8,16 +8,27 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "kernels/matmul.h"
 #include "kernels/transformer.h"
 #include "launch/bench/attention_data.h"
+#include "launch/bench/statistics.h"
 
 namespace periplus::launch {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+/// Of the calling thread, which its kernels run on. What others take of its core is not theirs.
+double thread_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+double wall_seconds() { return std::chrono::duration<double>(Clock::now().time_since_epoch()).count(); }
 constexpr std::int64_t kRows = 1024;  // of a tile in training
 
 class Calibration {
@@ -40,17 +51,17 @@ class Calibration {
   }
 
  private:
-  /// The ranks' mean of their best times; all of them work at once. Neighbours only ever add to a time.
-  double seconds(const std::function<void()>& work) {
+  /// The ranks' mean of their medians; all of them work at once, as they share caches and more in a run.
+  double seconds(const std::function<void()>& work, double (*now)() = thread_seconds) {
     work();
     std::vector<double> samples;
     for (int i = 0; i < options_.samples; ++i) {
       communicator_.barrier(stream_);
-      const Clock::time_point begin = Clock::now();
+      const double begin = now();
       work();
-      samples.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+      samples.push_back(now() - begin);
     }
-    return mean(std::ranges::min(samples));
+    return mean(bench::median(std::move(samples)));
   }
 
   double mean(double value) {
@@ -69,37 +80,66 @@ class Calibration {
     return tensor;
   }
 
-  /// Forward, gradient of the weights and gradient of the input of a feed-forward matrix.
+  /// The feed-forward matrices of a layer, forward and backward in the order of training: with what lies in caches there.
   double matmul_rate() {
     const std::int64_t h = options_.hidden, f = options_.ffn;
-    const Tensor x = random({kRows, h}, options_.dtype), w = random({f, h}, options_.dtype), dy = random({kRows, f}, options_.dtype);
-    const Tensor y({kRows, f}, options_.dtype, memory_), dx({kRows, h}, options_.dtype, memory_), dw = random({f, h}, DType::f32);
+    const DType dtype = options_.dtype;
+    const Tensor x = random({kRows, h}, dtype), w_gate = random({f, h}, dtype), w_up = random({f, h}, dtype),
+                 w_down = random({h, f}, dtype);
+    const Tensor dw_gate = random({f, h}, DType::f32), dw_up = random({f, h}, DType::f32), dw_down = random({h, f}, DType::f32);
+    const Tensor gate({kRows, f}, dtype, memory_), up({kRows, f}, dtype, memory_), product = random({kRows, f}, dtype);
+    const Tensor dproduct({kRows, f}, dtype, memory_), y({kRows, h}, dtype, memory_), sum({kRows, h}, DType::f32, memory_);
+    constexpr kernels::MatmulOptions kForward{.transpose_b = true};
+    constexpr kernels::MatmulOptions kOfWeight{.transpose_a = true, .update = kernels::Update::accumulate};
     const double took = seconds([&] {
-      kernels::matmul(x, w, y, {.transpose_b = true}, stream_);
-      kernels::matmul(dy, x, dw, {.transpose_a = true, .update = kernels::Update::accumulate}, stream_);
-      kernels::matmul(dy, w, dx, {}, stream_);
+      kernels::matmul(x, w_gate, gate, kForward, stream_);
+      kernels::matmul(x, w_up, up, kForward, stream_);
+      kernels::matmul(product, w_down, y, kForward, stream_);
+      kernels::matmul(x, product, dw_down, kOfWeight, stream_);
+      kernels::matmul(x, w_down, dproduct, {}, stream_);
+      kernels::matmul(gate, x, dw_gate, kOfWeight, stream_);
+      kernels::matmul(up, x, dw_up, kOfWeight, stream_);
+      kernels::matmul(gate, w_gate, sum, {}, stream_);
+      kernels::matmul(up, w_up, sum, {.update = kernels::Update::accumulate}, stream_);
     });
-    return 6.0 * kRows * static_cast<double>(h * f) / took;
+    return 18.0 * kRows * static_cast<double>(h * f) / took;
   }
 
-  /// Two norms, two sums, SwiGLU and RoPE of a layer: simulate_iteration counts 10 hidden, 2 q, 2 kv and 6 ffn elements a token.
+  /// Norms, sums, SwiGLU and RoPE of a layer: forward, again in backward, and their gradients. simulate_iteration counts 10 hidden, 2 q,
+  /// 2 kv and 6 ffn elements a token, and as many for each of four such passes.
   double element_rate() {
     const std::int64_t h = options_.hidden, f = options_.ffn, q = options_.heads * options_.head_size;
-    const Tensor x = random({kRows, h}, options_.dtype), gamma = random({h}, options_.dtype), gate = random({kRows, f}, options_.dtype),
-                 up = random({kRows, f}, options_.dtype), turned = random({kRows, options_.heads, options_.head_size}, options_.dtype);
-    const Tensor y({kRows, h}, options_.dtype, memory_), product({kRows, f}, options_.dtype, memory_), rstd({kRows}, DType::f32, memory_);
+    const DType dtype = options_.dtype;
+    const Tensor x = random({kRows, h}, dtype), gamma = random({h}, dtype), gate = random({kRows, f}, dtype),
+                 up = random({kRows, f}, dtype);
+    const Tensor turned = random({kRows, options_.heads, options_.head_size}, dtype), sum = random({kRows, h}, DType::f32);
+    const Tensor y({kRows, h}, dtype, memory_), dx({kRows, h}, dtype, memory_), product({kRows, f}, dtype, memory_);
+    const Tensor dgate({kRows, f}, dtype, memory_), dup({kRows, f}, dtype, memory_), rstd({kRows}, DType::f32, memory_);
+    const Tensor dgamma({h}, DType::f32, memory_);
     std::vector<std::int64_t> positions(kRows);
     for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int64_t>(i);
-    const double took = seconds([&] {
+    const auto turn = [&](kernels::RopeDirection direction) {
+      kernels::rope(turned, positions, 10000, kernels::RopeStyle::half, direction, stream_);
+    };
+    const double forward = seconds([&] {
       for (int i = 0; i < 2; ++i) {
         kernels::rms_norm(x, gamma, 1e-5, y, rstd, stream_);
         kernels::add_in_place(x, y, stream_);
-        kernels::rope(turned, positions, 10000, kernels::RopeStyle::half, kernels::RopeDirection::forward, stream_);
+        turn(kernels::RopeDirection::forward);
       }
       kernels::swiglu(gate, up, product, stream_);
     });
+    const double backward = seconds([&] {
+      kernels::swiglu_backward(product, gate, up, dgate, dup, stream_);
+      for (int i = 0; i < 2; ++i) {
+        if (dtype != DType::f32) copy(sum, y);  // sums of gradients are made in f32
+        kernels::rms_norm_backward(y, x, gamma, rstd, dx, kernels::Update::accumulate, dgamma, stream_);
+        turn(kernels::RopeDirection::backward);
+      }
+      kernels::rms_norm(x, gamma, 1e-5, y, rstd, stream_);
+    });
     const double elements = static_cast<double>(kRows * (10 * h + 4 * q + 6 * f));
-    return elements * static_cast<double>(size_of(options_.dtype)) / took;
+    return 4 * elements * static_cast<double>(size_of(dtype)) / (2 * forward + backward);
   }
 
   double launch_seconds() {
@@ -146,13 +186,15 @@ class Calibration {
     std::vector<std::byte> out(bytes), in(bytes);
     const int rank = communicator_.rank();
     constexpr int kCalls = 20;
-    const double took = seconds([&] {
-      for (int i = 0; i < kCalls && rank < 2; ++i) {
-        const comm::Send send{1 - rank, out.data(), bytes};
-        const comm::Receive receive{1 - rank, in.data(), bytes};
-        communicator_.exchange({&send, 1}, {&receive, 1}, {"calibrate"}, stream_).wait();
-      }
-    });
+    const double took = seconds(
+        [&] {
+          for (int i = 0; i < kCalls && rank < 2; ++i) {
+            const comm::Send send{1 - rank, out.data(), bytes};
+            const comm::Receive receive{1 - rank, in.data(), bytes};
+            communicator_.exchange({&send, 1}, {&receive, 1}, {"calibrate"}, stream_).wait();
+          }
+        },
+        wall_seconds);
     // Ranks beyond the first two have not waited.
     return took * communicator_.size() / 2 / kCalls;
   }

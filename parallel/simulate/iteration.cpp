@@ -169,10 +169,16 @@ class Run {
   }
   /// Gradients of a layer, summed over all that share its weights: at once with ZeRO-2 and 3, with the last micro-batch otherwise.
   void reduce_gradients() {
-    if (sharers_ == 1 || (training_.zero < 2 && !last_micro_batch_)) return;
-    const double once = gather_seconds(machine_, sharers_, weight_bytes_, training_.tensor);
-    background_ = std::max(background_, *std::ranges::max_element(now_)) + (training_.zero == 0 ? 2 : 1) * once;
-    count_background(weight_bytes_ * (training_.zero == 0 ? 2 : 1));
+    if (sharers_ == 1 || training_.gradients_last || (training_.zero < 2 && !last_micro_batch_)) return;
+    reduce(weight_bytes_);
+  }
+  /// bytes: of weights.
+  void reduce(double bytes) {
+    if (training_.gradient_bytes > 0) bytes *= static_cast<double>(training_.gradient_bytes) / shape_.element_bytes;
+    const int times = training_.zero == 0 ? 2 : 1;
+    const double once = gather_seconds(machine_, sharers_, bytes, training_.tensor);
+    background_ = std::max(background_, *std::ranges::max_element(now_)) + times * once;
+    count_background(bytes * times);
   }
   void count_background(double bytes) {
     const double sent = bytes * (sharers_ - 1) / sharers_;
@@ -210,6 +216,7 @@ class Run {
 
   /// What is left of the gradients, the optimizer, and new weights with ZeRO-1 and 2; then the host, if it is slower.
   void finish() {
+    if (training_.gradients_last && sharers_ > 1) reduce(shape_.weights() * shape_.element_bytes / training_.tensor);
     wait_until(background_, "gradients");
     wait_until(*std::ranges::max_element(now_), "others");
     const double weights = shape_.weights() / training_.tensor / (training_.zero >= 1 ? sharers_ : 1);
