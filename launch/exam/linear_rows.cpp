@@ -103,8 +103,9 @@ Result over_ring() {
   }
   result.constants = kConstants;
   result.note =
-      "quadratic attention in the place of linear, as the paper says of its baseline, would take many times as long: its ring must have "
-      "moved and computed less";
+      "quadratic attention in the place of linear, as the paper says of its baseline, would take many times as long, and at 2048K its keys "
+      "and "
+      "values alone 11 s of the cards in forward: its ring must have moved and computed less";
   return result;
 }
 

@@ -226,7 +226,9 @@ Result striped() {
   Result result{.setup = "Striped Attention over ring, 8 A100, 256K", .unit = "x", .tolerance = {Tolerance::relative, 0.08}};
   result.figures = {{"iteration", 1.45, iteration(LayoutKind::contiguous) / iteration(LayoutKind::striped)}};
   result.constants = {"machines/a100x8", "kernels/fa2-a100", "models/llama2-7b"};
-  result.note = "its JAX blocks are not FlashAttention-2's, and cut away less of the mask; 1.65 on 16 TPU v4 is not simulated";
+  result.note =
+      "FlashAttention-2 in the place of its JAX blocks of 1K, of which those on the diagonal are computed whole; 1.65 on 16 TPU v4 is not "
+      "simulated";
   return result;
 }
 
@@ -234,7 +236,7 @@ Result rsa_memory() {
   Result result{.setup = "Ring Self-Attention, weak-scaling memory against tensor parallelism",
                 .unit = "MB",
                 .tolerance = {Tolerance::relative, 0.05}};
-  result.not_simulated = "it keeps whole rows of scores on P100, which the memory model does not know";
+  result.not_simulated = "it keeps whole rows of scores on P100, which the memory model does not know; its batch is not known to us";
   return result;
 }
 
