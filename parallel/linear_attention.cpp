@@ -245,10 +245,6 @@ struct DistributedLinearAttention::State {
 
 DistributedLinearAttention::DistributedLinearAttention(LinearAttentionProblem problem, LinearAttentionOptions options,
                                                        comm::Communicator communicator, Memory memory, Tracer* tracer, Stream stream) {
-  if (stream.device().kind != DeviceKind::cpu && (problem.bidirectional || problem.normalise)) {
-    throw BackendUnavailable(fmt::format("linear attention: {} has no kernels for {} yet; use a cpu stream", to_string(stream.device()),
-                                         problem.bidirectional ? "bidirectional attention" : "the normaliser"));
-  }
   const int rank = communicator.rank();
   const auto make = [&](Pass pass, int of_rank) { return make_program(problem, options, pass, of_rank); };
   PlannedPasses passes("linear attention", problem.layout, {problem.digest(), options.digest()}, std::move(communicator), std::move(memory),
