@@ -104,11 +104,13 @@ std::vector<Option> kernel_rows(simulate::Kernels& kernels) {
           row("kernels.backward_lengths", &kernels.backward.lengths),
           row("kernels.backward_causal", &kernels.backward.causal_flops_per_second),
           row("kernels.backward_full", &kernels.backward.full_flops_per_second),
+          row("kernels.head_sizes", &kernels.head_sizes),
           row("kernels.merge_passes", &kernels.merge_passes),
           row("kernels.sliced_merge_passes", &kernels.sliced_merge_passes),
           row("kernels.first_merge_passes", &kernels.first_merge_passes),
           row("kernels.merge_launches", &kernels.merge_launches),
           row("kernels.backward_merge_passes", &kernels.backward_merge_passes),
+          row("kernels.merge_efficiency", &kernels.merge_efficiency),
           row("kernels.linear_efficiency", &kernels.linear_efficiency),
           row("kernels.linear_backward_efficiency", &kernels.linear_backward_efficiency)};
 }
@@ -141,9 +143,9 @@ MachineFile read_machine(const std::string& name_or_file, const std::string& ker
            row("links.device_hop_seconds", &simulated.links.inside.latency_seconds), row("links.sharing", &sharing),
            row("links.node_bytes_per_second", &machine.node_bytes_per_second),
            row("links.stream_bytes_per_second", &machine.stream_bytes_per_second), row("links.hop_seconds", &machine.hop_seconds),
-           row("links.ring_efficiency", &machine.ring_efficiency), row("links.host_bytes_per_second", &simulated.host_bytes_per_second),
-           row("links.overlap_slowdown", &simulated.overlap_slowdown), row("links.exposed_gather_share", &simulated.exposed_gather_share),
-           row("kernels.base", &file.kernels)}) {
+           row("links.ring_efficiency", &machine.ring_efficiency), row("links.collective_seconds", &simulated.collective_seconds),
+           row("links.host_bytes_per_second", &simulated.host_bytes_per_second), row("links.overlap_slowdown", &simulated.overlap_slowdown),
+           row("links.exposed_gather_share", &simulated.exposed_gather_share), row("kernels.base", &file.kernels)}) {
     rows.push_back(more);
   }
   file.seen = read(name_or_file, "machines", rows);

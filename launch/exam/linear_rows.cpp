@@ -84,10 +84,13 @@ double gain(std::int64_t tokens, const Training& other, const char* model = "lin
 
 Result over_lasp1() {
   Result result{.setup = "LASP-2 over LASP-1, 64 A100", .unit = "%", .tolerance = {Tolerance::absolute, 5}};
-  for (const auto& [thousands, published] : {std::pair{512, 7.3}, {2048, 15.2}})
-    result.figures.push_back({fmt::format("{}K", thousands), published, gain(thousands * kK, lasp(64, thousands * kK, "lasp"))});
+  for (const auto& [thousands, published] : {std::pair{512, 7.3}, {2048, 15.2}}) {
+    Training chain = lasp(64, thousands * kK, "lasp");
+    chain.chain_in_turn = true;
+    result.figures.push_back({fmt::format("{}K", thousands), published, gain(thousands * kK, chain)});
+  }
   result.constants = kConstants;
-  result.note = "our chain sends a state on before it is used, LASP-1 after, and ranks in a chain pipeline over layers";
+  result.note = "as its source (lasp_fuse_parallel.py): a barrier before each forward, and a rank receives, computes, then sends";
   return result;
 }
 

@@ -45,6 +45,27 @@ void narrow_sums(plan::Plan& plan) {
   }
 }
 
+void in_turn(plan::Plan& plan) {
+  for (plan::Program& program : plan.programs) {
+    std::vector<plan::StepId> received, computed;
+    for (std::size_t id = 0; id < program.steps.size(); ++id) {
+      const plan::Step& step = program.steps[id];
+      if (step.op != plan::Op::exchange) {
+        computed.push_back(static_cast<plan::StepId>(id));
+      } else if (step.receives.count > 0) {
+        received.push_back(static_cast<plan::StepId>(id));
+      }
+    }
+    for (plan::Step& step : program.steps) {
+      const bool sends = step.op == plan::Op::exchange && step.sends.count > 0;
+      if (step.op == plan::Op::exchange && !sends) continue;
+      const std::vector<plan::StepId>& first = sends ? computed : received;
+      step.after = {static_cast<std::uint32_t>(program.after.size()), static_cast<std::uint32_t>(first.size())};
+      program.after.insert(program.after.end(), first.begin(), first.end());
+    }
+  }
+}
+
 AttentionTime::AttentionTime(const Shape& shape, const Machine& machine, const Training& training, char letter)
     : machine_(machine), training_(training), links_(machine.links) {
   // Ranks of a context group are `tensor` devices apart.
@@ -57,6 +78,8 @@ AttentionTime::AttentionTime(const Shape& shape, const Machine& machine, const T
     plans_.push_back(letter == 'S' ? softmax_plan(shape, training, mask, pass) : linear_plan(shape, training, mask, pass));
   if (training.narrow_sums && letter == 'S')
     for (plan::Plan& plan : plans_) narrow_sums(plan);
+  if (training.chain_in_turn && letter == 'L')
+    for (plan::Plan& plan : plans_) in_turn(plan);
 }
 
 AttentionTime::Took AttentionTime::run(Pass pass, const std::vector<double>& starts) {

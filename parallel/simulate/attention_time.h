@@ -15,6 +15,11 @@ std::vector<std::int64_t> document_borders(const Training& training);
 /// Makes results and sums of a softmax plan travel as bf16, as other systems do; ours travel as f32. For times and bytes only.
 void narrow_sums(plan::Plan& plan);
 
+/// Makes a chain of states run as the source of LASP-1 does (OpenNLPLab/LASP, lasp_fuse_parallel.py): a rank computes only once its
+/// state has come, and sends only once it has computed all. Ours makes its elements before, and sends before it applies. For times only:
+/// `after` then points forward, too.
+void in_turn(plan::Plan& plan);
+
 /// The attention of one kind of layer: its plans, and what they take when ranks come to them at given times.
 class AttentionTime {
  public:

@@ -142,6 +142,7 @@ class Run {
   }
 
   void attend(int layer, Pass pass) {
+    if (training_.chain_in_turn && pass == Pass::forward) wait_until(std::ranges::max(now_), "barrier");
     const AttentionTime::Took took = attention_.at(shape_.letter_of(layer)).run(pass, now_);
     for (std::size_t r = 0; r < ranks(); ++r) {
       result_.ranks[r].compute += took.compute[r];

@@ -32,12 +32,16 @@ struct Training {
   LinearAttentionOptions linear;  ///< Of L layers.
   Recompute recompute = Recompute::but_attention;
   int zero = 1;                      ///< Stage 0 to 3 (algorithms.md 10.6), over context x replicas.
+  double optimizer_bytes = 12;       ///< Of a weight beside itself and its gradient: master weight and two moments.
   bool optimizer_on_host = false;    ///< Master weights and moments take no device memory.
   bool checkpoints_on_host = false;  ///< What layers keep for backward goes to the host and comes back.
   bool tiled_ffn = false;            ///< The feed-forward part runs in tiles of rows that take no memory to speak of.
   bool tiled_loss = false;
   bool narrow_sums = false;  ///< Partial results and gradients travel as bf16 (attention_time.h).
   bool overlap = true;       ///< Messages of attention move while it computes; false: all of them first or after.
+  /// The chain of linear attention ("lasp") as the source of LASP-1 runs it (in_turn, attention_time.h), with a barrier before each
+  /// forward.
+  bool chain_in_turn = false;
 
   int devices() const noexcept { return context * replicas * tensor; }
 };

@@ -79,11 +79,19 @@ double row_bytes(const plan::Program& program, const plan::View& view) {
   return kF32 * static_cast<double>(view.heads * program.slot_of(view).width);
 }
 
+/// How much larger a head is than the query's when a kernel pads it.
+double padding(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
+  const auto width = static_cast<double>(program.slot_of(program.accesses_of(step)[plan::attend_operand::q].view).width);
+  const auto size = std::ranges::lower_bound(kernels.head_sizes, width);
+  return size == kernels.head_sizes.end() ? 1 : *size / width;
+}
+
 double attention_seconds(const Kernels& kernels, const AttentionCurve& curve, const plan::Program& program, const plan::Step& step,
                          const Block& block) {
   if (block.pairs == 0) return 0;
   const double all = static_cast<double>(block.rows) * static_cast<double>(block.keys);
-  return kernels.launch_seconds + plan::flops(program, step) / curve.rate(std::sqrt(all), block.pairs / all);
+  return kernels.launch_seconds +
+         padding(kernels, program, step) * plan::flops(program, step) / curve.rate(std::sqrt(all), block.pairs / all);
 }
 
 double forward_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
@@ -96,7 +104,8 @@ double forward_seconds(const Kernels& kernels, const plan::Program& program, con
                         : block.rows < out.view.rows ? kernels.sliced_merge_passes
                                                      : kernels.merge_passes;
   if (!first) seconds += kernels.merge_launches * kernels.launch_seconds;
-  return seconds + passes * static_cast<double>(block.rows) * row_bytes(program, out.view) / kernels.memory_bytes_per_second;
+  return seconds + passes * static_cast<double>(block.rows) * row_bytes(program, out.view) /
+                       (kernels.memory_bytes_per_second * kernels.merge_efficiency);
 }
 
 double backward_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
@@ -107,7 +116,7 @@ double backward_seconds(const Kernels& kernels, const plan::Program& program, co
   const double bytes =
       rows * row_bytes(program, accesses[dq].view) + keys * (row_bytes(program, accesses[dk].view) + row_bytes(program, accesses[dv].view));
   return attention_seconds(kernels, kernels.backward, program, step, block) +
-         kernels.backward_merge_passes * bytes / kernels.memory_bytes_per_second;
+         kernels.backward_merge_passes * bytes / (kernels.memory_bytes_per_second * kernels.merge_efficiency);
 }
 
 double linear_seconds(const Kernels& kernels, double flops, double bytes, double efficiency) {
@@ -133,6 +142,7 @@ void check(const Machine& machine) {
   require_positive(machine, "links.stream_bytes_per_second", machine.links.between.bytes_per_second);
   require_not_negative(machine, "links.hop_seconds", machine.links.between.latency_seconds);
   require_positive(machine, "links.node_bytes_per_second", machine.node_bytes_per_second);
+  require_not_negative(machine, "links.collective_seconds", machine.collective_seconds);
   require_not_negative(machine, "links.host_bytes_per_second", machine.host_bytes_per_second);
   require(std::isfinite(machine.overlap_slowdown) && machine.overlap_slowdown >= 1, machine, "links.overlap_slowdown",
           machine.overlap_slowdown, "1 or more");
@@ -148,8 +158,14 @@ void check(const Machine& machine) {
   require_not_negative(machine, "kernels.merge_launches", kernels.merge_launches);
   require_not_negative(machine, "kernels.backward_merge_passes", kernels.backward_merge_passes);
   for (const auto& [key, value] : {std::pair{"kernels.linear_efficiency", kernels.linear_efficiency},
-                                   {"kernels.linear_backward_efficiency", kernels.linear_backward_efficiency}}) {
+                                   {"kernels.linear_backward_efficiency", kernels.linear_backward_efficiency},
+                                   {"kernels.merge_efficiency", kernels.merge_efficiency}}) {
     require(value > 0 && value <= 1, machine, key, value, "above 0 and at most 1");
+  }
+  double last = 0;
+  for (const double size : kernels.head_sizes) {
+    require(size > last, machine, "kernels.head_sizes", size, "above 0 and ascending");
+    last = size;
   }
   check(machine, kernels.forward, "forward");
   check(machine, kernels.backward, "backward");
@@ -176,11 +192,13 @@ double step_seconds(const Kernels& kernels, const plan::Program& program, const 
 
 double gather_seconds(const Machine& machine, int group, double bytes, int groups) {
   if (group <= 1) return 0;
-  const int nodes = machine.nodes_of(group * groups), inside = (group + nodes - 1) / nodes;
+  const int nodes = machine.nodes_of(group * groups);
   const double through_links = bytes * (group - 1) / group / machine.links.inside.bytes_per_second;
   const double through_cards = nodes > 1 ? bytes * groups * (nodes - 1) / nodes / machine.node_bytes_per_second : 0;
-  const double hops = (inside - 1) * machine.links.inside.latency_seconds + (nodes - 1) * machine.links.between.latency_seconds;
-  return std::max(through_links, through_cards) + hops;
+  // As NCCL counts them: a message goes through all other devices, and once between any two nodes.
+  const int between = std::min(nodes, group) - 1;
+  const double hops = (group - 1 - between) * machine.links.inside.latency_seconds + between * machine.links.between.latency_seconds;
+  return machine.collective_seconds + std::max(through_links, through_cards) + hops;
 }
 
 }  // namespace periplus::simulate

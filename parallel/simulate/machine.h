@@ -26,12 +26,14 @@ struct Kernels {
   double memory_bytes_per_second = 0;  ///< Of copies, bytes read and written both counted.
   double launch_seconds = 0;           ///< What every step costs besides.
   AttentionCurve forward, backward;
+  std::vector<double> head_sizes;  ///< Ascending: attention pads heads to the next of them. Empty: it pads none.
   /// How results of blocks are summed: passes over f32 rows of the result in memory for each block after a rank's first, beyond
   /// the kernel itself. 0: the kernel folds into the running state. `sliced`: where a block touches only part of the rows.
   double merge_passes = 0, sliced_merge_passes = 0;
   double first_merge_passes = 0;     ///< Of the first block.
   double merge_launches = 0;         ///< Small kernels of a merge that cost a launch and nothing else.
   double backward_merge_passes = 0;  ///< Of rows of dq, dk and dv.
+  double merge_efficiency = 1;       ///< Of memory_bytes_per_second, that all these passes reach.
   /// Chunked linear attention: bytes that its steps must move over what they do move in the time, of memory_bytes_per_second.
   double linear_efficiency = 1, linear_backward_efficiency = 1;
 };
@@ -44,6 +46,7 @@ struct Machine {
   double peak_flops_per_second = 0;  ///< Data sheet, for MFU; 0: the rate of matrix products stands in for it.
   comm::Links links;                 ///< By device.
   double node_bytes_per_second = 0;  ///< All network cards of a node together, each way.
+  double collective_seconds = 0;     ///< What a gather or reduction costs besides its hops and bytes.
   double host_bytes_per_second = 0;  ///< Between a device and its host, each way; 0: nothing can be offloaded.
   double overlap_slowdown = 1;       ///< Of compute while messages move.
   /// Of the time that gathers and reductions of ZeRO-3 take, what compute does not hide; for cost models of a whole iteration.

@@ -7,13 +7,13 @@
 namespace periplus::simulate {
 namespace {
 
-constexpr double kF32 = 4, kOptimizerBytes = 12;  // master weight and two moments
+constexpr double kF32 = 4;
 
 double state_bytes(const Shape& shape, const Training& training) {
   const double weights = shape.weights() / training.tensor, sharers = training.context * training.replicas;
   const double weight = shape.element_bytes / (training.zero >= 3 ? sharers : 1);
   const double gradient = shape.element_bytes / (training.zero >= 2 ? sharers : 1);
-  const double optimizer = training.optimizer_on_host ? 0 : kOptimizerBytes / (training.zero >= 1 ? sharers : 1);
+  const double optimizer = training.optimizer_on_host ? 0 : training.optimizer_bytes / (training.zero >= 1 ? sharers : 1);
   // Two layers of gathered weights: the one at work and the next.
   const double gathered = training.zero >= 3 ? 2 * shape.layer_weights() / training.tensor * shape.element_bytes : 0;
   return weights * (weight + gradient + optimizer) + gathered;
@@ -52,7 +52,9 @@ Memory memory_of(const Shape& shape, const Training& training, double workspace)
   // Backward holds a layer's values, which it has made again or kept, and the gradients of one of its halves after the other.
   const double ffn = training.tiled_ffn ? 0 : ffn_elements(shape), attention = attention_elements(shape);
   const double element = tokens * shape.element_bytes, values = training.recompute == Recompute::none ? 0 : attention + ffn;
-  memory.working = element * values + std::max(element * ffn, element * attention + workspace);
+  // Tensor-parallel matrices work on the rows of all: the gathered input of one and its gradient.
+  const double gathered = training.tensor > 1 ? 2 * element * training.tensor * shape.hidden : 0;
+  memory.working = element * values + std::max(element * ffn, element * attention + workspace) + gathered;
   memory.logits = training.tiled_loss ? 0 : tokens * static_cast<double>(shape.vocabulary) * shape.logit_bytes;
   return memory;
 }
