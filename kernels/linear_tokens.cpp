@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cuda/linear_tokens.h"
 #include "kernels/mixer/operands.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
@@ -13,10 +14,6 @@ namespace {
 #define PERIPLUS_INLINE [[gnu::always_inline]] inline
 
 constexpr std::int64_t kChunkRows = 64;
-
-void require_cpu(std::string_view op, StreamView stream) {
-  if (on_cuda(stream)) throw BackendUnavailable(fmt::format("{}: runs on CPU streams only, so far; give one", op));
-}
 
 struct Shape {
   std::int64_t rows, heads, d, e;
@@ -53,8 +50,7 @@ PERIPLUS_INLINE void add_difference(A scale, const T* from, A weight, const T* l
   for (std::int64_t i = 0; i < width; ++i) store(to[i], widen(to[i]) + scale * (widen(from[i]) - weight * widen(less[i])));
 }
 
-Shape check_block(std::string_view op, const LinearBlock& block, StreamView stream) {
-  require_cpu(op, stream);
+Shape check_block(std::string_view op, const LinearBlock& block) {
   check_dims(op, "q", block.q), check_dims(op, "v", block.v);
   require(!given(block.beta), "{}: the delta rule has no other direction; leave beta out", op);
   const Shape shape{block.q.size(0), block.q.size(1), block.q.size(2), block.v.size(2)};
@@ -75,9 +71,13 @@ void check_gradients(std::string_view op, const LinearBlock& block, const Shape&
 }
 
 void check_runs(std::string_view op, std::span<const UnitRun> runs, std::int64_t rows) {
+  std::int64_t free = 0;
   for (const UnitRun& run : runs) {
     require(run.row0 >= 0 && run.rows > 0 && run.row0 + run.rows <= rows, "{}: run of {} rows from row {} on leaves the {} rows", op,
             run.rows, run.row0, rows);
+    require(run.row0 >= free, "{}: run from row {} on begins before the run ahead of it ends, at row {}; runs must be in the order of rows",
+            op, run.row0, free);
+    free = run.row0 + run.rows;
   }
 }
 
@@ -85,11 +85,11 @@ void check_runs(std::string_view op, std::span<const UnitRun> runs, std::int64_t
 
 void mirror_decay(ConstTensorView log_decay, std::span<const UnitRun> runs, TensorView mirrored, StreamView stream) {
   constexpr std::string_view op = "mirror_decay";
-  require_cpu(op, stream);
   check_dims(op, "log_decay", log_decay);
   check_operand(op, "mirrored", mirrored, log_decay.shape(), log_decay.dtype());
   check_runs(op, runs, log_decay.size(0));
   const std::int64_t heads = log_decay.size(1), width = log_decay.size(2);
+  if (on_cuda(stream)) return cuda::mirror_decay(log_decay, runs, mirrored, stream);
   visit_dtype<float, double>(log_decay.dtype(), op, [&]<class A>() {
     const auto from = strided<A>(log_decay);
     const auto to = strided<A>(mirrored);
@@ -104,7 +104,6 @@ void mirror_decay(ConstTensorView log_decay, std::span<const UnitRun> runs, Tens
 
 void decay_states(ConstTensorView log_decay, std::span<const UnitRun> runs, TensorView states, StreamView stream) {
   constexpr std::string_view op = "decay_states";
-  require_cpu(op, stream);
   check_dims(op, "log_decay", log_decay), check_dims(op, "states", states);
   const std::int64_t heads = log_decay.size(1), width = log_decay.size(2), numbers = states.size(2);
   check_operand(op, "log_decay", log_decay, log_decay.shape(), log_decay.dtype());
@@ -114,6 +113,7 @@ void decay_states(ConstTensorView log_decay, std::span<const UnitRun> runs, Tens
   for (const UnitRun& run : runs) {
     require(run.unit >= 0 && run.unit < states.size(0), "{}: a run of unit {} of {}", op, run.unit, states.size(0));
   }
+  if (on_cuda(stream)) return cuda::decay_states(log_decay, runs, states, stream);
   visit_dtype<float, double>(log_decay.dtype(), op, [&]<class A>() {
     const auto from = strided<A>(log_decay);
     const auto to = strided<A>(states);
@@ -132,9 +132,10 @@ void decay_states(ConstTensorView log_decay, std::span<const UnitRun> runs, Tens
 
 void add_mirrored(const LinearBlock& block, ConstTensorView mirrored, TensorView out, StreamView stream) {
   constexpr std::string_view op = "add_mirrored";
-  const Shape shape = check_block(op, block, stream);
+  const Shape shape = check_block(op, block);
   const DType dtype = block.q.dtype();
   check_operand(op, "mirrored", mirrored, shape.values(), dtype), check_operand(op, "out", out, shape.values(), dtype);
+  if (on_cuda(stream)) return cuda::add_mirrored(block, mirrored, out, stream);
   visit_dtype<double, float, bfloat16, float16>(dtype, op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto q = strided<S>(block.q), k = strided<S>(block.k), v = strided<S>(block.v), from = strided<S>(mirrored);
@@ -179,13 +180,14 @@ void add_decay_gradients(const LinearBlock& block, const UnitRun& run, const Lin
 void add_mirrored_backward(const LinearBlock& block, ConstTensorView dout, const LinearGradients& mirrored,
                            const LinearGradients& gradients, StreamView stream) {
   constexpr std::string_view op = "add_mirrored_backward";
-  const Shape shape = check_block(op, block, stream);
+  const Shape shape = check_block(op, block);
   const DType dtype = block.q.dtype();
   check_operand(op, "dout", dout, shape.values(), dtype);
   check_gradients(op, block, shape, mirrored), check_gradients(op, block, shape, gradients);
   require(mirrored.dlog_decay.shape() == gradients.dlog_decay.shape(), "{}: dlog_decay of the mirrored pass is {}, that of the result {}",
           op, to_string(mirrored.dlog_decay.shape()), to_string(gradients.dlog_decay.shape()));
   check_runs(op, block.runs, shape.rows);
+  if (on_cuda(stream)) return cuda::add_mirrored_backward(block, dout, mirrored, gradients, stream);
   visit_dtype<double, float, bfloat16, float16>(dtype, op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto q = strided<S>(block.q), k = strided<S>(block.k), v = strided<S>(block.v), d = strided<S>(dout);
@@ -207,11 +209,11 @@ void add_mirrored_backward(const LinearBlock& block, ConstTensorView dout, const
 
 void extend_values(ConstTensorView values, TensorView extended, StreamView stream) {
   constexpr std::string_view op = "extend_values";
-  require_cpu(op, stream);
   check_dims(op, "values", values);
   const std::int64_t rows = values.size(0), heads = values.size(1), e = values.size(2);
   check_operand(op, "values", values, values.shape(), values.dtype());
   check_operand(op, "extended", extended, {rows, heads, e + 1}, values.dtype());
+  if (on_cuda(stream)) return cuda::extend_values(values, extended, stream);
   visit_dtype<double, float, bfloat16, float16>(values.dtype(), op, [&]<class S>() {
     const auto from = strided<S>(values);
     const auto to = strided<S>(extended);
@@ -224,9 +226,8 @@ void extend_values(ConstTensorView values, TensorView extended, StreamView strea
 
 namespace {
 
-Shape check_normalised(std::string_view op, const ConstTensorView& extended, const ConstTensorView& out, const ConstTensorView& normaliser,
-                       StreamView stream) {
-  require_cpu(op, stream);
+Shape check_normalised(std::string_view op, const ConstTensorView& extended, const ConstTensorView& out,
+                       const ConstTensorView& normaliser) {
   check_dims(op, "out", out);
   const Shape shape{out.size(0), out.size(1), 0, out.size(2)};
   check_operand(op, "out", out, shape.values(), out.dtype());
@@ -239,7 +240,8 @@ Shape check_normalised(std::string_view op, const ConstTensorView& extended, con
 
 void normalise(ConstTensorView extended, double epsilon, TensorView out, TensorView normaliser, StreamView stream) {
   constexpr std::string_view op = "normalise";
-  const Shape shape = check_normalised(op, extended, out, normaliser, stream);
+  const Shape shape = check_normalised(op, extended, out, normaliser);
+  if (on_cuda(stream)) return cuda::normalise(extended, epsilon, out, normaliser, stream);
   visit_dtype<double, float, bfloat16, float16>(out.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto from = strided<S>(extended);
@@ -258,8 +260,9 @@ void normalise(ConstTensorView extended, double epsilon, TensorView out, TensorV
 
 void normalise_backward(ConstTensorView dout, ConstTensorView out, ConstTensorView normaliser, TensorView dextended, StreamView stream) {
   constexpr std::string_view op = "normalise_backward";
-  const Shape shape = check_normalised(op, dextended, out, normaliser, stream);
+  const Shape shape = check_normalised(op, dextended, out, normaliser);
   check_operand(op, "dout", dout, shape.values(), out.dtype());
+  if (on_cuda(stream)) return cuda::normalise_backward(dout, out, normaliser, dextended, stream);
   visit_dtype<double, float, bfloat16, float16>(out.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto d = strided<S>(dout), o = strided<S>(out);

@@ -13,7 +13,7 @@
 /// add_mirrored takes away. Between s > t it decays at t where the recurrence decays at t + 1: by mirror_decay.
 ///
 /// Shapes, types and effects as linear_attention.h.
-/// Errors   InvalidArgument on shape, dtype or device mismatch. CUDA streams: BackendUnavailable.
+/// Errors   InvalidArgument on shape or dtype mismatch.
 namespace periplus::kernels {
 
 /// mirrored [N,H,T] := the log_decay of the next row, and 0 in the last row of each run: states are handed over decayed.

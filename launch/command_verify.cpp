@@ -86,8 +86,9 @@ void complain(const std::string& subject, const std::string& what) {
   std::fputs(fmt::format("periplus verify: {}{}\n", subject, what).c_str(), stderr);
 }
 
-/// Plans proven one after another, and where their verdicts go.
+/// Plans made and proven one after another, and where their verdicts go.
 struct Prover {
+  plan::PlanMaker maker;
   plan::Verifier verifier;
   void prove(const plan::Plan& plan, Pass pass, const std::string& subject, Tally& tally) {
     const plan::Verdict verdict = verifier.verify(plan);
@@ -135,7 +136,7 @@ void verify_problem(const VerifySubject::Problem& problem, int ranks, const std:
     if (tally.refused == 0) tally.first_refusal = fmt::format("{}: {}", subject, refusal);
     tally.refused += kPasses;
   } else {
-    for (const Pass pass : {Pass::forward, Pass::backward}) prover.prove(problem.plan(entry.how, pass), pass, subject, tally);
+    for (const Pass pass : {Pass::forward, Pass::backward}) prover.prove(problem.plan(entry.how, pass, prover.maker), pass, subject, tally);
     if (device && ranks <= kMostThreads) check_numerically(problem, entry.how, *device, subject, tally);
   }
   tally.seconds += std::chrono::duration<double>(Clock::now() - begin).count();

@@ -55,7 +55,9 @@ std::string launch_lines(const std::string& command, std::span<const std::string
       "# on several hosts: their names, and after the colon the ranks of each{2}\n"
       "mpirun -n {0} --host {3} --bind-to none {1}\n"
       "# in a Slurm allocation\n"
-      "srun --mpi=pmix --ntasks={0}{4} {1}\n",
+      "srun --mpi=pmix --ntasks={0}{4} {1}\n"
+      "# without MPI, on this host; on several hosts --nnodes, --node-rank, --master-addr and --master-port say who is where\n"
+      "torchrun --no-python --nproc-per-node={0} {1}\n",
       ranks, program, gpus ? ", at most its GPUs" : "", hosts, slurm_gpus);
 }
 

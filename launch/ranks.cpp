@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "launch/cores.h"
 #include "launch/ranks_mpi.h"
 #include "runtime/comm/mpi_transport.h"
 #include "runtime/comm/nccl_transport.h"
@@ -49,13 +50,14 @@ std::optional<Launched> mpi_launcher(const Environment& environment) {
   return std::nullopt;
 }
 
+/// torchrun, or whoever sets the same variables.
+std::optional<Launched> torch_launcher(const Environment& environment) {
+  const std::optional<int> size = number_in(environment, "WORLD_SIZE");
+  if (!size) return std::nullopt;
+  return Launched{"torchrun", number_in(environment, "RANK").value_or(-1), *size};
+}
+
 void refuse_processes_without_mpi(const Environment& environment) {
-  if (const int size = number_in(environment, "WORLD_SIZE").value_or(1); size > 1) {
-    throw InvalidArgument(
-        fmt::format("torchrun started {} processes, but ranks find each other through MPI; start them with mpirun -n {} periplus ... "
-                    "or srun --mpi=pmix -n {} periplus ..., or use one process with --ranks {}",
-                    size, size, size, size));
-  }
   if (const int size = number_in(environment, "SLURM_STEP_NUM_TASKS").value_or(1); size > 1) {
     throw InvalidArgument(
         fmt::format("srun started {} processes without a process manager for MPI; start them with srun --mpi=pmix -n {} "
@@ -64,26 +66,54 @@ void refuse_processes_without_mpi(const Environment& environment) {
   }
 }
 
-RankSource mpi_ranks(const RankOptions& options, const Launched& launched) {
+void check_ranks(const RankOptions& options, const Launched& launched) {
   if (options.ranks != 0 && options.ranks != launched.size) {
     throw InvalidArgument(fmt::format("--ranks {} contradicts {}, which started {}; leave --ranks out{}", options.ranks, launched.by,
                                       launched.size, launched.size == 1 ? " or add --transport thread" : ""));
   }
+}
+
+RankSource mpi_ranks(const RankOptions& options, const Launched& launched) {
+  check_ranks(options, launched);
   return {true, launched.size, launched.rank};
+}
+
+RankSource tcp_ranks(const RankOptions& options, const Launched& launched, const Environment& environment) {
+  check_ranks(options, launched);
+  const std::optional<std::string> host = environment("MASTER_ADDR");
+  const std::optional<int> port = number_in(environment, "MASTER_PORT");
+  if (launched.rank < 0 || launched.rank >= launched.size || !host || host->empty() || port.value_or(0) < 1 || *port > 65535) {
+    throw InvalidArgument(fmt::format(
+        "{} started {} processes, which need RANK (0 to {}; here it is {}), MASTER_ADDR (where rank 0 is) and MASTER_PORT (a free "
+        "port there) to find each other; start them with torchrun --no-python --nproc-per-node N periplus ..., or with "
+        "mpirun -n {} periplus ...",
+        launched.by, launched.size, launched.size - 1, launched.rank, launched.size));
+  }
+  comm::TcpGroup group{.rank = launched.rank, .size = launched.size, .host = *host, .port = static_cast<std::uint16_t>(*port)};
+  // torchrun's agent has its own store at that port, and starts all ranks anew after a failure.
+  if (environment("TORCHELASTIC_USE_AGENT_STORE") == "True") {
+    group.store_key = fmt::format("periplus/{}/{}", environment("TORCHELASTIC_RUN_ID").value_or(""),
+                                  environment("TORCHELASTIC_RESTART_COUNT").value_or("0"));
+  }
+  return {false, launched.size, launched.rank, {}, std::move(group)};
 }
 
 void check_transport(const RankOptions& options, const DeviceRequest& device) {
   const bool gpu = device.kind == DeviceKind::cuda;
-  if (gpu && options.transport == "mpi") {
-    throw InvalidArgument(fmt::format("--transport mpi moves host memory only; with --device {} use --transport nccl", options.device));
+  if (gpu && (options.transport == "mpi" || options.transport == "tcp")) {
+    throw InvalidArgument(
+        fmt::format("--transport {} moves host memory only; with --device {} use --transport nccl", options.transport, options.device));
   }
   if (!gpu && options.transport == "nccl") {
-    throw InvalidArgument("--transport nccl moves memory of GPUs only; add --device cuda, or use --transport mpi");
+    throw InvalidArgument("--transport nccl moves memory of GPUs only; add --device cuda, or use --transport mpi or tcp");
   }
 }
 
 RankSource where_ranks_are(const RankOptions& options, const Environment& environment) {
-  const std::optional<Launched> launched = mpi_launcher(environment);
+  const std::optional<Launched> by_torch = torch_launcher(environment);
+  std::optional<Launched> launched = mpi_launcher(environment);
+  const bool tcp = options.transport == "tcp" || (!launched && options.transport != "mpi" && by_torch && by_torch->size > 1);
+  if (tcp) launched = by_torch;
   if (options.transport == "thread") {
     if (launched && launched->size > 1) {
       throw InvalidArgument(fmt::format("--transport thread contradicts {}, which started {} processes; start one process with --ranks {}",
@@ -91,8 +121,20 @@ RankSource where_ranks_are(const RankOptions& options, const Environment& enviro
     }
     return {false, std::max(options.ranks, 1), 0};
   }
-  if (launched) return mpi_ranks(options, *launched);
+  if (launched) return tcp ? tcp_ranks(options, *launched, environment) : mpi_ranks(options, *launched);
   refuse_processes_without_mpi(environment);
+  if (options.transport == "mpi" && by_torch && by_torch->size > 1) {
+    throw InvalidArgument(
+        fmt::format("--transport mpi contradicts {}, which started {} processes that MPI does not know; leave it out, or "
+                    "start them with mpirun -n {} periplus ...",
+                    by_torch->by, by_torch->size, by_torch->size));
+  }
+  if (options.transport == "tcp") {
+    throw InvalidArgument(
+        fmt::format("--transport tcp needs its processes started: torchrun --no-python --nproc-per-node {} periplus ..., or processes with "
+                    "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set",
+                    std::max(options.ranks, 1)));
+  }
   if (options.transport == "mpi" || options.transport == "nccl") {
     if (options.ranks > 1) {
       throw InvalidArgument(
@@ -105,8 +147,17 @@ RankSource where_ranks_are(const RankOptions& options, const Environment& enviro
 
 /// Every rank of a job usually fails alike: rank 0 gets time to say it and end the job. A rank that is still alive after
 /// that has a problem of its own.
-void let_rank_zero_speak(int rank) {
-  if (rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
+void let_rank_zero_speak(int rank, const comm::Communicator& ranks = {}) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  while (rank > 0 && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    try {
+      ranks.progress();
+      ranks.throw_if_failed();
+    } catch (const CommError&) {
+      std::_Exit(kBadInput);  // rank 0 has spoken, and nobody else ends this process
+    }
+  }
 }
 
 int exit_code_of(const std::exception& error) {
@@ -120,13 +171,16 @@ void say(const std::string& line) {
 
 /// Uses MPI only where it is known to be sane: after a communication failure any MPI call may hang, and a launcher ends
 /// the job anyway when a process leaves with an error.
-[[noreturn]] void end_failed_rank(const std::exception& error, const MpiWorld& world) {
+[[noreturn]] void end_failed_rank(const std::exception& error, const RankSource& source, const MpiWorld& world,
+                                  const comm::Communicator& ranks) {
   const int code = exit_code_of(error);
-  if (code == kBadInput) let_rank_zero_speak(world.rank);
+  if (code == kBadInput) let_rank_zero_speak(world.rank, ranks);
   const std::string who = fmt::format("rank {} of {}: ", world.rank, world.size), message = error.what();
-  say("periplus: " + (message.starts_with(who) ? "" : who) + message);
+  const std::string line = (message.starts_with(who) ? "" : who) + message;
+  say("periplus: " + line);
   std::fflush(stdout);
-  if (dynamic_cast<const CommError*>(&error) != nullptr) std::_Exit(code);
+  ranks.abort(line);
+  if (!source.mpi || dynamic_cast<const CommError*>(&error) != nullptr) std::_Exit(code);
   abort_mpi(code);
 }
 
@@ -135,7 +189,7 @@ comm::TransportOptions transport_options(const RankOptions& options) {
 }
 
 bool uses_nccl(const RankSource& source, const RankOptions& options) {
-  return source.mpi && source.device.kind == DeviceKind::cuda && (source.ranks > 1 || options.transport == "nccl");
+  return source.processes() && source.device.kind == DeviceKind::cuda && (source.ranks > 1 || options.transport == "nccl");
 }
 
 /// Before MPI starts: what every rank finds missing is said once.
@@ -147,19 +201,30 @@ void require_backends(const RankSource& source, const RankOptions& options) {
   }
 }
 
-int run_mpi_rank(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&, Device)>& body) {
-  const MpiWorld world = start_mpi();
+comm::Communicator join_processes(const RankSource& source, const RankOptions& options, const MpiWorld& world) {
+  if (source.tcp) {
+    comm::TcpGroup group = *source.tcp;
+    group.patience = transport_options(options).deadline;
+    return comm::make_tcp_communicator(group, transport_options(options));
+  }
+  if (world.size != source.ranks) {
+    throw InvalidArgument(
+        fmt::format("the launcher announced {} processes but MPI has {}; was this program started by the mpirun of another "
+                    "MPI than {}?",
+                    source.ranks, world.size, describe_mpi().text));
+  }
+  return comm::make_mpi_world(transport_options(options));
+}
+
+int run_process_rank(const RankSource& source, const RankOptions& options,
+                     const std::function<int(const comm::Communicator&, Device)>& body) {
+  const MpiWorld world = source.mpi ? start_mpi() : MpiWorld{source.rank, source.ranks};
   int code = kOk;
   // They outlive a failing body: freeing a communicator while other ranks still wait in it could hang.
   comm::Communicator communicator, of_devices;
   try {
-    if (world.size != source.ranks) {
-      throw InvalidArgument(
-          fmt::format("the launcher announced {} processes but MPI has {}; was this program started by the mpirun of another "
-                      "MPI than {}?",
-                      source.ranks, world.size, describe_mpi().text));
-    }
-    communicator = comm::make_mpi_world(transport_options(options));
+    communicator = join_processes(source, options, world);
+    share_cores(communicator);
     if (uses_nccl(source, options)) {
       const Device device = own_device(source.device, communicator);
       of_devices = comm::make_nccl_communicator(device.index, communicator, transport_options(options));
@@ -171,32 +236,33 @@ int run_mpi_rank(const RankSource& source, const RankOptions& options, const std
     }
     communicator.barrier(Stream());
   } catch (const std::exception& error) {
-    end_failed_rank(error, world);
+    end_failed_rank(error, source, world, communicator);
   }
   of_devices = {};
   communicator = {};
-  finish_mpi();
+  if (source.mpi) finish_mpi();
   return code;
 }
 
 }  // namespace
 
 void add_rank_options(OptionTable& table, RankOptions& options, Devices devices) {
-  std::vector<std::string> transports = {"auto", "thread", "mpi"};
+  std::vector<std::string> transports = {"auto", "thread", "mpi", "tcp"};
   if (devices == Devices::any) {
     transports.emplace_back("nccl");
     table.add({.key = "parallel.device",
                .flag = "device",
                .target = &options.device,
                .value = "NAME",
-               .help = "Where ranks compute: cpu, cuda or cuda:N. On GPUs the processes of mpirun have one each (transport nccl); "
-                       "the threads of --ranks share one."});
+               .help =
+                   "Where ranks compute: cpu, cuda or cuda:N. On GPUs the processes of mpirun or torchrun have one each (transport nccl); "
+                   "the threads of --ranks share one."});
   }
   table.add({.key = "parallel.ranks",
              .flag = "ranks",
              .target = &options.ranks,
              .value = "N",
-             .help = "Ranks as threads of this process; 0: one, or as many processes as mpirun started.",
+             .help = "Ranks as threads of this process; 0: one, or as many processes as mpirun or torchrun started.",
              .least = 0,
              .most = 1024});
   table.add({.key = "parallel.transport",
@@ -217,7 +283,7 @@ void add_rank_options(OptionTable& table, RankOptions& options, Devices devices)
 void add_print_launch_option(OptionTable& table, RankOptions& options) {
   table.add({.flag = "print-launch",
              .target = &options.print_launch,
-             .help = "Prints the command lines that start --ranks N as processes with mpirun and srun, then ends."});
+             .help = "Prints the command lines that start --ranks N as processes with mpirun, srun and torchrun, then ends."});
 }
 
 std::optional<std::string> process_environment(const std::string& name) {
@@ -235,9 +301,10 @@ RankSource find_ranks(const RankOptions& options, const Environment& environment
 }
 
 std::string describe_launcher(const Environment& environment) {
-  const std::optional<Launched> launched = mpi_launcher(environment);
+  std::optional<Launched> launched = mpi_launcher(environment);
+  if (!launched) launched = torch_launcher(environment);
   std::string text = launched ? fmt::format("{} started this process as rank {} of {}", launched->by, launched->rank, launched->size)
-                              : std::string("none that MPI knows; ranks are threads (--ranks N)");
+                              : std::string("none; ranks are threads (--ranks N)");
   std::string seen;
   for (const char* name :
        {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_JOB_ID", "SLURM_NTASKS",
@@ -247,11 +314,9 @@ std::string describe_launcher(const Environment& environment) {
   return text + (seen.empty() ? "" : "; set:" + seen);
 }
 
-int share_of_cores(int own, int together, int sum) { return std::max(1, own * together / std::max(1, sum)); }
-
 int run_ranks(const RankSource& source, const RankOptions& options, const std::function<int(const comm::Communicator&, Device)>& body) {
   require_backends(source, options);
-  if (source.mpi) return run_mpi_rank(source, options, body);
+  if (source.processes()) return run_process_rank(source, options, body);
   int code = kOk;
   const auto thread_body = [&](const comm::Communicator& communicator) {
     const int mine = body(communicator, shared_device(source.device));
@@ -266,7 +331,8 @@ int run_ranks(const RankSource& source, const RankOptions& options, const std::f
 }
 
 int report(const std::exception& error, const std::string& command) {
-  const std::optional<Launched> launched = mpi_launcher(process_environment);
+  std::optional<Launched> launched = mpi_launcher(process_environment);
+  if (!launched) launched = torch_launcher(process_environment);
   if (launched) let_rank_zero_speak(launched->rank);
   say(fmt::format("periplus{}{}: {}", command.empty() ? "" : " ", command, error.what()));
   return exit_code_of(error);

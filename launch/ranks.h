@@ -8,6 +8,7 @@
 #include "launch/devices.h"
 #include "launch/options.h"
 #include "runtime/comm/communicator.h"
+#include "runtime/comm/tcp_transport.h"
 
 namespace periplus::launch {
 
@@ -31,27 +32,26 @@ void add_print_launch_option(OptionTable& table, RankOptions& options);
 using Environment = std::function<std::optional<std::string>(const std::string&)>;
 std::optional<std::string> process_environment(const std::string& name);
 
-/// Where the ranks of this run are: processes that mpirun or srun started, or threads of this process.
+/// Where the ranks of this run are: processes that meet through MPI (of mpirun or srun) or by TCP (of torchrun), or threads of
+/// this process.
 struct RankSource {
   bool mpi = false;
   int ranks = 1;
   int rank = 0;  ///< Of this process, as its launcher says; 0 for threads.
   DeviceRequest device{};
+  std::optional<comm::TcpGroup> tcp{};
+  bool processes() const noexcept { return mpi || tcp; }
 };
 
-/// Errors: InvalidArgument if --ranks, --transport or --device contradict each other or the launcher, or if torchrun or
-/// srun started several processes that could not reach each other.
+/// Errors: InvalidArgument if --ranks, --transport or --device contradict each other or the launcher, or if the launcher
+/// started several processes that could not reach each other.
 RankSource find_ranks(const RankOptions& options, const Environment& environment = process_environment);
 
 /// Who started this process as which rank, and the variables of launchers that are set, in one line.
 std::string describe_launcher(const Environment& environment = process_environment);
 
-/// Threads for a process that may use `own` cores, where all processes of its host together may use `together`, counted once, and
-/// `sum`, counted for each process: its own cores if nobody shares them, else its part.
-int share_of_cores(int own, int together, int sum);
-
 /// Calls `body` on every rank that lives in this process; returns what rank 0 of the process returned. A failing rank
-/// under MPI prints its message and ends the whole job with its exit code, so this call then does not return; with threads
+/// that is a process prints its message and ends the whole job with its exit code, so this call then does not return; with threads
 /// the exception of the rank that failed first is thrown.
 /// On GPUs processes have one each and reach each other through NCCL; threads share one.
 /// Errors: as require_device, before any rank starts.

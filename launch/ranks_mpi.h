@@ -10,8 +10,7 @@ struct MpiWorld {
   int size = 1;
 };
 
-/// MPI_Init_thread with MPI_THREAD_FUNNELED: the calling thread is the one that may communicate. Unless OMP_NUM_THREADS is set, its
-/// team gets the process's share of the host's cores.
+/// MPI_Init_thread with MPI_THREAD_FUNNELED: the calling thread is the one that may communicate.
 /// Errors: BackendUnavailable without MPI in the build or if MPI offers less.
 MpiWorld start_mpi();
 /// MPI_Finalize. Collective.

@@ -27,9 +27,10 @@ VerifySubject::Problem attention_problem(const std::string& layout, const Verifi
     options.head_ranks = strategy.head_ranks;
     return options;
   };
-  return {[=](const Strategy& it) { return strategy::refusal(strategy::find_strategy(it.name), *problem, how(it)); },
-          [=](const Strategy& it, Pass pass) { return make_plan(*problem, how(it), pass); },
-          [=](const Strategy& it, Device device) { return compare_with_reference(*problem, how(it), device); }};
+  return {
+      [=](const Strategy& it) { return strategy::refusal(strategy::find_strategy(it.name), *problem, how(it)); },
+      [=](const Strategy& it, Pass pass, plan::PlanMaker& maker) -> const plan::Plan& { return make_plan(*problem, how(it), pass, maker); },
+      [=](const Strategy& it, Device device) { return compare_with_reference(*problem, how(it), device); }};
 }
 
 VerifySubject::Problem linear_problem(const std::string& layout, const LinearVerificationCase& kind, std::span<const std::int64_t> borders,
@@ -38,7 +39,9 @@ VerifySubject::Problem linear_problem(const std::string& layout, const LinearVer
   const auto problem =
       std::make_shared<const LinearAttentionProblem>(verification_problem(layout_kind_from_string(layout), kind, borders, ranks));
   return {[=](const Strategy& it) { return linear::refusal(linear::find_strategy(it.name), *problem, {.strategy = it.name}); },
-          [=](const Strategy& it, Pass pass) { return make_plan(*problem, {.strategy = it.name}, pass); },
+          [=](const Strategy& it, Pass pass, plan::PlanMaker& maker) -> const plan::Plan& {
+            return make_plan(*problem, {.strategy = it.name}, pass, maker);
+          },
           [=](const Strategy& it, Device device) { return compare_with_reference(*problem, {.strategy = it.name}, device); }};
 }
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "launch/numeric_check.h"
-#include "parallel/plan/plan.h"
+#include "parallel/plan/plan_maker.h"
 
 namespace periplus::launch {
 
@@ -30,7 +30,7 @@ struct VerifySubject {
   /// The problem of so many ranks and such documents. Each by strategy.
   struct Problem {
     std::function<std::string(const Strategy&)> refusal;  ///< Empty, or why it cannot be planned.
-    std::function<plan::Plan(const Strategy&, Pass)> plan;
+    std::function<const plan::Plan&(const Strategy&, Pass, plan::PlanMaker&)> plan;
     std::function<NumericCheck(const Strategy&, Device)> compare;  ///< With the fp64 reference.
   };
   std::function<Problem(std::span<const std::int64_t> borders, int ranks)> problem;

@@ -9,7 +9,7 @@
 #include <fmt/format.h>
 
 #include "parallel/choose.h"
-#include "parallel/plan/builder.h"
+#include "parallel/plan/plan_maker.h"
 #include "parallel/planned_passes.h"
 #include "parallel/strategy/strategy.h"
 #include "runtime/error.h"
@@ -127,20 +127,18 @@ plan::Program make_program(const AttentionProblem& problem, const AttentionOptio
   return program.build();
 }
 
-plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& as_told, Pass pass) {
+plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& options, Pass pass) {
+  plan::PlanMaker maker;
+  return std::move(make_plan(problem, options, pass, maker));
+}
+
+plan::Plan& make_plan(const AttentionProblem& problem, const AttentionOptions& as_told, Pass pass, plan::PlanMaker& maker) {
   const AttentionOptions options = resolved(problem, as_told);
   const strategy::Strategy& strategy = chosen_strategy(problem, options);
-  plan::Plan plan{{},
-                  {problem.layout, problem.mask, problem.q_heads, problem.kv_heads, pass == Pass::backward,
-                   strategy.bytes_sent(problem, options, pass)}};
-  plan.programs.reserve(static_cast<std::size_t>(problem.layout.ranks()));
-  ProgramBuilder program(0);
-  for (int rank = 0; rank < problem.layout.ranks(); ++rank) {
-    program.restart(rank);
-    (pass == Pass::forward ? build_forward : build_backward)(program, problem, options, strategy);
-    plan.programs.push_back(program.build());
-  }
-  return plan;
+  const auto build = pass == Pass::forward ? build_forward : build_backward;
+  return maker.make({problem.layout, problem.mask, problem.q_heads, problem.kv_heads, pass == Pass::backward,
+                     strategy.bytes_sent(problem, options, pass)},
+                    [&](ProgramBuilder& program) { build(program, problem, options, strategy); });
 }
 
 struct DistributedAttention::State {

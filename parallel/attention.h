@@ -9,12 +9,17 @@
 #include "runtime/trace.h"
 
 namespace periplus {
+namespace plan {
+class PlanMaker;
+}
 
 /// This rank's program of one pass. Throws InvalidArgument, with the reason and the nearest supported choice, if the
 /// combination cannot be planned. Cost: at most a millisecond for 64 ranks and 100 documents.
 plan::Program make_program(const AttentionProblem& problem, const AttentionOptions& options, Pass pass, int rank);
 /// The programs of all ranks and the claim that verify() holds them to.
 plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& options, Pass pass);
+/// The same for many plans: see PlanMaker.
+plan::Plan& make_plan(const AttentionProblem& problem, const AttentionOptions& options, Pass pass, plan::PlanMaker& maker);
 
 /// What a running plan costs this rank, summed over calls.
 struct AttentionStatistics {

@@ -8,7 +8,7 @@
 
 #include <fmt/format.h>
 
-#include "parallel/plan/builder.h"
+#include "parallel/plan/plan_maker.h"
 #include "parallel/planned_passes.h"
 #include "parallel/strategy/linear/strategy.h"
 #include "parallel/units.h"
@@ -51,8 +51,7 @@ const linear::Strategy& chosen_strategy(const LinearAttentionProblem& problem, c
 }
 
 /// Units whose elements come to a rank: all of them, or none.
-std::int64_t gathered_units(const SequenceLayout& layout, int rank) {
-  const Units units(layout);
+std::int64_t gathered_units(const Units& units, int rank) {
   const std::int64_t own = std::ssize(units.of_rank(rank));
   return own > 0 && own < units.count() && linear::any_state_passes(units) ? units.count() : 0;
 }
@@ -61,6 +60,7 @@ std::int64_t gathered_units(const SequenceLayout& layout, int rank) {
 struct RankSlots {
   ProgramBuilder& program;
   const LinearAttentionProblem& problem;
+  const Units& units = linear::units_of(program, problem);
   DType storage = problem.dtype, accumulator = accumulator_of(problem.dtype);
 
   View make(std::string name, Role role, DType dtype, int width, bool contiguous = false) const {
@@ -84,10 +84,10 @@ struct RankSlots {
   }
   View transitions(Role role) const {
     const std::int64_t width = problem.element_width() - problem.state_width();
-    return program.slot("transitions", role, accumulator, gathered_units(problem.layout, program.rank()), problem.heads, width, false);
+    return program.slot("transitions", role, accumulator, gathered_units(units, program.rank()), problem.heads, width, false);
   }
   View states(std::string name, Role role) const {
-    return program.slot(std::move(name), role, accumulator, std::ssize(Units(problem.layout).of_rank(program.rank())), problem.heads,
+    return program.slot(std::move(name), role, accumulator, std::ssize(units.of_rank(program.rank())), problem.heads,
                         problem.state_width());
   }
 };
@@ -113,7 +113,7 @@ class Normaliser {
       : program_(program),
         problem_(problem),
         pass_(pass),
-        runs_(program.new_runs(Units(problem.layout).runs_of(program.rank()))),
+        runs_(program.new_runs(linear::units_of(program, problem).runs_of(program.rank()))),
         divisors_(program.slot("normaliser", pass == Pass::forward ? Role::saved : Role::input, accumulator_of(problem.dtype), rows(),
                                problem.heads, 1, false)) {}
 
@@ -157,6 +157,20 @@ class Normaliser {
   View divisors_, out_, dv_, extended_;
 };
 
+void build(ProgramBuilder& program, const LinearAttentionProblem& problem, const LinearAttentionOptions& options,
+           const linear::Strategy& strategy, Pass pass) {
+  linear::Slots on = declare({program, problem}, options, pass);
+  std::optional<Normaliser> normaliser;
+  if (problem.normalise) on = normaliser.emplace(program, problem, pass).begin(on);
+  for (const bool mirrored : {false, true}) {
+    if (mirrored && !problem.bidirectional) break;
+    linear::UnitPass unit_pass(program, problem, on, pass,
+                               linear::pieces_of(strategy, problem, options, linear::units_of(program, problem)), mirrored);
+    strategy.emit(program, problem, unit_pass);
+  }
+  if (normaliser) normaliser->end();
+}
+
 }  // namespace
 
 kernels::Transition LinearAttentionProblem::transition() const noexcept {
@@ -187,26 +201,22 @@ std::uint64_t LinearAttentionOptions::digest() const {
 plan::Program make_program(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass, int rank) {
   const linear::Strategy& strategy = chosen_strategy(problem, options);
   ProgramBuilder program(rank);
-  linear::Slots on = declare({program, problem}, options, pass);
-  std::optional<Normaliser> normaliser;
-  if (problem.normalise) on = normaliser.emplace(program, problem, pass).begin(on);
-  for (const bool mirrored : {false, true}) {
-    if (mirrored && !problem.bidirectional) break;
-    linear::UnitPass unit_pass(program, problem, on, pass, linear::pieces_of(strategy, problem, options), mirrored);
-    strategy.emit(program, problem, unit_pass);
-  }
-  if (normaliser) normaliser->end();
+  build(program, problem, options, strategy, pass);
   return program.build();
 }
 
 plan::Plan make_plan(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass) {
+  plan::PlanMaker maker;
+  return std::move(make_plan(problem, options, pass, maker));
+}
+
+plan::Plan& make_plan(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass, plan::PlanMaker& maker) {
   const linear::Strategy& strategy = chosen_strategy(problem, options);
-  plan::Plan plan{{},
-                  {problem.layout, Mask({}, problem.layout.cu_seqlens()), problem.heads, problem.heads, pass == Pass::backward,
-                   strategy.bytes_sent(problem, options, pass) * (problem.bidirectional ? 2 : 1), plan::Computes::linear,
-                   problem.transition(), problem.decay != Decay::none, options.keep_transitions, problem.bidirectional, problem.normalise}};
-  for (int rank = 0; rank < problem.layout.ranks(); ++rank) plan.programs.push_back(make_program(problem, options, pass, rank));
-  return plan;
+  return maker.make(
+      {problem.layout, Mask({}, problem.layout.cu_seqlens()), problem.heads, problem.heads, pass == Pass::backward,
+       strategy.bytes_sent(problem, options, pass) * (problem.bidirectional ? 2 : 1), plan::Computes::linear, problem.transition(),
+       problem.decay != Decay::none, options.keep_transitions, problem.bidirectional, problem.normalise},
+      [&](ProgramBuilder& program) { build(program, problem, options, strategy, pass); });
 }
 
 struct DistributedLinearAttention::State {
@@ -245,16 +255,12 @@ struct DistributedLinearAttention::State {
 
 DistributedLinearAttention::DistributedLinearAttention(LinearAttentionProblem problem, LinearAttentionOptions options,
                                                        comm::Communicator communicator, Memory memory, Tracer* tracer, Stream stream) {
-  if (stream.device().kind != DeviceKind::cpu && (problem.bidirectional || problem.normalise)) {
-    throw BackendUnavailable(fmt::format("linear attention: {} has no kernels for {} yet; use a cpu stream", to_string(stream.device()),
-                                         problem.bidirectional ? "bidirectional attention" : "the normaliser"));
-  }
   const int rank = communicator.rank();
   const auto make = [&](Pass pass, int of_rank) { return make_program(problem, options, pass, of_rank); };
   PlannedPasses passes("linear attention", problem.layout, {problem.digest(), options.digest()}, std::move(communicator), std::move(memory),
                        tracer, std::move(stream), make);
   const std::int64_t units = std::ssize(Units(problem.layout).of_rank(rank));
-  const std::int64_t rows = options.keep_transitions ? gathered_units(problem.layout, rank) : 0;
+  const std::int64_t rows = options.keep_transitions ? gathered_units(Units(problem.layout), rank) : 0;
   state_ = std::make_unique<State>(State{std::move(problem), units, rows, options.keep_transitions, std::move(passes)});
 }
 

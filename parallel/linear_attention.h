@@ -67,6 +67,8 @@ struct LinearAttentionOptions {
 
 plan::Program make_program(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass, int rank);
 plan::Plan make_plan(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass);
+/// The same for many plans: see PlanMaker.
+plan::Plan& make_plan(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass, plan::PlanMaker& maker);
 
 struct LinearAttentionInputs {
   ConstTensorView q, k;            ///< [rows, heads, head_size], this rank's rows of the layout; any strides of rows and heads

@@ -188,7 +188,7 @@ int bench_attention(Arguments arguments) {
     throw InvalidArgument(fmt::format("--heads {} is not a multiple of --kv-heads {}", options.heads, options.kv_heads));
   const RankSource source = find_ranks(options.ranks);
   const int cores = omp_get_num_procs();
-  if (source.mpi && cores < source.ranks) {
+  if (source.processes() && cores < source.ranks) {
     throw InvalidArgument(
         fmt::format("bench attention: this process may use {} of the cores that {} ranks need; start it with mpirun --bind-to none", cores,
                     source.ranks));

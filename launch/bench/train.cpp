@@ -63,7 +63,7 @@ int bench_train(Arguments arguments) {
   train::check(config);
   const RankSource source = find_ranks(ranks);
   const int cores = omp_get_num_procs();
-  if (source.mpi && cores < source.ranks) {
+  if (source.processes() && cores < source.ranks) {
     throw InvalidArgument(fmt::format("train: this process may use {} of the cores that {} ranks need; start it with mpirun --bind-to none",
                                       cores, source.ranks));
   }

@@ -341,7 +341,9 @@ class Executor {
   double now_us() const { return context_.tracer ? context_.tracer->now_us() : 0; }
   void record(StepId id, double begin_us) {
     if (!context_.tracer) return;
-    context_.tracer->record(plan::trace_event(program_, id, begin_us, now_us() - begin_us, context_.world_ranks));
+    TraceEvent event = plan::trace_event(program_, id, begin_us, now_us() - begin_us, context_.world_ranks);
+    for (TraceMessage& message : event.messages) message.peer = context_.communicator.outermost(message.peer);
+    context_.tracer->record(std::move(event));
   }
 
   const Program& program_;

@@ -216,9 +216,12 @@ Program ProgramBuilder::build() {
   return std::move(program_);
 }
 
-void ProgramBuilder::restart(Rank rank) {
-  program_ = {};
-  program_.rank = rank;
+void ProgramBuilder::restart(Rank rank, Program&& memory) {
+  program_ = std::move(memory);
+  Program& p = program_;
+  p.rank = rank, p.workspace_bytes = 0;
+  p.slots.clear(), p.steps.clear(), p.accesses.clear(), p.bands.clear(), p.sends.clear(), p.receives.clear();
+  p.after.clear(), p.moves.clear(), p.runs.clear(), p.folds.clear();
   program_.slots.reserve(last_.slots), program_.steps.reserve(last_.steps), program_.accesses.reserve(last_.accesses);
   program_.bands.reserve(last_.bands), program_.sends.reserve(last_.sends), program_.receives.reserve(last_.receives);
   program_.after.reserve(last_.after), program_.moves.reserve(last_.moves);

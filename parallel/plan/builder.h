@@ -37,15 +37,16 @@ class RotatingScratch {
 class ProgramBuilder {
  public:
   explicit ProgramBuilder(Rank rank) { program_.rank = rank; }
-  /// Begins the program of another rank for the same problem, with the memory of the one built before and room for as much as
-  /// that had.
-  void restart(Rank rank);
-  /// What the programs of all ranks have in common: made for the first of them and kept for the others.
+  /// Begins the program of another rank, in the memory of a program that is no longer needed and with room for as much as the
+  /// one built before had.
+  void restart(Rank rank, Program&& memory = {});
+  /// What the programs of all ranks have in common: made for the first of them and kept for the others, until forgotten.
   template <class T, class Make>
   const T& in_common(const Make& make) {
     if (const T* const known = std::any_cast<T>(&common_)) return *known;
     return common_.emplace<T>(make());
   }
+  void forget_common() { common_.reset(); }
   Rank rank() const noexcept { return program_.rank; }
 
   /// Declares a slot, under a name of its own, and returns the view of all of it.

@@ -13,7 +13,7 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 
 std::optional<std::vector<MicroBatch>> plan_chunks(const Batch& batch, const Menu& menu, int chunks) {
   std::vector<MicroBatch> result;
-  const std::vector<int> counts = {batch.cost.devices() / menu.degrees.front()};
+  const std::vector<int> counts = {places(menu.degrees.front(), batch.cost.devices(), batch.cost.devices_per_node())};
   int begin = 0;
   for (const int end : cut_into_chunks(batch.lengths, chunks)) {
     std::vector<int> members(static_cast<std::size_t>(end - begin));
@@ -46,15 +46,6 @@ std::vector<Group> pack(const Batch& batch, int kind, bool best_fit) {
   return rows;
 }
 
-double seconds_of_kind(const Batch& batch, int kind, const SearchOptions& options) {
-  const std::vector<int> only = {kind};
-  double seconds = kNever;
-  if (const auto chunks = plan_by_chunks(batch, kind, options.more_micro_batches)) seconds = seconds_of(batch, *chunks);
-  if (const auto rows = plan_by_rows(batch, kind, true)) seconds = std::min(seconds, seconds_of(batch, *rows));
-  const SearchResult found = search(batch, Menu(batch, only), options, [] { return false; });
-  return found.micro_batches.empty() ? seconds : std::min(seconds, found.seconds);
-}
-
 }  // namespace
 
 double seconds_of(const Batch& batch, const std::vector<MicroBatch>& micro_batches) {
@@ -85,7 +76,7 @@ std::optional<std::vector<MicroBatch>> plan_by_rows(const Batch& batch, int kind
   if (batch.size() > 0 && about.capacity < batch.lengths.front()) return std::nullopt;
   std::vector<Group> rows = pack(batch, kind, best_fit);
   std::ranges::stable_sort(rows, std::greater(), &Group::seconds);
-  const auto side_by_side = static_cast<std::size_t>(batch.cost.devices() / about.degree);
+  const auto side_by_side = static_cast<std::size_t>(places(about.degree, batch.cost.devices(), batch.cost.devices_per_node()));
   std::vector<MicroBatch> result;
   for (std::size_t row = 0; row < rows.size(); ++row) {
     if (row % side_by_side == 0) result.push_back({.groups = {}, .seconds = rows[row].seconds});
@@ -94,13 +85,27 @@ std::optional<std::vector<MicroBatch>> plan_by_rows(const Batch& batch, int kind
   return result;
 }
 
+std::optional<std::vector<MicroBatch>> plan_of_kind(const Batch& batch, int kind, const SearchOptions& options) {
+  std::optional<std::vector<MicroBatch>> best = plan_by_chunks(batch, kind, options.more_micro_batches);
+  const auto take_if_better = [&](std::optional<std::vector<MicroBatch>> other) {
+    if (other && (!best || seconds_of(batch, *other) < seconds_of(batch, *best))) best = std::move(other);
+  };
+  take_if_better(plan_by_rows(batch, kind, true));
+  if (!best || batch.size() == 0) return best;  // no search where a sequence does not fit
+  const std::vector<int> only = {kind};
+  SearchResult found = search(batch, Menu(batch, only), options, [] { return false; });
+  if (!found.micro_batches.empty()) take_if_better(std::move(found.micro_batches));
+  return best;
+}
+
 Baselines baselines(const Batch& batch, std::int64_t max_length, const SearchOptions& options) {
   Baselines result;
   if (batch.size() == 0) return result;
   for (std::size_t kind = 0; kind < batch.cost.kinds().size(); ++kind) {
     const std::int64_t capacity = batch.cost.kinds()[kind].capacity;
     if (capacity < batch.lengths.front()) continue;
-    const double seconds = seconds_of_kind(batch, static_cast<int>(kind), options);
+    const auto plan = plan_of_kind(batch, static_cast<int>(kind), options);
+    const double seconds = plan ? seconds_of(batch, *plan) : kNever;
     if (result.adaptive_kind < 0 || seconds < result.adaptive) result.adaptive = seconds, result.adaptive_kind = static_cast<int>(kind);
     if (capacity < max_length) continue;
     if (result.static_kind < 0 || seconds < result.static_best) result.static_best = seconds, result.static_kind = static_cast<int>(kind);

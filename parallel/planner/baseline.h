@@ -18,6 +18,9 @@ std::optional<std::vector<MicroBatch>> plan_by_chunks(const Batch& batch, int ki
 /// into the fullest; rows of similar time run side by side. Nothing if a sequence does not fit into a group.
 std::optional<std::vector<MicroBatch>> plan_by_rows(const Batch& batch, int kind, bool best_fit);
 
+/// Groups of one kind: the best of both and of the search. Nothing if a sequence does not fit into a group.
+std::optional<std::vector<MicroBatch>> plan_of_kind(const Batch& batch, int kind, const SearchOptions& options);
+
 /// Sum of the makespans, micro_batch_seconds included.
 double seconds_of(const Batch& batch, const std::vector<MicroBatch>& micro_batches);
 

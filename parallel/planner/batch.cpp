@@ -109,4 +109,9 @@ std::vector<int> place(std::span<const int> degrees, int devices, int devices_pe
   return first;
 }
 
+int places(int degree, int devices, int devices_per_node) {
+  if (degree > devices_per_node) return devices / degree;
+  return devices / devices_per_node * (devices_per_node / degree) + devices % devices_per_node / degree;
+}
+
 }  // namespace periplus::planner

@@ -65,4 +65,7 @@ struct MicroBatch {
 /// no such place for all of them.
 std::vector<int> place(std::span<const int> degrees, int devices, int devices_per_node);
 
+/// Groups of one degree that find places together.
+int places(int degree, int devices, int devices_per_node);
+
 }  // namespace periplus::planner

@@ -127,6 +127,23 @@ BatchPlan Planner::plan(std::span<const std::int64_t> lengths) {
   if (const std::string wrong = refutation(plan, cost_, lengths); !wrong.empty()) {
     plan = to_plan(batch, fall_back(batch), fmt::format("fall-back: the plan found is wrong: {}", wrong));
   }
+  return finished(batch, std::move(plan), lengths);
+}
+
+BatchPlan Planner::plan_of_kind(std::span<const std::int64_t> lengths, int kind) {
+  const Batch batch(cost_, lengths);
+  if (batch.size() == 0) return {.micro_batches = {}, .seconds = 0, .found_by = "nothing to plan", .bound = {}};
+  std::optional<std::vector<MicroBatch>> best;
+  for (int candidate = 0; candidate < static_cast<int>(cost_.kinds().size()); ++candidate) {
+    if (kind >= 0 && candidate != kind) continue;
+    auto found = planner::plan_of_kind(batch, candidate, options_.search);
+    if (found && (!best || seconds_of(batch, *found) < seconds_of(batch, *best))) best = std::move(found);
+  }
+  if (!best) throw InvalidArgument(fmt::format("planner: no group of kind {} holds the longest sequence, {}", kind, batch.lengths.front()));
+  return finished(batch, to_plan(batch, *best, "groups of one kind"), lengths);
+}
+
+BatchPlan Planner::finished(const Batch& batch, BatchPlan plan, std::span<const std::int64_t> lengths) {
   const SolveLinear clp = [&](const LinearProgram& program) { return simplex_.solve(program); };
   plan.bound = options_.with_linear_bound ? linear_bound(batch, plan.seconds, options_.solve_linear ? options_.solve_linear : clp)
                                           : simple_bound(batch);

@@ -32,6 +32,9 @@ class Planner {
   explicit Planner(CostModel cost, PlannerOptions options = {});
 
   BatchPlan plan(std::span<const std::int64_t> lengths);
+  /// With groups of one kind; negative: of the kind that is best for the batch. Errors: InvalidArgument also for a sequence that
+  /// groups of the kind cannot hold.
+  BatchPlan plan_of_kind(std::span<const std::int64_t> lengths, int kind);
   const CostModel& cost() const noexcept { return cost_; }
 
  private:
@@ -40,6 +43,8 @@ class Planner {
   std::vector<MicroBatch> find_among(const Batch& batch, std::span<const int> kinds, const Expired& expired, bool& late) const;
   void polish(const Batch& batch, std::span<const int> kinds, std::vector<MicroBatch>& micro_batches) const;
   std::vector<MicroBatch> fall_back(const Batch& batch) const;
+  /// With its lower bound, and checked once more.
+  BatchPlan finished(const Batch& batch, BatchPlan plan, std::span<const std::int64_t> lengths);
 
   CostModel cost_;
   PlannerOptions options_;

@@ -10,13 +10,13 @@
 
 namespace periplus::train {
 
-/// One packed row as one rank sees it: its own tokens, in the layout's local order.
+/// Pieces that some ranks train on together, a packed row say, as one of them sees it: its own tokens, in the layout's local order.
 struct Batch {
   SequenceLayout layout;
   std::vector<std::int32_t> tokens;
   std::vector<std::int32_t> labels;     ///< The next token of the same piece, wherever it lives; else kernels::kIgnoreLabel.
   std::vector<std::int64_t> positions;  ///< Inside the piece.
-  std::int64_t valid_labels = 0;        ///< Of the whole row, all ranks.
+  std::int64_t valid_labels = 0;        ///< What the loss is a mean over: of all these ranks, or of all groups and micro-batches of a step.
 };
 
 /// row: the bytes of all pieces one after the other; cu_seqlens: their borders. Labels are shifted on the whole row, then

@@ -23,6 +23,7 @@ namespace {
 constexpr std::array<std::string_view, 5> kGates = {"basic", "retention", "lightning", "gla", "mamba2"};
 constexpr std::int64_t kLargestConvolution = 64;
 constexpr std::array<std::string_view, 2> kPackings = {"best_fit", "concat"};
+constexpr std::array<std::string_view, 4> kPlanners = {"none", "static", "adaptive", "flexible"};
 constexpr std::array<std::string_view, 4> kDtypes = {"auto", "bf16", "f32", "f64"};
 constexpr std::int64_t kByteValues = 256;
 /// Keeps every product of two sizes, and the parameter count, far from overflow.
@@ -131,6 +132,21 @@ void check_recurrent(const ModelConfig& model, const ParallelConfig& parallel) {
   }
 }
 
+/// What the planner decides must be left to it, and what its cost model does not know cannot be planned.
+void check_planner(const ModelConfig& model, const ParallelConfig& parallel) {
+  require_one_of("parallel.planner", parallel.planner, kPlanners);
+  if (parallel.planner == "none") {
+    require(parallel.machine.empty(), "parallel.machine", parallel.machine, "left out: only a parallel.planner asks for it");
+    return;
+  }
+  require(parallel.attention.digest() == AttentionOptions().digest(), "parallel.strategy", parallel.attention.strategy,
+          fmt::format("left out, with all that belongs to it: parallel.planner {} chooses for each group", parallel.planner));
+  const std::string_view used = std::string_view(model.pattern).substr(0, static_cast<std::size_t>(model.layers));
+  require(used.find_first_not_of('S') == used.npos, "model.pattern", model.pattern,
+          fmt::format("of S layers only with parallel.planner {}: its cost model knows softmax attention over whole documents",
+                      parallel.planner));
+}
+
 void check_optimizer(const OptimizerConfig& optimizer) {
   require_finite("optimizer.learning_rate", optimizer.learning_rate, 0);
   require(optimizer.warmup_steps >= 0, "optimizer.warmup_steps", optimizer.warmup_steps, "0 or more");
@@ -151,6 +167,7 @@ void check(const Config& config) {
   require(config.data.context >= 2 && config.data.context <= kLargestContext, "data.context", config.data.context,
           fmt::format("2 to {} tokens", kLargestContext));
   require_one_of("data.packing", config.data.packing, kPackings);
+  require_size("data.rows_per_step", config.data.rows_per_step);
   try {
     if (config.parallel.attention.strategy != "auto") strategy::find_strategy(config.parallel.attention.strategy);
   } catch (const InvalidArgument& error) {
@@ -162,6 +179,7 @@ void check(const Config& config) {
     throw InvalidArgument(fmt::format("config: parallel.layout: {}", error.what()));
   }
   check_recurrent(config.model, config.parallel);
+  check_planner(config.model, config.parallel);
   require(config.run.steps >= 1, "run.steps", config.run.steps, "1 or more");
   require(!config.run.directory.empty(), "run.directory", "empty", "a folder to write to");
   require(config.run.checkpoint_every >= 0, "run.checkpoint_every", config.run.checkpoint_every, "0 (only at the end) or more");
@@ -194,6 +212,7 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"data.paths", fmt::format("{}", fmt::join(data.paths, ", "))},
           {"data.context", text(data.context)},
           {"data.packing", data.packing},
+          {"data.rows_per_step", text(data.rows_per_step)},
           {"parallel.strategy", parallel.attention.strategy},
           {"parallel.linear_strategy", parallel.linear.strategy},
           {"parallel.keep_transitions", text(parallel.linear.keep_transitions)},
@@ -203,6 +222,8 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"parallel.placement", parallel.attention.placement},
           {"parallel.ranks_per_node", text(parallel.attention.ranks_per_node)},
           {"parallel.layout", parallel.layout},
+          {"parallel.planner", parallel.planner},
+          {"parallel.machine", parallel.machine},
           {"optimizer.learning_rate", text(optimizer.learning_rate)},
           {"optimizer.warmup_steps", text(optimizer.warmup_steps)},
           {"optimizer.weight_decay", text(optimizer.weight_decay)},

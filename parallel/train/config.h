@@ -35,12 +35,17 @@ struct DataConfig {
   std::vector<std::string> paths;    ///< Files, folders or globs; one document per file, byte-level tokens.
   std::int64_t context = 8192;       ///< Tokens of one row.
   std::string packing = "best_fit";  ///< best_fit | concat
+  std::int64_t rows_per_step = 1;    ///< Rows of a training step.
 };
 
 struct ParallelConfig {
   AttentionOptions attention;
   LinearAttentionOptions linear;  ///< Of the layers that a state passes through.
   std::string layout = "document_zigzag";
+  /// Who works on which documents of a step: none, all ranks on each row | static, groups of one size for the whole run | adaptive,
+  /// of one size for each step | flexible, of any sizes (planner/planner.h). The planner chooses strategies, too.
+  std::string planner = "none";
+  std::string machine = {};  ///< What the planner plans for: a name or a file; empty: this machine, measured.
 };
 
 struct OptimizerConfig {

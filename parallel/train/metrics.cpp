@@ -36,7 +36,9 @@ std::string to_json_line(const StepMetrics& metrics) {
                                          {"exposed_comm_seconds", metrics.exposed_comm_seconds},
                                          {"peak_memory_bytes", metrics.peak_memory_bytes},
                                          {"ranks", metrics.ranks},
-                                         {"learning_rate", metrics.learning_rate}};
+                                         {"learning_rate", metrics.learning_rate},
+                                         {"micro_batches", metrics.micro_batches},
+                                         {"predicted_seconds", metrics.predicted_seconds}};
   return object.dump();
 }
 

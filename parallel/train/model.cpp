@@ -6,16 +6,12 @@
 #include "runtime/error.h"
 
 namespace periplus::train {
-namespace {
 
-/// Rows whose logits exist at a time: on a device as many as fit some 256 MiB, so that it is busy.
 std::int64_t loss_rows(std::int64_t vocabulary, Device device) {
   const kernels::CrossEntropyOptions defaults;
   if (device.kind == DeviceKind::cpu) return defaults.tile_rows;
   return std::clamp((std::int64_t{1} << 26) / vocabulary, defaults.tile_rows, tile_rows(device));
 }
-
-}  // namespace
 
 Model::Model(const ModelConfig& config, DType dtype, const Memory& memory)
     : config_(config),

@@ -14,6 +14,9 @@
 
 namespace periplus::train {
 
+/// Rows whose logits exist at a time: on a device as many as fit some 256 MiB, so that it is busy.
+std::int64_t loss_rows(std::int64_t vocabulary, Device device);
+
 /// A Llama-shaped language model, whose layers mix tokens as model.pattern says, on one rank of a context-parallel group: all weights, this
 /// rank's rows of the activations.
 class Model {

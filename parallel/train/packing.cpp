@@ -98,6 +98,7 @@ Packing::Packing(std::string_view method, std::span<const std::int64_t> lengths,
     pieces_.insert(pieces_.end(), row.begin(), row.end());
     first_piece_.push_back(pieces_.size());
   }
+  for (const Piece& piece : pieces_) longest_piece_ = std::max(longest_piece_, piece.length);
 }
 
 std::span<const Piece> Packing::row(std::int64_t index) const {

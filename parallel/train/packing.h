@@ -31,11 +31,13 @@ class Packing {
 
   std::int64_t rows() const noexcept { return static_cast<std::int64_t>(first_piece_.size()) - 1; }
   std::span<const Piece> row(std::int64_t index) const;
+  std::int64_t longest_piece() const noexcept { return longest_piece_; }  ///< Tokens.
   const PackingStatistics& statistics() const noexcept { return statistics_; }
 
  private:
   std::vector<Piece> pieces_;             // grouped by row
   std::vector<std::size_t> first_piece_;  // rows + 1
+  std::int64_t longest_piece_ = 0;
   PackingStatistics statistics_;
 };
 

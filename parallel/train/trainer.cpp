@@ -19,6 +19,7 @@
 #include "parallel/train/model.h"
 #include "parallel/train/optimizer.h"
 #include "parallel/train/packing.h"
+#include "parallel/train/step_plan.h"
 #include "parallel/train/trace_file.h"
 #include "runtime/cuda/device.h"
 #include "runtime/cuda/home_stream.h"
@@ -78,13 +79,14 @@ class Run {
         memory_(options.device),
         corpus_(open_corpus(config, communicator_)),
         packing_(config.data.packing, corpus_.lengths(), config.data.context),
-        order_(packing_.rows(), config.run.seed),
+        planner_(config, packing_, dtype_, options.machine ? &*options.machine : nullptr, options.device, communicator_),
         model_(config.model, dtype_, memory_),
         optimizer_(model_.parameters(), dtype_, communicator_, memory_),
         tracer_(communicator_.rank()) {}
 
   TrainResult train() {
     prepare_directory();
+    write_machine();
     result_.state_bytes = static_cast<std::int64_t>(memory_.account().current_bytes());
     measure_entropy();
     describe();
@@ -124,6 +126,12 @@ class Run {
     });
   }
 
+  /// So that a run that goes on plans for the same machine.
+  void write_machine() {
+    if (planner_.cost() != nullptr)
+      on_rank0(communicator_, [&] { write_file_atomically(directory_ / "machine.toml", options_.machine->text); });
+  }
+
   void measure_entropy() {
     std::array<double, 3> values{};
     on_rank0(communicator_, [&] {
@@ -156,17 +164,26 @@ class Run {
         "optimizer state "
         "here",
         model_.parameters().elements(), to_string(dtype_), communicator_.size(), communicator_.size() == 1 ? "rank" : "ranks",
-        communicator_.transport_name(), layer_kinds(), config_.parallel.attention.strategy, config_.parallel.layout,
-        static_cast<double>(result_.state_bytes) / (1 << 20));
+        communicator_.transport_name(), layer_kinds(), planner_.cost() == nullptr ? config_.parallel.attention.strategy : "by the planner",
+        config_.parallel.layout, static_cast<double>(result_.state_bytes) / (1 << 20));
+    if (planner_.cost() != nullptr) describe_planner();
     if (const Device device = options_.device; device.kind == DeviceKind::cuda) {
       say("device: {}, {}", to_string(device), cuda::properties(device.index).name);
     }
   }
 
+  void describe_planner() const {
+    const auto kind = planner_.static_kind();
+    say("planner: {} groups on machine {}{}; a micro-batch has memory for {} tokens, its largest group for {}", config_.parallel.planner,
+        options_.machine->planner.name,
+        kind ? fmt::format(", each {} x {}", kind->degree, planner::to_string(kind->method)) : std::string(),
+        planner_.cost()->tokens_per_micro_batch(), planner_.cost()->longest());
+  }
+
   Manifest manifest() const {
     const auto entries = key_values(config_);
     Manifest manifest{.step = result_.last_step, .corpus_digest = corpus_.digest(), .config = {entries.begin(), entries.end()}};
-    manifest.epoch = result_.last_step / packing_.rows();
+    manifest.epoch = planner_.epoch_of_step(result_.last_step + 1);
     manifest.config["run.dtype"] = to_string(dtype_);  // what auto means differs between machines
     return manifest;
   }
@@ -228,6 +245,57 @@ class Run {
     return std::move(choice.options);
   }
 
+  /// What this rank does in a micro-batch.
+  struct Share {
+    comm::Communicator group;
+    std::optional<AttentionOptions> attention;
+    Batch batch;
+  };
+  /// Of this rank's shares.
+  struct Sums {
+    double loss = 0;
+    double flops = 0;                ///< Of the groups whose first rank this is, all their ranks.
+    double waited = 0, exposed = 0;  ///< Inside the model: blocked for messages, and with nothing to compute.
+  };
+
+  /// All of a step at once: afterwards no rank can fail alone for its data while others wait for it.
+  std::vector<Share> read_shares(const StepPlan& plan, Tracer* tracer) {
+    std::vector<Share> shares;
+    all_or_none(communicator_, [&] {
+      const TraceSpan span(tracer, "read pieces");
+      for (const std::vector<StepGroup>& micro_batch : plan.micro_batches) {
+        for (const StepGroup& of : micro_batch) {
+          const int rank = communicator_.rank() - of.first_rank;
+          if (rank < 0 || rank >= of.ranks) continue;
+          shares.push_back({.group = communicator_.group(of.first_rank, of.ranks),
+                            .attention = of.attention,
+                            .batch = make_batch(corpus_, of.pieces, layout_, of.ranks, rank)});
+          shares.back().batch.valid_labels = plan.labels;
+        }
+      }
+    });
+    return shares;
+  }
+
+  void train_on(const Share& share, Tracer* tracer, Sums& sums) {
+    // What the micro-batch before enqueued still uses the plans that this one replaces.
+    cuda::synchronize(stream_);
+    model_.plan(share.batch, {.communicator = share.group,
+                              .linear = config_.parallel.linear,
+                              .attention =
+                                  [&](char letter, const AttentionProblem& problem) {
+                                    return share.attention ? *share.attention : strategy_for(letter, problem);
+                                  },
+                              .tracer = tracer,
+                              .stream = stream_});
+    const double before = communicator_.traffic().wait_seconds;
+    const TraceSpan span(tracer, "forward and backward");
+    sums.loss += model_.loss_and_gradients(stream_);
+    sums.waited += communicator_.traffic().wait_seconds - before;
+    sums.exposed += model_.exposed_seconds();
+    if (share.group.rank() == 0) sums.flops += model_.flops(share.batch);
+  }
+
   StepMetrics run_step(std::int64_t step) {
     const Clock::time_point begin = Clock::now();
     Tracer* const tracer = config_.run.trace ? &tracer_ : nullptr;
@@ -236,48 +304,37 @@ class Run {
       tracer_.restart();
     }
     const double waited = communicator_.traffic().wait_seconds;
-    std::optional<Batch> batch;
-    all_or_none(communicator_, [&] {
-      const TraceSpan span(tracer, "read row");
-      batch.emplace(make_batch(corpus_, packing_.row(order_.row_of_step(step)), layout_, communicator_.size(), communicator_.rank()));
-    });
-    model_.plan(*batch, {.communicator = communicator_,
-                         .linear = config_.parallel.linear,
-                         .attention = [&](char letter, const AttentionProblem& problem) { return strategy_for(letter, problem); },
-                         .tracer = tracer,
-                         .stream = stream_});
-    const double waited_before_model = communicator_.traffic().wait_seconds;
+    const StepPlan plan = planner_.plan(step);
+    std::vector<Share> shares = read_shares(plan, tracer);
     model_.zero_gradients(stream_);
-    std::array<double, 2> sums = {0, 0};
-    {
-      const TraceSpan span(tracer, "forward and backward");
-      sums[0] = model_.loss_and_gradients(stream_);
-    }
-    const double waited_in_model = communicator_.traffic().wait_seconds - waited_before_model;
+    Sums sums;
+    for (Share& share : shares) train_on(share, tracer, sums);
 
-    StepMetrics metrics{.step = step, .tokens = batch->layout.tokens(), .ranks = communicator_.size()};
+    StepMetrics metrics{.step = step, .tokens = plan.tokens, .ranks = communicator_.size()};
+    metrics.micro_batches = std::ssize(plan.micro_batches), metrics.predicted_seconds = plan.predicted_seconds;
     metrics.learning_rate = learning_rate_at(config_.optimizer, step, config_.run.steps);
-    metrics.grad_norm = update(step, metrics.learning_rate, batch->valid_labels > 0, tracer);
+    metrics.grad_norm = update(step, metrics.learning_rate, plan.labels > 0, tracer);
     // One message decides for all ranks whether to stop: a signal may reach them in different steps.
-    sums[1] = options_.stop_requested != nullptr && options_.stop_requested->load() ? 1 : 0;
-    all_reduce(communicator_, sums, comm::Reduce::sum);
-    result_.stopped_by_request = sums[1] > 0;
+    const bool stop = options_.stop_requested != nullptr && options_.stop_requested->load();
+    std::array<double, 3> totals = {sums.loss, sums.flops, stop ? 1.0 : 0.0};
+    all_reduce(communicator_, totals, comm::Reduce::sum);
+    result_.stopped_by_request = totals[2] > 0;
     result_.last_step = step;
     ++result_.steps_run;
-    if (batch->valid_labels > 0) {
-      metrics.loss = sums[0] / static_cast<double>(batch->valid_labels);
+    if (plan.labels > 0) {
+      metrics.loss = totals[0] / static_cast<double>(plan.labels);
       last_losses_.push_back(metrics.loss);
       if (last_losses_.size() > kLastLosses) last_losses_.pop_front();
     }
 
-    const double waits_outside = communicator_.traffic().wait_seconds - waited - waited_in_model;
-    std::array<double, 2> largest = {waits_outside + model_.exposed_seconds(), static_cast<double>(memory_.account().peak_bytes())};
+    const double waits_outside = communicator_.traffic().wait_seconds - waited - sums.waited;
+    std::array<double, 2> largest = {waits_outside + sums.exposed, static_cast<double>(memory_.account().peak_bytes())};
     all_reduce(communicator_, largest, comm::Reduce::max);
     metrics.exposed_comm_seconds = largest[0];
     metrics.peak_memory_bytes = static_cast<std::int64_t>(largest[1]);
     metrics.step_seconds = seconds_since(begin);
     metrics.tokens_per_second = static_cast<double>(metrics.tokens) / metrics.step_seconds;
-    metrics.flops_per_second = model_.flops(*batch) / metrics.step_seconds;
+    metrics.flops_per_second = totals[1] / metrics.step_seconds;
     metrics.mfu = peak_flops_ > 0 ? metrics.flops_per_second / peak_flops_ : 0;
     return metrics;
   }
@@ -315,7 +372,7 @@ class Run {
   Memory memory_;
   Corpus corpus_;
   Packing packing_;
-  RowOrder order_;
+  StepPlanner planner_;
   Model model_;
   ShardedAdamw optimizer_;
   Tracer tracer_;

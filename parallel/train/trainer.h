@@ -9,6 +9,7 @@
 #include <string>
 
 #include "parallel/train/config.h"
+#include "parallel/train/planner_costs.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/device.h"
 #include "runtime/memory.h"
@@ -30,6 +31,8 @@ struct StepMetrics {
   std::int64_t peak_memory_bytes = 0;  ///< largest over ranks, counted by the runtime's allocator
   int ranks = 1;
   double learning_rate = 0;
+  std::int64_t micro_batches = 1;
+  double predicted_seconds = 0;  ///< By the planner, without the update of the weights; 0: there is none.
 };
 
 /// What a training run is asked to do besides its configuration.
@@ -40,6 +43,8 @@ struct TrainOptions {
   bool measure_peak = true;  ///< Measure the matrix peak before the first step; else mfu is 0.
   /// Where this rank computes. Ranks that are threads may share a GPU; checkpoints are the same for all devices.
   Device device = {};
+  /// What parallel.planner plans for; equal on all ranks. Its text goes to run.directory as machine.toml.
+  std::optional<MachineDescription> machine = {};
   /// Set by the caller (a signal handler, say) on any rank: all ranks agree on the step, save a checkpoint and stop.
   const std::atomic<bool>* stop_requested = nullptr;
   /// Called on rank 0 after every step.

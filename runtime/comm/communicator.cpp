@@ -235,6 +235,8 @@ void Communicator::abort(std::string_view reason) const noexcept {
   if (transport_) transport_->abort(reason);
 }
 
+int Communicator::outermost(int rank) const noexcept { return transport_ ? transport_->outermost(rank) : rank; }
+
 Traffic Communicator::traffic() const { return transport_ ? transport_->traffic() : Traffic{}; }
 
 }  // namespace periplus::comm

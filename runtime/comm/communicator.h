@@ -108,6 +108,13 @@ class Communicator {
   /// Bytes of every rank, of any length each, in rank order. For bootstrap, digests and messages; not for tensors.
   std::vector<std::string> all_gather_bytes(std::string_view mine, StreamView stream) const;
 
+  /// Ranks first .. first + size - 1 as a group of their own, numbered from 0. Not collective and free: messages are the same as
+  /// between those ranks here, so a pair must post them in the same order whatever groups it is in. An abort reaches all ranks.
+  /// Errors: InvalidArgument for ranks that do not exist, or if the own one is not among them.
+  Communicator group(int first, int size) const;
+  /// What group() calls `rank`, in the group that no other was made from.
+  int outermost(int rank) const noexcept;
+
   /// Moves messages without blocking; the progress hook of a CPU stream calls it.
   void progress() const;
   /// Throws CommError or DeviceError if an exchange on a device's stream failed after its Pending was done. Call it once

@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
-#include <fstream>
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
+#include "runtime/host.h"
 
 namespace periplus::comm {
 namespace nccl {
@@ -103,19 +102,6 @@ LaneIds ids_from(const std::string& bytes) {
   return ids;
 }
 
-/// Containers have host names of their own; the boot id is that of the machine.
-std::string boot_id() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string text;
-  std::getline(file, text);
-  return text;
-}
-
-std::string host_name() {
-  std::array<char, 256> text{};
-  return gethostname(text.data(), text.size() - 1) == 0 ? std::string(text.data()) : std::string("unknown");
-}
-
 std::function<bool()> record_event(StreamView stream) {
   const auto event = std::make_shared<cuda::Event>(stream.device().index);
   event->record(stream);
@@ -126,8 +112,8 @@ std::function<bool()> record_event(StreamView stream) {
 
 Endpoint find_endpoint(int device) {
   const Api& api = library();
-  const std::string host = host_name(), boot = boot_id(), card = cuda::properties(device).pci_bus_id;
-  return {&api, {DeviceKind::cuda, device}, host, fmt::format("{} of boot {}", card, boot.empty() ? host : boot)};
+  const std::string card = cuda::properties(device).pci_bus_id;
+  return {&api, {DeviceKind::cuda, device}, host_name(), fmt::format("{} of boot {}", card, host_id())};
 }
 
 Connection connect_lanes(const std::function<Endpoint()>& find, int rank, const AllGatherBytes& all_gather,

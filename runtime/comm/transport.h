@@ -62,7 +62,9 @@ class Transport {
   /// Throws if an operation failed after it was done, as those in a device's stream can.
   virtual void throw_if_failed() {}
   virtual void abort(std::string_view reason) noexcept = 0;
-  Traffic& traffic() noexcept { return traffic_; }
+  virtual Traffic& traffic() noexcept { return traffic_; }
+  /// Rank of the outermost group that `rank` is of (Communicator::group).
+  virtual int outermost(int rank) const noexcept { return rank; }
 
  private:
   Traffic traffic_;

@@ -90,7 +90,9 @@ TEST(LaunchLines, KeepTheArgumentsAndLeaveRanksToTheLauncher) {
             "# on several hosts: their names, and after the colon the ranks of each\n"
             "mpirun -n 3 --host HOST1:2,HOST2:1 --bind-to none periplus train --data 'my text' 'it'\\''s' --layers=2\n"
             "# in a Slurm allocation\n"
-            "srun --mpi=pmix --ntasks=3 periplus train --data 'my text' 'it'\\''s' --layers=2\n");
+            "srun --mpi=pmix --ntasks=3 periplus train --data 'my text' 'it'\\''s' --layers=2\n"
+            "# without MPI, on this host; on several hosts --nnodes, --node-rank, --master-addr and --master-port say who is where\n"
+            "torchrun --no-python --nproc-per-node=3 periplus train --data 'my text' 'it'\\''s' --layers=2\n");
 }
 
 TEST(LaunchLines, AskSlurmForTheGpus) {

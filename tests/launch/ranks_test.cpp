@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "launch/cores.h"
 #include "runtime/error.h"
 
 namespace periplus::launch {
@@ -27,6 +28,8 @@ std::string refusal(const RankOptions& options, std::map<std::string, std::strin
 }
 
 const std::map<std::string, std::string> kMpirun = {{"OMPI_COMM_WORLD_RANK", "2"}, {"OMPI_COMM_WORLD_SIZE", "4"}};
+const std::map<std::string, std::string> kTorchrun = {
+    {"RANK", "3"}, {"WORLD_SIZE", "4"}, {"LOCAL_RANK", "3"}, {"MASTER_ADDR", "10.0.0.1"}, {"MASTER_PORT", "29500"}};
 
 TEST(FindRanks, WithoutLauncherRanksAreThreads) {
   const RankSource one = find_ranks({}, environment({}));
@@ -55,12 +58,43 @@ TEST(FindRanks, ContradictionsAreRefused) {
 }
 
 TEST(FindRanks, ProcessesThatCannotReachEachOtherAreRefused) {
-  EXPECT_NE(refusal({}, {{"WORLD_SIZE", "2"}, {"RANK", "0"}}).find("torchrun started 2 processes"), std::string::npos);
+  for (const auto& incomplete : {kTorchrun.find("MASTER_ADDR"), kTorchrun.find("MASTER_PORT"), kTorchrun.find("RANK")}) {
+    auto variables = kTorchrun;
+    variables.erase(incomplete->first);
+    const std::string said = refusal({}, variables);
+    EXPECT_NE(said.find("torchrun started 4 processes, which need RANK (0 to 3"), std::string::npos) << said;
+  }
   EXPECT_NE(refusal({}, {{"SLURM_STEP_NUM_TASKS", "3"}, {"SLURM_PROCID", "0"}}).find("srun --mpi=pmix -n 3"), std::string::npos);
   EXPECT_EQ(refusal({}, {{"WORLD_SIZE", "1"}, {"RANK", "0"}}), "no error");
+}
+
+TEST(FindRanks, ProcessesOfTorchrunMeetByTcp) {
+  for (const char* transport : {"auto", "tcp"}) {
+    const RankSource source = find_ranks({.transport = transport}, environment(kTorchrun));
+    EXPECT_FALSE(source.mpi);
+    EXPECT_TRUE(source.processes());
+    EXPECT_EQ(source.ranks, 4);
+    EXPECT_EQ(source.rank, 3);
+    ASSERT_TRUE(source.tcp);
+    EXPECT_EQ(source.tcp->host, "10.0.0.1");
+    EXPECT_EQ(source.tcp->port, 29500);
+    EXPECT_EQ(source.tcp->store_key, "");
+  }
+  auto agent = kTorchrun;
+  agent.insert({{"TORCHELASTIC_USE_AGENT_STORE", "True"}, {"TORCHELASTIC_RUN_ID", "job"}, {"TORCHELASTIC_RESTART_COUNT", "2"}});
+  EXPECT_EQ(find_ranks({.transport = "nccl", .device = "cuda"}, environment(agent)).tcp->store_key, "periplus/job/2");
+  EXPECT_EQ(refusal({.ranks = 2}, kTorchrun), "--ranks 2 contradicts torchrun, which started 4; leave --ranks out");
+  EXPECT_NE(refusal({.transport = "thread"}, kTorchrun).find("--transport thread contradicts torchrun"), std::string::npos);
+  EXPECT_NE(refusal({.transport = "mpi"}, kTorchrun).find("--transport mpi contradicts torchrun"), std::string::npos);
+  EXPECT_NE(refusal({.transport = "tcp", .device = "cuda"}, kTorchrun).find("--transport tcp moves host memory only"), std::string::npos);
+  EXPECT_NE(refusal({.ranks = 3, .transport = "tcp"}, {}).find("--nproc-per-node 3"), std::string::npos);
+}
+
+TEST(FindRanks, UnderBothLaunchersMpiIsFirst) {
   auto both = kMpirun;
-  both.emplace("WORLD_SIZE", "4");
-  EXPECT_EQ(refusal({}, both), "no error");
+  both.insert(kTorchrun.begin(), kTorchrun.end());
+  EXPECT_TRUE(find_ranks({}, environment(both)).mpi);
+  EXPECT_TRUE(find_ranks({.transport = "tcp"}, environment(both)).tcp);
 }
 
 TEST(FindRanks, BatchScriptOfSlurmIsOneRank) {
@@ -95,11 +129,10 @@ TEST(ShareOfCores, IsWhatNobodyElseHasOrAPart) {
 }
 
 TEST(DescribeLauncher, SaysWhoStartedWhatAndWhichVariablesAreSet) {
-  EXPECT_EQ(describe_launcher(environment({})), "none that MPI knows; ranks are threads (--ranks N)");
+  EXPECT_EQ(describe_launcher(environment({})), "none; ranks are threads (--ranks N)");
   EXPECT_EQ(describe_launcher(environment(kMpirun)), "mpirun started this process as rank 2 of 4; set: OMPI_COMM_WORLD_RANK=2");
-  EXPECT_NE(describe_launcher(environment({{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}}))
-                .find("set: RANK=1 WORLD_SIZE=2 LOCAL_RANK=1"),
-            std::string::npos);
+  EXPECT_EQ(describe_launcher(environment(kTorchrun)),
+            "torchrun started this process as rank 3 of 4; set: RANK=3 WORLD_SIZE=4 LOCAL_RANK=3 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500");
 }
 
 }  // namespace

@@ -29,6 +29,6 @@ const Strategy& find_strategy(std::string_view name);
 /// Empty, or why this strategy cannot plan this and what to choose instead, unused options included.
 std::string refusal(const Strategy& strategy, const LinearAttentionProblem& problem, const LinearAttentionOptions& options);
 /// Groups of heads of a plan that is not refused.
-int pieces_of(const Strategy& strategy, const LinearAttentionProblem& problem, const LinearAttentionOptions& options);
+int pieces_of(const Strategy& strategy, const LinearAttentionProblem& problem, const LinearAttentionOptions& options, const Units& units);
 
 }  // namespace periplus::strategy::linear

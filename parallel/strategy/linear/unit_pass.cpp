@@ -11,9 +11,13 @@ namespace periplus::strategy::linear {
 using plan::Mode;
 using plan::View;
 
+const Units& units_of(plan::ProgramBuilder& program, const LinearAttentionProblem& problem) {
+  return program.in_common<Units>([&] { return Units(problem.layout); });
+}
+
 UnitPass::UnitPass(plan::ProgramBuilder& program, const LinearAttentionProblem& problem, const Slots& on, Pass pass, int groups,
                    bool mirrored)
-    : program_(program), problem_(problem), on_(on), pass_(pass), mirrored_(mirrored), units_(problem.layout) {
+    : program_(program), problem_(problem), on_(on), pass_(pass), mirrored_(mirrored), units_(units_of(program, problem)) {
   const View came = mirrored ? on_.following : on_.incoming;
   for (int g = 0; g < groups; ++g) {
     const HeadRange share = HeadRange::share(problem.heads, 1, g, groups);

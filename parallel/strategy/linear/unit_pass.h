@@ -19,6 +19,9 @@ struct Slots {
   plan::ProgramBuilder::UnitGradients gradients = {};
 };
 
+/// The units of the problem's layout, which the programs of a plan share.
+const Units& units_of(plan::ProgramBuilder& program, const LinearAttentionProblem& problem);
+
 /// One pass of one rank, by groups of heads: the steps that a strategy puts into an order and joins by messages. Forward and
 /// backward are mirror images: states run up the units, gradients of states down them. So is the mirrored pass of bidirectional
 /// attention (kernels/linear_tokens.h): its states run down, its gradients up.
@@ -73,7 +76,7 @@ class UnitPass {
   Slots on_;
   Pass pass_;
   bool mirrored_;
-  Units units_;
+  const Units& units_;
   std::vector<Heads> heads_;  ///< of the groups
   std::vector<plan::View> states_;
   plan::View mirrored_decay_, mirrored_out_;  ///< Of the mirrored pass.

@@ -151,9 +151,7 @@ TEST(Planner, NamesTheLeastNumberOfDevicesThatWouldDo) {
     const std::int64_t length = few.longest() + 1;
     const auto needed = static_cast<int>(few.devices_for(length));
     ASSERT_GT(needed, devices);
-    const auto longest_on = [&](int count) {
-      return CostModel(model, small_machine(count), {.devices = count}).longest();
-    };
+    const auto longest_on = [&](int count) { return CostModel(model, small_machine(count), {.devices = count}).longest(); };
     EXPECT_GE(longest_on(needed), length);
     EXPECT_LT(longest_on(needed - 1), length) << needed;
   }
@@ -266,6 +264,46 @@ TEST(Planner, RefusesWhatIsNoLength) {
   large.state_bytes = 1e12;
   EXPECT_THROW(CostModel(large, small_machine(8)), InvalidArgument);
   EXPECT_THROW(CostModel(small_model(), small_machine(8), {.devices = 9}), InvalidArgument);
+}
+
+TEST(Places, AreAsManyAsPlaceFinds) {
+  for (int per_node = 1; per_node <= 5; ++per_node) {
+    for (int devices = 1; devices <= 3 * per_node; ++devices) {
+      for (int degree = 1; degree <= devices; ++degree) {
+        if (degree > per_node && degree % per_node != 0) continue;
+        const int count = places(degree, devices, per_node);
+        const std::vector<int> all(static_cast<std::size_t>(count), degree);
+        const std::vector<int> more(static_cast<std::size_t>(count) + 1, degree);
+        EXPECT_EQ(place(all, devices, per_node).size(), all.size()) << degree << " of " << devices << " in nodes of " << per_node;
+        EXPECT_TRUE(place(more, devices, per_node).empty()) << degree << " of " << devices << " in nodes of " << per_node;
+      }
+    }
+  }
+}
+
+/// Also where groups of three leave a device of every node idle.
+TEST(PlanOfKind, IsSoundAndOfOneKind) {
+  std::mt19937_64 random(11);
+  for (const auto& degrees : {std::vector<int>{2, 4, 8}, std::vector<int>{2, 3, 4, 8}}) {
+    Planner planner{CostModel(small_model(), small_machine(8, degrees))};
+    for (int round = 0; round < 10; ++round) {
+      const Lengths lengths = random_lengths(random, 30, 900);
+      const double free = planner.plan(lengths).seconds;
+      double best = std::numeric_limits<double>::infinity();
+      for (int kind = 0; kind < static_cast<int>(planner.cost().kinds().size()); ++kind) {
+        const BatchPlan plan = planner.plan_of_kind(lengths, kind);
+        expect_sound(plan, planner.cost(), lengths);
+        for (const PlannedMicroBatch& micro_batch : plan.micro_batches) {
+          for (const PlannedGroup& group : micro_batch.groups) EXPECT_EQ(group.kind, kind);
+        }
+        best = std::min(best, plan.seconds);
+      }
+      EXPECT_EQ(planner.plan_of_kind(lengths, -1).seconds, best);
+      EXPECT_LE(free, best * 1.01);  // heuristics both
+    }
+    EXPECT_EQ(planner.plan_of_kind(Lengths{}, -1).seconds, 0);
+    EXPECT_THROW(planner.plan_of_kind(Lengths{5000}, 0), InvalidArgument);
+  }
 }
 
 }  // namespace

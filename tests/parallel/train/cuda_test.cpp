@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "tests/parallel/train/planned_runs.h"
 #include "tests/parallel/train/scenario.h"
 
 namespace periplus::train {
@@ -96,6 +97,26 @@ TEST_F(TrainerOnCuda, LossesOfHybridsAreThoseOfTheCpu) {
       for (const int ranks : {1, 2, 3}) {
         SCOPED_TRACE(testing::Message() << pattern << " " << gate << ", " << dtype << ", " << ranks << " ranks");
         expect_close(run_on(kDevice, hybrid(pattern, gate, dtype), ranks), on_cpu, tolerance_of(dtype));
+      }
+    }
+  }
+}
+
+TEST_F(TrainerOnCuda, LossesOfPlannedGroupsAreThoseOfTheCpu) {
+  for (const char* dtype : {"f64", "f32"}) {
+    Config rows = config(dtype);
+    rows.data.rows_per_step = 3;
+    const Outcome on_cpu = run_on({}, rows, 1);
+    for (const char* planner : {"static", "flexible"}) {
+      for (const int ranks : {2, 3}) {
+        SCOPED_TRACE(testing::Message() << dtype << ", " << planner << ", " << ranks << " ranks");
+        Config planned = rows;
+        planned.parallel.planner = planner;
+        planned.run.directory = (folder_ / std::to_string(++runs_)).string();
+        const MachineDescription machine = machine_for(planned, storage_dtype(planned.run), ranks, 40, kDevice);
+        const Outcome on_device = run_training(planned, ranks, false, 0, kDevice, machine);
+        EXPECT_GT(on_device.steps.front().micro_batches, 1);
+        expect_close(on_device, on_cpu, tolerance_of(dtype));
       }
     }
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -85,7 +86,8 @@ struct Outcome {
 };
 
 /// Trains on thread ranks; a positive stop_after asks for a stop on the last rank once rank 0 has reported that step.
-inline Outcome run_training(const Config& config, int ranks, bool resume = false, std::int64_t stop_after = 0, Device device = {}) {
+inline Outcome run_training(const Config& config, int ranks, bool resume = false, std::int64_t stop_after = 0, Device device = {},
+                            const std::optional<MachineDescription>& machine = {}) {
   Outcome outcome;
   std::atomic<bool> stop{false};
   comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
@@ -93,6 +95,7 @@ inline Outcome run_training(const Config& config, int ranks, bool resume = false
     TrainOptions options{.resume = resume,
                          .measure_peak = false,
                          .device = device,
+                         .machine = machine,
                          .stop_requested = last ? &stop : nullptr,
                          .on_step = {},
                          .on_message = {}};

@@ -30,6 +30,48 @@ TEST_P(ThreadTransportConformance, Holds) {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, ThreadTransportConformance, testing::Values(1, 2, 3, 4, 8), testing::PrintToStringParamName());
 
+/// Two groups side by side, between ranks that are in neither; and a group of a group.
+TEST_P(ThreadTransportConformance, HoldsInGroups) {
+  const int ranks = GetParam();
+  for (const auto cases : {conformance::message_cases(), conformance::collective_cases()}) {
+    for (const conformance::Case& item : cases) {
+      SCOPED_TRACE(item.name);
+      for (const bool nested : {false, true}) {
+        const auto body = [&](const Communicator& communicator) {
+          const int place = communicator.rank() - 1;
+          if (place < 0 || place >= 2 * ranks) return;
+          const int first = 1 + place / ranks * ranks;
+          const Communicator group = nested ? communicator.group(1, 2 * ranks).group(first - 1, ranks) : communicator.group(first, ranks);
+          EXPECT_EQ(group.outermost(0), first);
+          item.body(group);
+        };
+        EXPECT_NO_THROW(run_thread_ranks(2 * ranks + 2, body, {.deadline = item.deadline}));
+      }
+    }
+  }
+}
+
+TEST(Group, RefusesRanksThatAreNotThere) {
+  run_thread_ranks(3, [](const Communicator& communicator) {
+    EXPECT_THROW(communicator.group(-1, 2), InvalidArgument);
+    EXPECT_THROW(communicator.group(0, 0), InvalidArgument);
+    EXPECT_THROW(communicator.group(2, 2), InvalidArgument);
+    EXPECT_THROW(communicator.group((communicator.rank() + 1) % 3, 1), InvalidArgument);
+    EXPECT_EQ(communicator.group(communicator.rank(), 1).size(), 1);
+  });
+  EXPECT_EQ(Communicator().group(0, 1).size(), 1);
+}
+
+TEST(Group, AnAbortReachesRanksOutsideIt) {
+  run_thread_ranks(3, [](const Communicator& communicator) {
+    if (communicator.rank() < 2) communicator.group(0, 2).abort("the test ends it");
+    std::byte byte{};
+    const int peer = (communicator.rank() + 1) % 3;
+    const Receive receive{peer, &byte, 1};
+    EXPECT_THROW(communicator.exchange({}, {&receive, 1}, {}, stream()).wait(), CommError);
+  });
+}
+
 TEST_P(ThreadTransportConformance, HoldsOverPacedLinks) {
   for (const Sharing sharing : {Sharing::pair, Sharing::port, Sharing::half_duplex}) {
     const Links links{{.bytes_per_second = 4e9, .latency_seconds = 20e-6, .sharing = sharing}, {.bytes_per_second = 2e9}, 2};
