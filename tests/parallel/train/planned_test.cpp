@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "parallel/attention.h"
 #include "parallel/train/corpus.h"
 #include "parallel/train/step_plan.h"
 #include "runtime/error.h"
@@ -184,6 +185,29 @@ TEST_F(PlannedTraining, OtherRowsPerStepAreAnotherRun) {
   run(first, 1);
   first.data.rows_per_step = 5, first.run.steps = 9;
   EXPECT_THROW(run(first, 1, true), InvalidArgument);
+}
+
+/// Else both ends of a message would not meet in the trace.
+TEST(GroupTraces, NameTheRanksOfAll) {
+  const std::vector<std::int64_t> borders = {0, 16};
+  comm::run_thread_ranks(4, [&](const comm::Communicator& communicator) {
+    const int rank = communicator.rank(), first = rank / 2 * 2;
+    const AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::zigzag, 2, borders), .mask = Mask({}, borders)};
+    Tracer tracer(rank);
+    DistributedAttention attention(problem, {.strategy = "ring"}, communicator.group(first, 2), Memory(), &tracer);
+    const Extents shape = {8, 1, 64};
+    const Tensor q = Tensor::zeros(shape, DType::f32, Memory()), out = Tensor::zeros(shape, DType::f32, Memory()),
+                 lse = Tensor::zeros({8, 1, 1}, DType::f32, Memory());
+    attention.forward({q, q, q}, {out, lse});
+    int messages = 0;
+    for (const TraceEvent& event : tracer.events()) {
+      for (const TraceMessage& message : event.messages) {
+        EXPECT_EQ(message.peer, first == rank ? first + 1 : first);
+        ++messages;
+      }
+    }
+    EXPECT_EQ(messages, 4);  // keys and values, out and in
+  });
 }
 
 TEST(PlanBytes, RoundTripAndRefuseOthers) {
