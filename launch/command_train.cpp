@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/commands.h"
+#include "launch/planner_machine.h"
 #include "launch/print_launch.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
@@ -69,6 +70,7 @@ train::TrainResult train_or_name_flag(const train::Config& config, const train::
 int train_rank(const OptionTable& table, const train::Config& config, train::TrainOptions options, const comm::Communicator& communicator,
                Device device) {
   options.device = device;
+  if (config.parallel.planner != "none") options.machine = planner_machine(config, options.resume, communicator, device);
   bool header_shown = false;
   options.on_message = [&](const std::string& message) { say(table, message); };
   options.on_step = [&](const train::StepMetrics& metrics) {

@@ -105,10 +105,15 @@ Training training_of(const train::Config& config, int ranks, std::span<const tra
 int compare_with_run(const OptionTable& table, const std::string& folder, const simulate::Machine& machine) {
   std::vector<Step> steps = measured_steps(folder);
   const train::Config config = config_of(folder);
+  if (config.parallel.planner != "none" || config.data.rows_per_step != 1)
+    throw InvalidArgument(
+        fmt::format("simulate: --compare {}: steps of {} rows, parallel.planner {}; only steps of one row over all ranks "
+                    "are simulated; predicted_seconds of metrics.jsonl is what the planner predicted",
+                    folder, config.data.rows_per_step, config.parallel.planner));
   const simulate::Shape shape = shape_of(config);
   const train::Corpus corpus(config.data.paths);
   const train::Packing packing(config.data.packing, corpus.lengths(), config.data.context);
-  train::RowOrder order(packing.rows(), config.run.seed);
+  train::RowOrder order(packing, config.run.seed);
   std::vector<double> errors;
   say(table, fmt::format("{:>6} {:>12} {:>12} {:>8}", "step", "measured s", "simulated s", "ratio"));
   for (Step& step : steps) {

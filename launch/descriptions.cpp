@@ -10,6 +10,7 @@
 #include "launch/suggest.h"
 #include "launch/toml_file.h"
 #include "runtime/error.h"
+#include "runtime/file.h"
 
 namespace periplus::launch {
 namespace {
@@ -35,17 +36,20 @@ std::vector<TomlEntry> entries_of(const std::string& name_or_file, std::string_v
 std::string name_of(const std::string& name_or_file) { return std::filesystem::path(name_or_file).stem().string(); }
 
 /// Writes the variables of all rows whose keys are there, and returns those keys. No other key may be there.
-std::vector<std::string> read(const std::string& name_or_file, std::string_view folder, const std::vector<Option>& rows) {
+std::vector<std::string> read(const std::vector<TomlEntry>& entries, const std::string& file, const std::vector<Option>& rows) {
   std::vector<std::string> keys, seen;
   for (const Option& row : rows) keys.push_back(row.key);
-  for (const TomlEntry& entry : entries_of(name_or_file, folder)) {
-    const std::string where = fmt::format("{}:{}:{}: {}", name_or_file, entry.line, entry.column, entry.key);
+  for (const TomlEntry& entry : entries) {
+    const std::string where = fmt::format("{}:{}:{}: {}", file, entry.line, entry.column, entry.key);
     const auto row = std::ranges::find(rows, entry.key, &Option::key);
     if (row == rows.end()) throw InvalidArgument(fmt::format("{}: unknown key{}", where, did_you_mean(entry.key, keys)));
     assign(*row, entry.given, where);
     seen.push_back(entry.key);
   }
   return seen;
+}
+std::vector<std::string> read(const std::string& name_or_file, std::string_view folder, const std::vector<Option>& rows) {
+  return read(entries_of(name_or_file, folder), name_or_file, rows);
 }
 
 void require_keys(const std::string& name_or_file, const std::vector<std::string>& seen, const std::vector<std::string>& keys,
@@ -126,7 +130,7 @@ void derive_all_to_all(planner::Machine& machine) {
   }
 }
 
-MachineFile read_machine(const std::string& name_or_file, const std::string& kernels) {
+MachineFile read_machine(const std::vector<TomlEntry>& entries, const std::string& name_or_file, const std::string& kernels) {
   MachineFile file;
   planner::Machine& machine = file.planner;
   simulate::Machine& simulated = file.simulated;
@@ -148,10 +152,10 @@ MachineFile read_machine(const std::string& name_or_file, const std::string& ker
            row("links.exposed_gather_share", &simulated.exposed_gather_share), row("kernels.base", &file.kernels)}) {
     rows.push_back(more);
   }
-  file.seen = read(name_or_file, "machines", rows);
+  file.seen = read(entries, name_or_file, rows);
   if (const std::string& base = kernels.empty() ? file.kernels : kernels; !base.empty()) {
     read(base, "kernels", kernel_rows(simulated.kernels));
-    read(name_or_file, "machines", rows);  // again: keys of the machine's own file go before those of the base
+    read(entries, name_or_file, rows);  // again: keys of the machine's own file go before those of the base
   }
   require_keys(name_or_file, file.seen,
                {"devices.count", "devices.per_node", "devices.memory_bytes", "links.device_bytes_per_second", "links.node_bytes_per_second",
@@ -180,6 +184,19 @@ MachineFile read_machine(const std::string& name_or_file, const std::string& ker
   return file;
 }
 
+MachineFile read_machine(const std::string& name_or_file, const std::string& kernels) {
+  return read_machine(entries_of(name_or_file, "machines"), name_or_file, kernels);
+}
+
+const simulate::Machine& with_kernels(const MachineFile& file, const std::string& name_or_file) {
+  if (file.simulated.kernels.matmul_flops_per_second <= 0) {
+    throw InvalidArgument(fmt::format("{}: the simulator needs kernels: kernels.base = \"NAME\" (there are {}), or the keys of such a file",
+                                      name_or_file, fmt::join(names_in("kernels"), ", ")));
+  }
+  simulate::check(file.simulated);
+  return file.simulated;
+}
+
 }  // namespace
 
 planner::Model load_model(const std::string& name_or_file) {
@@ -199,13 +216,21 @@ simulate::Shape load_shape(const std::string& name_or_file) {
 }
 
 simulate::Machine load_simulated_machine(const std::string& name_or_file, const std::string& kernels) {
-  const MachineFile file = read_machine(name_or_file, kernels);
-  if (file.simulated.kernels.matmul_flops_per_second <= 0) {
-    throw InvalidArgument(fmt::format("{}: the simulator needs kernels: kernels.base = \"NAME\" (there are {}), or the keys of such a file",
-                                      name_or_file, fmt::join(names_in("kernels"), ", ")));
+  return with_kernels(read_machine(name_or_file, kernels), name_or_file);
+}
+
+std::string machine_text(const std::string& name_or_file) {
+  constexpr std::uint64_t kLargestFile = std::uint64_t{1} << 20;
+  entries_of(name_or_file, "machines");  // says what there is
+  for (const BuiltInFile& file : built_in_files()) {
+    if (file.folder == "machines" && file.name == name_or_file) return std::string(file.text);
   }
-  simulate::check(file.simulated);
-  return file.simulated;
+  return read_file(name_or_file, kLargestFile);
+}
+
+train::MachineDescription machine_from_text(const std::string& text, const std::string& file) {
+  const MachineFile machine = read_machine(read_toml_text(text, file), file, {});
+  return {.planner = machine.planner, .simulated = with_kernels(machine, file), .text = text};
 }
 
 LengthDistribution load_lengths(const std::string& name_or_file) {

@@ -8,6 +8,7 @@
 #include "parallel/planner/description.h"
 #include "parallel/simulate/machine.h"
 #include "parallel/simulate/shape.h"
+#include "parallel/train/planner_costs.h"
 
 namespace periplus::launch {
 
@@ -30,6 +31,9 @@ simulate::Shape load_shape(const std::string& name_or_file);
 /// `kernels`: a name or file of examples/kernels in place of the kernels.base of the machine's file; empty: that. Other keys of
 /// kernels in the machine's file go before either.
 simulate::Machine load_simulated_machine(const std::string& name_or_file, const std::string& kernels = {});
+/// The text of a machine's file; and what it says, with the simulator's kernels. `file`: for messages.
+std::string machine_text(const std::string& name_or_file);
+train::MachineDescription machine_from_text(const std::string& text, const std::string& file);
 LengthDistribution load_lengths(const std::string& name_or_file);
 
 /// A file that was built in.

@@ -79,6 +79,21 @@ void add_linear_strategy(OptionTable& table, LinearAttentionOptions& linear) {
              .help = "D layers by lasp2: keep gathered transitions for backward, which else gathers them again."});
 }
 
+void add_planner(OptionTable& table, train::ParallelConfig& parallel) {
+  table.add({.key = "parallel.planner",
+             .flag = "planner",
+             .target = &parallel.planner,
+             .value = "NAME",
+             .help = "Who works on which documents of a step: none, all ranks on every row; groups of one size for the run (static) or "
+                     "for each step (adaptive), or of any sizes (flexible):",
+             .choices = {"none", "static", "adaptive", "flexible"}});
+  table.add({.key = "parallel.machine",
+             .flag = "machine",
+             .target = &parallel.machine,
+             .value = "NAME|FILE",
+             .help = "What the planner plans for, as in examples/machines; left out: this machine, measured."});
+}
+
 void add_optimizer(OptionTable& table, train::OptimizerConfig& optimizer) {
   table.add({.key = "optimizer.learning_rate",
              .flag = "learning-rate",
@@ -152,10 +167,17 @@ void add_train_options(OptionTable& table, train::Config& config, RankOptions& r
              .target = &config.data.packing,
              .value = "NAME",
              .help = "How documents fill rows:",
-             .choices = {"best_fit", "concat"}});
+             .choices = {"best_fit", "concat", "decompose"}});
+  table.add({.key = "data.rows_per_step",
+             .flag = "rows-per-step",
+             .target = &config.data.rows_per_step,
+             .value = "N",
+             .help = "Rows of a training step; a planner deals their documents out.",
+             .least = 1});
   add_run(table, config.run);
   add_strategy_options(table, config.parallel.attention, config.parallel.layout);
   add_linear_strategy(table, config.parallel.linear);
+  add_planner(table, config.parallel);
   ranks.deadline_seconds = config.run.deadline_seconds;
   add_rank_options(table, ranks, devices);
   add_model(table, config.model);

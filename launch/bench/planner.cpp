@@ -1,5 +1,6 @@
 // periplus bench planner: how fast batches of unequal lengths are planned, how far from the lower bound the plans are, and what
-// they gain over one static degree. All but the times are figures of the cost model, the same on every machine.
+// they gain over one static degree, by the cost model and executed. All but the times are figures of the cost model, the same on every
+// machine.
 #include "parallel/planner/planner.h"
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "launch/bench/figure_lines.h"
+#include "launch/bench/planner_executed.h"
 #include "launch/bench/report.h"
 #include "launch/bench/sampling.h"
 #include "launch/bench/statistics.h"
@@ -28,7 +30,7 @@ using Lengths = std::vector<std::int64_t>;
 
 struct Options {
   int batches = 40;
-  std::string only;
+  std::string only, data = "/usr/include";
 };
 
 constexpr std::int64_t kLimits[] = {192 * 1024, 384 * 1024};
@@ -177,7 +179,9 @@ int bench_planner(Arguments arguments) {
                     "periplus bench planner [options]");
   Options options;
   table.add({.flag = "batches", .target = &options.batches, .value = "N", .help = "Batches of each figure.", .least = 1});
-  table.add({.flag = "only", .target = &options.only, .value = "A,B,...", .help = "Measures only these: C10, C11, C12 (with choice)."});
+  table.add(
+      {.flag = "only", .target = &options.only, .value = "A,B,...", .help = "Measures only these: C10, C11, C12 (with choice), executed."});
+  table.add({.flag = "data", .target = &options.data, .value = "PATH", .help = "executed: documents whose lengths count."});
   table.parse(arguments);
   if (answered(table)) return kOk;
   std::vector<Part> parts = {
@@ -190,6 +194,7 @@ int bench_planner(Arguments arguments) {
       {"C12", [&] { return gains(options); }}};
   for (const char* const name : {"wikipedia", "github-like", "uniform"})
     parts.insert(parts.end() - 1, {"C11", [&options, name] { return quality(options, name); }});
+  parts.push_back({"executed", [&] { return planner_executed(options.data); }});
   keep_chosen(parts, options.only, "planner");
   if (!table.json()) print_line(text_header());
   bool missed = false;

@@ -5,9 +5,14 @@
 
 #include <fmt/format.h>
 
+#include "runtime/error.h"
+
 namespace periplus::launch::bench {
 
 TrainingSample train_briefly(const train::Config& base, const comm::Communicator& communicator) {
+  if (base.parallel.planner != "none")
+    throw InvalidArgument(
+        fmt::format("bench: parallel.planner is {}, but benches compare ranks on the same rows; leave it out", base.parallel.planner));
   train::Config config = base;
   const std::string mine =
       (std::filesystem::temp_directory_path() / fmt::format("periplus-bench-{}", std::hash<std::thread::id>{}(std::this_thread::get_id())))

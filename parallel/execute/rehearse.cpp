@@ -31,6 +31,23 @@ Tensor made_up(const plan::Slot& slot, bool zeros, const Memory& memory) {
 
 }  // namespace
 
+RehearsedProgram::RehearsedProgram(const plan::Program& program, bool asleep)
+    : program_(program), workspace_(Tensor::zeros({program.workspace_bytes}, DType::u8, Memory())) {  // touched before any clock runs
+  for (const plan::Slot& slot : program.slots) {
+    if (slot.role == plan::Role::scratch) continue;
+    tensors_.push_back(made_up(slot, asleep, Memory()));
+    bindings_.output(slot.name, tensors_.back());
+  }
+}
+
+Statistics RehearsedProgram::run(const Context& context) const {
+  Context with_workspace = context;
+  with_workspace.workspace = workspace_;
+  return execute(program_, bindings_, with_workspace);
+}
+
+void sleep_precisely() { prctl(PR_SET_TIMERSLACK, 1UL); }
+
 std::int64_t Rehearsal::total_bytes_sent() const { return std::accumulate(bytes_sent.begin(), bytes_sent.end(), std::int64_t{0}); }
 
 Pace Rehearsal::measured(const plan::Plan& plan) const {
@@ -47,27 +64,15 @@ Rehearsal rehearse(const plan::Plan& plan, const std::optional<comm::Links>& lin
   for (std::size_t r = 0; r < ranks; ++r) result.traces.emplace_back(static_cast<int>(r), epoch);
   std::vector<Clock::time_point> begin(ranks), end(ranks);
   const auto run_rank = [&](const comm::Communicator& communicator) {
-    prctl(PR_SET_TIMERSLACK, 1UL);  // else every sleep of this thread may end 50 us late
+    sleep_precisely();
     const auto rank = static_cast<std::size_t>(communicator.rank());
-    const plan::Program& program = plan.programs[rank];
-    const Memory memory;
-    std::vector<Tensor> tensors;
-    Bindings bindings;
-    for (const plan::Slot& slot : program.slots) {
-      if (slot.role == plan::Role::scratch) continue;
-      tensors.push_back(made_up(slot, static_cast<bool>(pace), memory));
-      bindings.output(slot.name, tensors.back());
-    }
-    const Tensor workspace = Tensor::zeros({program.workspace_bytes}, DType::u8, memory);  // touched before the clock runs
-    const Context context{.communicator = communicator,
-                          .workspace = workspace,
-                          .tracer = &result.traces[rank],
-                          .pace = pace,
-                          .step_seconds = &result.step_seconds[rank]};
+    const RehearsedProgram program(plan.programs[rank], static_cast<bool>(pace));
+    const Context context{
+        .communicator = communicator, .tracer = &result.traces[rank], .pace = pace, .step_seconds = &result.step_seconds[rank]};
     communicator.barrier(Stream());
     const std::uint64_t before = communicator.traffic().bytes_sent;
     begin[rank] = Clock::now();
-    result.ranks[rank] = execute(program, bindings, context);
+    result.ranks[rank] = program.run(context);
     end[rank] = Clock::now();
     result.bytes_sent[rank] = static_cast<std::int64_t>(communicator.traffic().bytes_sent - before);
   };

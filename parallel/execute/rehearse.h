@@ -9,6 +9,24 @@
 
 namespace periplus::execute {
 
+/// A program with made-up tensors for all that it is called with, ready to run any number of times.
+class RehearsedProgram {
+ public:
+  /// asleep: kernels will be, so that no value matters. The program outlives this.
+  RehearsedProgram(const plan::Program& program, bool asleep);
+  /// `context` without a workspace; kernels sleep if it has a pace, and compute if not.
+  Statistics run(const Context& context) const;
+
+ private:
+  const plan::Program& program_;
+  std::vector<Tensor> tensors_;
+  Bindings bindings_;
+  Tensor workspace_;
+};
+
+/// Sleeps of this thread end when they should, and not up to 50 us later.
+void sleep_precisely();
+
 /// What one run of a whole plan took.
 struct Rehearsal {
   double seconds = 0;  ///< From when all ranks have started to the end of the last.

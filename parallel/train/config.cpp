@@ -22,7 +22,7 @@ namespace {
 
 constexpr std::array<std::string_view, 5> kGates = {"basic", "retention", "lightning", "gla", "mamba2"};
 constexpr std::int64_t kLargestConvolution = 64;
-constexpr std::array<std::string_view, 2> kPackings = {"best_fit", "concat"};
+constexpr std::array<std::string_view, 3> kPackings = {"best_fit", "concat", "decompose"};
 constexpr std::array<std::string_view, 4> kPlanners = {"none", "static", "adaptive", "flexible"};
 constexpr std::array<std::string_view, 4> kDtypes = {"auto", "bf16", "f32", "f64"};
 constexpr std::int64_t kByteValues = 256;

@@ -34,7 +34,7 @@ struct ModelConfig {
 struct DataConfig {
   std::vector<std::string> paths;    ///< Files, folders or globs; one document per file, byte-level tokens.
   std::int64_t context = 8192;       ///< Tokens of one row.
-  std::string packing = "best_fit";  ///< best_fit | concat
+  std::string packing = "best_fit";  ///< best_fit | concat | decompose
   std::int64_t rows_per_step = 1;    ///< Rows of a training step.
 };
 

@@ -29,22 +29,6 @@ void count(const std::vector<Piece>& pieces, StepPlan& plan) {
   }
 }
 
-AttentionOptions options_of(const planner::Kind& kind) {
-  using planner::Method;
-  switch (kind.method) {
-    case Method::local:
-    case Method::ring:
-      return {.strategy = "ring"};
-    case Method::ulysses:
-      return {.strategy = "ulysses"};
-    case Method::usp:
-      return {.strategy = "usp", .head_ranks = kind.head_degree};
-    case Method::gather_kv:
-      return {.strategy = "gather_kv"};
-  }
-  throw InternalError("train: the planner chose a method that training does not know");
-}
-
 /// All that a plan is made and checked by.
 std::uint64_t digest_of(const planner::CostModel& cost) {
   std::string text = fmt::format("{} {} {:a}", cost.devices(), cost.devices_per_node(), cost.micro_batch_seconds());
@@ -62,6 +46,22 @@ planner::PlannerOptions without_deadline() {
 }
 
 }  // namespace
+
+AttentionOptions options_of(const planner::Kind& kind) {
+  using planner::Method;
+  switch (kind.method) {
+    case Method::local:
+    case Method::ring:
+      return {.strategy = "ring"};
+    case Method::ulysses:
+      return {.strategy = "ulysses"};
+    case Method::usp:
+      return {.strategy = "usp", .head_ranks = kind.head_degree};
+    case Method::gather_kv:
+      return {.strategy = "gather_kv"};
+  }
+  throw InternalError("train: the planner chose a method that training does not know");
+}
 
 std::string to_bytes(const BatchPlan& plan) {
   json micro_batches = json::array();
@@ -97,7 +97,7 @@ BatchPlan plan_from_bytes(const std::string& bytes) {
 
 StepPlanner::StepPlanner(const Config& config, const Packing& packing, DType dtype, const MachineDescription* machine, Device device,
                          comm::Communicator communicator)
-    : config_(config), packing_(packing), communicator_(std::move(communicator)), order_(packing.rows(), config.run.seed) {
+    : config_(config), packing_(packing), communicator_(std::move(communicator)), order_(packing, config.run.seed) {
   if (config.parallel.planner == "none") return;
   all_or_none(communicator_, [&] {
     if (machine == nullptr) {

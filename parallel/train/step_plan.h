@@ -70,6 +70,9 @@ class StepPlanner {
   std::future<planner::BatchPlan> begun_;  ///< On rank 0: of begun_step_. It uses planner_, so nothing else may.
 };
 
+/// How groups of a kind distribute attention.
+AttentionOptions options_of(const planner::Kind& kind);
+
 /// A plan as bytes, and back. Errors: InvalidArgument for bytes that are none.
 std::string to_bytes(const planner::BatchPlan& plan);
 planner::BatchPlan plan_from_bytes(const std::string& bytes);

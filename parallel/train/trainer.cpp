@@ -157,8 +157,9 @@ class Run {
 
   void describe() const {
     const PackingStatistics& packing = packing_.statistics();
-    say("packing ({}): {} rows of {} tokens, {:.2f} % unfilled, {:.2f} % of the documents cut, attention work {:.1f} % of full rows",
+    say("packing ({}): {} rows of {} tokens, {:.2f} % unfilled, {:.2f} % of the documents cut{}, attention work {:.1f} % of full rows",
         config_.data.packing, packing_.rows(), config_.data.context, 100 * packing.padding_fraction, 100 * packing.truncated_fraction,
+        packing.dropped_fraction > 0 ? fmt::format(", {:.2f} % of the tokens dropped", 100 * packing.dropped_fraction) : std::string(),
         100 * packing.attention_share);
     say("model: {} parameters in {}, on {} {} ({} transport), layers {}, strategy {}, layout {}; {:.1f} MiB of weights, gradients and "
         "optimizer state "

@@ -1,6 +1,7 @@
 #include "parallel/train/packing.h"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <numeric>
 
@@ -106,15 +107,59 @@ TEST(Packing, StatisticsOfAHandMadeCase) {
   EXPECT_DOUBLE_EQ(statistics.attention_share, 0.5 * (37.0 / (8 * 7) + 9.0 / (8 * 3)));
 }
 
+TEST(Packing, DecomposeMakesPowersOfTwoThatStartWithTheLargest) {
+  const std::vector<std::int64_t> lengths = {100, 15, 16, 200, 64, 300};
+  const Packing packing("decompose", lengths, 150);  // pieces of at most 128
+  EXPECT_EQ(rows_of(packing), (std::vector<std::vector<Piece>>{{{2, 0, 16}},
+                                                               {{0, 64, 32}, {5, 256, 32}},
+                                                               {{0, 0, 64}, {3, 128, 64}},
+                                                               {{4, 0, 64}},
+                                                               {{3, 0, 128}},
+                                                               {{5, 0, 128}},
+                                                               {{5, 128, 128}}}));
+  EXPECT_EQ(std::vector<std::int64_t>(packing.buckets().begin(), packing.buckets().end()), (std::vector<std::int64_t>{1, 2, 4, 7}));
+  EXPECT_EQ(packing.longest_piece(), 128);
+  EXPECT_NEAR(packing.statistics().dropped_fraction, (4 + 15 + 8 + 12) / 695.0, 1e-12);
+}
+
+TEST(Packing, DecomposeCutsEveryDocumentIntoItsBinaryDigits) {
+  for (const std::int64_t context : {1, 2, 8, 64, 1000}) {
+    const std::vector<std::int64_t> lengths = random_lengths(200, 3000, 9);
+    const Packing packing("decompose", lengths, context);
+    std::vector<std::vector<Piece>> of(lengths.size());
+    for (const auto& row : rows_of(packing)) {
+      ASSERT_LE(std::ssize(row) * row.front().length, context);
+      for (const Piece& piece : row) {
+        ASSERT_EQ(piece.length, row.front().length);
+        of[static_cast<std::size_t>(piece.document)].push_back(piece);
+      }
+    }
+    const std::int64_t largest = std::int64_t{1} << (63 - std::countl_zero(static_cast<std::uint64_t>(context)));
+    for (std::size_t d = 0; d < lengths.size(); ++d) {
+      std::ranges::sort(of[d], {}, &Piece::offset);
+      std::int64_t next = 0, last = largest;
+      for (const Piece& piece : of[d]) {
+        ASSERT_EQ(piece.offset, next);
+        ASSERT_TRUE(piece.length < last || (piece.length == largest && last == largest));
+        next += piece.length, last = piece.length;
+      }
+      ASSERT_LT(lengths[d] - next, std::min<std::int64_t>(16, largest));
+    }
+  }
+}
+
 TEST(Packing, RefusesUnknownMethods) {
   const std::vector<std::int64_t> lengths = {1};
   EXPECT_THROW(Packing("first_fit", lengths, 8), InvalidArgument);
   EXPECT_THROW(Packing("best_fit", lengths, 0), InvalidArgument);
+  EXPECT_THROW(Packing("decompose", lengths, 64), InvalidArgument);  // nothing is left
 }
 
 TEST(RowOrder, VisitsEveryRowOncePerEpochInASeededOrder) {
   constexpr std::int64_t kRows = 17;
-  RowOrder order(kRows, 5), again(kRows, 5), other(kRows, 6);
+  const std::vector<std::int64_t> lengths(kRows, 8);
+  const Packing packing("best_fit", lengths, 8);
+  RowOrder order(packing, 5), again(packing, 5), other(packing, 6);
   std::vector<std::int64_t> first, second;
   bool other_differs = false;
   for (std::int64_t step = 1; step <= kRows; ++step) {
@@ -131,6 +176,29 @@ TEST(RowOrder, VisitsEveryRowOncePerEpochInASeededOrder) {
     std::sort(epoch->begin(), epoch->end());
     for (std::int64_t i = 0; i < kRows; ++i) EXPECT_EQ((*epoch)[static_cast<std::size_t>(i)], i);
   }
+}
+
+/// Eight times from the shortest pieces to the longest, every row once.
+TEST(RowOrder, GoesThroughTheBucketsOfADecompositionInCycles) {
+  const std::vector<std::int64_t> lengths = random_lengths(400, 2000, 4);
+  const Packing packing("decompose", lengths, 256);
+  RowOrder order(packing, 5), other(packing, 6);
+  std::vector<std::int64_t> rows;
+  int falls = 0, differences = 0;
+  std::int64_t last = 0;
+  for (std::int64_t step = 1; step <= packing.rows(); ++step) {
+    rows.push_back(order.row_of_step(step));
+    if (other.row_of_step(step) != rows.back()) ++differences;
+    const std::int64_t size = packing.row(rows.back()).front().length;
+    EXPECT_EQ(packing.row(other.row_of_step(step)).front().length, size);
+    if (size < last) ++falls;
+    last = size;
+  }
+  EXPECT_EQ(falls, 7);
+  EXPECT_GT(differences, packing.rows() / 2);
+  EXPECT_NE(order.row_of_step(packing.rows() + 1), rows.front());
+  std::ranges::sort(rows);
+  for (std::int64_t i = 0; i < packing.rows(); ++i) EXPECT_EQ(rows[static_cast<std::size_t>(i)], i);
 }
 
 }  // namespace

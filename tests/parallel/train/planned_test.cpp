@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include "parallel/attention.h"
+#include "parallel/balanced_layout.h"
 #include "parallel/train/corpus.h"
 #include "parallel/train/step_plan.h"
 #include "runtime/error.h"
@@ -69,6 +71,17 @@ TEST_F(PlannedTraining, LossesAreThoseOfOneRankOnEachRow) {
         }
       }
     }
+  }
+}
+
+TEST_F(PlannedTraining, LossesDoNotDependOnTheLayout) {
+  const std::vector<double> single = run(config("none", "f64"), 1).losses();
+  for (const char* layout : {"contiguous", "zigzag", "striped", "balanced"}) {
+    Config planned = config("flexible", "f64");
+    planned.parallel.layout = layout;
+    const std::vector<double> losses = run(planned, 4, false, 0, 24).losses();
+    ASSERT_EQ(losses.size(), single.size());
+    for (std::size_t i = 0; i < single.size(); ++i) EXPECT_NEAR(losses[i], single[i], 1e-10) << layout << " step " << i + 1;
   }
 }
 
@@ -184,6 +197,51 @@ TEST_F(PlannedTraining, OtherRowsPerStepAreAnotherRun) {
   run(first, 1);
   first.data.rows_per_step = 5, first.run.steps = 9;
   EXPECT_THROW(run(first, 1, true), InvalidArgument);
+}
+
+/// Nothing that the planner may choose is refused when its group is to run.
+TEST(OptionsOf, EveryKindCanBePlannedInEveryLayout) {
+  const std::vector<std::int64_t> borders = {0, 3, 40, 41, 150};
+  const Mask mask({}, borders);
+  for (const auto& [heads, kv_heads] : {std::pair{4, 2}, {6, 3}, {8, 1}, {5, 5}, {12, 4}}) {
+    Config config;
+    config.model.heads = heads, config.model.kv_heads = kv_heads;
+    const planner::CostModel cost = planner_costs(config, DType::f32, machine_for(config, DType::f32, 8, 1000), 8);
+    std::set<planner::Method> methods;
+    for (const planner::Kind& kind : cost.kinds()) {
+      methods.insert(kind.method);
+      for (const char* layout : {"contiguous", "zigzag", "striped", "document_zigzag", "balanced"}) {
+        AttentionProblem problem{.layout = make_layout(layout_kind_from_string(layout), kind.degree, mask), .mask = mask};
+        problem.q_heads = heads, problem.kv_heads = kv_heads, problem.head_size = 4;
+        for (const Pass pass : {Pass::forward, Pass::backward})
+          EXPECT_NO_THROW(make_plan(problem, options_of(kind), pass)) << heads << " " << kv_heads << " " << layout << " " << kind.degree;
+      }
+    }
+    EXPECT_EQ(methods.size(), heads == 5 ? 4u : 5u) << heads;  // usp needs heads that two sizes divide
+  }
+}
+
+/// Else both ends of a message would not meet in the trace.
+TEST(GroupTraces, NameTheRanksOfAll) {
+  const std::vector<std::int64_t> borders = {0, 16};
+  comm::run_thread_ranks(4, [&](const comm::Communicator& communicator) {
+    const int rank = communicator.rank(), first = rank / 2 * 2;
+    const AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::zigzag, 2, borders), .mask = Mask({}, borders)};
+    Tracer tracer(rank);
+    DistributedAttention attention(problem, {.strategy = "ring"}, communicator.group(first, 2), Memory(), &tracer);
+    const Extents shape = {8, 1, 64};
+    const Tensor q = Tensor::zeros(shape, DType::f32, Memory()), out = Tensor::zeros(shape, DType::f32, Memory()),
+                 lse = Tensor::zeros({8, 1, 1}, DType::f32, Memory());
+    attention.forward({q, q, q}, {out, lse});
+    int messages = 0;
+    for (const TraceEvent& event : tracer.events()) {
+      for (const TraceMessage& message : event.messages) {
+        EXPECT_EQ(message.peer, first == rank ? first + 1 : first);
+        ++messages;
+      }
+    }
+    EXPECT_EQ(messages, 4);  // keys and values, out and in
+  });
 }
 
 TEST(PlanBytes, RoundTripAndRefuseOthers) {

@@ -73,6 +73,19 @@ TEST_P(NcclConformance, Holds) {
   EXPECT_EQ(skipped, 2);
 }
 
+TEST_P(NcclConformance, HoldsInGroups) {
+  const int ranks = GetParam();
+  for (const auto cases : {conformance::message_cases(), conformance::collective_cases()}) {
+    for (const conformance::Case& item : cases) {
+      SCOPED_TRACE(item.name);
+      EXPECT_NO_THROW(run_thread_ranks(2 * ranks, [&](const Communicator& bootstrap) {
+        const Communicator all = connect(bootstrap, item.deadline);
+        item.body(all.group(all.rank() / ranks * ranks, ranks));
+      }));
+    }
+  }
+}
+
 // Its messages are elsewhere, so everything in host memory takes the way of the bootstrap.
 TEST_P(NcclConformance, HoldsInHostMemoryBesideADevice) {
   for (const conformance::Case& item : conformance::all_cases()) {
