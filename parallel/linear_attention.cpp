@@ -53,7 +53,7 @@ const linear::Strategy& chosen_strategy(const LinearAttentionProblem& problem, c
 /// Units whose elements come to a rank: all of them, or none.
 std::int64_t gathered_units(const Units& units, int rank) {
   const std::int64_t own = std::ssize(units.of_rank(rank));
-  return own > 0 && own < units.count() && linear::any_state_passes(units) ? units.count() : 0;
+  return own > 0 && own < units.count() && units.any_goes_on() ? units.count() : 0;
 }
 
 /// Declares the slots of one rank.

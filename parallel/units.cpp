@@ -34,8 +34,13 @@ Units::Units(const SequenceLayout& layout)
     }
   }
   std::ranges::sort(units_, {}, &Unit::global0);
-  for (std::size_t u = 0; u < units_.size(); ++u) {
-    of_rank_[static_cast<std::size_t>(units_[u].rank)].push_back(static_cast<std::int64_t>(u));
+  for (std::int64_t u = 0; u < count(); ++u) {
+    const Unit& unit = units_[static_cast<std::size_t>(u)];
+    std::vector<std::int64_t>& own = of_rank_[static_cast<std::size_t>(unit.rank)];
+    const std::int64_t last = unit.global0 + unit.rows - 1;
+    incoming_.push_back({std::ssize(own), holding(document_at(cu_seqlens_, unit.global0).begin), u});
+    outgoing_.push_back({std::ssize(own), u + 1, holding(document_at(cu_seqlens_, last).end - 1) + 1});
+    own.push_back(u);
   }
 }
 
@@ -45,6 +50,10 @@ std::int64_t Units::most_per_rank() const noexcept {
   std::size_t most = 0;
   for (const auto& own : of_rank_) most = std::max(most, own.size());
   return static_cast<std::int64_t>(most);
+}
+
+bool Units::any_goes_on() const noexcept {
+  return std::ranges::any_of(incoming_, [](const kernels::UnitFold& fold) { return fold.begin < fold.end; });
 }
 
 std::vector<kernels::UnitRun> Units::runs_of(int rank) const {
@@ -68,22 +77,11 @@ std::int64_t Units::holding(std::int64_t token) const {
   return std::ranges::upper_bound(units_, token, {}, &Unit::global0) - units_.begin() - 1;
 }
 
-std::vector<kernels::UnitFold> Units::incoming_of(int rank) const {
-  std::vector<kernels::UnitFold> folds;
-  for (const std::int64_t u : of_rank(rank)) {
-    const std::int64_t first = units_[static_cast<std::size_t>(u)].global0;
-    folds.push_back({std::ssize(folds), holding(document_at(cu_seqlens_, first).begin), u});
-  }
-  return folds;
-}
-
-std::vector<kernels::UnitFold> Units::outgoing_of(int rank) const {
-  std::vector<kernels::UnitFold> folds;
-  for (const std::int64_t u : of_rank(rank)) {
-    const Unit& unit = units_[static_cast<std::size_t>(u)];
-    folds.push_back({std::ssize(folds), u + 1, holding(document_at(cu_seqlens_, unit.global0 + unit.rows - 1).end - 1) + 1});
-  }
-  return folds;
+std::vector<kernels::UnitFold> Units::of_rank(int rank, std::span<const kernels::UnitFold> folds) const {
+  std::vector<kernels::UnitFold> own;
+  own.reserve(of_rank(rank).size());
+  for (const std::int64_t unit : of_rank(rank)) own.push_back(folds[static_cast<std::size_t>(unit)]);
+  return own;
 }
 
 }  // namespace periplus

@@ -175,7 +175,7 @@ class StatePlayer : PlayedRanks {
     for (std::int64_t row = 0; row < from.rows; ++row) {
       for (std::int64_t head = 0; head < from.heads; ++head) {
         const Cell whole = at(from, row, head);
-        require(whole.kind == Cell::Kind::element, "splits {}", text_of(whole));
+        require(whole.kind == Cell::Kind::element, "splits {}", whole);
         Cell added_part = whole;
         added_part.kind = Cell::Kind::added;
         if (a[transitions].view.present()) at(a[transitions].view, row, head) = transition_of(whole.begin, whole.head);
@@ -192,7 +192,7 @@ class StatePlayer : PlayedRanks {
         const Cell transition = at(a[transitions].view, row, head), part = at(a[added].view, row, head);
         const bool fit = transition.kind == Cell::Kind::transition && part.kind == Cell::Kind::added && transition.begin == part.begin &&
                          transition.head == part.head;
-        require(fit, "joins {} and {}", text_of(transition), text_of(part));
+        require(fit, "joins {} and {}", transition, part);
         at(to, row, head) = part;
         at(to, row, head).kind = Cell::Kind::element;
       }
@@ -206,7 +206,7 @@ class StatePlayer : PlayedRanks {
       for (std::int64_t head = 0; head < states.heads; ++head) {
         Cell& state = at(states, fold.target, head);
         if (a[unit_scan_operand::states].mode == Mode::write) state = {Cell::Kind::state};
-        require(state.kind == Cell::Kind::state, "folds into {}", text_of(state));
+        require(state.kind == Cell::Kind::state, "folds into {}", state);
         for (std::int64_t i = 0; i < fold.end - fold.begin; ++i) {
           fold_in(at(elements, step.reverse ? fold.end - 1 - i : fold.begin + i, head), step.reverse, state);
         }
@@ -215,7 +215,7 @@ class StatePlayer : PlayedRanks {
   }
 
   static void fold_in(const Cell& element, bool reverse, Cell& state) {
-    require(element.kind == Cell::Kind::element && element.down == reverse, "folds {} {}", text_of(element),
+    require(element.kind == Cell::Kind::element && element.down == reverse, "folds {} {}", element,
             reverse ? "down the units" : "up the units");
     if (state.begin == state.end) {
       state = element;
@@ -224,7 +224,7 @@ class StatePlayer : PlayedRanks {
     }
     const bool follows = state.down == reverse && state.gradient == element.gradient && !state.decayed && state.head == element.head &&
                          (reverse ? element.end == state.begin : element.begin == state.end);
-    require(follows, "folds {} into {}", text_of(element), text_of(state));
+    require(follows, "folds {} into {}", element, state);
     (reverse ? state.begin : state.end) = reverse ? element.begin : element.end;
   }
 
@@ -384,7 +384,7 @@ class StatePlayer : PlayedRanks {
       for (std::int64_t head = 0; head < saved.heads; ++head) {
         const Cell& held = at(saved, unit, head);
         require(held.kind == Cell::Kind::transition && held.begin == unit && held.head == head, "'transitions' row {} head {} holds {}",
-                unit, head, text_of(held));
+                unit, head, held);
       }
     }
   }

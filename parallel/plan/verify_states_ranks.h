@@ -43,13 +43,23 @@ struct Cell {
 };
 using Cells = std::vector<Cell>;
 
-inline std::string text_of(const Cell& cell) {
-  if (cell.kind == Cell::Kind::nothing) return "nothing";
-  if (cell.kind == Cell::Kind::state && cell.begin == cell.end) return "the zero state";
-  constexpr std::array<std::string_view, 5> names{"", "element", "transition", "addition", "state"};
-  return fmt::format("the {}{}{} of units {}:{} of head {}", cell.down ? "falling " : "", cell.gradient ? "gradient's " : "",
-                     names[static_cast<std::size_t>(cell.kind)], cell.begin, cell.end, cell.head);
-}
+}  // namespace periplus::plan::play
+
+/// Cells are arguments of failures: their texts are made only for those.
+template <>
+struct fmt::formatter<periplus::plan::play::Cell> {
+  using Cell = periplus::plan::play::Cell;
+  static constexpr auto parse(fmt::format_parse_context& context) { return context.begin(); }
+  static auto format(const Cell& cell, fmt::format_context& context) {
+    if (cell.kind == Cell::Kind::nothing) return fmt::format_to(context.out(), "nothing");
+    if (cell.kind == Cell::Kind::state && cell.begin == cell.end) return fmt::format_to(context.out(), "the zero state");
+    constexpr std::array<std::string_view, 5> names{"", "element", "transition", "addition", "state"};
+    return fmt::format_to(context.out(), "the {}{}{} of units {}:{} of head {}", cell.down ? "falling " : "",
+                          cell.gradient ? "gradient's " : "", names[static_cast<std::size_t>(cell.kind)], cell.begin, cell.end, cell.head);
+  }
+};
+
+namespace periplus::plan::play {
 
 inline constexpr std::array<std::string_view, 8> kTokenInputs{"q", "k", "v", "log_decay", "beta", "dout", "out", "normaliser"};
 inline constexpr std::array<std::string_view, 7> kTokenOutputs{"out", "dq", "dk", "dv", "dlog_decay", "dbeta", "normaliser"};
@@ -151,8 +161,8 @@ class PlayedRanks {
     const bool same = held.down == wanted.down && held.gradient == wanted.gradient && held.head == wanted.head &&
                       held.begin == wanted.begin && held.end == wanted.end;
     require(held.kind == Cell::Kind::state && held.decayed == wanted.decayed && (zero || same),
-            "'{}' row {} head {} holds {} where {} is needed", program().slot_of(view).name, view.row0 + row, view.head0 + head,
-            text_of(held), text_of(wanted));
+            "'{}' row {} head {} holds {} where {} is needed", program().slot_of(view).name, view.row0 + row, view.head0 + head, held,
+            wanted);
   }
 
   // --- messages ---

@@ -15,7 +15,7 @@ using plan::View;
 /// The way of a state through all units: up the sequence, or down it for gradients.
 class Way {
  public:
-  Way(const Units& units, bool reverse) : units_(units), reverse_(reverse), folds_(folds_of_all(units, reverse)) {}
+  Way(const Units& units, bool reverse) : units_(units), reverse_(reverse), folds_(reverse ? units.outgoing() : units.incoming()) {}
 
   std::int64_t length() const { return units_.count(); }
   std::int64_t unit(std::int64_t place) const { return reverse_ ? length() - 1 - place : place; }
@@ -34,7 +34,7 @@ class Way {
   }
   const Units& units_;
   bool reverse_;
-  std::vector<kernels::UnitFold> folds_;
+  std::span<const kernels::UnitFold> folds_;
 };
 
 class Chain {

@@ -54,7 +54,8 @@ View gather_added(ProgramBuilder& program, UnitPass& pass, int group) {
 }
 
 void emit(ProgramBuilder& program, const LinearAttentionProblem&, UnitPass& pass) {
-  const bool gathers = any_state_passes(pass.units());
+  // Where no document goes on nothing has to be made or sent, in both passes.
+  const bool gathers = pass.units().any_goes_on();
   // Ranks without tokens take no part.
   const bool alone = pass.own().empty() || std::ssize(pass.own()) == pass.units().count();
   const bool kept = pass.keeps_transitions();
@@ -86,7 +87,7 @@ void emit(ProgramBuilder& program, const LinearAttentionProblem&, UnitPass& pass
 
 std::int64_t bytes_sent(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass) {
   const Units units(problem.layout);
-  if (!any_state_passes(units)) return 0;
+  if (!units.any_goes_on()) return 0;
   std::int64_t peers = -1;
   for (int rank = 0; rank < units.ranks(); ++rank) peers += units.of_rank(rank).empty() ? 0 : 1;
   const bool kept = options.keep_transitions && pass == Pass::backward;

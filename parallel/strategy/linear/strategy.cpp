@@ -53,7 +53,7 @@ std::string refusal(const Strategy& strategy, const LinearAttentionProblem& prob
 int pieces_of(const Strategy& strategy, const LinearAttentionProblem& problem, const LinearAttentionOptions& options, const Units& units) {
   if (options.pieces != 0) return options.pieces;
   // Groups are there to hide messages; without any, kernels do best with all heads at once.
-  return any_state_passes(units) ? std::clamp(strategy.pieces, 1, problem.heads) : 1;
+  return units.any_goes_on() ? std::clamp(strategy.pieces, 1, problem.heads) : 1;
 }
 
 }  // namespace periplus::strategy::linear

@@ -135,18 +135,4 @@ void UnitPass::emit_mirrored(int group, std::int64_t row0, std::int64_t rows, pl
   }
 }
 
-std::vector<kernels::UnitFold> folds_of_all(const Units& units, bool reverse) {
-  std::vector<kernels::UnitFold> folds(static_cast<std::size_t>(units.count()));
-  for (int rank = 0; rank < units.ranks(); ++rank) {
-    const auto own = units.of_rank(rank);
-    const auto mine = reverse ? units.outgoing_of(rank) : units.incoming_of(rank);
-    for (std::size_t i = 0; i < own.size(); ++i) folds[static_cast<std::size_t>(own[i])] = mine[i];
-  }
-  return folds;
-}
-
-bool any_state_passes(const Units& units) {
-  return std::ranges::any_of(folds_of_all(units, false), [](const kernels::UnitFold& fold) { return fold.begin < fold.end; });
-}
-
 }  // namespace periplus::strategy::linear

@@ -85,9 +85,4 @@ class UnitPass {
   std::vector<plan::ProgramBuilder::Recurrence> parts_;  ///< Those of each of its units.
 };
 
-/// Units that a state passes from or to, in the direction of the pass: by unit, the fold that gives what comes to it.
-std::vector<kernels::UnitFold> folds_of_all(const Units& units, bool reverse);
-/// Whether any document goes on from one unit into the next. Else nothing has to be made or sent, in both passes.
-bool any_state_passes(const Units& units);
-
 }  // namespace periplus::strategy::linear
