@@ -16,6 +16,7 @@ namespace {
 
 struct GpuLinearCase {
   std::int64_t documents, rows, heads;  ///< Rows of each document.
+  std::int64_t decay_width = 1;
 };
 constexpr std::int64_t kWidth = 128;
 /// As bench gpu's attention.
@@ -50,10 +51,10 @@ class GpuLinear {
     dout = gpu_random(wide, DType::bf16, 25, device);
     incoming = gpu_random(state, DType::f32, 26, device);
     doutgoing = gpu_random(state, DType::f32, 27, device);
-    log_decay = random_decay({rows, c.heads, 1}, device);
+    log_decay = random_decay({rows, c.heads, c.decay_width}, device);
     for (Tensor* result : {&out, &dq, &dk, &dv}) *result = Tensor(wide, DType::bf16, memory_);
     dlog_decay = Tensor(log_decay.shape(), DType::f32, memory_);
-    elements = Tensor({1, c.heads, 1 + kWidth * kWidth}, DType::f32, memory_);
+    elements = Tensor({1, c.heads, c.decay_width + kWidth * kWidth}, DType::f32, memory_);
     for (std::int64_t document = 0; document < c.documents; ++document) runs_.push_back({document * c.rows, c.rows, 0});
     runs_.back().enters = c.documents == 1;
     runs_.back().leaves = true;
@@ -135,9 +136,10 @@ std::vector<Line> measure(const GpuLinearCase& c, const std::string& name, std::
                           const GpuSampling& sampling) {
   const GpuLinear data(c, sampling.device);
   return wrong_or(data.check(true, sampling.stream), name, [&] {
-    // Each operand read and each result written once.
-    constexpr double kForward = 4, kBackward = 7;
-    const double states = 2.0 / static_cast<double>(c.documents);  // of the document that leaves
+    // Each operand read and each result written once. Decays are numbers of twice the size.
+    const double decays = c.decay_width == 1 ? 0 : 2.0 * static_cast<double>(c.decay_width) / static_cast<double>(kWidth);
+    const double of_forward = 4 + decays, of_backward = 7 + 2 * decays;
+    const double of_states = (2 + decays) / static_cast<double>(c.documents);  // of the document that leaves
     const auto line = [&](const char* what, double tensors, std::optional<Goal> goal, const std::function<void(StreamView)>& work) {
       return rate_line(fmt::format("{}, {} / copy", name, what), {work, tensors * data.bytes()}, copy_side(data), "GB/s", 1e9, goal,
                        sampling);
@@ -147,9 +149,9 @@ std::vector<Line> measure(const GpuLinearCase& c, const std::string& name, std::
       data.forward(stream);
       data.backward(stream);
     };
-    return std::vector{line("forward", kForward, forward_goal, forward), line("both", kForward + kBackward, both_goal, both),
-                       line("backward", kBackward, {}, [&](StreamView stream) { data.backward(stream); }),
-                       line("states", states, {}, [&](StreamView stream) { data.states(stream); })};
+    return std::vector{line("forward", of_forward, forward_goal, forward), line("both", of_forward + of_backward, both_goal, both),
+                       line("backward", of_backward, {}, [&](StreamView stream) { data.backward(stream); }),
+                       line("states", of_states, {}, [&](StreamView stream) { data.states(stream); })};
   });
 }
 
@@ -161,7 +163,8 @@ std::vector<GpuFigure> gpu_linear_figures() {
   };
   return {figure({8, 8192, 32}, "scalar decay, 8 documents of 8K, 32 heads", Goal{0.80, 0.90}, Goal{0.55, 0.65}),
           // Few heads: the sequence is cut, and keys and values are read twice, so that 0.67 is all there is.
-          figure({1, 65536, 16}, "scalar decay, one document of 64K, 16 heads", {}, {})};
+          figure({1, 65536, 16}, "scalar decay, one document of 64K, 16 heads", {}, {}),
+          figure({8, 8192, 32, kWidth}, "decay per channel, 8 documents of 8K, 32 heads", {}, {})};
 }
 
 }  // namespace periplus::launch::bench

@@ -96,9 +96,10 @@ constexpr auto kRun = []<class S>(LinearPass<S>& pass) {
 };
 
 template <class S>
-void expect_matches(const LinearCase& c, std::uint64_t seed) {
+void expect_matches(const LinearCase& c, std::uint64_t seed,
+                    std::initializer_list<cuda::Rung> rungs = {cuda::Rung::plain, cuda::Rung::portable}) {
   test::LinearExpectation<S> expected(c, seed);
-  for (const cuda::Rung rung : {cuda::Rung::plain, cuda::Rung::portable}) {
+  for (const cuda::Rung rung : rungs) {
     SCOPED_TRACE(to_string(rung));
     cuda::set_highest_rung(rung);
     const bool tiles = rung != cuda::Rung::plain && sizeof(S) == 2;
@@ -119,12 +120,12 @@ TEST_F(CudaLinearAttention, Float16MatchesReferenceOverRandomShapes) { sweep<flo
 TEST_F(CudaLinearAttention, SinglePrecisionMatchesReferenceOverRandomShapes) { sweep<float>(40, 3, test::random_linear_case); }
 TEST_F(CudaLinearAttention, DoublePrecisionMatchesReferenceOverRandomShapes) { sweep<double>(24, 4, test::random_linear_case); }
 
-/// Linear attention with at most one decay per head, in widths that matrix instructions take.
+/// Linear attention in widths that matrix instructions take.
 LinearCase random_tile_case(std::mt19937_64& random) {
   LinearCase c = test::random_linear_case(random);
   c.width_qk = pick_of(random, {8, 40, 64, 64, 96, 128, 128});
   c.width_v = pick(random, 0, 2) == 0 ? pick_of(random, {16, 64, 128}) : c.width_qk;
-  c.decay = pick(random, 0, 3) == 0 ? Decay::none : Decay::scalar;
+  c.decay = static_cast<Decay>(pick_of(random, {0, 1, 1, 2, 2, 2}));
   c.strength = static_cast<double>(pick_of(random, {1, 1, 40})) * (pick(random, 0, 1) == 0 ? 1 : 0.02);
   c.delta_rule = false;
   c.scale = 1 / std::sqrt(static_cast<double>(c.width_qk));
@@ -151,67 +152,103 @@ double relative_error(Host<T>& got, const Host<double>& exact) {
   return std::sqrt(errors / squares);
 }
 
-/// Results of a plain computation, without chunks or states, that rounds each matrix it makes to bf16. For one head and one document.
-void compute_rounded(LinearPass<bfloat16>& pass) {
-  const LinearCase& c = pass.c;
-  const auto rounded = [](double x) { return static_cast<double>(bfloat16(static_cast<float>(x))); };
-  const auto dot = [](const Host<bfloat16>& a, std::int64_t i, const Host<bfloat16>& b, std::int64_t j) {
-    double sum = 0;
-    for (std::int64_t x = 0; x < a.width(); ++x) sum += a.get(i, 0, x) * b.get(j, 0, x);
-    return sum;
-  };
-  const auto add = [&](double weight, const Host<bfloat16>& from, std::int64_t row, Host<float>& to, std::int64_t target) {
-    for (std::int64_t x = 0; x < from.width(); ++x) to(target, 0, x) += static_cast<float>(c.scale * weight * from.get(row, 0, x));
-  };
-  Host<float> out(c.rows, 1, c.width_v), dq(c.rows, 1, c.width_qk), dk = dq, dv = out;
-  for (std::int64_t i = 0; i < c.rows; ++i) {
-    double decay = 0;
-    for (std::int64_t j = i; j >= 0; --j) {
-      const double score = rounded(std::exp(decay) * dot(pass.q, i, pass.k, j));
-      const double slope = rounded(std::exp(decay) * dot(pass.dout, i, pass.v, j));
-      add(score, pass.v, j, out, i);
-      add(score, pass.dout, i, dv, j);
-      add(slope, pass.k, j, dq, i);
-      add(slope, pass.q, i, dk, j);
-      decay += pass.log_decay.get(j, 0);
+/// Results of a plain computation, without chunks or states, that rounds each matrix it makes to bf16: scores, and with a decay per channel
+/// keys and queries that decayed. For one head and one document.
+class Rounded {
+ public:
+  explicit Rounded(LinearPass<bfloat16>& pass) : pass_(pass), c_(pass.c), decay_(static_cast<std::size_t>(c_.decay_width())) {}
+
+  void compute() {
+    for (std::int64_t i = 0; i < c_.rows; ++i) {
+      std::fill(decay_.begin(), decay_.end(), 0.0);
+      for (std::int64_t j = i; j >= 0; --j) {
+        add_pair(i, j);
+        for (std::size_t x = 0; x < decay_.size(); ++x) decay_[x] += pass_.log_decay.get(j, 0, static_cast<std::int64_t>(x));
+      }
+    }
+    for (auto [from, to] : {std::pair{&out_, &pass_.out}, {&dq_, &pass_.dq}, {&dk_, &pass_.dk}, {&dv_, &pass_.dv}}) {
+      for (std::int64_t row = 0; row < c_.rows; ++row) {
+        for (std::int64_t x = 0; x < from->width(); ++x) (*to)(row, 0, x) = bfloat16(static_cast<float>(from->get(row, 0, x)));
+      }
+    }
+    sum_decay_gradient();
+  }
+
+ private:
+  static double rounded(double x) { return static_cast<double>(bfloat16(static_cast<float>(x))); }
+  /// Of channel x of keys, from the key to the query.
+  double decay(std::int64_t x) const { return std::exp(decay_[decay_.size() == 1 ? 0 : static_cast<std::size_t>(x)]); }
+
+  void add_pair(std::int64_t i, std::int64_t j) {
+    const bool by_channel = c_.decay == Decay::diagonal;
+    const double common = by_channel ? 1 : decay(0);
+    double score = 0, slope = 0;
+    for (std::int64_t x = 0; x < c_.width_qk; ++x) {
+      score += pass_.q.get(i, 0, x) * (by_channel ? rounded(decay(x) * pass_.k.get(j, 0, x)) : pass_.k.get(j, 0, x));
+    }
+    for (std::int64_t x = 0; x < c_.width_v; ++x) slope += pass_.dout.get(i, 0, x) * pass_.v.get(j, 0, x);
+    score = c_.scale * rounded(common * score), slope = c_.scale * rounded(common * slope);
+    for (std::int64_t x = 0; x < c_.width_v; ++x) {
+      out_(i, 0, x) += static_cast<float>(score * pass_.v.get(j, 0, x));
+      dv_(j, 0, x) += static_cast<float>(score * pass_.dout.get(i, 0, x));
+    }
+    for (std::int64_t x = 0; x < c_.width_qk; ++x) {
+      const auto decayed = [&](double number) { return by_channel ? rounded(decay(x) * number) : number; };
+      dq_(i, 0, x) += static_cast<float>(slope * decayed(pass_.k.get(j, 0, x)));
+      dk_(j, 0, x) += static_cast<float>(slope * decayed(pass_.q.get(i, 0, x)));
     }
   }
-  for (auto [from, to] : {std::pair{&out, &pass.out}, {&dq, &pass.dq}, {&dk, &pass.dk}, {&dv, &pass.dv}}) {
-    for (std::int64_t row = 0; row < c.rows; ++row) {
-      for (std::int64_t x = 0; x < from->width(); ++x) (*to)(row, 0, x) = bfloat16(static_cast<float>(from->get(row, 0, x)));
+  void sum_decay_gradient() {
+    std::vector<double> later(decay_.size(), 0);
+    for (std::int64_t row = c_.rows - 1; row >= 0; --row) {
+      for (std::int64_t x = 0; x < c_.width_qk; ++x) {
+        later[later.size() == 1 ? 0 : static_cast<std::size_t>(x)] +=
+            pass_.q.get(row, 0, x) * pass_.dq.get(row, 0, x) - pass_.k.get(row, 0, x) * pass_.dk.get(row, 0, x);
+      }
+      for (std::size_t x = 0; x < later.size(); ++x) {
+        pass_.dlog_decay(row, 0, static_cast<std::int64_t>(x)) = row == 0 ? 0.0f : static_cast<float>(later[x]);
+      }
     }
   }
-  double later = 0;
-  for (std::int64_t row = c.rows - 1; row >= 0; --row) {
-    later += dot(pass.q, row, pass.dq, row) - dot(pass.k, row, pass.dk, row);
-    pass.dlog_decay(row, 0) = row == 0 ? 0.0f : static_cast<float>(later);
-  }
+
+  LinearPass<bfloat16>& pass_;
+  const LinearCase& c_;
+  std::vector<double> decay_;
+  Host<float> out_{c_.rows, 1, c_.width_v}, dq_{c_.rows, 1, c_.width_qk}, dk_{dq_}, dv_{out_};
+};
+
+void expect_errs_like_rounded(const LinearCase& c) {
+  SCOPED_TRACE(describe(c));
+  LinearPass<bfloat16> got(c);
+  got.randomize(13);
+  LinearPass<double> exact = got.widened();
+  exact.forward(Stream());
+  exact.backward(Stream());
+  LinearPass<bfloat16> rounded = got;
+  Rounded(rounded).compute();
+  kRun(got);
+  const auto compare = [&](const char* name, auto& ours, auto& plain, const Host<double>& wanted) {
+    const double error = relative_error(ours, wanted);
+    EXPECT_LE(error, 2 * relative_error(plain, wanted)) << name;
+    EXPECT_LE(error, 7e-3) << name;
+  };
+  compare("out", got.out, rounded.out, exact.out);
+  compare("dq", got.dq, rounded.dq, exact.dq);
+  compare("dk", got.dk, rounded.dk, exact.dk);
+  compare("dv", got.dv, rounded.dv, exact.dv);
+  compare("dlog_decay", got.dlog_decay, rounded.dlog_decay, exact.dlog_decay);
 }
 
 TEST_F(CudaLinearAttention, ErrsNoMoreThanTwiceARoundedComputation) {
-  LinearCase c{.rows = 1500 / kFewer + 400, .units = 1, .heads = 1, .width_qk = 64, .width_v = 64, .decay = Decay::scalar};
+  LinearCase c{.rows = 1500 / kFewer + 400, .units = 1, .heads = 1, .width_qk = 64, .width_v = 64};
   c.runs = {{0, c.rows, 0, false, false}};
   c.scale = 0.125;
-  for (const double strength : {0.3, 0.01}) {
-    c.strength = strength;
-    LinearPass<bfloat16> got(c);
-    got.randomize(13);
-    LinearPass<double> exact = got.widened();
-    exact.forward(Stream());
-    exact.backward(Stream());
-    LinearPass<bfloat16> rounded = got;
-    compute_rounded(rounded);
-    kRun(got);
-    const auto compare = [&](const char* name, auto& ours, auto& plain, const Host<double>& wanted) {
-      const double error = relative_error(ours, wanted);
-      EXPECT_LE(error, 2 * relative_error(plain, wanted)) << name << ", strength " << strength;
-      EXPECT_LE(error, 7e-3) << name << ", strength " << strength;
-    };
-    compare("out", got.out, rounded.out, exact.out);
-    compare("dq", got.dq, rounded.dq, exact.dq);
-    compare("dk", got.dk, rounded.dk, exact.dk);
-    compare("dv", got.dv, rounded.dv, exact.dv);
-    compare("dlog_decay", got.dlog_decay, rounded.dlog_decay, exact.dlog_decay);
+  for (const Decay decay : {Decay::scalar, Decay::diagonal}) {
+    for (const double strength : {0.3, 0.01}) {
+      c.decay = decay;
+      c.strength = strength;
+      expect_errs_like_rounded(c);
+    }
   }
 }
 
@@ -221,7 +258,9 @@ TEST_F(CudaLinearAttention, LongRunsAreCut) {
   c.runs = {{0, c.rows - 100, 0, true, true}, {c.rows - 100, 70, 1, false, true}};
   c.scale = 0.125;
   c.strength = 0.01;
-  expect_matches<bfloat16>(c, 12);
+  expect_matches<bfloat16>(c, 12, {cuda::Rung::portable});
+  c.decay = Decay::diagonal;
+  expect_matches<bfloat16>(c, 14, {cuda::Rung::portable});
 }
 
 TEST_F(CudaLinearAttention, WideHeadsMatchReference) {
