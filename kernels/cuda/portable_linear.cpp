@@ -9,6 +9,7 @@
 #include "kernels/cuda/linear_rungs.h"
 #include "kernels/cuda/linear_walk.h"
 #include "kernels/cuda/operands.cuh"
+#include "kernels/cuda/portable_delta.h"
 #include "kernels/cuda/resident.h"
 #include "kernels/cuda/scratch.cuh"
 #include "runtime/cuda/device.h"
@@ -166,7 +167,7 @@ void make_elements(Walk<T> walk, const LinearShape& shape, std::span<const UnitR
 bool supports(const LinearShape& shape, const LinearBlock& block, std::initializer_list<ConstTensorView> operands) {
   const float scale = static_cast<float>(block.scale);
   if (!std::isnormal(scale) || !std::isnormal(1 / scale)) return false;
-  if (shape.transition == Transition::dense) return false;
+  if (shape.transition == Transition::dense && shape.decay_width > 1) return false;
   if (shape.transition == Transition::diagonal && !aligned(block.log_decay, 16)) return false;
   return std::ranges::all_of(operands, [](const ConstTensorView& view) {
     return view.dims() == 0 || ((view.dtype() == DType::bf16 || view.dtype() == DType::f16) && fits(view));
@@ -174,6 +175,7 @@ bool supports(const LinearShape& shape, const LinearBlock& block, std::initializ
 }
 
 void unit_states(const LinearShape& shape, const LinearBlock& block, TensorView elements, StreamView stream) {
+  if (shape.transition == Transition::dense) return delta::unit_states(shape, block, elements, stream);
   visit(block.k.dtype(), "unit_states", [&]<class T>() {
     make_elements(
         walk_of<T>({}, block.k, block.v, block.log_decay, false), shape, block.runs, [](const UnitRun& run) { return run.leaves; },
@@ -183,6 +185,7 @@ void unit_states(const LinearShape& shape, const LinearBlock& block, TensorView 
 
 void unit_states_backward(const LinearShape& shape, const LinearBlock& block, ConstTensorView dout, TensorView elements,
                           StreamView stream) {
+  if (shape.transition == Transition::dense) return delta::unit_states_backward(shape, block, dout, elements, stream);
   visit(dout.dtype(), "unit_states_backward", [&]<class T>() {
     auto walk = walk_of<T>({}, block.q, dout, block.log_decay, true);
     walk.scale_values = static_cast<float>(block.scale);
@@ -192,6 +195,7 @@ void unit_states_backward(const LinearShape& shape, const LinearBlock& block, Co
 }
 
 void unit_apply(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, TensorView out, StreamView stream) {
+  if (shape.transition == Transition::dense) return delta::unit_apply(shape, block, incoming, out, stream);
   visit(out.dtype(), "unit_apply", [&]<class T>() {
     auto walk = walk_of<T>(block.q, block.k, block.v, block.log_decay, false);
     walk.out = strided<T>(out);
@@ -258,6 +262,9 @@ class Notes {
 /// by channel each is a launch of its own, and states between segments are laid out as dv's walk has them.
 void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, ConstTensorView dout,
                          ConstTensorView doutgoing, const LinearGradients& gradients, StreamView stream) {
+  if (shape.transition == Transition::dense) {
+    return delta::unit_apply_backward(shape, block, incoming, dout, doutgoing, gradients, stream);
+  }
   visit(dout.dtype(), "unit_apply_backward", [&]<class T>() {
     const auto scale = static_cast<float>(block.scale);
     const auto width_v = static_cast<std::int32_t>(shape.width_v);

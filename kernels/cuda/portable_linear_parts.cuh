@@ -106,10 +106,10 @@ struct ScoreBlocks {
   __device__ int column(int block) const { return warp == 3 ? 3 * block : block; }
 };
 
-/// scores = weight(row, column) q k^T on and below the diagonal.
-template <class T, int width, class Weight>
-__device__ __forceinline__ void make_scores(const SharedTile<T, kChunkRows, width>& q, const SharedTile<T, kChunkRows, width>& k,
-                                            const SharedTile<T, kChunkRows, kChunkRows>& scores, const Weight& weight) {
+/// visit(row, column, q k^T there and in the next column) for pairs in blocks on and below the diagonal.
+template <class T, int width, class Visit>
+__device__ __forceinline__ void for_each_score(const SharedTile<T, kChunkRows, width>& q, const SharedTile<T, kChunkRows, width>& k,
+                                               const Visit& visit) {
   const int warp = warp_of_group(), lane = lane_afresh();
   constexpr int kMostBlocks = 3;
   const ScoreBlocks blocks{warp};
@@ -137,12 +137,21 @@ __device__ __forceinline__ void make_scores(const SharedTile<T, kChunkRows, widt
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = blocks.row(block) * 16 + lane / 4 + i * 8;
-        const float left = column <= row ? weight(row, column) * sum[block][half][2 * i] : 0.0f;
-        const float right = column + 1 <= row ? weight(row, column + 1) * sum[block][half][2 * i + 1] : 0.0f;
-        scores.put(row, column, Numbers<T>::pack(left, right));
+        visit(row, column, sum[block][half][2 * i], sum[block][half][2 * i + 1]);
       }
     }
   }
+}
+
+/// scores = weight(row, column) q k^T on and below the diagonal.
+template <class T, int width, class Weight>
+__device__ __forceinline__ void make_scores(const SharedTile<T, kChunkRows, width>& q, const SharedTile<T, kChunkRows, width>& k,
+                                            const SharedTile<T, kChunkRows, kChunkRows>& scores, const Weight& weight) {
+  for_each_score<T, width>(q, k, [&](int row, int column, float first, float second) {
+    const float left = column <= row ? weight(row, column) * first : 0.0f;
+    const float right = column + 1 <= row ? weight(row, column + 1) * second : 0.0f;
+    scores.put(row, column, Numbers<T>::pack(left, right));
+  });
 }
 
 /// The warp's columns of the results of some rows, by 16 rows and 8 columns. Not of all: the state takes half of the registers.
@@ -238,13 +247,13 @@ __device__ __forceinline__ void transpose_in_quad(std::uint32_t (&word)[4], int 
 
 /// 16 bytes at a time: the words of a quad of lanes, which are neighbours in a row of 8 columns, go to one of them.
 template <class T, int width, int sum_rows>
-__device__ __forceinline__ void store_chunk(const float (&sums)[sum_rows][width / kLinearWarps / 8][4], const Walk<T>& walk,
-                                            const Place& place, int step, int first) {
+__device__ __forceinline__ void store_rows(const float (&sums)[sum_rows][width / kLinearWarps / 8][4], float scale, const Strided<T>& out,
+                                           int width_out, const Place& place, int step, int first) {
   const int warp = warp_of_group(), lane = lane_afresh();
   constexpr int kNarrow = width / kLinearWarps / 8, kRowsAtOnce = 4 / kNarrow;  // four words: those of 4 x 1 or 2 x 2 (columns, rows)
   const int rows = place.rows(step), column = warp * (width / kLinearWarps) + lane % kNarrow * 8;
-  const std::int64_t stride = place.reverse ? -walk.out.row : walk.out.row;
-  T* const to = at(walk.out, place.row_of(step, 0), place.head) + column;
+  const std::int64_t stride = place.reverse ? -out.row : out.row;
+  T* const to = at(out, place.row_of(step, 0), place.head) + column;
 #pragma unroll
   for (int row = 0; row < sum_rows; ++row) {
 #pragma unroll
@@ -253,14 +262,18 @@ __device__ __forceinline__ void store_chunk(const float (&sums)[sum_rows][width 
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float* const sum = sums[row][i % kNarrow] + 2 * (half + i / kNarrow);
-        word[i] = Numbers<T>::pack(walk.scale_out * sum[0], walk.scale_out * sum[1]);
+        word[i] = Numbers<T>::pack(scale * sum[0], scale * sum[1]);
       }
       transpose_in_quad(word, lane);
       const int of_chunk = (first + row) * 16 + (half + lane % 4 / kNarrow) * 8 + lane / 4;
-      if (of_chunk < rows && column < walk.width_v)
-        *reinterpret_cast<uint4*>(to + of_chunk * stride) = {word[0], word[1], word[2], word[3]};
+      if (of_chunk < rows && column < width_out) *reinterpret_cast<uint4*>(to + of_chunk * stride) = {word[0], word[1], word[2], word[3]};
     }
   }
+}
+template <class T, int width, int sum_rows>
+__device__ __forceinline__ void store_chunk(const float (&sums)[sum_rows][width / kLinearWarps / 8][4], const Walk<T>& walk,
+                                            const Place& place, int step, int first) {
+  store_rows<T, width>(sums, walk.scale_out, walk.out, walk.width_v, place, step, first);
 }
 
 /// S := S + k^T (weight(row of the chunk, column of v) v)
@@ -296,12 +309,9 @@ __device__ __forceinline__ void add_to_state(const SharedTile<T, kChunkRows, wid
   }
 }
 
-/// S := exp(g_C) S + (exp(g_C - g) k)^T v
 template <class T, int width>
-__device__ __forceinline__ void advance_state(const SharedTile<T, kChunkRows, width>& k, const SharedTile<T, kChunkRows, width>& v,
-                                              const ChunkDecay& decay, float scale, typename LinearTiles<T, width>::State& state) {
+__device__ __forceinline__ void scale_state(float factor, typename LinearTiles<T, width>::State& state) {
   using Tiles = LinearTiles<T, width>;
-  const float factor = exp2_fast(decay.total);
 #pragma unroll
   for (int tall = 0; tall < Tiles::kTall; ++tall) {
 #pragma unroll
@@ -310,6 +320,13 @@ __device__ __forceinline__ void advance_state(const SharedTile<T, kChunkRows, wi
       for (int i = 0; i < 4; ++i) state[tall][wide][i] *= factor;
     }
   }
+}
+
+/// S := exp(g_C) S + (exp(g_C - g) k)^T v
+template <class T, int width>
+__device__ __forceinline__ void advance_state(const SharedTile<T, kChunkRows, width>& k, const SharedTile<T, kChunkRows, width>& v,
+                                              const ChunkDecay& decay, float scale, typename LinearTiles<T, width>::State& state) {
+  scale_state<T, width>(exp2_fast(decay.total), state);
   add_to_state<T, width>(
       k, v, [&](int row, int) { return scale * decay.sunk[row]; }, state);
 }
