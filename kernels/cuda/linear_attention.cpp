@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "kernels/cuda/linear_rungs.h"
+#include "kernels/cuda/portable_delta.h"
 #include "kernels/cuda/rung.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
@@ -21,7 +22,10 @@ void require_narrow(std::string_view op, const LinearShape& shape) { require_nar
 
 /// `operands` are all of storage type that the call reads or writes.
 bool runs_portable(const LinearShape& shape, const LinearBlock& block, std::initializer_list<ConstTensorView> operands, StreamView stream) {
-  return best_rung(stream.device().index) >= Rung::portable && portable::supports(shape, block, operands);
+  const int device = stream.device().index;
+  const bool delta_rule = shape.transition == Transition::dense;
+  if (delta_rule && periplus::cuda::known_properties(device).shared_bytes_per_block < portable::delta::kSharedBytes) return false;
+  return best_rung(device) >= Rung::portable && portable::supports(shape, block, operands);
 }
 
 }  // namespace
@@ -37,7 +41,9 @@ void unit_states_backward(const LinearShape& shape, const LinearBlock& block, Co
                           StreamView stream) {
   require_narrow("unit_states_backward", shape);
   const periplus::cuda::CurrentDevice current(stream.device().index);
-  if (runs_portable(shape, block, {block.q, dout}, stream)) return portable::unit_states_backward(shape, block, dout, elements, stream);
+  const ConstTensorView keys = shape.transition == Transition::dense ? block.k : ConstTensorView{};
+  if (runs_portable(shape, block, {block.q, keys, dout}, stream))
+    return portable::unit_states_backward(shape, block, dout, elements, stream);
   plain::unit_states_backward(shape, block, dout, elements, stream);
 }
 

@@ -9,8 +9,9 @@
 /// Rungs    As attention's (kernels/cuda/attention.h), of which there are two here, picked by what the device, the types, the widths
 ///          and the strides allow.
 ///          plain: token by token, every type (f64 too) and rule.
-///          portable: mma.sync in chunks of 64 tokens, capability 8.0 and up, bf16 and f16, no decay or one per head, widths that are
-///          multiples of 8 up to 128, rows aligned to 16 bytes. A log_decay below -88 counts as that.
+///          portable: mma.sync in chunks of 64 tokens, capability 8.0 and up, bf16 and f16, every rule but the delta rule
+///          with a decay per channel, widths that are multiples of 8 up to 128, rows aligned to 16 bytes. A log_decay below -88 counts as
+///          that. The delta rule needs 144 KiB of shared memory a block, and in backward work areas of 8.5 times q (widths 128).
 /// Errors   InvalidArgument for heads wider than 256.
 /// Repeats  Bit for bit: nothing is added in an order that timing decides.
 namespace periplus::kernels::cuda {

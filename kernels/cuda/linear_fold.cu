@@ -7,6 +7,11 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
+/// Decay of a slot's segment, for a number of the state.
+__device__ float total_of(const SlotStates& states, std::int64_t slot, std::int64_t head, std::int64_t number) {
+  return states.totals[(slot * states.heads + head) * states.decays + number / (states.numbers / states.decays)];
+}
+
 /// A thread has one number of the state.
 __global__ void __launch_bounds__(kThreads) fold_in_place(const SlotStates states, const Segments::Fold* folds) {
   const Segments::Fold fold = folds[blockIdx.y];
@@ -15,7 +20,7 @@ __global__ void __launch_bounds__(kThreads) fold_in_place(const SlotStates state
   const auto slot = [&](std::int64_t i) { return states.slots + ((fold.first + i) * states.heads + head) * states.numbers + number; };
   float state = *slot(0);
   for (std::int64_t i = 1; i < fold.count; ++i) {
-    state = states.totals[(fold.first + i) * states.heads + head] * state + *slot(i);
+    state = total_of(states, fold.first + i, head, number) * state + *slot(i);
     *slot(i) = state;
   }
 }
@@ -27,20 +32,21 @@ __global__ void __launch_bounds__(kThreads)
   const int head = static_cast<int>(blockIdx.z);
   if (number >= states.numbers) return;
   const Segments::Fold fold = folds[unit];
+  const std::int64_t of_decay = states.numbers / states.decays;
   float state = 0, transition = 1;
   for (std::int64_t i = fold.first; i < fold.first + fold.count; ++i) {
-    const float total = states.totals[i * states.heads + head];
+    const float total = total_of(states, i, head, number);
     state = (i == fold.first ? 0.0f : total * state) + states.slots[(i * states.heads + head) * states.numbers + number];
     transition *= total;
   }
   if (log_decay.data != nullptr && closing[unit] >= 0) {
-    const float factor = exp(*at(log_decay, closing[unit], head));
+    const float factor = exp(at(log_decay, closing[unit], head)[number / of_decay]);
     state *= factor;
     transition *= factor;
   }
   float* const to = at(elements, unit, head);
   to[decay_width + number] = state;
-  if (number == 0 && decay_width == 1) to[0] = transition;
+  if (decay_width > 0 && number % of_decay == 0) to[number / of_decay] = transition;
 }
 
 /// <S, dS> behind a block, of the decayed state that the next token finds.
@@ -86,6 +92,34 @@ __global__ void __launch_bounds__(32)
   }
 }
 
+/// sum_block for one channel, of which a thread takes all tokens of the block one by one.
+__global__ void __launch_bounds__(kThreads) sum_channels_of_block(const ChannelNotes notes, const DecayBlock* blocks,
+                                                                  const Strided<const float> log_decay, const Strided<float> dlog_decay) {
+  const std::int64_t number = blockIdx.x / notes.heads, channel = threadIdx.x;
+  const int head = static_cast<int>(blockIdx.x % notes.heads);
+  if (channel >= notes.channels) return;
+  const DecayBlock block = blocks[number];
+  const auto behind_block = [&](std::int64_t which) {
+    const DecayBlock& of = blocks[which];
+    const float end = notes.ends[(which * notes.heads + head) * notes.channels + channel];
+    return of.ends ? end : end * exp(at(log_decay, of.row0 + of.rows, head)[channel]);
+  };
+  const auto step_of = [&](int of_block) {
+    const std::int64_t index = ((block.row0 + of_block) * notes.heads + head) * notes.channels + channel;
+    return notes.products_of_q[index] - notes.products_of_k[index];
+  };
+  float sum = behind_block(number), share = 0;
+  if (block.begins || !block.first) {
+    float steps = 0;
+    for (int row = block.rows - 1; row >= 0; --row) steps += step_of(row);
+    share = (sum + steps - (block.begins ? 0.0f : behind_block(number - 1))) / static_cast<float>(block.rows);
+  }
+  for (int row = block.rows - 1; row >= 0; --row) {
+    sum += step_of(row) - share;
+    at(dlog_decay, block.row0 + row, head)[channel] = row == 0 && block.begins ? 0.0f : sum;
+  }
+}
+
 dim3 grid_of(const SlotStates& states, std::int64_t items) {
   return {static_cast<unsigned>((states.numbers + kThreads - 1) / kThreads), static_cast<unsigned>(items),
           static_cast<unsigned>(states.heads)};
@@ -107,6 +141,12 @@ void sum_decay_gradient(const DecayNotes& notes, const DecayBlock* blocks, std::
                         Strided<float> dlog_decay, cudaStream_t stream) {
   launch("launch of decay gradients", sum_block, dim3(static_cast<unsigned>(count * notes.heads)), 32, 0, stream, notes, blocks, log_decay,
          dlog_decay);
+}
+
+void sum_channel_gradient(const ChannelNotes& notes, const DecayBlock* blocks, std::int64_t count, Strided<const float> log_decay,
+                          Strided<float> dlog_decay, cudaStream_t stream) {
+  launch("launch of decay gradients", sum_channels_of_block, dim3(static_cast<unsigned>(count * notes.heads)), kThreads, 0, stream, notes,
+         blocks, log_decay, dlog_decay);
 }
 
 }  // namespace periplus::kernels::cuda

@@ -9,6 +9,7 @@
 #include "kernels/cuda/linear_rungs.h"
 #include "kernels/cuda/linear_walk.h"
 #include "kernels/cuda/operands.cuh"
+#include "kernels/cuda/portable_delta.h"
 #include "kernels/cuda/resident.h"
 #include "kernels/cuda/scratch.cuh"
 #include "runtime/cuda/device.h"
@@ -44,6 +45,7 @@ Walk<Device<T>> walk_of(const ConstTensorView& q, const ConstTensorView& k, cons
   walk.k = strided<T>(k);
   walk.v = strided<T>(v);
   walk.log_decay = strided<float>(log_decay);
+  walk.by_channel = log_decay.dims() > 0 && log_decay.size(2) > 1;
   walk.heads = static_cast<std::int32_t>(k.size(1));
   walk.width_k = static_cast<std::int32_t>(k.size(2));
   walk.width_v = static_cast<std::int32_t>(v.size(2));
@@ -59,6 +61,20 @@ std::int64_t numbers_of(const Walk<T>& walk) {
   return std::int64_t{walk.width_k} * walk.width_v;
 }
 
+/// Numbers of a segment's decay.
+template <class T>
+std::int64_t decays_of(const Walk<T>& walk) {
+  return walk.by_channel ? walk.width_k : 1;
+}
+template <class T>
+void launch_own_states(const Walk<T>& walk, std::int64_t segments, cudaStream_t stream) {
+  walk.by_channel ? launch_channel_states(walk, segments, stream) : launch_states(walk, segments, stream);
+}
+template <class T>
+SlotStates states_of(const Walk<T>& walk) {
+  return {walk.slots, walk.totals, walk.heads, numbers_of(walk), decays_of(walk)};
+}
+
 template <class V>
 const V* on_device(const std::vector<V>& values, StreamView stream) {
   return resident(std::span<const V>(values), stream);
@@ -68,7 +84,7 @@ const V* on_device(const std::vector<V>& values, StreamView stream) {
 struct Slots {
   template <class T>
   Slots(std::int64_t segments, const Walk<T>& walk, cudaStream_t stream)
-      : states(segments * walk.heads * numbers_of(walk), stream), totals(segments * walk.heads, stream) {}
+      : states(segments * walk.heads * numbers_of(walk), stream), totals(segments * walk.heads * decays_of(walk), stream) {}
   template <class T>
   void give(Walk<T>& walk) const {
     walk.slots = states.data();
@@ -77,38 +93,50 @@ struct Slots {
   Scratch<float> states, totals;
 };
 
-/// Where states of segments come from: each segment's own, folded in the order of the walk.
+/// Runs cut for walks in one direction, `walks` in a block, and where they are cut the states between segments: each segment's own, made
+/// in the roles of `feeder`, folded in the order of the walk.
 template <class T>
-void make_states(Walk<T> walk, const Segments& segments, StreamView stream) {
-  const cudaStream_t native = launch_stream(stream);
-  walk.segments = on_device(segments.feeding, stream);
-  launch_states(walk, std::ssize(segments.feeding), native);
-  fold_slots({walk.slots, walk.totals, walk.heads, numbers_of(walk)}, on_device(segments.folds, stream), std::ssize(segments.folds),
-             native);
-}
+class CutRuns {
+ public:
+  CutRuns(Walk<T> feeder, int walks, std::span<const UnitRun> runs, StreamView stream) {
+    const cudaStream_t native = launch_stream(stream);
+    const Segments segments = cut_for_pass(runs, feeder.heads, blocks_at_once(walks, stream), feeder.reverse);
+    all_ = on_device(segments.all, stream);
+    count_ = std::ssize(segments.all);
+    if (segments.feeding.empty()) return;
+    slots_.emplace(std::ssize(segments.feeding), feeder, native);
+    slots_->give(feeder);
+    feeder.segments = on_device(segments.feeding, stream);
+    launch_own_states(feeder, std::ssize(segments.feeding), native);
+    fold_slots(states_of(feeder), on_device(segments.folds, stream), std::ssize(segments.folds), native);
+  }
+  void give(Walk<T>& walk) const {
+    walk.segments = all_;
+    if (slots_) walk.slots = slots_->states.data();
+  }
+  std::int64_t count() const { return count_; }
 
-/// Results of walks in one direction, whose slots are laid out by the first; where runs are cut, the states between their segments first.
+ private:
+  const Segment* all_;
+  std::int64_t count_;
+  std::optional<Slots> slots_;
+};
+
+/// Results of walks in one direction, whose slots are laid out by the first.
 template <class T, int groups>
 void run_pass(WalkSet<T, groups> walks, std::span<const UnitRun> runs, StreamView stream) {
   const cudaStream_t native = launch_stream(stream);
-  Walk<T>& walk = walks.walk[0];
-  const Segments segments = cut_for_pass(runs, walk.heads, blocks_at_once(groups, stream), walk.reverse);
-  std::optional<Slots> slots;
-  if (!segments.feeding.empty()) {
-    slots.emplace(std::ssize(segments.feeding), walk, native);
-    slots->give(walk);
-    make_states(walk, segments, stream);
-  }
-  for (Walk<T>& each : walks.walk) {
-    each.segments = on_device(segments.all, stream);
-    each.slots = walk.slots;
-  }
+  const CutRuns<T> cut(walks.walk[0], groups, runs, stream);
+  for (Walk<T>& each : walks.walk) cut.give(each);
+  const Walk<T>& walk = walks.walk[0];
   if constexpr (groups == 2) {
-    launch_gradients(walks, std::ssize(segments.all), native);
+    launch_gradients(walks, cut.count(), native);
   } else if (walk.decay_gradient.dots != nullptr) {
-    launch_gradients(walk, std::ssize(segments.all), native);
+    launch_gradients(walk, cut.count(), native);
+  } else if (walk.by_channel) {
+    launch_channel_results(walk, cut.count(), native);
   } else {
-    launch_results(walk, std::ssize(segments.all), native);
+    launch_results(walk, cut.count(), native);
   }
 }
 
@@ -129,9 +157,9 @@ void make_elements(Walk<T> walk, const LinearShape& shape, std::span<const UnitR
   const Slots slots(std::ssize(segments.feeding), walk, native);
   slots.give(walk);
   walk.segments = on_device(segments.feeding, stream);
-  launch_states(walk, std::ssize(segments.feeding), native);
-  fold_elements({walk.slots, walk.totals, walk.heads, numbers_of(walk)}, on_device(segments.folds, stream), shape.units, shape.decay_width,
-                walk.log_decay, on_device(closing, stream), strided<float>(elements), native);
+  launch_own_states(walk, std::ssize(segments.feeding), native);
+  fold_elements(states_of(walk), on_device(segments.folds, stream), shape.units, shape.decay_width, walk.log_decay,
+                on_device(closing, stream), strided<float>(elements), native);
 }
 
 }  // namespace
@@ -139,13 +167,15 @@ void make_elements(Walk<T> walk, const LinearShape& shape, std::span<const UnitR
 bool supports(const LinearShape& shape, const LinearBlock& block, std::initializer_list<ConstTensorView> operands) {
   const float scale = static_cast<float>(block.scale);
   if (!std::isnormal(scale) || !std::isnormal(1 / scale)) return false;
-  if (shape.transition != Transition::identity && shape.transition != Transition::scalar) return false;
+  if (shape.transition == Transition::dense && shape.decay_width > 1) return false;
+  if (shape.transition == Transition::diagonal && !aligned(block.log_decay, 16)) return false;
   return std::ranges::all_of(operands, [](const ConstTensorView& view) {
     return view.dims() == 0 || ((view.dtype() == DType::bf16 || view.dtype() == DType::f16) && fits(view));
   });
 }
 
 void unit_states(const LinearShape& shape, const LinearBlock& block, TensorView elements, StreamView stream) {
+  if (shape.transition == Transition::dense) return delta::unit_states(shape, block, elements, stream);
   visit(block.k.dtype(), "unit_states", [&]<class T>() {
     make_elements(
         walk_of<T>({}, block.k, block.v, block.log_decay, false), shape, block.runs, [](const UnitRun& run) { return run.leaves; },
@@ -155,6 +185,7 @@ void unit_states(const LinearShape& shape, const LinearBlock& block, TensorView 
 
 void unit_states_backward(const LinearShape& shape, const LinearBlock& block, ConstTensorView dout, TensorView elements,
                           StreamView stream) {
+  if (shape.transition == Transition::dense) return delta::unit_states_backward(shape, block, dout, elements, stream);
   visit(dout.dtype(), "unit_states_backward", [&]<class T>() {
     auto walk = walk_of<T>({}, block.q, dout, block.log_decay, true);
     walk.scale_values = static_cast<float>(block.scale);
@@ -164,6 +195,7 @@ void unit_states_backward(const LinearShape& shape, const LinearBlock& block, Co
 }
 
 void unit_apply(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, TensorView out, StreamView stream) {
+  if (shape.transition == Transition::dense) return delta::unit_apply(shape, block, incoming, out, stream);
   visit(out.dtype(), "unit_apply", [&]<class T>() {
     auto walk = walk_of<T>(block.q, block.k, block.v, block.log_decay, false);
     walk.out = strided<T>(out);
@@ -183,25 +215,37 @@ class Notes {
  public:
   Notes(const LinearShape& shape, std::span<const UnitRun> runs, cudaStream_t stream)
       : shape_(shape),
+        by_channel_(shape.transition == Transition::diagonal),
+        parts_(by_channel_ ? shape.width_qk : kWarps),
         blocks_(decay_blocks(runs)),
-        dots_of_q_(kWarps * shape.rows * shape.heads, stream),
-        dots_of_k_(kWarps * shape.rows * shape.heads, stream),
+        dots_of_q_(parts_ * shape.rows * shape.heads, stream),
+        dots_of_k_(parts_ * shape.rows * shape.heads, stream),
         states_(std::ssize(blocks_) * shape.heads * kMostPairs, stream),
-        ends_(std::ssize(blocks_) * shape.heads * kWarps, stream) {}
+        ends_(std::ssize(blocks_) * shape.heads * parts_, stream) {}
 
   void give(Walk<Device<T>>& walk, const ConstTensorView& partner, const ConstTensorView& doutgoing) const {
     float* const dots = walk.reverse ? dots_of_k_.data() : dots_of_q_.data();
     walk.decay_gradient = {strided<T>(partner), dots, shape_.rows, states_.data(), ends_.data(), strided<float>(doutgoing)};
   }
   void sum(const ConstTensorView& log_decay, const TensorView& dlog_decay, StreamView stream) const {
-    sum_decay_gradient({dots_of_q_.data(), dots_of_k_.data(), ends_.data(), shape_.rows, shape_.heads, kWarps}, on_device(blocks_, stream),
-                       std::ssize(blocks_), strided<float>(log_decay), strided<float>(dlog_decay), launch_stream(stream));
+    const DecayBlock* const blocks = on_device(blocks_, stream);
+    const auto from = strided<float>(log_decay);
+    const auto to = strided<float>(dlog_decay);
+    if (by_channel_) {
+      sum_channel_gradient({dots_of_q_.data(), dots_of_k_.data(), ends_.data(), shape_.heads, shape_.width_qk}, blocks, std::ssize(blocks_),
+                           from, to, launch_stream(stream));
+    } else {
+      sum_decay_gradient({dots_of_q_.data(), dots_of_k_.data(), ends_.data(), shape_.rows, shape_.heads, kWarps}, blocks,
+                         std::ssize(blocks_), from, to, launch_stream(stream));
+    }
   }
 
  private:
   static constexpr int kWarps = 4;
   static constexpr std::int64_t kMostPairs = 128 * 128 / 2;
   LinearShape shape_;
+  bool by_channel_;
+  std::int64_t parts_;  ///< Of the sums over a row: by warp, or channels.
   std::vector<DecayBlock> blocks_;
   Scratch<float> dots_of_q_, dots_of_k_;
   Scratch<std::uint32_t> states_;
@@ -214,9 +258,13 @@ class Notes {
 ///   dq rising,  with dout, v, k as q, k, v;  the state is that of the outputs, transposed
 ///   dk falling, with v, dout, q;             the gradient of the state, transposed
 ///   dv falling, with k, q, dout
-/// The scale of q is a factor of all results; so dq and dk round the same numbers, which the gradient of the decay relies on.
+/// The scale of q is a factor of all results; so dq and dk round the same numbers, which the gradient of the decay relies on. With a decay
+/// by channel each is a launch of its own, and states between segments are laid out as dv's walk has them.
 void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, ConstTensorView incoming, ConstTensorView dout,
                          ConstTensorView doutgoing, const LinearGradients& gradients, StreamView stream) {
+  if (shape.transition == Transition::dense) {
+    return delta::unit_apply_backward(shape, block, incoming, dout, doutgoing, gradients, stream);
+  }
   visit(dout.dtype(), "unit_apply_backward", [&]<class T>() {
     const auto scale = static_cast<float>(block.scale);
     const auto width_v = static_cast<std::int32_t>(shape.width_v);
@@ -229,7 +277,17 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
     dq.incoming = strided<float>(incoming);
     dq.state_row = 1, dq.state_column = width_v;
     if (notes) notes->give(dq, block.q, doutgoing);
-    run_pass(WalkSet<Device<T>, 1>{{dq}}, block.runs, stream);
+    if (dq.by_channel) {
+      dq.slot_row = 1, dq.slot_column = width_v;
+      auto feeder = walk_of<T>({}, block.k, block.v, block.log_decay, false);
+      feeder.incoming = dq.incoming;
+      feeder.state_row = width_v, feeder.state_column = 1;
+      const CutRuns<Device<T>> cut(feeder, 1, block.runs, stream);
+      cut.give(dq);
+      launch_channel_gradients(dq, cut.count(), launch_stream(stream));
+    } else {
+      run_pass(WalkSet<Device<T>, 1>{{dq}}, block.runs, stream);
+    }
 
     auto dk = walk_of<T>(block.v, dout, block.q, block.log_decay, true);
     dk.out = strided<T>(gradients.dk);
@@ -246,7 +304,14 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
     dv.scale_incoming = 1 / scale;
     dv.incoming = strided<float>(doutgoing);
     dv.state_row = width_v, dv.state_column = 1;
-    run_pass(WalkSet<Device<T>, 2>{{dv, dk}}, block.runs, stream);
+    if (dv.by_channel) {
+      const CutRuns<Device<T>> cut(dv, 1, block.runs, stream);
+      cut.give(dv), cut.give(dk);
+      launch_channel_results(dv, cut.count(), launch_stream(stream));
+      launch_channel_gradients(dk, cut.count(), launch_stream(stream));
+    } else {
+      run_pass(WalkSet<Device<T>, 2>{{dv, dk}}, block.runs, stream);
+    }
     if (notes) notes->sum(block.log_decay, gradients.dlog_decay, stream);
   });
 }

@@ -41,14 +41,21 @@ __device__ __forceinline__ void note_dots(const LinearSums<width>& sums, const W
   }
 }
 
+/// Where this thread's pairs of a block's state are, kLinearThreads apart.
+template <class T, int width>
+__device__ __forceinline__ std::uint32_t* pairs_of_block(const Walk<T>& walk, const Place& place, int block) {
+  using Tiles = LinearTiles<T, width>;
+  constexpr int kPairs = Tiles::kTall * Tiles::kWide * 2 * kLinearThreads;
+  return walk.decay_gradient.states + ((place.segment.block0 + block) * std::int64_t{walk.heads} + place.head) * kPairs +
+         afresh(threadIdx.x) % kLinearThreads;
+}
+
 /// The numbers of the state, in pairs, to or from a block's place: visit(pair of this thread, where).
 template <class T, int width, class Visit>
 __device__ __forceinline__ void for_each_pair(typename LinearTiles<T, width>::State& state, const Walk<T>& walk, const Place& place,
                                               int block, const Visit& visit) {
   using Tiles = LinearTiles<T, width>;
-  constexpr int kPairs = Tiles::kTall * Tiles::kWide * 2 * kLinearThreads;
-  std::uint32_t* to = walk.decay_gradient.states + ((place.segment.block0 + block) * std::int64_t{walk.heads} + place.head) * kPairs +
-                      afresh(threadIdx.x) % kLinearThreads;
+  std::uint32_t* to = pairs_of_block<T, width>(walk, place, block);
 #pragma unroll
   for (int tall = 0; tall < Tiles::kTall; ++tall) {
 #pragma unroll
@@ -163,7 +170,8 @@ __device__ __forceinline__ void walk_segment(const WalkSet<T, groups>& set) {
     const Rows k = tile(step % 2, group), v = tile(step % 2, 1 - group);
     if constexpr (applies) {
       const Rows q = tile(step % 2, 2 + group);
-      make_scores<T, width>(q, k, scores, decay, walk.scale_values);
+      make_scores<T, width>(q, k, scores,
+                            [&](int row, int column) { return walk.scale_values * exp2_fast(decay.sums[row] - decay.sums[column]); });
 #pragma unroll 1  // unrolled, the rounded state would be kept from one to the next
       for (int first = 0; first < kChunkRows / 16; first += kSumRows) {
         LinearSums<width> sums = {};

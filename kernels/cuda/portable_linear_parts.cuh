@@ -106,9 +106,10 @@ struct ScoreBlocks {
   __device__ int column(int block) const { return warp == 3 ? 3 * block : block; }
 };
 
-template <class T, int width>
-__device__ __forceinline__ void make_scores(const SharedTile<T, kChunkRows, width>& q, const SharedTile<T, kChunkRows, width>& k,
-                                            const SharedTile<T, kChunkRows, kChunkRows>& scores, const ChunkDecay& decay, float scale) {
+/// visit(row, column, q k^T there and in the next column) for pairs in blocks on and below the diagonal.
+template <class T, int width, class Visit>
+__device__ __forceinline__ void for_each_score(const SharedTile<T, kChunkRows, width>& q, const SharedTile<T, kChunkRows, width>& k,
+                                               const Visit& visit) {
   const int warp = warp_of_group(), lane = lane_afresh();
   constexpr int kMostBlocks = 3;
   const ScoreBlocks blocks{warp};
@@ -136,24 +137,33 @@ __device__ __forceinline__ void make_scores(const SharedTile<T, kChunkRows, widt
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = blocks.row(block) * 16 + lane / 4 + i * 8;
-        const float g = decay.sums[row];
-        const float left = column <= row ? scale * exp2_fast(g - decay.sums[column]) * sum[block][half][2 * i] : 0.0f;
-        const float right = column + 1 <= row ? scale * exp2_fast(g - decay.sums[column + 1]) * sum[block][half][2 * i + 1] : 0.0f;
-        scores.put(row, column, Numbers<T>::pack(left, right));
+        visit(row, column, sum[block][half][2 * i], sum[block][half][2 * i + 1]);
       }
     }
   }
 }
 
+/// scores = weight(row, column) q k^T on and below the diagonal.
+template <class T, int width, class Weight>
+__device__ __forceinline__ void make_scores(const SharedTile<T, kChunkRows, width>& q, const SharedTile<T, kChunkRows, width>& k,
+                                            const SharedTile<T, kChunkRows, kChunkRows>& scores, const Weight& weight) {
+  for_each_score<T, width>(q, k, [&](int row, int column, float first, float second) {
+    const float left = column <= row ? weight(row, column) * first : 0.0f;
+    const float right = column + 1 <= row ? weight(row, column + 1) * second : 0.0f;
+    scores.put(row, column, Numbers<T>::pack(left, right));
+  });
+}
+
 /// The warp's columns of the results of some rows, by 16 rows and 8 columns. Not of all: the state takes half of the registers.
 constexpr int kSumRows = 2;
-template <int width>
-using LinearSums = float[kSumRows][width / kLinearWarps / 8][4];
+template <int width, int rows = kSumRows>
+using LinearSums = float[rows][width / kLinearWarps / 8][4];
 
-/// sums = exp(g) q S, for row blocks from `first` on.
-template <class T, int width>
-__device__ __forceinline__ void read_state(const SharedTile<T, kChunkRows, width>& q, const typename LinearTiles<T, width>::State& state,
-                                           const ChunkDecay& decay, int first, LinearSums<width>& sums) {
+/// sums += q S, for row blocks from `first` on.
+template <class T, int width, int rows>
+__device__ __forceinline__ void multiply_state(const SharedTile<T, kChunkRows, width>& q,
+                                               const typename LinearTiles<T, width>::State& state, int first,
+                                               float (&sums)[rows][width / kLinearWarps / 8][4]) {
   const int lane = lane_afresh();
   constexpr int kNarrow = width / kLinearWarps / 8;
 #pragma unroll
@@ -168,12 +178,21 @@ __device__ __forceinline__ void read_state(const SharedTile<T, kChunkRows, width
       }
     }
 #pragma unroll
-    for (int row = 0; row < kSumRows; ++row) {
+    for (int row = 0; row < rows; ++row) {
       const FragmentA a = q.a_by_rows((first + row) * 16, inner, lane);
 #pragma unroll
       for (int column = 0; column < kNarrow; ++column) Numbers<T>::multiply(sums[row][column], a, b[column][0], b[column][1]);
     }
   }
+}
+
+/// sums = exp(g) q S
+template <class T, int width>
+__device__ __forceinline__ void read_state(const SharedTile<T, kChunkRows, width>& q, const typename LinearTiles<T, width>::State& state,
+                                           const ChunkDecay& decay, int first, LinearSums<width>& sums) {
+  constexpr int kNarrow = width / kLinearWarps / 8;
+  multiply_state<T, width>(q, state, first, sums);
+  const int lane = lane_afresh();
 #pragma unroll
   for (int row = 0; row < kSumRows; ++row) {
     const int of_chunk = (first + row) * 16 + lane / 4;
@@ -187,19 +206,19 @@ __device__ __forceinline__ void read_state(const SharedTile<T, kChunkRows, width
 }
 
 /// sums += P v
-template <class T, int width>
+template <class T, int width, int rows>
 __device__ __forceinline__ void add_chunk(const SharedTile<T, kChunkRows, kChunkRows>& scores, const SharedTile<T, kChunkRows, width>& v,
-                                          int first, LinearSums<width>& sums) {
+                                          int first, float (&sums)[rows][width / kLinearWarps / 8][4]) {
   const int warp = warp_of_group(), lane = lane_afresh();
   constexpr int kSlice = width / kLinearWarps;
 #pragma unroll
   for (int inner = 0; inner < kChunkRows / 16; ++inner) {
-    if (inner >= first + kSumRows) break;
+    if (inner >= first + rows) break;
     std::uint32_t values[kSlice / 16][4];
 #pragma unroll
     for (int pair = 0; pair < kSlice / 16; ++pair) v.b_by_columns(values[pair], warp * kSlice + pair * 16, inner, lane);
 #pragma unroll
-    for (int row = 0; row < kSumRows; ++row) {
+    for (int row = 0; row < rows; ++row) {
       if (first + row < inner) continue;
       const FragmentA a = scores.a_by_rows((first + row) * 16, inner, lane);
 #pragma unroll
@@ -227,57 +246,54 @@ __device__ __forceinline__ void transpose_in_quad(std::uint32_t (&word)[4], int 
 }
 
 /// 16 bytes at a time: the words of a quad of lanes, which are neighbours in a row of 8 columns, go to one of them.
-template <class T, int width>
-__device__ __forceinline__ void store_chunk(const LinearSums<width>& sums, const Walk<T>& walk, const Place& place, int step, int first) {
+template <class T, int width, int sum_rows>
+__device__ __forceinline__ void store_rows(const float (&sums)[sum_rows][width / kLinearWarps / 8][4], float scale, const Strided<T>& out,
+                                           int width_out, const Place& place, int step, int first) {
   const int warp = warp_of_group(), lane = lane_afresh();
   constexpr int kNarrow = width / kLinearWarps / 8, kRowsAtOnce = 4 / kNarrow;  // four words: those of 4 x 1 or 2 x 2 (columns, rows)
   const int rows = place.rows(step), column = warp * (width / kLinearWarps) + lane % kNarrow * 8;
-  const std::int64_t stride = place.reverse ? -walk.out.row : walk.out.row;
-  T* const to = at(walk.out, place.row_of(step, 0), place.head) + column;
+  const std::int64_t stride = place.reverse ? -out.row : out.row;
+  T* const to = at(out, place.row_of(step, 0), place.head) + column;
 #pragma unroll
-  for (int row = 0; row < kSumRows; ++row) {
+  for (int row = 0; row < sum_rows; ++row) {
 #pragma unroll
     for (int half = 0; half < 2; half += kRowsAtOnce) {
       std::uint32_t word[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float* const sum = sums[row][i % kNarrow] + 2 * (half + i / kNarrow);
-        word[i] = Numbers<T>::pack(walk.scale_out * sum[0], walk.scale_out * sum[1]);
+        word[i] = Numbers<T>::pack(scale * sum[0], scale * sum[1]);
       }
       transpose_in_quad(word, lane);
       const int of_chunk = (first + row) * 16 + (half + lane % 4 / kNarrow) * 8 + lane / 4;
-      if (of_chunk < rows && column < walk.width_v)
-        *reinterpret_cast<uint4*>(to + of_chunk * stride) = {word[0], word[1], word[2], word[3]};
+      if (of_chunk < rows && column < width_out) *reinterpret_cast<uint4*>(to + of_chunk * stride) = {word[0], word[1], word[2], word[3]};
     }
   }
 }
+template <class T, int width, int sum_rows>
+__device__ __forceinline__ void store_chunk(const float (&sums)[sum_rows][width / kLinearWarps / 8][4], const Walk<T>& walk,
+                                            const Place& place, int step, int first) {
+  store_rows<T, width>(sums, walk.scale_out, walk.out, walk.width_v, place, step, first);
+}
 
-/// S := exp(g_C) S + (exp(g_C - g) k)^T v
-template <class T, int width>
-__device__ __forceinline__ void advance_state(const SharedTile<T, kChunkRows, width>& k, const SharedTile<T, kChunkRows, width>& v,
-                                              const ChunkDecay& decay, float scale, typename LinearTiles<T, width>::State& state) {
+/// S := S + k^T (weight(row of the chunk, column of v) v)
+template <class T, int width, class Weight>
+__device__ __forceinline__ void add_to_state(const SharedTile<T, kChunkRows, width>& k, const SharedTile<T, kChunkRows, width>& v,
+                                             const Weight& weight, typename LinearTiles<T, width>::State& state) {
   const int warp = warp_of_group(), lane = lane_afresh();
   using Tiles = LinearTiles<T, width>;
-  const float factor = exp2_fast(decay.total);
-#pragma unroll
-  for (int tall = 0; tall < Tiles::kTall; ++tall) {
-#pragma unroll
-    for (int wide = 0; wide < Tiles::kWide; ++wide) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) state[tall][wide][i] *= factor;
-    }
-  }
 #pragma unroll
   for (int inner = 0; inner < kChunkRows / 16; ++inner) {
     FragmentA values[Tiles::kTall];
 #pragma unroll
     for (int tall = 0; tall < Tiles::kTall; ++tall) {
-      values[tall] = v.a_by_columns(warp * Tiles::kSlice + tall * 16, inner, lane);
+      const int first = warp * Tiles::kSlice + tall * 16;
+      values[tall] = v.a_by_columns(first, inner, lane);
 #pragma unroll
       for (int part = 0; part < 4; ++part) {
-        const int row = inner * 16 + part / 2 * 8 + lane % 4 * 2;
+        const int row = inner * 16 + part / 2 * 8 + lane % 4 * 2, column = first + part % 2 * 8 + lane / 4;
         const float2 pair = Pairs<T>::unpack(values[tall].part[part]);
-        values[tall].part[part] = Numbers<T>::pack(scale * decay.sunk[row] * pair.x, scale * decay.sunk[row + 1] * pair.y);
+        values[tall].part[part] = Numbers<T>::pack(weight(row, column) * pair.x, weight(row + 1, column) * pair.y);
       }
     }
 #pragma unroll
@@ -291,6 +307,28 @@ __device__ __forceinline__ void advance_state(const SharedTile<T, kChunkRows, wi
       }
     }
   }
+}
+
+template <class T, int width>
+__device__ __forceinline__ void scale_state(float factor, typename LinearTiles<T, width>::State& state) {
+  using Tiles = LinearTiles<T, width>;
+#pragma unroll
+  for (int tall = 0; tall < Tiles::kTall; ++tall) {
+#pragma unroll
+    for (int wide = 0; wide < Tiles::kWide; ++wide) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) state[tall][wide][i] *= factor;
+    }
+  }
+}
+
+/// S := exp(g_C) S + (exp(g_C - g) k)^T v
+template <class T, int width>
+__device__ __forceinline__ void advance_state(const SharedTile<T, kChunkRows, width>& k, const SharedTile<T, kChunkRows, width>& v,
+                                              const ChunkDecay& decay, float scale, typename LinearTiles<T, width>::State& state) {
+  scale_state<T, width>(exp2_fast(decay.total), state);
+  add_to_state<T, width>(
+      k, v, [&](int row, int) { return scale * decay.sunk[row]; }, state);
 }
 
 /// visit(number of the state, row, column) for what this thread has of it.

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/kernels/cuda/rounded_linear.h"
 #include "tests/kernels/cuda/workbench.h"
 #include "tests/kernels/linear_cases.h"
 #include "tests/kernels/values.h"
@@ -95,23 +96,28 @@ constexpr auto kRun = []<class S>(LinearPass<S>& pass) {
   device.take_results();
 };
 
+using Rungs = std::initializer_list<cuda::Rung>;
+constexpr Rungs kAllRungs = {cuda::Rung::plain, cuda::Rung::portable};
+
 template <class S>
-void expect_matches(const LinearCase& c, std::uint64_t seed) {
+void expect_matches(const LinearCase& c, std::uint64_t seed, Rungs rungs = kAllRungs) {
   test::LinearExpectation<S> expected(c, seed);
-  for (const cuda::Rung rung : {cuda::Rung::plain, cuda::Rung::portable}) {
+  for (const cuda::Rung rung : rungs) {
     SCOPED_TRACE(to_string(rung));
     cuda::set_highest_rung(rung);
     const bool tiles = rung != cuda::Rung::plain && sizeof(S) == 2;
-    const double tolerance = std::is_same_v<S, double> ? 1e-12 : tiles ? test::kTileTolerance : test::kRunningSumTolerance;
+    // The delta rule also takes differences of products: what keys read of the state from values.
+    const double of_tiles = (c.delta_rule ? 2 : 1) * test::kTileTolerance;
+    const double tolerance = std::is_same_v<S, double> ? 1e-12 : tiles ? of_tiles : test::kRunningSumTolerance;
     const double stored = std::max(tolerance, test::stored_tolerance<S>() * (sizeof(S) == 2 ? 1 : 0));
     expected.check(tolerance, stored, kRun);
   }
 }
 
 template <class S>
-void sweep(int count, std::uint64_t seed, LinearCase (*make)(std::mt19937_64&)) {
+void sweep(int count, std::uint64_t seed, LinearCase (*make)(std::mt19937_64&), Rungs rungs = kAllRungs) {
   std::mt19937_64 random(seed);
-  for (int i = 0; i < count / kFewer && !testing::Test::HasFailure(); ++i) expect_matches<S>(make(random), random());
+  for (int i = 0; i < count / kFewer && !testing::Test::HasFailure(); ++i) expect_matches<S>(make(random), random(), rungs);
 }
 
 TEST_F(CudaLinearAttention, Bfloat16MatchesReferenceOverRandomShapes) { sweep<bfloat16>(40, 1, test::random_linear_case); }
@@ -119,100 +125,61 @@ TEST_F(CudaLinearAttention, Float16MatchesReferenceOverRandomShapes) { sweep<flo
 TEST_F(CudaLinearAttention, SinglePrecisionMatchesReferenceOverRandomShapes) { sweep<float>(40, 3, test::random_linear_case); }
 TEST_F(CudaLinearAttention, DoublePrecisionMatchesReferenceOverRandomShapes) { sweep<double>(24, 4, test::random_linear_case); }
 
-/// Linear attention with at most one decay per head, in widths that matrix instructions take.
+/// Linear attention in widths that matrix instructions take.
 LinearCase random_tile_case(std::mt19937_64& random) {
   LinearCase c = test::random_linear_case(random);
   c.width_qk = pick_of(random, {8, 40, 64, 64, 96, 128, 128});
   c.width_v = pick(random, 0, 2) == 0 ? pick_of(random, {16, 64, 128}) : c.width_qk;
-  c.decay = pick(random, 0, 3) == 0 ? Decay::none : Decay::scalar;
+  c.decay = static_cast<Decay>(pick_of(random, {0, 1, 1, 2, 2, 2}));
   c.strength = static_cast<double>(pick_of(random, {1, 1, 40})) * (pick(random, 0, 1) == 0 ? 1 : 0.02);
-  c.delta_rule = false;
+  c.delta_rule = c.decay != Decay::diagonal && pick(random, 0, 1) == 0;
   c.scale = 1 / std::sqrt(static_cast<double>(c.width_qk));
   c.gap = pick_of(random, {0, 8});
   cut_into_runs(random, pick_of(random, {20, 64, 200, 300}), c);
   return c;
 }
 TEST_F(CudaLinearAttention, TilesMatchReference) {
-  sweep<bfloat16>(32, 10, random_tile_case);
-  sweep<float16>(16, 11, random_tile_case);
+  sweep<bfloat16>(64, 10, random_tile_case, {cuda::Rung::portable});
+  sweep<float16>(24, 11, random_tile_case, {cuda::Rung::portable});
 }
 
-/// Root mean square of differences over that of the exact numbers.
-template <class T>
-double relative_error(Host<T>& got, const Host<double>& exact) {
-  double errors = 0, squares = 0;
-  for (std::int64_t row = 0; row < got.rows(); ++row) {
-    for (std::int64_t i = 0; i < got.width(); ++i) {
-      const double wanted = exact.get(row, 0, i), error = got.get(row, 0, i) - wanted;
-      errors += error * error;
-      squares += wanted * wanted;
-    }
-  }
-  return std::sqrt(errors / squares);
-}
-
-/// Results of a plain computation, without chunks or states, that rounds each matrix it makes to bf16. For one head and one document.
-void compute_rounded(LinearPass<bfloat16>& pass) {
-  const LinearCase& c = pass.c;
-  const auto rounded = [](double x) { return static_cast<double>(bfloat16(static_cast<float>(x))); };
-  const auto dot = [](const Host<bfloat16>& a, std::int64_t i, const Host<bfloat16>& b, std::int64_t j) {
-    double sum = 0;
-    for (std::int64_t x = 0; x < a.width(); ++x) sum += a.get(i, 0, x) * b.get(j, 0, x);
-    return sum;
+void expect_errs_like_rounded(const LinearCase& c) {
+  SCOPED_TRACE(describe(c));
+  LinearPass<bfloat16> got(c);
+  got.randomize(13);
+  LinearPass<double> exact = got.widened();
+  exact.forward(Stream());
+  exact.backward(Stream());
+  LinearPass<bfloat16> rounded = got;
+  test::compute_rounded(rounded);
+  kRun(got);
+  const auto compare = [&](const char* name, auto& ours, auto& plain, const Host<double>& wanted) {
+    const double error = test::relative_error(ours, wanted);
+    EXPECT_LE(error, 2 * test::relative_error(plain, wanted)) << name;
+    EXPECT_LE(error, 7e-3) << name;
+    EXPECT_LE(error, 7e-3) << name;
   };
-  const auto add = [&](double weight, const Host<bfloat16>& from, std::int64_t row, Host<float>& to, std::int64_t target) {
-    for (std::int64_t x = 0; x < from.width(); ++x) to(target, 0, x) += static_cast<float>(c.scale * weight * from.get(row, 0, x));
-  };
-  Host<float> out(c.rows, 1, c.width_v), dq(c.rows, 1, c.width_qk), dk = dq, dv = out;
-  for (std::int64_t i = 0; i < c.rows; ++i) {
-    double decay = 0;
-    for (std::int64_t j = i; j >= 0; --j) {
-      const double score = rounded(std::exp(decay) * dot(pass.q, i, pass.k, j));
-      const double slope = rounded(std::exp(decay) * dot(pass.dout, i, pass.v, j));
-      add(score, pass.v, j, out, i);
-      add(score, pass.dout, i, dv, j);
-      add(slope, pass.k, j, dq, i);
-      add(slope, pass.q, i, dk, j);
-      decay += pass.log_decay.get(j, 0);
-    }
-  }
-  for (auto [from, to] : {std::pair{&out, &pass.out}, {&dq, &pass.dq}, {&dk, &pass.dk}, {&dv, &pass.dv}}) {
-    for (std::int64_t row = 0; row < c.rows; ++row) {
-      for (std::int64_t x = 0; x < from->width(); ++x) (*to)(row, 0, x) = bfloat16(static_cast<float>(from->get(row, 0, x)));
-    }
-  }
-  double later = 0;
-  for (std::int64_t row = c.rows - 1; row >= 0; --row) {
-    later += dot(pass.q, row, pass.dq, row) - dot(pass.k, row, pass.dk, row);
-    pass.dlog_decay(row, 0) = row == 0 ? 0.0f : static_cast<float>(later);
-  }
+  compare("out", got.out, rounded.out, exact.out);
+  compare("dq", got.dq, rounded.dq, exact.dq);
+  compare("dk", got.dk, rounded.dk, exact.dk);
+  compare("dv", got.dv, rounded.dv, exact.dv);
+  if (c.decay != Decay::none) compare("dlog_decay", got.dlog_decay, rounded.dlog_decay, exact.dlog_decay);
+  if (c.delta_rule) compare("dbeta", got.dbeta, rounded.dbeta, exact.dbeta);
 }
 
 TEST_F(CudaLinearAttention, ErrsNoMoreThanTwiceARoundedComputation) {
-  LinearCase c{.rows = 1500 / kFewer + 400, .units = 1, .heads = 1, .width_qk = 64, .width_v = 64, .decay = Decay::scalar};
+  LinearCase c{.rows = 1500 / kFewer + 400, .units = 1, .heads = 1, .width_qk = 64, .width_v = 64};
   c.runs = {{0, c.rows, 0, false, false}};
   c.scale = 0.125;
+  const auto with = [&](Decay decay, bool delta_rule, double strength) {
+    c.decay = decay, c.delta_rule = delta_rule, c.strength = strength;
+    expect_errs_like_rounded(c);
+  };
   for (const double strength : {0.3, 0.01}) {
-    c.strength = strength;
-    LinearPass<bfloat16> got(c);
-    got.randomize(13);
-    LinearPass<double> exact = got.widened();
-    exact.forward(Stream());
-    exact.backward(Stream());
-    LinearPass<bfloat16> rounded = got;
-    compute_rounded(rounded);
-    kRun(got);
-    const auto compare = [&](const char* name, auto& ours, auto& plain, const Host<double>& wanted) {
-      const double error = relative_error(ours, wanted);
-      EXPECT_LE(error, 2 * relative_error(plain, wanted)) << name << ", strength " << strength;
-      EXPECT_LE(error, 7e-3) << name << ", strength " << strength;
-    };
-    compare("out", got.out, rounded.out, exact.out);
-    compare("dq", got.dq, rounded.dq, exact.dq);
-    compare("dk", got.dk, rounded.dk, exact.dk);
-    compare("dv", got.dv, rounded.dv, exact.dv);
-    compare("dlog_decay", got.dlog_decay, rounded.dlog_decay, exact.dlog_decay);
+    with(Decay::scalar, false, strength), with(Decay::diagonal, false, strength);
+    with(Decay::scalar, true, strength);
   }
+  with(Decay::none, true, 1);
 }
 
 /// A run of one head would leave most of a device idle.
@@ -221,7 +188,9 @@ TEST_F(CudaLinearAttention, LongRunsAreCut) {
   c.runs = {{0, c.rows - 100, 0, true, true}, {c.rows - 100, 70, 1, false, true}};
   c.scale = 0.125;
   c.strength = 0.01;
-  expect_matches<bfloat16>(c, 12);
+  expect_matches<bfloat16>(c, 12, {cuda::Rung::portable});
+  c.decay = Decay::diagonal;
+  expect_matches<bfloat16>(c, 14, {cuda::Rung::portable});
 }
 
 TEST_F(CudaLinearAttention, WideHeadsMatchReference) {

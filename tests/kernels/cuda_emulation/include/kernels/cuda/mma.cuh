@@ -65,6 +65,11 @@ inline uint4 load_shared_16(std::uint32_t address) {
   std::memcpy(&word, shared_bytes(address, 16), 16);
   return word;
 }
+inline std::uint32_t load_shared_4(std::uint32_t address) {
+  std::uint32_t word;
+  std::memcpy(&word, shared_bytes(address, 4), 4);
+  return word;
+}
 inline void clear_shared_16(std::uint32_t address) { std::memset(shared_bytes(address, 16), 0, 16); }
 inline void store_shared_4(std::uint32_t address, std::uint32_t word) { std::memcpy(shared_bytes(address, 4), &word, 4); }
 
