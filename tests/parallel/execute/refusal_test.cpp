@@ -32,15 +32,12 @@ TEST(ExecuteRefuses, WhatTheDeviceOfItsStreamCannotDo) {
   };
   std::vector<double> seconds;
   Tracer tracer(0);
-  const comm::TransportOptions paced{.links = comm::Links{{.bytes_per_second = 1e9}}};
   expect({.communicator = {}, .reserved_multiprocessors = 8}, "8 multiprocessors are reserved, but a cpu stream has none");
   expect({.communicator = {}, .pace = [](const plan::Program&, const plan::Step&) { return 0.0; }, .stream = device_stream()},
          "a pace lets a CPU thread sleep and cannot slow the stream on cuda:0");
   expect({.communicator = {}, .tracer = &tracer, .stream = device_stream()}, "leave tracer and step_seconds empty");
   expect({.communicator = {}, .step_seconds = &seconds, .stream = device_stream()}, "leave tracer and step_seconds empty");
   expect({.communicator = {}, .stream = device_stream(), .reserved_multiprocessors = -1}, "-1 multiprocessors cannot be reserved");
-  expect({.communicator = comm::make_thread_group(2, paced)[0], .stream = device_stream()},
-         "the stream is on cuda:0, but paced links move host memory only");
 }
 
 TEST(ExecuteRefuses, MemoryAndStreamOfDifferentDevices) {
