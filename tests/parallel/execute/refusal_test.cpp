@@ -2,7 +2,6 @@
 
 #include "parallel/attention.h"
 #include "parallel/execute/execute.h"
-#include "runtime/comm/thread_transport.h"
 #include "runtime/error.h"
 #include "tests/parallel/plan/plan_cases.h"
 
