@@ -26,8 +26,9 @@ struct Topology::Machine {
 Topology::Topology(const std::string& xml_file) {
   hwloc_topology_t topology = nullptr;
   if (hwloc_topology_init(&topology) != 0) return;
+  // PCI devices alone: to look for more, plugins of hwloc would start CUDA and others.
   const bool good = (xml_file.empty() || hwloc_topology_set_xml(topology, xml_file.c_str()) == 0) &&
-                    hwloc_topology_set_io_types_filter(topology, HWLOC_TYPE_FILTER_KEEP_IMPORTANT) == 0 &&
+                    hwloc_topology_set_type_filter(topology, HWLOC_OBJ_PCI_DEVICE, HWLOC_TYPE_FILTER_KEEP_IMPORTANT) == 0 &&
                     hwloc_topology_load(topology) == 0;
   if (good) {
     machine_ = std::make_unique<Machine>(topology);
