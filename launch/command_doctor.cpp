@@ -18,8 +18,9 @@ int doctor_command(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
 
-  std::vector<Finding> found = {examine_cpu(),      examine_kernels(),     examine_cores(),  examine_memory(),   examine_mpi(),
-                                examine_launcher(), examine_single_copy(), examine_onednn(), examine_openblas(), examine_cuda()};
+  std::vector<Finding> found = {examine_cpu(),    examine_kernels(),  examine_cores(),    examine_topology(),
+                                examine_memory(), examine_mpi(),      examine_launcher(), examine_single_copy(),
+                                examine_onednn(), examine_openblas(), examine_cuda()};
   std::ranges::move(examine_gpus(), std::back_inserter(found));
   found.push_back(examine_nccl());
 

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "launch/cores.h"
 #include "runtime/comm/nccl_transport.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
@@ -30,7 +31,7 @@ namespace {
 
 std::string to_bytes(const RankGpus& gpus) {
   std::string bytes = gpus.host;
-  for (const std::string& card : gpus.cards) bytes += "\n" + card;
+  for (std::size_t i = 0; i < gpus.cards.size(); ++i) bytes += fmt::format("\n{}{}", gpus.near[i] ? '+' : '-', gpus.cards[i]);
   return bytes;
 }
 
@@ -39,7 +40,12 @@ RankGpus gpus_from(std::string_view bytes) {
   for (std::size_t line = 0; !bytes.empty(); ++line) {
     const std::size_t end = std::min(bytes.find('\n'), bytes.size());
     const std::string text(bytes.substr(0, end));
-    line == 0 ? void(gpus.host = text) : gpus.cards.push_back(text);
+    if (line == 0) {
+      gpus.host = text;
+    } else {
+      gpus.near.push_back(text[0] == '+');
+      gpus.cards.push_back(text.substr(1));
+    }
     bytes.remove_prefix(std::min(end + 1, bytes.size()));
   }
   return gpus;
@@ -76,24 +82,31 @@ Device shared_device(const DeviceRequest& request) { return {request.kind, reque
 
 std::vector<int> deal_gpus(std::span<const RankGpus> ranks) {
   std::set<std::string> taken;
-  std::vector<int> indices;
+  std::vector<int> indices(ranks.size(), -1);
+  const auto take = [&](std::size_t rank, bool near_only) {
+    const RankGpus& gpus = ranks[rank];
+    for (std::size_t i = 0; i < gpus.cards.size() && indices[rank] < 0; ++i) {
+      if ((!near_only || gpus.near.empty() || gpus.near[i]) && taken.insert(gpus.cards[i]).second) indices[rank] = static_cast<int>(i);
+    }
+  };
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) take(rank, true);
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
-    const std::vector<std::string>& cards = ranks[rank].cards;
-    const auto free = std::ranges::find_if(cards, [&](const std::string& card) { return !taken.contains(card); });
-    if (free == cards.end()) throw_no_gpu_left(ranks, rank);
-    taken.insert(*free);
-    indices.push_back(static_cast<int>(free - cards.begin()));
+    take(rank, false);
+    if (indices[rank] < 0) throw_no_gpu_left(ranks, rank);
   }
   return indices;
 }
 
-Device own_device(const DeviceRequest& request, const comm::Communicator& ranks) {
+Device own_device(const DeviceRequest& request, const comm::Communicator& ranks, const Topology& topology) {
   RankGpus mine;
+  const Cpus allowed = allowed_cpus();
   const int first = request.index.value_or(0), end = request.index ? first + 1 : cuda::device_count();
   for (int index = first; index < end; ++index) {
     comm::nccl::Endpoint gpu = comm::nccl::find_endpoint(index);
     mine.host = std::move(gpu.host);
     mine.cards.push_back(std::move(gpu.card));
+    const Cpus near = topology.near(cuda::properties(index).pci_bus_id);
+    mine.near.push_back(near.empty() || std::ranges::find_first_of(near, allowed) != near.end());
   }
   std::vector<RankGpus> all;
   for (const std::string& bytes : ranks.all_gather_bytes(to_bytes(mine), Stream())) all.push_back(gpus_from(bytes));

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "launch/topology.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/device.h"
 
@@ -28,12 +29,14 @@ Device shared_device(const DeviceRequest& request);
 struct RankGpus {
   std::string host;
   std::vector<std::string> cards;
+  std::vector<bool> near{};  ///< Which are near the cores that the rank may use; a process that is not bound is near all.
 };
-/// Which of its GPUs each rank takes: the first that no rank before it took. So ranks that see all GPUs of their host take
-/// one after the other, and ranks that a scheduler shows one each take that. Errors: InvalidArgument for more ranks than GPUs.
+/// Which of its GPUs each rank takes: the first near one that no rank before it took; ranks for which there is none take what is
+/// left. So ranks that see all GPUs of their host take one after the other, and ranks that a scheduler shows one each take that. Errors:
+/// InvalidArgument for more ranks than GPUs.
 std::vector<int> deal_gpus(std::span<const RankGpus> ranks);
 
 /// This process's own GPU. Collective over `ranks`, which are processes. Errors: as deal_gpus, BackendUnavailable without NCCL.
-Device own_device(const DeviceRequest& request, const comm::Communicator& ranks);
+Device own_device(const DeviceRequest& request, const comm::Communicator& ranks, const Topology& topology);
 
 }  // namespace periplus::launch

@@ -18,6 +18,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/matmul.h"
+#include "launch/cores.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
 #include "launch/ranks_mpi.h"
@@ -127,6 +128,15 @@ Finding examine_cores() {
     finding.remedy = fmt::format("more threads than cores slow every barrier; set OMP_NUM_THREADS to at most {}", usable);
   }
   return finding;
+}
+
+Finding examine_topology() {
+  const std::string summary = Topology().summary();
+  if (summary.empty()) {
+    return {"Topology", Health::note, "not known, because this build has no hwloc (Debian's libhwloc-dev)",
+            "ranks on several GPUs are not bound to the cores near them"};
+  }
+  return {"Topology", Health::good, fmt::format("{}; this process may use {}", summary, to_string(allowed_cpus()))};
 }
 
 Finding examine_memory() {

@@ -18,6 +18,7 @@ struct Finding {
 Finding examine_cpu();
 Finding examine_kernels();
 Finding examine_cores();
+Finding examine_topology();
 Finding examine_memory();
 Finding examine_mpi();
 Finding examine_launcher();

@@ -7,6 +7,7 @@
 
 #include "launch/findings.h"
 #include "launch/progress.h"
+#include "launch/topology.h"
 #include "runtime/cuda/device.h"
 
 namespace periplus::launch {
@@ -27,14 +28,17 @@ Finding examine_cuda() {
 
 std::vector<Finding> examine_gpus() {
   std::vector<Finding> findings;
+  const Topology topology;
   for (int index = 0; index < cuda::device_count(); ++index) {
     const std::string subject = fmt::format("GPU {}", index);
     try {
       const cuda::DeviceProperties gpu = cuda::properties(index);
-      Finding finding{subject, Health::good,
-                      fmt::format("{} at {}: capability {}.{}, {} multiprocessors, {} of {} free", gpu.name, gpu.pci_bus_id, gpu.major,
-                                  gpu.minor, gpu.multiprocessors, bytes_text(static_cast<double>(gpu.free_bytes)),
-                                  bytes_text(static_cast<double>(gpu.memory_bytes)))};
+      const Cpus near = topology.near(gpu.pci_bus_id);
+      Finding finding{
+          subject, Health::good,
+          fmt::format("{} at {}: capability {}.{}, {} multiprocessors, {} of {} free{}", gpu.name, gpu.pci_bus_id, gpu.major, gpu.minor,
+                      gpu.multiprocessors, bytes_text(static_cast<double>(gpu.free_bytes)),
+                      bytes_text(static_cast<double>(gpu.memory_bytes)), near.empty() ? "" : "; near cores " + to_string(near))};
       if (gpu.major < 8) {
         finding.health = Health::note;
         finding.remedy = "attention has kernels with matrix instructions for capability 8.0 and newer; here it is slow";

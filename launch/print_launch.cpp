@@ -50,7 +50,7 @@ std::string launch_lines(const std::string& command, std::span<const std::string
   // Every rank of a host sees all its GPUs, so that NCCL can copy between them directly.
   const std::string slurm_gpus = gpus ? " --gpus-per-task=1 --gpu-bind=none" : "";
   return fmt::format(
-      "# on this host\n"
+      "{5}# on this host\n"
       "mpirun -n {0} --bind-to none {1}\n"
       "# on several hosts: their names, and after the colon the ranks of each{2}\n"
       "mpirun -n {0} --host {3} --bind-to none {1}\n"
@@ -58,7 +58,8 @@ std::string launch_lines(const std::string& command, std::span<const std::string
       "srun --mpi=pmix --ntasks={0}{4} {1}\n"
       "# without MPI, on this host; on several hosts --nnodes, --node-rank, --master-addr and --master-port say who is where\n"
       "torchrun --no-python --nproc-per-node={0} {1}\n",
-      ranks, program, gpus ? ", at most its GPUs" : "", hosts, slurm_gpus);
+      ranks, program, gpus ? ", at most its GPUs" : "", hosts, slurm_gpus,
+      gpus ? "# each rank takes a GPU of its own and, if it is not bound, the cores near it (periplus doctor lists them)\n" : "");
 }
 
 bool launch_printed(const std::string& command, std::span<const std::string> arguments, const RankOptions& options) {

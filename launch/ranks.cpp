@@ -15,6 +15,7 @@
 #include "runtime/comm/mpi_transport.h"
 #include "runtime/comm/nccl_transport.h"
 #include "runtime/comm/thread_transport.h"
+#include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
 namespace periplus::launch {
@@ -224,9 +225,15 @@ int run_process_rank(const RankSource& source, const RankOptions& options,
   comm::Communicator communicator, of_devices;
   try {
     communicator = join_processes(source, options, world);
-    share_cores(communicator);
+    std::optional<Device> own;
     if (uses_nccl(source, options)) {
-      const Device device = own_device(source.device, communicator);
+      const Topology topology;
+      own = own_device(source.device, communicator, topology);
+      bind_near_gpu(communicator, cuda::properties(own->index).pci_bus_id, topology);
+    }
+    share_cores(communicator);
+    if (own) {
+      const Device device = *own;
       of_devices = comm::make_nccl_communicator(device.index, communicator, transport_options(options));
       code = body(of_devices, device);
     } else if (source.device.kind == DeviceKind::cuda) {

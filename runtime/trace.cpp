@@ -9,6 +9,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "runtime/error.h"
+
 namespace periplus {
 namespace {
 
@@ -85,6 +87,51 @@ class ChromeTraceWriter {
 };
 
 }  // namespace
+
+void Tracer::anchor(StreamView stream) {
+  if (stream.device().kind == DeviceKind::cpu || anchor_) return;
+  auto anchor = std::make_shared<Anchor>(Anchor{cuda::Event(stream.device().index, true)});
+  anchor->event.record(stream);
+  anchor->event.wait();
+  anchor->us = now_us();
+  anchor_ = std::move(anchor);
+}
+
+void Tracer::settle() {
+  for (const std::function<TraceEvent()>& event : later_) events_.push_back(event());
+  later_.clear();
+}
+
+TraceSpan::TraceSpan(Tracer* tracer, StreamView stream) : tracer_(tracer) {
+  if (tracer == nullptr) return;
+  if (stream.device().kind == DeviceKind::cpu) {
+    begin_us_ = tracer->now_us();
+    return;
+  }
+  if (!tracer->anchored()) throw InternalError("trace: the time of a device is asked for before its tracer is anchored there");
+  stream_ = stream;
+  begin_ = cuda::Event(stream.device().index, true);
+  begin_.record(stream);
+}
+
+void TraceSpan::end(TraceEvent event) {
+  if (tracer_ == nullptr) return;
+  if (!stream_) {
+    event.begin_us = begin_us_;
+    event.duration_us = tracer_->now_us() - begin_us_;
+    return tracer_->record(std::move(event));
+  }
+  struct Times {
+    cuda::Event begin, end;
+  };
+  const auto times = std::make_shared<Times>(std::move(begin_), cuda::Event(stream_->device().index, true));
+  times->end.record(*stream_);
+  tracer_->record_later([times, anchor = tracer_->anchored(), event = std::move(event)]() mutable {
+    event.begin_us = anchor->us + 1e6 * times->begin.seconds_since(anchor->event);
+    event.duration_us = 1e6 * times->end.seconds_since(times->begin);
+    return std::move(event);
+  });
+}
 
 std::string to_chrome_trace(const std::vector<const Tracer*>& tracers) {
   ChromeTraceWriter writer(tracers);

@@ -3,9 +3,14 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "runtime/cuda/device.h"
 
 namespace periplus {
 
@@ -36,9 +41,26 @@ class Tracer {
   void record(TraceEvent event) { events_.push_back(std::move(event)); }
   const std::vector<TraceEvent>& events() const noexcept { return events_; }
   int rank() const noexcept { return rank_; }
+
+  /// A moment of a CUDA device, as an event of it and in the tracer's time.
+  struct Anchor {
+    cuda::Event event;
+    double us = 0;
+  };
+  /// Ties the time of the stream's device to the tracer's. Waits until the stream has passed, unless that has been done since the last
+  /// restart; does nothing on a CPU stream.
+  void anchor(StreamView stream);
+  const std::shared_ptr<const Anchor>& anchored() const noexcept { return anchor_; }
+  /// An event whose times are not known yet: settle() asks `event` for it.
+  void record_later(std::function<TraceEvent()> event) { later_.push_back(std::move(event)); }
+  /// Records what was left for later. Call it when the streams have passed that.
+  void settle();
+
   /// Forgets all events and counts time from now on. Ranks whose tracks should line up call it at the same moment.
   void restart() {
     events_.clear();
+    later_.clear();
+    anchor_.reset();
     epoch_ = Clock::now();
   }
 
@@ -46,6 +68,24 @@ class Tracer {
   int rank_;
   Clock::time_point epoch_;
   std::vector<TraceEvent> events_;
+  std::vector<std::function<TraceEvent()>> later_;
+  std::shared_ptr<const Anchor> anchor_;
+};
+
+/// Times work on a stream. On a CPU stream: from here to end(). On a CUDA device: from when the stream comes to this point until it
+/// has passed that of end(), which is known when the tracer settles; the tracer must be anchored there.
+class TraceSpan {
+ public:
+  TraceSpan() = default;  ///< Of no tracer: nothing is recorded.
+  TraceSpan(Tracer* tracer, StreamView stream);
+  /// Records the event with its times filled in.
+  void end(TraceEvent event);
+
+ private:
+  Tracer* tracer_ = nullptr;
+  std::optional<StreamView> stream_;  ///< Of a device.
+  double begin_us_ = 0;
+  cuda::Event begin_;
 };
 
 /// Chrome-trace JSON (chrome://tracing, ui.perfetto.dev): process = rank, thread = track, arrows from send to receive. As

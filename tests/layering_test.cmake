@@ -17,6 +17,7 @@ set(vendor_rules
   "^(oneapi/)?dnnl ^(kernels/matmul[^/]*\\.cpp|launch/doctor[^/]*|launch/bench/onednn_products\\.cpp)$"
   "^xxhash\\.h$ ^runtime/file\\.cpp$"
   "^coin/ ^parallel/planner/linear_program\\.cpp$"
+  "^hwloc ^launch/topology\\.cpp$"
   "^boost/ ^(launch/|runtime/comm/tcp_)"
   "^(toml\\+\\+|toml\\.hpp) ^(launch/|parallel/train/config[^/]*$)")
 

@@ -78,8 +78,8 @@ void check_context(const Context& context) {
   }
   const std::string device = to_string(context.stream.device());
   if (context.pace) refuse(fmt::format("a pace lets a CPU thread sleep and cannot slow the stream on {}; use a cpu stream", device));
-  if (context.tracer != nullptr || context.step_seconds != nullptr) {
-    refuse(fmt::format("the host does not know when steps on {} run; leave tracer and step_seconds empty there", device));
+  if (context.step_seconds != nullptr) {
+    refuse(fmt::format("the host does not know when steps on {} run; leave step_seconds empty there and use a tracer", device));
   }
   if (context.reserved_multiprocessors < 0) {
     refuse(fmt::format("{} multiprocessors cannot be reserved; use 0 or more", context.reserved_multiprocessors));
@@ -115,6 +115,7 @@ class Executor {
       queues_[static_cast<std::size_t>(plan::queue_of(program.steps[id]))].push_back(static_cast<StepId>(id));
     }
     if (on_cuda(context)) device_.emplace(program, stream_);
+    if (context.tracer != nullptr) context.tracer->anchor(stream_);
   }
 
   Statistics run() {
@@ -144,7 +145,7 @@ class Executor {
   struct Lane {
     comm::Pending pending;
     bool active = false;
-    double begin_us = 0;
+    TraceSpan span;
   };
 
   bool ready(StepId id) const {
@@ -187,7 +188,7 @@ class Executor {
       post(id, lane);
     }
     if (!lane.pending.done()) return false;
-    record(id, lane.begin_us);
+    record(id, lane.span);
     lane.active = false;
     finish(id);
     return true;
@@ -207,9 +208,9 @@ class Executor {
       const TensorView tensor = resolve(m.view);
       receives.push_back({peer(m.peer), tensor.bytes(), tensor.size_bytes()});
     }
-    lane.begin_us = now_us();
     if (device_) device_->begin(id);
     const StreamView stream = device_ ? device_->stream(plan::queue_of(step(id))) : stream_;
+    lane.span = TraceSpan(context_.tracer, stream);
     lane.pending = context_.communicator.exchange(sends, receives, {step(id).label.text, static_cast<int>(id), step(id).lane}, stream);
     lane.active = true;
   }
@@ -245,10 +246,12 @@ class Executor {
   void compute(StepId id) {
     if (device_) {
       device_->begin(id);
-      return run_kernel(step(id));
+      TraceSpan span(context_.tracer, stream_);
+      run_kernel(step(id));
+      return record(id, span);
     }
     const Clock::time_point begin = Clock::now();
-    const double begin_us = now_us();
+    TraceSpan span(context_.tracer, stream_);
     if (context_.pace) {
       sleep_until(begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(context_.pace(program_, step(id)))));
     } else {
@@ -258,7 +261,7 @@ class Executor {
     const double seconds = seconds_between(begin, Clock::now());
     statistics_.compute_seconds += seconds;
     if (context_.step_seconds != nullptr) (*context_.step_seconds)[static_cast<std::size_t>(id)] = seconds;
-    record(id, begin_us);
+    record(id, span);
   }
 
   /// Messages move meanwhile, as from inside a kernel.
@@ -338,12 +341,11 @@ class Executor {
     throw InternalError("execute: an exchange stands in the compute queue");
   }
 
-  double now_us() const { return context_.tracer ? context_.tracer->now_us() : 0; }
-  void record(StepId id, double begin_us) {
-    if (!context_.tracer) return;
-    TraceEvent event = plan::trace_event(program_, id, begin_us, now_us() - begin_us, context_.world_ranks);
+  void record(StepId id, TraceSpan& span) {
+    if (context_.tracer == nullptr) return;
+    TraceEvent event = plan::trace_event(program_, id, 0, 0, context_.world_ranks);
     for (TraceMessage& message : event.messages) message.peer = context_.communicator.outermost(message.peer);
-    context_.tracer->record(std::move(event));
+    span.end(std::move(event));
   }
 
   const Program& program_;

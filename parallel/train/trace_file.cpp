@@ -1,5 +1,6 @@
 #include "parallel/train/trace_file.h"
 
+#include <exception>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -35,8 +36,12 @@ Tracer from_bytes(int rank, const std::string& bytes) {
 
 }  // namespace
 
-TraceSpan::~TraceSpan() {
-  if (tracer_ != nullptr) tracer_->record({name_, "train", begin_us_, tracer_->now_us() - begin_us_});
+TraceScope::~TraceScope() {
+  try {
+    if (traced_) span_.end({.name = name_, .track = "train"});
+  } catch (const std::exception&) {
+    // A device that fails says so where its results are asked for.
+  }
 }
 
 void write_trace(const std::filesystem::path& path, const Tracer& tracer, const comm::Communicator& communicator) {

@@ -10,18 +10,18 @@ namespace periplus::train {
 /// Gathers the events of all ranks on rank 0, which writes them as one Chrome trace. Collective.
 void write_trace(const std::filesystem::path& path, const Tracer& tracer, const comm::Communicator& communicator);
 
-/// Records the time between its construction and its end as one event of the track "train".
-class TraceSpan {
+/// Records what is done or enqueued on `stream` while it lives as one event of the track "train".
+class TraceScope {
  public:
-  TraceSpan(Tracer* tracer, const char* name) : tracer_(tracer), name_(name), begin_us_(tracer ? tracer->now_us() : 0) {}
-  TraceSpan(const TraceSpan&) = delete;
-  TraceSpan& operator=(const TraceSpan&) = delete;
-  ~TraceSpan();
+  TraceScope(Tracer* tracer, const char* name, StreamView stream) : traced_(tracer != nullptr), name_(name), span_(tracer, stream) {}
+  TraceScope(const TraceScope&) = delete;
+  TraceScope& operator=(const TraceScope&) = delete;
+  ~TraceScope();
 
  private:
-  Tracer* tracer_;
+  bool traced_;
   const char* name_;
-  double begin_us_;
+  TraceSpan span_;
 };
 
 }  // namespace periplus::train

@@ -41,18 +41,9 @@ void all_reduce(const comm::Communicator& communicator, std::span<double> values
   communicator.all_reduce(view, reduce, Stream());
 }
 
-void check_device(const Config& config, Device device) {
-  if (device.kind == DeviceKind::cpu || !config.run.trace) return;
-  throw InvalidArgument(
-      fmt::format("config: run.trace is true, but the host does not know when steps on {} run; set it to false", to_string(device)));
-}
-
 /// Checks what does not need the data, so that a mistake is reported before a corpus is walked.
 void check_on_all_ranks(const Config& config, const TrainOptions& options, const comm::Communicator& communicator) {
-  all_or_none(communicator, [&] {
-    check(config);
-    check_device(config, options.device);
-  });
+  all_or_none(communicator, [&] { check(config); });
   std::string text = options.resume ? "resume" : "start";
   for (const auto& [key, value] : key_values(config)) text += fmt::format("\n{} = {}", key, value);
   comm::require_same_on_all_ranks(communicator, hash64(text), "the configuration", Stream());
@@ -100,6 +91,8 @@ class Run {
       if (due || metrics.step == config_.run.steps || result_.stopped_by_request) save();
     }
     if (config_.run.trace && result_.steps_run > 0) {
+      cuda::synchronize(stream_);
+      tracer_.settle();
       write_trace(directory_ / "trace.json", tracer_, communicator_);
       say("trace of the last step: {}", (directory_ / "trace.json").string());
     }
@@ -263,7 +256,7 @@ class Run {
   std::vector<Share> read_shares(const StepPlan& plan, Tracer* tracer) {
     std::vector<Share> shares;
     all_or_none(communicator_, [&] {
-      const TraceSpan span(tracer, "read pieces");
+      const TraceScope scope(tracer, "read pieces", Stream());
       for (const std::vector<StepGroup>& micro_batch : plan.micro_batches) {
         for (const StepGroup& of : micro_batch) {
           const int rank = communicator_.rank() - of.first_rank;
@@ -290,7 +283,7 @@ class Run {
                               .tracer = tracer,
                               .stream = stream_});
     const double before = communicator_.traffic().wait_seconds;
-    const TraceSpan span(tracer, "forward and backward");
+    const TraceScope scope(tracer, "forward and backward", stream_);
     sums.loss += model_.loss_and_gradients(stream_);
     sums.waited += communicator_.traffic().wait_seconds - before;
     sums.exposed += model_.exposed_seconds();
@@ -303,6 +296,7 @@ class Run {
     if (tracer != nullptr) {
       communicator_.barrier(Stream());  // the tracks of all ranks begin together
       tracer_.restart();
+      tracer_.anchor(stream_);
     }
     const double waited = communicator_.traffic().wait_seconds;
     const StepPlan plan = planner_.plan(step);
@@ -344,12 +338,12 @@ class Run {
   double update(std::int64_t step, double learning_rate, bool has_labels, Tracer* tracer) {
     double norm = 0;
     {
-      const TraceSpan span(tracer, "sum gradients");
+      const TraceScope scope(tracer, "sum gradients", stream_);
       norm = optimizer_.reduce(model_.gradients(), stream_);
     }
     if (!std::isfinite(norm)) optimizer_.throw_not_finite(step, stream_);
     if (!has_labels) return norm;
-    const TraceSpan span(tracer, "update weights");
+    const TraceScope scope(tracer, "update weights", stream_);
     const double limit = config_.optimizer.clip_norm;
     const double scale = limit > 0 && norm > limit ? limit / norm : 1;
     optimizer_.update(config_.optimizer, learning_rate, scale, step, model_.weights(), stream_);

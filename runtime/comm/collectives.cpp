@@ -38,6 +38,9 @@ class Shares {
   std::int64_t begin(int rank) const { return begin_[static_cast<std::size_t>(rank)]; }
   std::int64_t count(int rank) const { return begin(rank + 1) - begin(rank); }
   std::int64_t total() const { return begin_.back(); }
+  bool equal() const {
+    return std::ranges::adjacent_find(begin_, [this](auto a, auto b) { return b - a != count(0); }) == begin_.end();
+  }
 
  private:
   std::vector<std::int64_t> begin_;
@@ -153,7 +156,8 @@ void exchange_and_reduce(const Communicator& communicator, const std::byte* part
   reduce_pieces(dtype, reduce, pieces, mine, shares.count(self), operation);
 }
 
-/// Every rank's share of `all` reaches every rank except `complete`, which needs none (-1: all need them).
+/// Every rank's share of `all` reaches every rank except `complete`, which needs none (-1: all need them). Shares that are equal on
+/// all ranks are what a library's all-gather takes.
 void exchange_shares(const Communicator& communicator, std::byte* all, std::size_t element, const Shares& shares,
                      std::string_view operation, StreamView stream, int complete = -1) {
   const int self = communicator.rank();
@@ -164,7 +168,9 @@ void exchange_shares(const Communicator& communicator, std::byte* all, std::size
     if (peer != complete) sends.push_back({peer, all + bytes_of(shares.begin(self), element), bytes_of(shares.count(self), element)});
     if (self != complete) receives.push_back({peer, all + bytes_of(shares.begin(peer), element), bytes_of(shares.count(peer), element)});
   }
-  communicator.exchange(sends, receives, collective(operation), stream).wait();
+  Purpose purpose = collective(operation);
+  purpose.all_gather = complete < 0 && shares.equal();
+  communicator.exchange(sends, receives, purpose, stream).wait();
 }
 
 void all_reduce_by_gathering(const Communicator& communicator, TensorView tensor, Reduce reduce, StreamView stream) {

@@ -33,6 +33,9 @@ struct Purpose {
   std::string_view operation = "exchange";  ///< Must outlive the operation: a literal or a plan's label.
   int step = -1;                            ///< Plan step id, -1 outside plans.
   int lane = 0;                             ///< 0 to 2 for plans; the other verbs use a lane of their own.
+  /// All ranks of the group post the messages of an all-gather: equal shares, in rank order in memory, the own one in place.
+  /// A transport may then let its library's all-gather move them, if these are all of its ranks.
+  bool all_gather = false;
 };
 
 inline constexpr int kLanes = 4;

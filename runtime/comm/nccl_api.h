@@ -35,6 +35,8 @@ struct Api {
   Result (*group_end)();
   Result (*send)(const void* data, std::size_t bytes, int peer, Comm comm, void* stream);
   Result (*receive)(void* data, std::size_t bytes, int peer, Comm comm, void* stream);
+  /// Inside a group too. `bytes` of each rank, in rank order in `gathered`; `mine` may lie in its place there.
+  Result (*all_gather)(const void* mine, void* gathered, std::size_t bytes, Comm comm, void* stream);
   Result (*comm_finalize)(Comm comm);
   Result (*comm_destroy)(Comm comm);
   Result (*comm_abort)(Comm comm);

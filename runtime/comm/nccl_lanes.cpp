@@ -126,7 +126,8 @@ void Lanes::connect(int rank, int size, const LaneIds& ids, int device) {
   }
 }
 
-Status Lanes::exchange(int lane, std::span<const Send> sends, std::span<const Receive> receives, void* stream) {
+template <class Calls>
+Status Lanes::in_group(int lane, const Calls& calls) {
   Comm comm = nullptr;
   {
     const std::lock_guard lock(mutex_);
@@ -140,18 +141,29 @@ Status Lanes::exchange(int lane, std::span<const Send> sends, std::span<const Re
     return !failed(status.result);
   };
   if (call(api_.group_start(), "ncclGroupStart")) {
-    for (const Receive& receive : receives) {
-      if (!call(api_.receive(receive.data, receive.bytes, receive.peer, comm, stream), "ncclRecv")) break;
-    }
-    for (const Send& send : sends) {
-      if (failed(status.result) || !call(api_.send(send.data, send.bytes, send.peer, comm, stream), "ncclSend")) break;
-    }
+    calls(comm, call);
     call(api_.group_end(), "ncclGroupEnd");  // also after an error: an open group would take in every later call of the thread
   }
   const std::lock_guard lock(mutex_);
   calling_ = false;
   idle_.notify_all();
   return status;
+}
+
+Status Lanes::exchange(int lane, std::span<const Send> sends, std::span<const Receive> receives, void* stream) {
+  return in_group(lane, [&](Comm comm, const auto& call) {
+    for (const Receive& receive : receives) {
+      if (!call(api_.receive(receive.data, receive.bytes, receive.peer, comm, stream), "ncclRecv")) return;
+    }
+    for (const Send& send : sends) {
+      if (!call(api_.send(send.data, send.bytes, send.peer, comm, stream), "ncclSend")) return;
+    }
+  });
+}
+
+Status Lanes::all_gather(int lane, const Send& mine, void* gathered, void* stream) {
+  return in_group(
+      lane, [&](Comm comm, const auto& call) { call(api_.all_gather(mine.data, gathered, mine.bytes, comm, stream), "ncclAllGather"); });
 }
 
 Status Lanes::poll(int lane) {

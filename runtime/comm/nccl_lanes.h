@@ -40,6 +40,8 @@ class Lanes {
   void connect(int rank, int size, const LaneIds& ids, int device);
   /// One grouped call. in_progress: poll the lane until it is not, before the next call.
   Status exchange(int lane, std::span<const Send> sends, std::span<const Receive> receives, void* stream);
+  /// The same for one call of ncclAllGather: `mine` is this rank's share in `gathered`.
+  Status all_gather(int lane, const Send& mine, void* gathered, void* stream);
   Status poll(int lane);
 
   /// Ends what is under way; a second call waits for the first. NCCL's abort may itself hang: it gets a few seconds on
@@ -49,6 +51,9 @@ class Lanes {
   void close() noexcept;
 
  private:
+  /// Runs `calls(comm, call)` as a group; `call(result, name)` keeps the first failure and says whether all is well.
+  template <class Calls>
+  Status in_group(int lane, const Calls& calls);
   Status status_of(Result result, std::string_view call) const;
   std::array<Comm, kLanes> take() noexcept;
 

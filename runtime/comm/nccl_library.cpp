@@ -37,6 +37,7 @@ struct Functions {
   decltype(&ncclGroupEnd) group_end;
   decltype(&ncclSend) send;
   decltype(&ncclRecv) recv;
+  decltype(&ncclAllGather) all_gather;
   decltype(&ncclCommFinalize) comm_finalize;
   decltype(&ncclCommDestroy) comm_destroy;
   decltype(&ncclCommAbort) comm_abort;
@@ -73,6 +74,7 @@ Functions load() {
   find(functions.group_end, "ncclGroupEnd");
   find(functions.send, "ncclSend");
   find(functions.recv, "ncclRecv");
+  find(functions.all_gather, "ncclAllGather");
   find(functions.comm_finalize, "ncclCommFinalize");
   find(functions.comm_destroy, "ncclCommDestroy");
   find(functions.comm_abort, "ncclCommAbort");
@@ -128,6 +130,10 @@ Api make_api() {
       .receive =
           [](void* data, std::size_t bytes, int peer, Comm comm, void* stream) {
             return ours(functions().recv(data, bytes, ncclInt8, peer, theirs(comm), static_cast<cudaStream_t>(stream)));
+          },
+      .all_gather =
+          [](const void* mine, void* gathered, std::size_t bytes, Comm comm, void* stream) {
+            return ours(functions().all_gather(mine, gathered, bytes, ncclInt8, theirs(comm), static_cast<cudaStream_t>(stream)));
           },
       .comm_finalize = [](Comm comm) { return ours(functions().comm_finalize(theirs(comm))); },
       .comm_destroy = [](Comm comm) { return ours(functions().comm_destroy(theirs(comm))); },

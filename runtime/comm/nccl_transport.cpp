@@ -28,6 +28,7 @@ struct Exchange {
   std::vector<Send> sends;
   std::vector<Receive> receives;
   StreamView stream;
+  void* gathered = nullptr;  // of an all-gather: where the share of rank 0 lies
   bool launched = false;
   bool done = false;  // in the stream
   // Of the watchdog, once done:
@@ -41,6 +42,11 @@ struct Failure {
   std::string text;
   Result result;
 };
+
+/// Of an all-gather. Rank 0 is the only one that receives nothing from it.
+void* place_of_rank_0(std::span<const Send> sends, std::span<const Receive> receives) {
+  return receives.front().peer == 0 ? receives.front().data : const_cast<void*>(sends.front().data);
+}
 
 class NcclTransport final : public Transport, public std::enable_shared_from_this<NcclTransport> {
  public:
@@ -163,12 +169,15 @@ std::shared_ptr<Operation> NcclTransport::post(std::span<const Send> sends, std:
   if (std::ranges::any_of(sends, empty) || std::ranges::any_of(receives, empty)) {
     throw InternalError("nccl transport: a message of no bytes");
   }
+  // An all-gather of some of the ranks only goes by messages: there is no NCCL communicator of just these.
+  const bool all_gather = purpose.all_gather && std::ssize(sends) == size_ - 1;
   auto exchange = std::make_shared<Exchange>(Exchange{.operation = std::string(purpose.operation),
                                                       .step = purpose.step,
                                                       .lane = purpose.lane,
                                                       .sends = {sends.begin(), sends.end()},
                                                       .receives = {receives.begin(), receives.end()},
-                                                      .stream = stream});
+                                                      .stream = stream,
+                                                      .gathered = all_gather ? place_of_rank_0(sends, receives) : nullptr});
   throw_if_failed(*exchange);
   if (goes_by_host(stream.device())) {
     return std::make_shared<HostOperation>(shared_from_this(), host_->exchange(sends, receives, purpose, stream), std::move(*exchange));
@@ -183,7 +192,9 @@ std::shared_ptr<Operation> NcclTransport::post(std::span<const Send> sends, std:
 
 void NcclTransport::launch(Exchange& exchange) {
   exchange.begun = mark(exchange.stream);
-  const Status status = lanes_->exchange(exchange.lane, exchange.sends, exchange.receives, exchange.stream.native());
+  const Status status = exchange.gathered != nullptr
+                            ? lanes_->all_gather(exchange.lane, exchange.sends.front(), exchange.gathered, exchange.stream.native())
+                            : lanes_->exchange(exchange.lane, exchange.sends, exchange.receives, exchange.stream.native());
   if (failed(status.result)) fail(exchange, status);
   exchange.launched = true;
 }

@@ -1,6 +1,6 @@
 // Ranks as threads. A message waits in the queue of its (source, destination, lane) until both ends are posted; whoever
 // posts second copies it straight from span to span, or enqueues that copy where the spans are on a device. Over paced links both ends
-// learn of it only when it would have arrived.
+// learn of it only when it would have arrived; on a device it leaves when both streams have come to it.
 #include "runtime/comm/thread_transport.h"
 
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include <fmt/format.h>
 
 #include "runtime/comm/aborted_by_peer.h"
+#include "runtime/comm/paced_network.h"
 #include "runtime/cuda/events.h"
 #include "runtime/error.h"
 
@@ -55,21 +56,6 @@ struct Waiting {
   ThreadOperation* operation;
   std::size_t part;
 };
-
-/// What an operation over paced links still waits for after its messages have met their other ends.
-struct Flight {
-  std::atomic<int> moving{0};
-  std::atomic<Clock::rep> arrives{0};
-
-  void arrives_by(Clock::time_point time) noexcept {
-    const Clock::rep ticks = time.time_since_epoch().count();
-    Clock::rep latest = arrives.load(std::memory_order_relaxed);
-    while (ticks > latest && !arrives.compare_exchange_weak(latest, ticks, std::memory_order_relaxed)) {
-    }
-    moving.fetch_sub(1, std::memory_order_release);
-  }
-};
-constexpr double kFar = 1e9;  // seconds
 
 /// The queues of messages to one rank, and the place where that rank sleeps.
 struct Inbox {
@@ -112,38 +98,8 @@ struct Group {
     return reason;
   }
 
-  double now() const { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-  Clock::time_point time_point(double seconds) const {
-    return begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-  }
-  /// A message that both ends have posted starts to move.
-  void start(int from, int to, std::size_t bytes, std::array<std::shared_ptr<Flight>, 2> ends) {
-    const std::lock_guard lock(network_mutex);
-    for (const std::shared_ptr<Flight>& end : ends) end->moving.fetch_add(1, std::memory_order_relaxed);
-    network->start(from, to, static_cast<std::int64_t>(bytes), now());
-    flights.push_back(std::move(ends));
-  }
-  /// Tells the ends of messages that have left by now, and says when the next will have.
-  Clock::time_point advance() {
-    const std::lock_guard lock(network_mutex);
-    arrivals.clear();
-    network->advance(now(), arrivals);
-    for (const Network::Arrival& arrival : arrivals) {
-      for (std::shared_ptr<Flight>& end : flights[arrival.message]) {
-        end->arrives_by(time_point(arrival.time));
-        end.reset();
-      }
-    }
-    const double next = network->next_end();
-    return next > kFar ? Clock::time_point::max() : time_point(next);
-  }
-
   TransportOptions options;
-  std::optional<Network> network;                               // over paced links
-  std::mutex network_mutex;                                     // guards it, `flights` and `arrivals`
-  std::vector<std::array<std::shared_ptr<Flight>, 2>> flights;  // by message of the network
-  std::vector<Network::Arrival> arrivals;
-  Clock::time_point begin = Clock::now();
+  std::optional<PacedNetwork> network;  // over paced links
   std::vector<Inbox> inboxes;
   std::atomic<bool> aborted{false};
   std::mutex reason_mutex;
@@ -157,11 +113,7 @@ class ThreadTransport final : public Transport, public std::enable_shared_from_t
   int size() const noexcept override { return group_->size(); }
   std::string_view name() const noexcept override { return "thread"; }
   const TransportOptions& options() const noexcept override { return group_->options; }
-  std::string refusal(Device device) const override {
-    if (device.kind == DeviceKind::cpu || !group_->network) return "";
-    return "paced links move host memory only (a copy on a device cannot wait for the time when its message would arrive); use links "
-           "without pacing or a cpu stream";
-  }
+  std::string refusal(Device) const override { return ""; }
   std::shared_ptr<Operation> post(std::span<const Send> sends, std::span<const Receive> receives, const Purpose& purpose,
                                   StreamView stream) override;
   bool wait_any(std::span<Operation* const> operations, Clock::time_point until) override;
@@ -211,7 +163,7 @@ class ThreadOperation final : public Operation {
   ~ThreadOperation() override { cancel(); }
 
   void post() {
-    if (on_device() && sends_) reached_ = cuda::Mark(stream_);
+    if (on_device() && (sends_ || flight_)) reached_ = std::make_shared<const cuda::Mark>(stream_);
     for (; posted_ < parts_.size(); ++posted_) match_or_enqueue(posted_);
   }
 
@@ -251,11 +203,11 @@ class ThreadOperation final : public Operation {
   /// Over paced links: when the last message arrives, or the next message of the network if it is still moving.
   Clock::time_point arrival() {
     if (open_.load(std::memory_order_acquire) != 0) return Clock::time_point::max();
-    if (flight_->moving.load(std::memory_order_acquire) > 0) {
-      const Clock::time_point next = group().advance();
-      if (flight_->moving.load(std::memory_order_acquire) > 0) return next;
+    if (flight_->moving()) {
+      const Clock::time_point next = group().network->advance();
+      if (flight_->moving()) return next;
     }
-    return Clock::time_point(Clock::duration(flight_->arrives.load(std::memory_order_relaxed)));
+    return flight_->arrives();
   }
 
   Group& group() const noexcept { return transport_->group(); }
@@ -285,7 +237,12 @@ class ThreadOperation final : public Operation {
     // Popped but not finished: the other side's `cancel` waits for this copy.
     const Part& theirs = other.operation->parts_[other.part];
     const int peer = mine.peer, self = transport_->rank();
-    if (flight_) group().start(mine.is_send ? self : peer, mine.is_send ? peer : self, mine.bytes, {flight_, other.operation->flight_});
+    if (flight_) {
+      std::function<bool()> reached;
+      if (on_device()) reached = [ends = std::array{reached_, other.operation->reached_}] { return ends[0]->done() && ends[1]->done(); };
+      group().network->post(mine.is_send ? self : peer, mine.is_send ? peer : self, mine.bytes, {flight_, other.operation->flight_},
+                            std::move(reached));
+    }
     if (on_device()) {
       enqueue_copy(mine, other);
     } else {
@@ -302,7 +259,7 @@ class ThreadOperation final : public Operation {
     Part& send = mine.is_send ? mine : theirs;
     const StreamView stream = mine.is_send ? other.operation->stream_ : stream_;
     try {
-      (mine.is_send ? reached_ : other.operation->reached_).order(stream);
+      (mine.is_send ? reached_ : other.operation->reached_)->order(stream);
       cuda::copy_bytes(mine.is_send ? theirs.destination : mine.destination, send.source, send.bytes, stream);
       send.copied = cuda::Mark(stream);
     } catch (const std::exception& error) {
@@ -389,9 +346,9 @@ class ThreadOperation final : public Operation {
   StreamView stream_;               // dangles soon unless it is one of a device
   Device device_;
   bool sends_;
-  cuda::Mark reached_;                // sends on a device: where the stream was when this was posted
-  std::atomic<bool> failed_ = false;  // a peer could not enqueue a copy
-  bool settled_ = false;              // on a device: the spans are left to the stream
+  std::shared_ptr<const cuda::Mark> reached_;  // on a device: where the stream was when this was posted; of sends, or over paced links
+  std::atomic<bool> failed_ = false;           // a peer could not enqueue a copy
+  bool settled_ = false;                       // on a device: the spans are left to the stream
   std::size_t posted_ = 0;
   bool cancelled_ = false;
 };

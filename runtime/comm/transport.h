@@ -14,7 +14,9 @@ namespace periplus::comm {
 struct TransportOptions {
   /// Longest time one wait may take before it fails with CommError.
   std::chrono::milliseconds deadline{120'000};
-  /// Thread transport only: messages arrive as late as these links would bring them, and waiting for them takes no CPU.
+  /// Thread transport only: messages arrive as late as these links would bring them, and waiting for them takes no CPU. On a device
+  /// a message leaves when the streams of both ends have come to it, which the host polls, and what follows an exchange is enqueued only
+  /// once it has arrived; so the deadline of a wait includes what the streams do before.
   std::optional<Links> links{};
 };
 

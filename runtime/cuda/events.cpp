@@ -54,6 +54,8 @@ void Mark::order(StreamView stream) const {
   if (device_ >= 0) event_.order(stream);
 }
 
+bool Mark::done() const { return device_ < 0 || event_.done(); }
+
 void Mark::wait() const {
   if (device_ >= 0) event_.wait();
 }

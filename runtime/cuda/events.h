@@ -21,6 +21,7 @@ class Mark {
 
   /// Work enqueued on `stream` from now on starts after this point. The host goes on.
   void order(StreamView stream) const;
+  bool done() const;
   /// Blocks the host until the stream has passed this point.
   void wait() const;
 

@@ -56,6 +56,16 @@ TEST(DealGpus, RanksThatASchedulerShowsOneTakeThat) {
   EXPECT_EQ(deal_gpus(own), (Indices{0, 0, 0}));
 }
 
+TEST(DealGpus, RanksThatAreBoundTakeOnesNearTheirCores) {
+  const auto near = [](std::vector<bool> which) { return RankGpus{"a", {"0", "1", "2", "3"}, std::move(which)}; };
+  const std::vector<RankGpus> crossed = {near({false, false, true, true}), near({true, true, false, false}),
+                                         near({false, false, true, true}), near({true, true, false, false})};
+  EXPECT_EQ(deal_gpus(crossed), (Indices{2, 0, 3, 1}));
+  const std::vector<RankGpus> crowded = {near({false, false, false, false}), near({true, false, false, false}),
+                                         near({true, false, false, false})};
+  EXPECT_EQ(deal_gpus(crowded), (Indices{1, 0, 2})) << "what is near somebody is not taken by others first";
+}
+
 TEST(DealGpus, MoreRanksThanGpusAreRefusedWithBothNumbers) {
   const std::vector<RankGpus> crowded = {on("a", {0, 1}), on("b", {0, 1}), on("b", {0, 1}), on("b", {0, 1})};
   const std::string message = refusal([&] { deal_gpus(crowded); });
@@ -93,6 +103,11 @@ TEST(LaunchLines, KeepTheArgumentsAndLeaveRanksToTheLauncher) {
             "srun --mpi=pmix --ntasks=3 periplus train --data 'my text' 'it'\\''s' --layers=2\n"
             "# without MPI, on this host; on several hosts --nnodes, --node-rank, --master-addr and --master-port say who is where\n"
             "torchrun --no-python --nproc-per-node=3 periplus train --data 'my text' 'it'\\''s' --layers=2\n");
+}
+
+TEST(LaunchLines, SayWhereRanksOfGpusCompute) {
+  EXPECT_EQ(lines({}, {.ranks = 2, .device = "cuda"}).find("# each rank takes a GPU of its own and, if it is not bound, the cores near it"),
+            0u);
 }
 
 TEST(LaunchLines, AskSlurmForTheGpus) {

@@ -40,21 +40,57 @@ Send to(int peer, const Tensor& data) { return {peer, data.view().bytes(), data.
 Receive from(int peer, const Tensor& data) { return {peer, data.view().bytes(), data.view().size_bytes()}; }
 
 // Two buffers take turns for many hops: each hop sends what the one before brought, and overwrites what the one before sent.
+void pass_round(int ranks, const TransportOptions& options) {
+  run_thread_ranks(
+      ranks,
+      [&](const Communicator& communicator) {
+        const Rank rank;
+        const int self = communicator.rank(), next = (self + 1) % ranks, previous = (self + ranks - 1) % ranks;
+        const Tensor buffers[] = {rank.filled(self), rank.empty()};
+        const int hops = 5 * ranks + 1;
+        for (int hop = 0; hop < hops; ++hop) {
+          const Send send = to(next, buffers[hop % 2]);
+          const Receive receive = from(previous, buffers[(hop + 1) % 2]);
+          communicator.exchange({&send, 1}, {&receive, 1}, {.step = hop}, rank.stream).wait();
+        }
+        EXPECT_TRUE(rank.holds(buffers[hops % 2], (self + ranks * hops - hops) % ranks)) << "rank " << self << " of " << ranks;
+      },
+      options);
+}
+
 TEST_F(ExchangeOnCuda, IsPartOfTheStream) {
-  for (const int ranks : {2, 3, 8}) {
-    run_thread_ranks(ranks, [&](const Communicator& communicator) {
-      const Rank rank;
-      const int self = communicator.rank(), next = (self + 1) % ranks, previous = (self + ranks - 1) % ranks;
-      const Tensor buffers[] = {rank.filled(self), rank.empty()};
-      const int hops = 5 * ranks + 1;
-      for (int hop = 0; hop < hops; ++hop) {
-        const Send send = to(next, buffers[hop % 2]);
-        const Receive receive = from(previous, buffers[(hop + 1) % 2]);
-        communicator.exchange({&send, 1}, {&receive, 1}, {.step = hop}, rank.stream).wait();
-      }
-      EXPECT_TRUE(rank.holds(buffers[hops % 2], (self + ranks * hops - hops) % ranks)) << "rank " << self << " of " << ranks;
-    });
+  for (const int ranks : {2, 3, 8}) pass_round(ranks, {});
+}
+
+TEST_F(ExchangeOnCuda, IsPartOfTheStreamOverPacedLinks) {
+  for (const Sharing sharing : {Sharing::pair, Sharing::port, Sharing::half_duplex}) {
+    pass_round(3, {.links = Links{{.bytes_per_second = 1e9, .latency_seconds = 20e-6, .sharing = sharing}}});
   }
+}
+
+TEST_F(ExchangeOnCuda, PacedMessagesArriveWhenTheirLinksBringThem) {
+  // Every rank sends 64 KiB to both others: 13.1 ms through its port, and the latency.
+  const Links links{{.bytes_per_second = 10e6, .latency_seconds = 0.005, .sharing = Sharing::port}};
+  run_thread_ranks(3,
+                   [](const Communicator& communicator) {
+                     const Rank rank;
+                     const int self = communicator.rank(), next = (self + 1) % 3, previous = (self + 2) % 3;
+                     const Tensor mine = rank.filled(self), first = rank.empty(), second = rank.empty();
+                     cuda::synchronize(rank.stream);
+                     communicator.barrier(Stream());
+                     const auto begin = std::chrono::steady_clock::now();
+                     const Send sends[] = {to(next, mine), to(previous, mine)};
+                     const Receive receives[] = {from(previous, first), from(next, second)};
+                     Pending pending = communicator.exchange(sends, receives, {}, rank.stream);
+                     EXPECT_FALSE(pending.done());
+                     pending.wait();
+                     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+                     EXPECT_GE(seconds, 0.0181 - 1e-3);
+                     EXPECT_LE(seconds, 0.5);
+                     EXPECT_TRUE(rank.holds(first, previous) && rank.holds(second, next));
+                     communicator.barrier(Stream());
+                   },
+                   {.links = links});
 }
 
 TEST_F(ExchangeOnCuda, MessagesToAllAndToOneself) {

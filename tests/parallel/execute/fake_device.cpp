@@ -5,6 +5,7 @@
 #include "tests/parallel/execute/fake_device.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -29,9 +30,13 @@
 namespace periplus {
 namespace {
 
-/// The point recorded last, and whether its stream has passed it. Waits keep the point that they found.
+/// The point recorded last: whether its stream has passed it, and when. Waits keep the point that they found.
+struct Point {
+  bool passed = true;
+  std::chrono::steady_clock::time_point when{};
+};
 struct EventState {
-  std::shared_ptr<bool> passed = std::make_shared<bool>(true);
+  std::shared_ptr<Point> point = std::make_shared<Point>();
 };
 
 /// Runs when `ready` says so; nothing to wait for if it is empty.
@@ -60,20 +65,22 @@ class FakeDevice {
   void enqueue(StreamView stream, std::function<void()> run) { enqueue(stream, Work{{}, std::move(run)}); }
   void record(EventState& event, StreamView stream) {
     const std::lock_guard lock(mutex_);
-    event.passed = std::make_shared<bool>(false);
-    list(stream.native()).push_back({{}, [point = event.passed] { *point = true; }});
+    event.point = std::make_shared<Point>(false);
+    list(stream.native()).push_back({{}, [point = event.point] { *point = {true, std::chrono::steady_clock::now()}; }});
   }
   void order(const EventState& event, StreamView stream) {
     const std::lock_guard lock(mutex_);
-    list(stream.native()).push_back({[point = event.passed] { return *point; }, [] {}});
+    list(stream.native()).push_back({[point = event.point] { return point->passed; }, [] {}});
   }
   void wait(const EventState& event) {
     const std::lock_guard lock(mutex_);
-    run_until([point = event.passed] { return *point; });
+    run_until([point = event.point] { return point->passed; });
   }
+  /// A host that asks again and again must see the device go on.
   bool passed(const EventState& event) {
     const std::lock_guard lock(mutex_);
-    return *event.passed;
+    if (!event.point->passed) run_one();
+    return event.point->passed;
   }
   void synchronize(void* stream) {
     const std::lock_guard lock(mutex_);
@@ -170,7 +177,9 @@ void Event::record(StreamView stream) { fake().record(state_of(native_), stream)
 void Event::order(StreamView stream) const { fake().order(state_of(native_), stream); }
 bool Event::done() const { return fake().passed(state_of(native_)); }
 void Event::wait() const { fake().wait(state_of(native_)); }
-double Event::seconds_since(const Event&) const { return 0; }
+double Event::seconds_since(const Event& begin) const {
+  return std::chrono::duration<double>(state_of(native_).point->when - state_of(begin.native_).point->when).count();
+}
 
 }  // namespace cuda
 

@@ -3,7 +3,12 @@
 #include "tests/parallel/execute/cuda_test.h"
 
 #include <cmath>
+#include <filesystem>
+#include <map>
 
+#include <nlohmann/json.hpp>
+
+#include "runtime/file.h"
 #include "tests/parallel/train/planned_runs.h"
 #include "tests/parallel/train/scenario.h"
 
@@ -159,10 +164,37 @@ TEST_F(TrainerOnCuda, AnInfiniteGradientIsNamed) {
   }
 }
 
-TEST_F(TrainerOnCuda, TracesAreRefused) {
-  Config traced = config("f32");
-  traced.run.trace = true;
-  EXPECT_THROW(run_on(kDevice, traced, 1), InvalidArgument);
+/// The times are those of the device; what is checked of them holds on any.
+TEST_F(TrainerOnCuda, TracesHoldTheSameStepsAsOnTheCpu) {
+  const auto trace_on = [&](Device device) {
+    Config traced = config("f32");
+    traced.run.trace = true;
+    traced.run.steps = 3;
+    run_on(device, traced, 2);
+    return nlohmann::json::parse(read_file(std::filesystem::path(traced.run.directory) / "trace.json", 64 << 20)).at("traceEvents");
+  };
+  const auto count = [](const nlohmann::json& events) {
+    std::map<std::pair<std::string, int>, int> counts;
+    for (const auto& event : events) ++counts[{event.value("name", "") + event.value("ph", ""), event.value("pid", -1)}];
+    return counts;
+  };
+  const nlohmann::json events = trace_on(kDevice);
+  EXPECT_EQ(count(events), count(trace_on({})));
+  std::map<int, std::pair<double, double>> passes;  // forward and backward, by rank
+  for (const auto& event : events) {
+    if (event.at("ph") != "X") continue;
+    EXPECT_GE(event.at("ts").get<double>(), 0) << event;
+    EXPECT_GE(event.at("dur").get<double>(), 0) << event;
+    const double begin = event.at("ts");
+    if (event.at("name") == "forward and backward") passes[event.at("pid")] = {begin, begin + event.at("dur").get<double>()};
+  }
+  ASSERT_EQ(passes.size(), 2u);
+  for (const auto& event : events) {
+    if (event.at("ph") != "X" || event.at("args").at("step") < 0) continue;
+    const auto [begin, end] = passes[event.at("pid")];
+    EXPECT_GE(event.at("ts").get<double>(), begin - 1) << event;  // a microsecond for rounding
+    EXPECT_LE(event.at("ts").get<double>() + event.at("dur").get<double>(), end + 1) << event;
+  }
 }
 
 }  // namespace

@@ -24,6 +24,7 @@ struct Message {
   const void* source;  // of a send
   void* destination;   // of a receive
   std::size_t bytes;
+  bool of_all_gather = false;
 };
 
 struct World {
@@ -100,7 +101,7 @@ Result comm_get_async_error(Comm comm, Result* state) {
   if (member == nullptr) return Result::invalid_argument;
   Result code = fake().code(State::init_poll, member->rank);
   if (member->exchanged) {
-    for (const State later : {State::send, State::receive, State::group_end, State::exchange_poll, State::abort}) {
+    for (const State later : {State::send, State::receive, State::all_gather, State::group_end, State::exchange_poll, State::abort}) {
       const Result found = fake().code(later, member->rank);
       const bool polled = later == State::exchange_poll || later == State::abort;
       if (found == Result::in_progress || (polled && found != Result::success)) code = found;
@@ -134,8 +135,32 @@ Result receive(void* data, std::size_t bytes, int peer, Comm comm, void*) {
   return add(State::receive, {static_cast<Member*>(comm), peer, nullptr, data, bytes});
 }
 
+/// In place only, as the transport does it: this rank sends its share to all and receives those of the others.
+Result all_gather(const void* mine, void* gathered, std::size_t bytes, Comm comm, void*) {
+  auto* const member = static_cast<Member*>(comm);
+  auto* const all = static_cast<std::byte*>(gathered);
+  int size = 0, self = 0;
+  {
+    const std::lock_guard lock(fake().mutex);
+    if (find(comm) == nullptr) return Result::invalid_argument;
+    size = member->world->size;
+    self = member->rank;
+    if (mine != all + bytes * static_cast<std::size_t>(self)) return Result::invalid_usage;
+    ++fake().counts.all_gathers;
+  }
+  for (int peer = 0; peer < size; ++peer) {
+    if (peer == self) continue;
+    for (const Message& message : {Message{member, peer, mine, nullptr, bytes, true},
+                                   Message{member, peer, nullptr, all + bytes * static_cast<std::size_t>(peer), bytes, true}}) {
+      if (const Result code = add(State::all_gather, message); code != Result::success) return code;
+    }
+  }
+  return Result::success;
+}
+
 void match(std::deque<Message>& sends, std::deque<Message>& receives) {
-  while (!sends.empty() && !receives.empty() && sends.front().bytes == receives.front().bytes) {
+  while (!sends.empty() && !receives.empty() && sends.front().bytes == receives.front().bytes &&
+         sends.front().of_all_gather == receives.front().of_all_gather) {
     std::memcpy(receives.front().destination, sends.front().source, sends.front().bytes);
     for (std::deque<Message>* queue : {&sends, &receives}) {
       --queue->front().owner->open;
@@ -217,6 +242,7 @@ const nccl::Api& api() {
                                   .group_end = group_end,
                                   .send = send,
                                   .receive = receive,
+                                  .all_gather = all_gather,
                                   .comm_finalize = comm_finalize,
                                   .comm_destroy = comm_destroy,
                                   .comm_abort = comm_abort,

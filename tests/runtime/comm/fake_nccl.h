@@ -6,7 +6,7 @@
 
 /// NCCL for ranks that are threads and messages in host memory, with NCCL's rules: a communicator is in progress until all
 /// ranks have joined, a group until all its messages have met their other ends, and takes no call meanwhile. Messages of
-/// different sizes never meet. Streams are ignored. One fake per process.
+/// different sizes, and of an all-gather and an exchange, never meet. Streams are ignored. One fake per process.
 namespace periplus::comm::fake_nccl {
 
 enum class State {
@@ -15,6 +15,7 @@ enum class State {
   init_poll,      ///< it succeeds, and the code is found while the communicator connects
   send,           ///< ncclSend returns the code
   receive,        ///< ncclRecv returns the code
+  all_gather,     ///< ncclAllGather returns the code
   group_end,      ///< ncclGroupEnd returns the code
   exchange_poll,  ///< the group succeeds, and the code is found afterwards
   abort,          ///< as exchange_poll, and ncclCommAbort does not return
@@ -43,6 +44,7 @@ struct Counts {
   int made = 0;
   int destroyed = 0;
   int aborted = 0;  ///< Calls of abort, those that hang too.
+  int all_gathers = 0;
 };
 /// Since the start of the process.
 Counts counts();

@@ -8,6 +8,7 @@
 #include "runtime/comm/nccl_transport.h"
 #include "runtime/comm/thread_transport.h"
 #include "runtime/error.h"
+#include "runtime/tensor.h"
 
 namespace periplus::comm {
 namespace {
@@ -119,6 +120,8 @@ std::string_view name_of(State state) {
       return "send";
     case State::receive:
       return "receive";
+    case State::all_gather:
+      return "all_gather";
     case State::group_end:
       return "group_end";
     case State::exchange_poll:
@@ -150,8 +153,22 @@ std::string_view name_of(Result code) {
   }
 }
 
+enum class Verb { exchange, all_gather };
+
+/// 64 bytes from each of two ranks to the other.
+void meet(const Communicator& communicator, Verb verb) {
+  if (verb == Verb::all_gather) {
+    const Tensor all = Tensor::zeros({2 * 16}, DType::i32, Memory());
+    const std::vector<std::int64_t> counts(2, 16);
+    return communicator.all_gather(all.view().slice(0, 16 * communicator.rank(), 16), all.view(), counts, stream());
+  }
+  const int peer = 1 - communicator.rank();
+  Bytes outgoing(64), incoming(64);
+  exchange(communicator, {to(peer, outgoing)}, {from(peer, incoming)}, kRing).wait();
+}
+
 /// Parts of the message of the rank on which `fault` happens.
-std::vector<std::string> expected(const Fault& fault) {
+std::vector<std::string> expected(const Fault& fault, Verb verb) {
   const bool for_ever = fault.code == Result::in_progress;
   std::vector<std::string> parts{"rank 0"};
   const auto add = [&](std::initializer_list<std::string> more) { parts.insert(parts.end(), more); };
@@ -163,9 +180,11 @@ std::vector<std::string> expected(const Fault& fault) {
   if (fault.state == State::unique_id) add({"ncclGetUniqueId"});
   if (fault.state == State::init || fault.state == State::init_poll) add({"connecting lane 0 of 4", "ncclCommInitRankConfig"});
   if (fault.state >= State::send) {
-    add({"exchange 'ring kv' (plan step 12, lane 1)", "receive 64 bytes from rank 1", "send 64 bytes to rank 1"});
+    add({verb == Verb::exchange ? "exchange 'ring kv' (plan step 12, lane 1)" : "exchange 'all_gather' (lane 3)",
+         "receive 64 bytes from rank 1", "send 64 bytes to rank 1"});
     if (!for_ever && fault.state == State::send) add({"ncclSend says"});
     if (!for_ever && fault.state == State::receive) add({"ncclRecv says"});
+    if (!for_ever && fault.state == State::all_gather) add({"ncclAllGather says"});
     if (!for_ever && fault.state == State::group_end) add({"ncclGroupEnd says"});
     if (!for_ever && fault.state >= State::exchange_poll) add({"ncclCommGetAsyncError says"});
   }
@@ -177,25 +196,21 @@ constexpr State kStates[] = {State::unique_id, State::init,      State::init_pol
 constexpr Result kCodes[] = {Result::unhandled_cuda_error, Result::system_error, Result::internal_error,
                              Result::invalid_usage,        Result::remote_error, Result::in_progress};
 
-class NcclFault : public testing::TestWithParam<std::tuple<State, Result>> {};
+class NcclFault : public testing::TestWithParam<std::tuple<State, Result, Verb>> {};
 
 TEST_P(NcclFault, EndsInAnErrorThatSaysWhatWasUnderWay) {
   const Fault fault{std::get<0>(GetParam()), std::get<1>(GetParam())};
+  const Verb verb = std::get<2>(GetParam());
   const fake_nccl::Counts before = fake_nccl::counts();
   const auto start = std::chrono::steady_clock::now();
   std::vector<std::string> messages;
   {
     const fake_nccl::Injection injection(fault);
-    messages = failures(2, [&](const Communicator& bootstrap) {
-      const Communicator communicator = connect(bootstrap, milliseconds(300));
-      const int peer = 1 - bootstrap.rank();
-      Bytes outgoing(64), incoming(64);
-      exchange(communicator, {to(peer, outgoing)}, {from(peer, incoming)}, kRing).wait();
-    });
+    messages = failures(2, [&](const Communicator& bootstrap) { meet(connect(bootstrap, milliseconds(300)), verb); });
     // Own deadline, the other rank's, and two limits of an abort; far from that of the bootstrap.
     EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
   }
-  for (const std::string& part : expected(fault)) {
+  for (const std::string& part : expected(fault, verb)) {
     EXPECT_NE(messages[0].find(part), std::string::npos) << "lacks '" << part << "': " << messages[0];
   }
   if (fault.state <= State::init_poll) {
@@ -208,10 +223,34 @@ TEST_P(NcclFault, EndsInAnErrorThatSaysWhatWasUnderWay) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(CodesAndStates, NcclFault, testing::Combine(testing::ValuesIn(kStates), testing::ValuesIn(kCodes)),
-                         [](const auto& test) {
-                           return std::string(name_of(std::get<0>(test.param))) + "_" + std::string(name_of(std::get<1>(test.param)));
-                         });
+std::string name_of_fault(const testing::TestParamInfo<std::tuple<State, Result, Verb>>& test) {
+  return std::string(name_of(std::get<0>(test.param))) + "_" + std::string(name_of(std::get<1>(test.param)));
+}
+INSTANTIATE_TEST_SUITE_P(CodesAndStates, NcclFault,
+                         testing::Combine(testing::ValuesIn(kStates), testing::ValuesIn(kCodes), testing::Values(Verb::exchange)),
+                         name_of_fault);
+INSTANTIATE_TEST_SUITE_P(CodesAndStatesOfAllGather, NcclFault,
+                         testing::Combine(testing::Values(State::all_gather, State::group_end, State::exchange_poll, State::abort),
+                                          testing::ValuesIn(kCodes), testing::Values(Verb::all_gather)),
+                         name_of_fault);
+
+TEST(NcclTransport, EqualSharesAreGatheredByNcclItself) {
+  for (const auto& counts : {std::vector<std::int64_t>{5, 5, 5}, std::vector<std::int64_t>{5, 5, 6}}) {
+    const fake_nccl::Counts before = fake_nccl::counts();
+    run_thread_ranks(3, [&](const Communicator& bootstrap) {
+      const Communicator communicator = connect(bootstrap, milliseconds(30'000));
+      const auto self = static_cast<std::size_t>(communicator.rank());
+      const Tensor mine = Tensor::zeros({counts[self]}, DType::i32, Memory()),
+                   all = Tensor::zeros({15 + counts[2] - 5}, DType::i32, Memory());
+      for (std::int32_t& value : mine.view().span<std::int32_t>()) value = communicator.rank() + 1;
+      communicator.all_gather(mine.view(), all.view(), counts, stream());
+      for (std::size_t i = 0; i < 15; ++i) EXPECT_EQ(all.view().span<std::int32_t>()[i], static_cast<std::int32_t>(i / 5 + 1));
+      const Traffic traffic = communicator.traffic();
+      EXPECT_EQ(traffic.bytes_sent, 2 * 4 * static_cast<std::size_t>(counts[self])) << "counted as messages are";
+    });
+    EXPECT_EQ(fake_nccl::counts().all_gathers - before.all_gathers, counts[2] == 5 ? 3 : 0);
+  }
+}
 
 TEST(NcclTransport, ErrorsOfCudaAreDeviceErrors) {
   const fake_nccl::Injection injection(Fault{State::group_end, Result::unhandled_cuda_error});
