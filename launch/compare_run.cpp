@@ -105,6 +105,10 @@ Training training_of(const train::Config& config, int ranks, std::span<const tra
 int compare_with_run(const OptionTable& table, const std::string& folder, const simulate::Machine& machine) {
   std::vector<Step> steps = measured_steps(folder);
   const train::Config config = config_of(folder);
+  if (config.parallel.planner != "none" || config.data.rows_per_step != 1)
+    throw InvalidArgument(
+        fmt::format("simulate: --compare {}: planner {}, {} rows a step; only steps of one row that all ranks share are simulated", folder,
+                    config.parallel.planner, config.data.rows_per_step));
   const simulate::Shape shape = shape_of(config);
   const train::Corpus corpus(config.data.paths);
   const train::Packing packing(config.data.packing, corpus.lengths(), config.data.context);
