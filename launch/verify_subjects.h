@@ -15,7 +15,7 @@ namespace periplus::launch {
 struct VerifySelection {
   std::string strategy = "all", layout = "all";
   int mask = 0;                          ///< Number of a softmax mask, from 1; 0: all, and the linear strategies.
-  std::vector<std::int64_t> head_ranks;  ///< Meshes of usp, by the ranks that share heads.
+  std::vector<std::int64_t> head_ranks{};  ///< Meshes of usp, by the ranks that share heads.
 };
 
 /// One layout and one kind of problem that `periplus verify` looks at, and the strategies for it.

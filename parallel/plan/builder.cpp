@@ -112,7 +112,7 @@ void ProgramBuilder::exchange(Label label, int lane, std::span<const Message> se
     for (const Message& m : messages) {
       if (m.peer == rank() || m.view.empty()) continue;
       pool.push_back(m);
-      touched_.emplace_back(m.view, mode);
+      append_joined(touched_, m.view, mode);
     }
     return Range{begin, static_cast<std::uint32_t>(pool.size()) - begin};
   };
@@ -155,9 +155,8 @@ Range ProgramBuilder::keep(std::span<const Band> bands) {
 }
 
 void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
-  const int queue = queue_of(program_.steps.back());
-  std::array<StepId, kQueues> conflicts = latest_conflicts(queue, accesses);
-  orders_.begin(queue);
+  orders_.begin(queue_of(program_.steps.back()));
+  std::array<StepId, kQueues> conflicts = latest_conflicts(step, accesses);
   Range& after = program_.steps.back().after;
   after.begin = static_cast<std::uint32_t>(program_.after.size());
   // Latest first: waiting for a later step may already cover an earlier one, never the other way round.
@@ -171,13 +170,13 @@ void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
   remember(step, accesses);
 }
 
-std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(int queue, std::span<const Access> accesses) const {
+std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(StepId step, std::span<const Access> accesses) const {
   std::array<StepId, kQueues> latest = no_steps();
   for (const Access& access : accesses) {
     if (!may_conflict(access.view)) continue;
-    history_[static_cast<std::size_t>(access.view.slot)].for_conflicts(access.view, access.mode, queue, [&](StepId step) {
-      StepId& last = latest[static_cast<std::size_t>(orders_.queue_of(step))];
-      last = std::max(last, step);
+    history_[static_cast<std::size_t>(access.view.slot)].for_unordered(access.view, access.mode, step, orders_, [&](StepId other) {
+      StepId& last = latest[static_cast<std::size_t>(orders_.queue_of(other))];
+      last = std::max(last, other);
     });
   }
   return latest;
@@ -214,6 +213,12 @@ Program ProgramBuilder::build() {
   last_ = {p.slots.size(), p.steps.size(),    p.accesses.size(), p.bands.size(),
            p.sends.size(), p.receives.size(), p.after.size(),    p.moves.size()};
   return std::move(program_);
+}
+
+void ProgramBuilder::begin_plan(const Claim& claim) {
+  common_.reset();
+  const std::array<std::uint64_t, 2> now{claim.layout.digest(), claim.mask.digest()};
+  if (now != std::exchange(claim_, now)) pair_bands_.clear();
 }
 
 void ProgramBuilder::restart(Rank rank, Program&& memory) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel/plan/order.h"
+#include "parallel/plan/pair_bands.h"
 #include "parallel/plan/plan.h"
 
 namespace periplus::plan {
@@ -40,13 +41,18 @@ class ProgramBuilder {
   /// Begins the program of another rank, in the memory of a program that is no longer needed and with room for as much as the
   /// one built before had.
   void restart(Rank rank, Program&& memory = {});
-  /// What the programs of all ranks have in common: made for the first of them and kept for the others, until forgotten.
+  /// Forgets what does not hold for the programs of another plan.
+  void begin_plan(const Claim& claim);
+  /// What the programs of all ranks have in common: made for the first of them and kept for the others.
   template <class T, class Make>
   const T& in_common(const Make& make) {
     if (const T* const known = std::any_cast<T>(&common_)) return *known;
     return common_.emplace<T>(make());
   }
-  void forget_common() { common_.reset(); }
+  /// The bands of (queries of one rank, keys of another) in local rows. Kept for all plans of the layout and mask.
+  std::span<const Band> bands_between(const SequenceLayout& layout, const Mask& mask, int q_rank, int k_rank) {
+    return pair_bands_.between(layout, mask, q_rank, k_rank);
+  }
   Rank rank() const noexcept { return program_.rank; }
 
   /// Declares a slot, under a name of its own, and returns the view of all of it.
@@ -151,12 +157,14 @@ class ProgramBuilder {
   /// Inputs are only read.
   bool may_conflict(const View& view) const { return view.present() && program_.slot_of(view).role != Role::input; }
   void order(StepId step, std::span<const Access> accesses);
-  std::array<StepId, kQueues> latest_conflicts(int queue, std::span<const Access> accesses) const;
+  std::array<StepId, kQueues> latest_conflicts(StepId step, std::span<const Access> accesses) const;
   void remember(StepId step, std::span<const Access> accesses);
   void place_scratch();
 
   Program program_;
   std::any common_;
+  PairBands pair_bands_;
+  std::array<std::uint64_t, 2> claim_{};  ///< Digests of layout and mask that these are of.
   std::int32_t phase_ = 0;
   std::vector<SlotUses> history_;  ///< by slot; more than there are once restarted
   Range last_bands_;               ///< In the pool.

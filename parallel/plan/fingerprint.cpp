@@ -25,7 +25,8 @@ std::uint64_t inverse(std::uint64_t a) noexcept { return power(a, kPrime - 2); }
 
 namespace {
 
-std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
+// Nearly always by 1.
+std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return b == 1 ? a : a > 0 ? (a + b - 1) / b : -(-a / b); }
 std::int64_t floor_divide(std::int64_t a, std::int64_t b) { return -ceil_divide(-a, b); }
 
 std::vector<std::uint64_t> powers_of(std::uint64_t base, std::int64_t count) {
@@ -66,9 +67,9 @@ std::uint64_t Fingerprint::band(const StridedRows& queries, const StridedRows& k
     if (bound <= -kUnbounded / 2 || bound >= kUnbounded / 2) return bound;
     return up ? ceil_divide(bound + by, stride) : floor_divide(bound + by, stride);
   };
-  if (queries.stride % keys.stride == 0) {
-    return staircase(a_, queries, b_, keys, queries.stride / keys.stride, in_steps(lo, shift, keys.stride, true),
-                     in_steps(hi, shift, keys.stride, false));
+  if (queries.stride == keys.stride || queries.stride % keys.stride == 0) {
+    const std::int64_t slope = queries.stride == keys.stride ? 1 : queries.stride / keys.stride;
+    return staircase(a_, queries, b_, keys, slope, in_steps(lo, shift, keys.stride, true), in_steps(hi, shift, keys.stride, false));
   }
   if (queries.stride != 1) throw InternalError("fingerprint: strides of queries and keys do not divide");
   // The transposed staircase: u outside, t inside, -hi <= query - key <= -lo.

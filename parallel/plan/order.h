@@ -75,6 +75,7 @@ class Lifetime {
     end_ = step;
   }
   bool used() const noexcept { return begin_ >= 0; }
+  StepId last_in(std::size_t queue) const { return last_[queue]; }
   bool in_one_queue() const noexcept {
     return std::ranges::count_if(first_, [](StepId step) { return step >= 0; }) <= 1;
   }
@@ -105,6 +106,20 @@ inline bool contains(const View& outer, const View& inner) noexcept {
          outer.head0 <= inner.head0 && inner.head0 + inner.heads <= outer.head0 + outer.heads;
 }
 
+/// Appends what an exchange touches. It is an access as a whole, so messages that follow each other in the rows of a slot are one
+/// access, and so are those that send the same again. Mostly the messages of two tensors take turns.
+inline void append_joined(std::vector<Access>& accesses, const View& view, Mode mode) {
+  for (std::size_t i = accesses.size(); i > 0 && i + 2 > accesses.size(); --i) {
+    auto& [before, before_mode] = accesses[i - 1];
+    if (before.slot != view.slot || before_mode != mode) continue;
+    if (mode == Mode::read && contains(before, view)) return;
+    if (before.row0 + before.rows != view.row0 || before.head0 != view.head0 || before.heads != view.heads) continue;
+    before.rows += view.rows;
+    return;
+  }
+  accesses.emplace_back(view, mode);
+}
+
 /// Uses of one kind of a slot by one queue that a later step may have to wait for, oldest first. A queue finishes in order,
 /// so a use that lies in the rectangle of a later one tells nothing more.
 class Uses {
@@ -117,22 +132,29 @@ class Uses {
   }
   /// Enters a write, and drops what it writes over.
   void replace(const View& view, StepId step) {
-    const bool only_one = oldest_ + 1 == uses_.size();
-    if (!only_one || !contains(view, uses_.back().view)) drop_within(view, step);
+    if (is_one() && contains(view, uses_.back().view)) {
+      uses_.back().view = view, uses_.back().step = step;
+      settled_ = oldest_;
+      return;
+    }
+    drop_within(view, step);
     add(view, step);
   }
   /// Drops those that a step writes over. Whoever conflicts with one of them conflicts with that write too, which follows it.
-  void drop_within(const View& view, StepId step) {
-    if (empty()) return;
+  /// Returns whether any are left.
+  bool drop_within(const View& view, StepId step) {
+    if (empty()) return false;
     // An exchange writes much, but nothing twice: its own uses need no look.
     if (uses_.back().step != step) settled_ = uses_.size();
     // Exchanges that follow each other mostly write the same in the same order; to look at all of them each time would take
     // the square of their messages. What is left of others does no harm.
     if (oldest_ < settled_ && uses_[oldest_].view == view) return drop_oldest();
+    if (is_one() && (oldest_ == settled_ || !contains(view, uses_.back().view))) return true;
     const auto begin = uses_.begin() + static_cast<std::ptrdiff_t>(oldest_), end = uses_.begin() + static_cast<std::ptrdiff_t>(settled_);
     const auto kept = std::remove_if(begin, end, [&](const Use& use) { return contains(view, use.view); });
     settled_ = static_cast<std::size_t>(kept - uses_.begin());
     uses_.erase(kept, end);
+    return !empty();
   }
   void clear() {
     uses_.clear();
@@ -152,10 +174,16 @@ class Uses {
     StepId step = -1;
   };
   bool empty() const { return oldest_ == uses_.size(); }
-  void drop_oldest() {
-    if (2 * ++oldest_ < uses_.size()) return;
+  bool is_one() const { return oldest_ + 1 == uses_.size(); }
+  bool drop_oldest() {
+    if (++oldest_ == uses_.size()) {
+      clear();
+      return false;
+    }
+    if (2 * oldest_ < uses_.size()) return true;
     uses_.erase(uses_.begin(), uses_.begin() + static_cast<std::ptrdiff_t>(oldest_));
     settled_ -= oldest_, oldest_ = 0;
+    return true;
   }
   std::vector<Use> uses_;
   std::size_t oldest_ = 0;   ///< Those before it are dropped.
@@ -165,23 +193,31 @@ class Uses {
 /// What uses of a slot there were.
 class SlotUses {
  public:
-  /// The latest steps by queue that an access conflicts with, `own` queue left out: fn(step).
+  /// The latest steps by queue that an access of a step conflicts with and that may not have finished when it starts: fn(other).
   template <class Fn>
-  void for_conflicts(const View& view, Mode mode, int own, Fn&& fn) const {
-    const unsigned others = ~(1u << own);
+  void for_unordered(const View& view, Mode mode, StepId step, const StepOrders& orders, Fn&& fn) const {
     const auto latest_of = [&](const Uses& uses) {
-      if (const StepId step = uses.latest_on(view); step >= 0) fn(step);
+      if (const StepId other = uses.latest_on(view); other >= 0 && !orders.ordered(other, step)) fn(other);
     };
-    for_queues(writing_ & others, [&](std::size_t queue) { latest_of(writes_[queue]); });
-    if (mode != Mode::read) for_queues(reading_ & others, [&](std::size_t queue) { latest_of(reads_[queue]); });
+    const unsigned writing = writing_ & ~(1u << orders.queue_of(step)), reading = mode == Mode::read ? 0 : reading_;
+    for_queues(writing | (reading & ~(1u << orders.queue_of(step))), [&](std::size_t queue) {
+      // A queue finishes in order: with its last use of the slot all have.
+      if (orders.ordered(lifetime_.last_in(queue), step)) return;
+      if ((writing >> queue & 1) != 0) latest_of(writes_[queue]);
+      if ((reading >> queue & 1) != 0) latest_of(reads_[queue]);
+    });
   }
   /// Enters a use of a step that is ordered behind all earlier ones it conflicts with.
   void remember(const View& view, Mode mode, StepId step, int queue) {
     lifetime_.use(queue, step);
-    (mode == Mode::read ? reading_ : writing_) |= 1u << queue;
-    if (mode == Mode::read) return reads_[static_cast<std::size_t>(queue)].add(view, step);
-    for_queues(reading_, [&](std::size_t q) { reads_[q].drop_within(view, step); });
-    for_queues(writing_ & ~(1u << queue), [&](std::size_t q) { writes_[q].drop_within(view, step); });
+    const unsigned own = 1u << queue;
+    if (mode == Mode::read) {
+      reading_ |= own;
+      return reads_[static_cast<std::size_t>(queue)].add(view, step);
+    }
+    for_queues(reading_, [&](std::size_t q) { reading_ &= ~(reads_[q].drop_within(view, step) ? 0 : 1u << q); });
+    for_queues(writing_ & ~own, [&](std::size_t q) { writing_ &= ~(writes_[q].drop_within(view, step) ? 0 : 1u << q); });
+    writing_ |= own;
     writes_[static_cast<std::size_t>(queue)].replace(view, step);
   }
   const Lifetime& lifetime() const { return lifetime_; }
@@ -198,7 +234,7 @@ class SlotUses {
     for (; queues != 0; queues &= queues - 1) fn(static_cast<std::size_t>(std::countr_zero(queues)));
   }
   std::array<Uses, kQueues> reads_, writes_;  ///< by queue
-  unsigned reading_ = 0, writing_ = 0;        ///< Bits of queues that did; most slots know one or two.
+  unsigned reading_ = 0, writing_ = 0;        ///< Bits of queues of which some are left; most slots know one or two.
   Lifetime lifetime_;
 };
 

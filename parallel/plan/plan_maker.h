@@ -18,7 +18,7 @@ class PlanMaker {
     if (!plan_) plan_.emplace(Plan{{}, claim});
     plan_->claim = std::move(claim);
     plan_->programs.resize(static_cast<std::size_t>(plan_->claim.layout.ranks()));
-    builder_.forget_common();
+    builder_.begin_plan(plan_->claim);
     for (Rank rank = 0; rank < plan_->claim.layout.ranks(); ++rank) {
       Program& program = plan_->programs[static_cast<std::size_t>(rank)];
       builder_.restart(rank, std::move(program));

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "parallel/plan/provenance_pieces.h"
@@ -16,13 +18,21 @@ class PhaseMail {
     boxes_.resize(ranks);
     for (std::vector<Letter>& box : boxes_) box.clear();
     pieces_.clear();
+    sender_ = -1;
   }
-  /// What fill(pieces) appends leaves for a rank. Senders come in rising order.
-  template <class Fill>
-  void post(Rank from, Rank to, Fill&& fill) {
-    const std::size_t first = pieces_.size();
-    fill(pieces_);
-    boxes_[static_cast<std::size_t>(to)].push_back({from, first, pieces_.size() - first});
+  /// A view leaves for a rank, as read(view, pieces) appends it. Senders come in rising order. What goes to all ranks, keys and
+  /// values in turns, is read once.
+  template <class Read>
+  void post(Rank from, Rank to, const View& view, Read&& read) {
+    if (from != sender_) sender_ = from, last_ = {};
+    if (last_[1].view == view) std::swap(last_[0], last_[1]);
+    if (last_[0].view != view) {
+      last_[1] = last_[0];
+      last_[0] = {view, pieces_.size(), 0};
+      read(view, pieces_);
+      last_[0].count = pieces_.size() - last_[0].first;
+    }
+    boxes_[static_cast<std::size_t>(to)].push_back({from, last_[0].first, last_[0].count});
   }
   /// The next letter of a sender. That there is one, the check of messages has shown.
   std::span<const Piece> take(Rank from, Rank to) {
@@ -39,6 +49,12 @@ class PhaseMail {
   };
   std::vector<std::vector<Letter>> boxes_;  ///< By receiver; in each by sender, in posted order.
   Pieces pieces_;
+  struct Posted {
+    View view = {};
+    std::size_t first = 0, count = 0;
+  };
+  Rank sender_ = -1;
+  std::array<Posted, 2> last_;  ///< Of the sender, latest first.
 };
 
 }  // namespace periplus::plan

@@ -72,19 +72,15 @@ std::optional<Cell> input_cell(std::string_view slot_name) {
 }
 
 bool same_terms(const Piece& x, const Piece& y) {
-  if (x.terms == nullptr && y.terms == nullptr) return true;
-  std::vector<Term> terms;
-  for_terms(x, [&](const Term& term) { terms.push_back(term); });
-  std::size_t count = 0;
-  bool same = true;
-  for_terms(y, [&](const Term& term) {
-    same = same && count < terms.size() && terms[count] == term;
-    ++count;
-  });
-  return same && count == terms.size();
+  TermWalk of_x(x), of_y(y);
+  for (; !of_x.done() && !of_y.done(); of_x.next(), of_y.next()) {
+    if (of_x.term() != of_y.term()) return false;
+  }
+  return of_x.done() && of_y.done();
 }
 
 void keep_outside(const Piece& piece, const View& hole, Pieces& kept) {
+  if (within(piece, hole)) return;
   const auto keep = [&](std::int64_t r0, std::int64_t r1, std::int64_t h0, std::int64_t h1) {
     if (std::optional<Piece> part = cut(piece, r0, r1 - r0, h0, h1 - h0)) kept.push_back(std::move(*part));
   };
@@ -105,13 +101,11 @@ void sums_like(const Pieces& identity, Cell cell, int record, bool contributes, 
   }
 }
 
-Piece added(const Piece& held, const Piece& more, TermStore& store) {
-  Piece sum = held;
+void add_to(Piece& sum, const Piece& more, TermStore& store) {
   for_terms(more, [&](const Term& term) {
     sum.terms = store.add({term, sum.terms, sum.term_row, sum.term_head});
     sum.term_row = sum.term_head = 0;
   });
-  return sum;
 }
 
 Pieces moved(Pieces pieces, std::span<const RowMove> moves, RowOrders& orders) {

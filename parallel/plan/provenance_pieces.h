@@ -66,15 +66,28 @@ struct Piece {
     return row0 == first_row && rows == row_count && head0 == first_head && heads == head_count;
   }
 };
-/// Calls fn(term) for every term of a piece, rows and heads counted from the piece's own.
+/// Walks the terms of a piece, rows and heads counted from the piece's own.
+class TermWalk {
+ public:
+  explicit TermWalk(const Piece& piece) : node_(piece.terms), row_(piece.term_row), head_(piece.term_head) {}
+  bool done() const noexcept { return node_ == nullptr; }
+  Term term() const noexcept {
+    const Term& term = node_->term;
+    return {term.record, term.whole ? 0 : term.row + row_, term.head + head_, term.whole};
+  }
+  void next() noexcept {
+    row_ += node_->rest_row, head_ += node_->rest_head;
+    node_ = node_->rest;
+  }
+
+ private:
+  const TermNode* node_;
+  std::int64_t row_, head_;
+};
+/// Calls fn(term) for every term of a piece.
 template <class Fn>
 void for_terms(const Piece& piece, Fn&& fn) {
-  std::int64_t row = piece.term_row, head = piece.term_head;
-  for (const TermNode* node = piece.terms; node != nullptr; node = node->rest) {
-    const Term& term = node->term;
-    fn(Term{term.record, term.whole ? 0 : term.row + row, term.head + head, term.whole});
-    row += node->rest_row, head += node->rest_head;
-  }
+  for (TermWalk walk(piece); !walk.done(); walk.next()) fn(walk.term());
 }
 /// Whether both hold the same terms in the same order.
 bool same_terms(const Piece& x, const Piece& y);
@@ -91,12 +104,17 @@ inline std::optional<Piece> cut(const Piece& piece, std::int64_t row0, std::int6
   part.term_row += r0 - piece.row0, part.term_head += h0 - piece.head0;
   return part;
 }
+/// Whether a piece lies in a view of its slot.
+inline bool within(const Piece& piece, const View& view) {
+  return view.row0 <= piece.row0 && piece.row0 + piece.rows <= view.row0 + view.rows && view.head0 <= piece.head0 &&
+         piece.head0 + piece.heads <= view.head0 + view.heads;
+}
 /// Appends what remains of a piece outside a view of its slot.
 void keep_outside(const Piece& piece, const View& hole, Pieces& kept);
 /// Makes `sums` pieces with the rows of `identity`, each a sum of one term of `record` (or of none).
 void sums_like(const Pieces& identity, Cell cell, int record, bool contributes, TermStore& store, Pieces& sums);
-/// The sum of two pieces on the same rectangle.
-Piece added(const Piece& held, const Piece& more, TermStore& store);
+/// Adds a piece to one on the same rectangle.
+void add_to(Piece& sum, const Piece& more, TermStore& store);
 /// The pieces after the moves, if there are any, with as few names as RowOrders finds.
 Pieces moved(Pieces pieces, std::span<const RowMove> moves, RowOrders& orders);
 /// Whether both are the same rows and heads.

@@ -1,6 +1,7 @@
 #include "parallel/plan/provenance_slot.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 namespace periplus::plan {
@@ -15,13 +16,13 @@ std::pair<std::int64_t, std::int64_t> place_of(const Piece& piece) { return {pie
 
 }  // namespace
 
-void SlotPieces::hold(const Piece& piece) {
+void SlotPieces::hold(const Piece& piece, std::int64_t rows_on, std::int64_t heads_on) {
+  const std::pair place(piece.row0 + rows_on, piece.head0 + heads_on);
+  const bool last = held_.empty() || place_of(held_.back()) < place;
+  const auto behind = last ? held_.end() : std::ranges::upper_bound(held_, place, {}, place_of);
+  const auto held = held_.insert(behind, piece);
+  std::tie(held->row0, held->head0) = place;
   longest_ = std::max(longest_, piece.rows);
-  if (held_.empty() || place_of(held_.back()) < place_of(piece)) {
-    held_.push_back(piece);
-  } else {
-    held_.insert(std::ranges::upper_bound(held_, place_of(piece), {}, place_of), piece);
-  }
 }
 
 std::span<const Piece> SlotPieces::near(const View& view) const {
@@ -51,16 +52,13 @@ std::int64_t SlotPieces::read(const View& view, Pieces& found) const {
 }
 
 void SlotPieces::write(const View& view, std::span<const Piece> pieces) {
-  const auto moved_in = [&](Piece piece) {
-    piece.row0 += view.row0;
-    piece.head0 += view.head0;
-    return piece;
-  };
   // Nearly always a view is written as it was before.
   if (Piece* const before = pieces.size() == 1 ? only(view) : nullptr) {
-    *before = moved_in(pieces.front());
+    *before = pieces.front();
+    before->row0 += view.row0, before->head0 += view.head0;
     return;
   }
+  if (held_.size() == 1 && within(held_.front(), view)) held_.clear();
   if (const std::span<const Piece> old = near(view); !old.empty()) {
     Pieces rest;
     const auto begin = held_.begin() + (old.data() - held_.data()), end = begin + std::ssize(old);
@@ -72,7 +70,7 @@ void SlotPieces::write(const View& view, std::span<const Piece> pieces) {
     held_.erase(kept, end);
     for (const Piece& piece : rest) hold(piece);
   }
-  for (const Piece& piece : pieces) hold(moved_in(piece));
+  for (const Piece& piece : pieces) hold(piece, view.row0, view.head0);
 }
 
 std::optional<std::size_t> SlotPieces::find(const View& view) const {

@@ -16,8 +16,8 @@ class SlotPieces {
     held_.clear();
     longest_ = 0, next_ = 0;
   }
-  /// Takes in a piece where there is none.
-  void hold(const Piece& piece);
+  /// Takes in a piece where there is none, so many rows and heads further on than it says.
+  void hold(const Piece& piece, std::int64_t rows_on = 0, std::int64_t heads_on = 0);
   /// Appends the pieces of a view, in its coordinates. Returns how many of its cells are defined.
   std::int64_t read(const View& view, Pieces& found) const;
   /// Replaces what the view held; `pieces` are in its coordinates.

@@ -121,7 +121,7 @@ class Player {
       if (!in_phase()) continue;
       step_ = static_cast<StepId>(next());
       for (const Message& m : program().sends_of(program().steps[next()]))
-        mail_.post(rank_, m.peer, [&](Pieces& pieces) { append(m.view, pieces); });
+        mail_.post(rank_, m.peer, m.view, [&](const View& view, Pieces& pieces) { append(view, pieces); });
     }
     for (rank_ = 0; rank_ < ranks(); ++rank_) {
       if (!in_phase()) continue;
@@ -182,14 +182,14 @@ class Player {
     if (whole != nullptr) {
       require_cell(view, *whole, cell);
       require_same_origin(*whole, pieces.front(), orders_);
-      *whole = added(*whole, pieces.front(), store_);
+      add_to(*whole, pieces.front(), store_);
       return;
     }
     read_as(view, cell, scratch_);
     after_.clear();
     together(scratch_, pieces, [&](const Piece& held, const Piece& more) {
       require_same_origin(held, more, orders_);
-      after_.push_back(added(held, more, store_));
+      add_to(after_.emplace_back(held), more, store_);
     });
     write(view, after_);
   }
@@ -389,10 +389,10 @@ void ProvenanceMemory::begin(const Plan& plan) {
   records.begin(plan.claim);
   if (!records.same_claim()) known.clear();
   terms.clear();
-  for (std::vector<SlotPieces>& of_rank : slots) {
+  if (slots.size() < plan.programs.size()) slots.resize(plan.programs.size());
+  for (std::vector<SlotPieces>& of_rank : std::span(slots).first(plan.programs.size())) {
     for (SlotPieces& slot : of_rank) slot.clear();
   }
-  if (slots.size() < plan.programs.size()) slots.resize(plan.programs.size());
 }
 
 std::string check_provenance(const Plan& plan, ProvenanceMemory& memory) {

@@ -100,11 +100,18 @@ void RaceCheck::check_step(StepId id, std::span<const Access> accesses) {
   const int queue = orders_.queue_of(id);
   // Pair by pair where that is less than to sort.
   queue == 0 || accesses.size() <= kFewAccesses ? check_operands(id, accesses) : check_messages_apart(id, accesses);
+  if (queue == 0) return check_order(id, accesses);
+  joined_.clear();
+  for (const auto& [view, mode] : accesses) append_joined(joined_, view, mode);
+  check_order(id, joined_);
+}
+
+void RaceCheck::check_order(StepId id, std::span<const Access> accesses) {
+  const int queue = orders_.queue_of(id);
   const auto may_race = [this](const View& view) { return view.present() && history_of(view).may_race; };
   for (const auto& [view, mode] : accesses) {
     if (!may_race(view)) continue;
-    history_of(view).uses.for_conflicts(view, mode, queue, [&, &slot = view](StepId other) {
-      if (orders_.ordered(other, id)) return;
+    history_of(view).uses.for_unordered(view, mode, id, orders_, [&, &slot = view](StepId other) {
       failures_->push_back(
           fmt::format("rank {} step {}: touches '{}' while step {} may still use it", program_->rank, id, slot_of(slot).name, other));
     });

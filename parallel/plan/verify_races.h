@@ -23,6 +23,7 @@ class RaceCheck {
   void check_step(StepId id, std::span<const Access> accesses);
   void check_operands(StepId id, std::span<const Access> accesses);
   void check_messages_apart(StepId id, std::span<const Access> messages);
+  void check_order(StepId id, std::span<const Access> accesses);
   void check_shared_bytes();
   void fail_shared(StepId id, const View& view);
   const Slot& slot_of(const View& view) const { return program_->slot_of(view); }
@@ -39,9 +40,9 @@ class RaceCheck {
 
   std::vector<std::string>* failures_ = nullptr;
   const Program* program_ = nullptr;
-  std::vector<History> slots_;             ///< May be more than the program has.
-  std::vector<Access> messages_, by_row_;  ///< Of the exchange at hand.
-  std::vector<std::size_t> by_offset_;     ///< Scratch slots.
+  std::vector<History> slots_;                      ///< May be more than the program has.
+  std::vector<Access> messages_, by_row_, joined_;  ///< Of the exchange at hand.
+  std::vector<std::size_t> by_offset_;              ///< Scratch slots.
   StepOrders orders_;
 };
 

@@ -166,7 +166,9 @@ class StatePlayer : PlayedRanks {
     require(step.moves.count == 0, "copies states into another order");
     require(program().slot_of(from).dtype == program().slot_of(to).dtype, "'{}' is of another type than '{}'", program().slot_of(to).name,
             program().slot_of(from).name);
-    write(to, read(from));
+    copied_.clear();
+    read(from, copied_);
+    write(to, copied_);
   }
 
   void play_split(std::span<const Access> a) {
@@ -290,7 +292,8 @@ class StatePlayer : PlayedRanks {
     require(claim_.backward == (gradients != nullptr), "{} is of the other pass", info(step.op).name);
     require(program().slot_of(from).name == name && from.head0 == base.head0, "{} is not '{}' head {}", name, program().slot_of(from).name,
             from.head0);
-    read(from);
+    copied_.clear();
+    read(from, copied_);  // all of it is defined
     for (const UnitRun& run : program().runs_of(step)) {
       const std::size_t index = index_of(base, run);
       const auto unit = static_cast<std::size_t>(self().runs[index].unit);
@@ -388,6 +391,8 @@ class StatePlayer : PlayedRanks {
       }
     }
   }
+
+  Cells copied_;
 };
 
 }  // namespace

@@ -167,27 +167,25 @@ class PlayedRanks {
 
   // --- messages ---
 
-  /// All of a view, which must be defined.
-  Cells read(const View& view) {
-    Cells cells;
+  /// Appends all of a view, which must be defined.
+  void read(const View& view, Cells& to) {
     for (std::int64_t row = 0; row < view.rows; ++row) {
       for (std::int64_t head = 0; head < view.heads; ++head) {
-        cells.push_back(at(view, row, head));
-        require(cells.back().kind != Cell::Kind::nothing, "reads row {} of '{}', which was never written", view.row0 + row,
+        to.push_back(at(view, row, head));
+        require(to.back().kind != Cell::Kind::nothing, "reads row {} of '{}', which was never written", view.row0 + row,
                 program().slot_of(view).name);
       }
     }
-    return cells;
   }
 
-  void write(const View& view, const Cells& cells) {
+  void write(const View& view, std::span<const Cell> cells) {
     for (std::size_t i = 0; i < cells.size(); ++i) {
       at(view, static_cast<std::int64_t>(i) / view.heads, static_cast<std::int64_t>(i) % view.heads) = cells[i];
     }
   }
 
   struct Letter {
-    Cells cells;
+    std::size_t first, count;  ///< In posted_.
     std::int64_t heads, width;
   };
   struct Box {
@@ -198,24 +196,37 @@ class PlayedRanks {
     return mail_[static_cast<std::size_t>(from) * ranks_.size() + static_cast<std::size_t>(to)];
   }
 
+  void post(std::span<const Message> sends) {
+    const Message* before = nullptr;
+    for (const Message& m : sends) {
+      Letter letter{posted_.size(), 0, m.view.heads, program().slot_of(m.view).width};
+      // What goes to all ranks is read once.
+      if (before != nullptr && before->view == m.view) {
+        letter = box(rank_, before->peer).letters.back();
+      } else {
+        read(m.view, posted_);
+        letter.count = posted_.size() - letter.first;
+      }
+      box(rank_, m.peer).letters.push_back(letter);
+      before = &m;
+    }
+  }
+
   /// False while letters are missing.
   bool play_exchange(const Step& step) {
-    if (!std::exchange(self().sent, true)) {
-      for (const Message& m : program().sends_of(step))
-        box(rank_, m.peer).letters.push_back({read(m.view), m.view.heads, program().slot_of(m.view).width});
-    }
-    std::vector<std::size_t> wanted(ranks_.size(), 0);
+    if (!std::exchange(self().sent, true)) post(program().sends_of(step));
+    wanted_.assign(ranks_.size(), 0);
     for (const Message& m : program().receives_of(step)) {
       const Box& from = box(m.peer, rank_);
-      if (from.taken + ++wanted[static_cast<std::size_t>(m.peer)] > from.letters.size()) return false;
+      if (from.taken + ++wanted_[static_cast<std::size_t>(m.peer)] > from.letters.size()) return false;
     }
     for (const Message& m : program().receives_of(step)) {
       Box& from = box(m.peer, rank_);
-      const Letter letter = std::exchange(from.letters[from.taken++], {});
+      const Letter& letter = from.letters[from.taken++];
       require(letter.heads == m.view.heads && letter.width == program().slot_of(m.view).width,
               "receives rows of {} heads and width {} into '{}' of {} and {}", letter.heads, letter.width, program().slot_of(m.view).name,
               m.view.heads, program().slot_of(m.view).width);
-      write(m.view, letter.cells);
+      write(m.view, std::span<const Cell>(posted_).subspan(letter.first, letter.count));
     }
     self().sent = false;
     return true;
@@ -320,6 +331,8 @@ class PlayedRanks {
   Units units_;
   std::vector<Played> ranks_;
   std::vector<Box> mail_;  ///< By sender and receiver.
+  Cells posted_;           ///< Of all letters.
+  std::vector<std::size_t> wanted_;
   std::optional<double> scale_;
   std::int64_t rank_ = 0;
 };

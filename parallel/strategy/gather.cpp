@@ -63,7 +63,7 @@ class Gather {
   Gather(ProgramBuilder& program, const AttentionProblem& problem, const Preset& preset, View k, View v)
       : program_(program), problem_(problem), preset_(preset), ranks_(problem.layout.ranks()), self_(program.rank()) {
     k_width_ = program.width_of(k), v_width_ = program.width_of(v);
-    append_bands_between(problem.layout, problem.mask, self_, self_, own_bands_);
+    own_bands_ = bands_between(self_, self_);
     for (int r = 0; r < preset.rank_stages; ++r) add_distances(r);
     make_stages();
     for (const Stage& stage : stages_) most_fetched_ = std::max(most_fetched_, stage.fetched_rows);
@@ -150,7 +150,6 @@ class Gather {
     const auto others = static_cast<std::size_t>(ranks_ - 1);
     const std::size_t end = share(others, rank_stage + 1, preset_.rank_stages);
     std::vector<Band>& bands = bands_.emplace_back();
-    std::vector<Band> found;
     std::int64_t at = 0;
     for (std::size_t i = share(others, rank_stage, preset_.rank_stages); i < end; ++i) {
       const int apart = static_cast<int>(i) + 1;
@@ -158,21 +157,18 @@ class Gather {
       if (preset_.all_rows) {
         distance.lent = {{0, problem_.layout.rows_of(self_)}};
         distance.fetched = {{0, problem_.layout.rows_of(distance.from)}};
-        bands_between(self_, distance.from, found);
       } else {
-        distance.lent = rows_needed(bands_between(distance.to, self_, found));
-        distance.fetched = rows_needed(bands_between(self_, distance.from, found));
+        distance.lent = rows_needed(bands_between(distance.to, self_));
+        distance.fetched = rows_needed(bands_between(self_, distance.from));
       }
-      append_compacted(found, distance.fetched, at, bands);
+      append_compacted(bands_between(self_, distance.from), distance.fetched, at, bands);
       at += rows_of(distance.fetched);
       distances_.push_back(std::move(distance));
     }
   }
 
-  const std::vector<Band>& bands_between(Rank queries, Rank keys, std::vector<Band>& found) const {
-    found.clear();
-    append_bands_between(problem_.layout, problem_.mask, queries, keys, found);
-    return found;
+  std::span<const Band> bands_between(Rank queries, Rank keys) const {
+    return program_.bands_between(problem_.layout, problem_.mask, queries, keys);
   }
 
   void make_stages() {
@@ -215,7 +211,7 @@ class Gather {
   Preset preset_;
   int ranks_, self_;
   std::int64_t k_width_ = 0, v_width_ = 0, most_fetched_ = 0, most_lent_ = 0;
-  std::vector<Band> own_bands_;
+  std::span<const Band> own_bands_;
   std::vector<Distance> distances_;
   std::vector<KvGroup> groups_;
   std::vector<Stage> stages_;

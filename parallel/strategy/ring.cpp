@@ -100,11 +100,7 @@ class Voyage {
     return circle;
   }
 
-  std::span<const Band> bands_with(int owner) {
-    bands_.clear();
-    ring_.bands_with(owner, bands_);
-    return bands_;
-  }
+  std::span<const Band> bands_with(int owner) const { return ring_.bands_with(owner); }
 
  private:
   void add_member(Circle& circle, int member, int owner_offset) const {
@@ -123,7 +119,6 @@ class Voyage {
   std::vector<std::int64_t> heads_;
   std::int64_t most_rows_ = 0, k_width_ = 0, v_width_ = 0;
   DType storage_ = DType::f32;
-  std::vector<Band> bands_;
 };
 
 }  // namespace
@@ -245,12 +240,13 @@ std::string refusal(const AttentionProblem& problem, const AttentionOptions& opt
 
 /// The ring of all ranks of the problem, as one of them sees it.
 template <Route route, class Fragment>
-void with_ring(const AttentionProblem& problem, const AttentionOptions& options, int self, Fragment&& fragment) {
+void with_ring(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options, Fragment&& fragment) {
+  const int self = program.rank();
   std::vector<plan::Rank> members(static_cast<std::size_t>(problem.layout.ranks()));
   std::iota(members.begin(), members.end(), 0);
   Ring ring{.members = members, .self = self};
   ring.rows_of = [&](int member) { return problem.layout.rows_of(member); };
-  ring.bands_with = [&](int member, std::vector<Band>& bands) { append_bands_between(problem.layout, problem.mask, self, member, bands); };
+  ring.bands_with = [&](int member) { return program.bands_between(problem.layout, problem.mask, self, member); };
   ring.heads = {0, problem.q_heads, problem.q_heads / problem.kv_heads};
   ring.scale = problem.scale_or_default(), ring.softcap = problem.softcap;
   ring.pieces = options.pieces;
@@ -263,7 +259,7 @@ template <Route route>
 void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options, const ForwardSlots& on) {
   const RunningState running = running_state(program, on);
   const View state_out = running.out, state_lse = running.lse;
-  with_ring<route>(problem, options, program.rank(), [&](const Ring& ring) {
+  with_ring<route>(program, problem, options, [&](const Ring& ring) {
     ring_forward(program, {on.q, on.k, on.v, state_out, state_lse}, ring);
   });
   program.finish({"finish"}, state_out, state_lse, on.sink, on.out, on.lse);
@@ -272,7 +268,7 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
 template <Route route>
 void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions& options, const BackwardSlots& on) {
   const View dq = sum_of(program, on.dq, "dq.sum"), dk = sum_of(program, on.dk, "dk.sum"), dv = sum_of(program, on.dv, "dv.sum");
-  with_ring<route>(problem, options, program.rank(), [&](const Ring& ring) {
+  with_ring<route>(program, problem, options, [&](const Ring& ring) {
     ring_backward(program, {on.q, on.k, on.v, on.dout, on.lse, on.delta, dq, dk, dv}, ring);
   });
   settle(program, dq, on.dq);

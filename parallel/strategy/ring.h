@@ -23,8 +23,8 @@ struct Ring {
   std::span<const plan::Rank> members;
   int self = 0;  ///< Index of this rank in members.
   std::function<std::int64_t(int member)> rows_of = {};
-  /// Appends the bands of (own queries, keys of a member) in local rows.
-  std::function<void(int member, std::vector<Band>& bands)> bands_with = {};
+  /// The bands of (own queries, keys of a member) in local rows.
+  std::function<std::span<const Band>(int member)> bands_with = {};
   HeadRange heads = {};  ///< Of the query heads at hand.
   double scale = 1, softcap = 0;
   std::string name = {};  ///< Prefix of scratch slots, where one program has several rings.

@@ -4,11 +4,11 @@
 #include <vector>
 
 #include "parallel/key_set.h"
+#include "parallel/strategy/circle.h"
 
 namespace periplus::strategy {
 namespace {
 
-using plan::Message;
 using plan::Mode;
 using plan::ProgramBuilder;
 using plan::Rank;
@@ -48,11 +48,11 @@ class Route {
     return most;
   }
   /// Bands of the rows in use and the own keys, in place of what `bands` held.
-  void bands(int step, std::vector<Band>& bands) const {
+  void bands(ProgramBuilder& program, int step, std::vector<Band>& bands) const {
     bands.clear();
-    append_bands_between(problem_.layout, problem_.mask, rank_at(step), self_, bands);
     const std::int64_t first = step == 0 ? 0 : used(step).begin;
-    for (Band& band : bands) band = moved(band, -first, 0);
+    for (const Band& band : program.bands_between(problem_.layout, problem_.mask, rank_at(step), self_))
+      bands.push_back(moved(band, -first, 0));
   }
 
  private:
@@ -81,13 +81,13 @@ class Packet {
   void pass_on(int step) {
     coming_.clear();
     if (step + 1 >= route_.ranks()) return;
-    std::vector<Message> sends, receives;
+    mail_.clear();
     for (std::size_t i = 0; i < views_.size(); ++i) {
-      sends.push_back({route_.rank_at(-1), rows_of(views_[i], route_.held(step), route_.passed_on(step))});
+      mail_.sends.emplace_back(route_.rank_at(-1), rows_of(views_[i], route_.held(step), route_.passed_on(step)));
       coming_.push_back(spare_[i].next(route_.held(step + 1).rows()));
-      receives.push_back({route_.rank_at(1), coming_.back()});
+      mail_.receives.emplace_back(route_.rank_at(1), coming_.back());
     }
-    program_.exchange({"queries to step", step + 1}, kBlockLane, sends, receives);
+    program_.exchange({"queries to step", step + 1}, kBlockLane, mail_.sends, mail_.receives);
   }
   View used(std::size_t tensor, int step) const { return rows_of(views_[tensor], route_.held(step), route_.used(step)); }
   void take_next() { views_ = coming_; }
@@ -96,6 +96,7 @@ class Packet {
   ProgramBuilder& program_;
   const Route& route_;
   std::vector<View> views_, coming_;
+  Mail mail_;
   std::vector<RotatingScratch> spare_;
 };
 
@@ -119,14 +120,14 @@ class Results {
   }
   /// What was made in this step leaves, what was made for this rank comes.
   void send_home(int step, std::span<const View> results) {
-    std::vector<Message> sends, receives;
+    mail_.clear();
     arrived_.clear();
     for (std::size_t i = 0; i < results.size(); ++i) {
-      sends.push_back({route_.rank_at(step), results[i]});
+      mail_.sends.emplace_back(route_.rank_at(step), results[i]);
       arrived_.push_back(arriving_[i].next(route_.returned(step).rows()));
-      receives.push_back({route_.rank_at(-step), arrived_.back()});
+      mail_.receives.emplace_back(route_.rank_at(-step), arrived_.back());
     }
-    program_.exchange({"results of step", step}, kResultLane, sends, receives);
+    program_.exchange({"results of step", step}, kResultLane, mail_.sends, mail_.receives);
   }
   std::span<const View> arrived() const { return arrived_; }
 
@@ -135,6 +136,7 @@ class Results {
   const Route& route_;
   std::vector<RotatingScratch> made_, arriving_;
   std::vector<View> arrived_;
+  Mail mail_;
 };
 
 void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const ForwardSlots& on) {
@@ -153,7 +155,7 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
   std::vector<Band> bands;
   for (int step = 0; step < route.ranks(); ++step) {
     packet.pass_on(step);
-    route.bands(step, bands);
+    route.bands(program, step, bands);
     if (step == 0) {
       program.expect_bands(bands.size() * static_cast<std::size_t>(route.ranks()));
       program.attend({"step", step}, {on.q, on.k, on.v, state_out, state_lse}, bands, problem.scale_or_default(), problem.softcap,
@@ -188,7 +190,7 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
   std::vector<Band> bands;
   for (int step = 0; step < route.ranks(); ++step) {
     packet.pass_on(step);
-    route.bands(step, bands);
+    route.bands(program, step, bands);
     if (step == 0) {
       program.expect_bands(bands.size() * static_cast<std::size_t>(route.ranks()));
       program.attend_backward({"step", step}, {on.q, on.k, on.v, on.dout, on.lse, on.delta, dq, dk, dv}, bands, problem.scale_or_default(),

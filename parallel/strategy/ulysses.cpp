@@ -55,11 +55,12 @@ struct ContextRing {
   ContextRing(const SequenceLayout& of_groups, const Grid& grid, Rank self) : layout(of_groups) {
     for (int context = 0; context < grid.contexts; ++context) members.push_back(grid.rank(grid.head_of(self), context));
   }
-  Ring ring(const AttentionProblem& problem, const Grid& grid, const AttentionOptions& options, Rank self, HeadRange heads) const {
-    Ring ring{.members = members, .self = grid.context_of(self)};
+  Ring ring(ProgramBuilder& program, const AttentionProblem& problem, const Grid& grid, const AttentionOptions& options,
+            HeadRange heads) const {
+    Ring ring{.members = members, .self = grid.context_of(program.rank())};
     ring.rows_of = [this](int member) { return layout.rows_of(member); };
-    ring.bands_with = [this, &problem, own = ring.self](int member, std::vector<Band>& bands) {
-      append_bands_between(layout, problem.mask, own, member, bands);
+    ring.bands_with = [this, &program, &problem, own = ring.self](int member) {
+      return program.bands_between(layout, problem.mask, own, member);
     };
     ring.heads = heads;
     ring.scale = problem.scale_or_default(), ring.softcap = problem.softcap;
@@ -89,7 +90,7 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
       return program.scratch(fmt::format("{}.{}", name, piece), dtype, trade.rows(), heads.count, width);
     };
     const View state_out = slot("state.out", accumulator, problem.value()), state_lse = slot("state.lse", accumulator, 1);
-    Ring ring = contexts.ring(problem, grid, options, program.rank(), heads);
+    Ring ring = contexts.ring(program, problem, grid, options, heads);
     ring.name = fmt::format("piece{}.", piece);
     ring_forward(program, {here[0], here[1], here[2], state_out, state_lse}, ring);
     const View out = slot("out.heads", problem.dtype, problem.value()), lse = slot("lse.heads", accumulator, 1);
@@ -132,7 +133,7 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
     const View v_part = result("dv.heads", heads.kv_count(), problem.value(), kv_type);
     const auto sum = [&](View part, std::string_view name) { return sum_of(program, part, fmt::format("{}.sum.{}", name, piece)); };
     const View dq_sum = sum(q_part, "dq"), dk_sum = sum(k_part, "dk"), dv_sum = sum(v_part, "dv");
-    Ring ring = contexts.ring(problem, grid, options, program.rank(), heads);
+    Ring ring = contexts.ring(program, problem, grid, options, heads);
     ring.name = fmt::format("piece{}.", piece);
     ring_backward(program, {here[0], here[1], here[2], here[3], here[4], here[5], dq_sum, dk_sum, dv_sum}, ring);
     settle(program, dq_sum, q_part);
