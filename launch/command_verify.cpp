@@ -127,7 +127,7 @@ int verify_command(Arguments arguments) {
              .flag = "sample",
              .target = &options.sample,
              .value = "NAME",
-             .help = "many_ranks: 24 rank counts up to 256, and 8 meshes of 1,024 ranks (4 GB, a few minutes); causal, zigzag."});
+             .help = "many_ranks: 24 rank counts up to 256, and 8 meshes of 1,024 ranks (5 GB, minutes); causal, zigzag."});
   table.add({.key = "verify.symbolic_only",
              .flag = "symbolic-only",
              .target = &options.symbolic_only,
