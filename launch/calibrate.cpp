@@ -15,13 +15,14 @@
 #include "kernels/transformer.h"
 #include "launch/bench/attention_data.h"
 #include "launch/bench/statistics.h"
+#include "launch/cores.h"
 
 namespace periplus::launch {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// Of the calling thread, which its kernels run on. What others take of its core is not theirs.
+/// Of the calling thread, which its kernels run on. What other programs take of its core is not theirs.
 double thread_seconds() {
   timespec time{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
@@ -33,7 +34,8 @@ constexpr std::int64_t kRows = 1024;  // of a tile in training
 
 class Calibration {
  public:
-  Calibration(const CalibrationOptions& options, const comm::Communicator& communicator) : options_(options), communicator_(communicator) {}
+  Calibration(const CalibrationOptions& options, const comm::Communicator& communicator)
+      : options_(options), communicator_(communicator), part_of_a_core_(part_of_a_core(communicator)) {}
 
   simulate::Machine run() {
     simulate::Machine machine;
@@ -51,8 +53,11 @@ class Calibration {
   }
 
  private:
+  /// A call of a kernel while all ranks work, and share cores where these are fewer.
+  double seconds(const std::function<void()>& work) { return seconds_by(thread_seconds, work) / part_of_a_core_; }
+
   /// The ranks' mean of their medians; all of them work at once, as they share caches and more in a run.
-  double seconds(const std::function<void()>& work, double (*now)() = thread_seconds) {
+  double seconds_by(double (*now)(), const std::function<void()>& work) {
     work();
     std::vector<double> samples;
     for (int i = 0; i < options_.samples; ++i) {
@@ -186,21 +191,20 @@ class Calibration {
     std::vector<std::byte> out(bytes), in(bytes);
     const int rank = communicator_.rank();
     constexpr int kCalls = 20;
-    const double took = seconds(
-        [&] {
-          for (int i = 0; i < kCalls && rank < 2; ++i) {
-            const comm::Send send{1 - rank, out.data(), bytes};
-            const comm::Receive receive{1 - rank, in.data(), bytes};
-            communicator_.exchange({&send, 1}, {&receive, 1}, {"calibrate"}, stream_).wait();
-          }
-        },
-        wall_seconds);
+    const double took = seconds_by(wall_seconds, [&] {
+      for (int i = 0; i < kCalls && rank < 2; ++i) {
+        const comm::Send send{1 - rank, out.data(), bytes};
+        const comm::Receive receive{1 - rank, in.data(), bytes};
+        communicator_.exchange({&send, 1}, {&receive, 1}, {"calibrate"}, stream_).wait();
+      }
+    });
     // Ranks beyond the first two have not waited.
     return took * communicator_.size() / 2 / kCalls;
   }
 
   const CalibrationOptions& options_;
   const comm::Communicator& communicator_;
+  const double part_of_a_core_;
   Memory memory_;
   Stream stream_;
   std::mt19937 random_{1};

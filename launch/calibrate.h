@@ -19,8 +19,8 @@ struct CalibrationOptions {
 };
 
 /// Measures kernels on all ranks at once, as in training, and the links between the first two. Collective; the same on all ranks.
-/// Kernels count the processor time of the rank's thread, so that others on its core do not; a rank with a team of threads is slower
-/// than that says where others have its cores.
+/// Kernels count the processor time of the rank's thread, so that other programs on its core do not, over its part of a core where ranks
+/// outnumber cores; a rank with a team of threads is slower than that says where other programs have its cores.
 /// Memory rate: bytes that simulate_iteration counts for the parts of a layer beside its matrices, over the time that they take.
 /// Cost: 1 s to 10 s.
 simulate::Machine calibrate(const CalibrationOptions& options, const comm::Communicator& communicator);

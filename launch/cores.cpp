@@ -16,22 +16,49 @@ namespace periplus::launch {
 
 int share_of_cores(int own, int together, int sum) { return std::max(1, own * together / std::max(1, sum)); }
 
-void share_cores(const comm::Communicator& ranks) {
-  cpu_set_t own;
-  CPU_ZERO(&own);
-  const bool known = std::getenv("OMP_NUM_THREADS") == nullptr && sched_getaffinity(0, sizeof(own), &own) == 0;
+namespace {
+
+/// Of all ranks of this host, each with its number of threads and the cores that it may use.
+struct HostCores {
+  int own = 0, together = 0, sum = 0, threads = 0;
+};
+HostCores host_cores(const comm::Communicator& ranks) {
+  struct Mine {
+    cpu_set_t cpus;
+    int threads;
+  } mine;
+  std::memset(&mine, 0, sizeof(mine));
+  if (sched_getaffinity(0, sizeof(mine.cpus), &mine.cpus) != 0) CPU_ZERO(&mine.cpus);
+  mine.threads = omp_get_max_threads();
   const std::string host = host_id();
+  HostCores cores{.own = CPU_COUNT(&mine.cpus)};
   cpu_set_t together;
   CPU_ZERO(&together);
-  int sum = 0;
-  for (const std::string& bytes : ranks.all_gather_bytes(std::string(reinterpret_cast<const char*>(&own), sizeof(own)) + host, Stream())) {
-    if (bytes.compare(sizeof(own), std::string::npos, host) != 0) continue;
-    cpu_set_t other;
+  const std::string said(reinterpret_cast<const char*>(&mine), sizeof(mine));
+  for (const std::string& bytes : ranks.all_gather_bytes(said + host, Stream())) {
+    if (bytes.compare(sizeof(mine), std::string::npos, host) != 0) continue;
+    Mine other;
     std::memcpy(&other, bytes.data(), sizeof(other));
-    CPU_OR(&together, &together, &other);
-    sum += CPU_COUNT(&other);
+    CPU_OR(&together, &together, &other.cpus);
+    cores.sum += CPU_COUNT(&other.cpus);
+    cores.threads += other.threads;
   }
-  if (known) omp_set_num_threads(share_of_cores(CPU_COUNT(&own), CPU_COUNT(&together), sum));
+  cores.together = CPU_COUNT(&together);
+  return cores;
+}
+
+}  // namespace
+
+void share_cores(const comm::Communicator& ranks) {
+  const HostCores cores = host_cores(ranks);
+  if (cores.own > 0 && std::getenv("OMP_NUM_THREADS") == nullptr) {
+    omp_set_num_threads(share_of_cores(cores.own, cores.together, cores.sum));
+  }
+}
+
+double part_of_a_core(const comm::Communicator& ranks) {
+  const HostCores cores = host_cores(ranks);
+  return cores.together > 0 ? std::min(1.0, static_cast<double>(cores.together) / cores.threads) : 1;
 }
 
 std::string to_string(const Cpus& cpus) {

@@ -18,6 +18,10 @@ int share_of_cores(int own, int together, int sum);
 /// Collective over `ranks`, which are processes.
 void share_cores(const comm::Communicator& ranks);
 
+/// What a thread has of a core while all threads of all ranks of its host compute: 1, or less where they outnumber the cores.
+/// Collective over `ranks`, which may be threads of one process.
+double part_of_a_core(const comm::Communicator& ranks);
+
 /// Where a process may compute, and the hardware threads near its GPU; empty if that is not known.
 struct RankCores {
   std::string host;

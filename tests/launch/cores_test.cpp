@@ -1,8 +1,10 @@
 #include "launch/cores.h"
 
 #include <fstream>
+#include <tuple>
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include "runtime/comm/thread_transport.h"
 #include "tests/runtime/scratch_folder.h"
@@ -103,6 +105,16 @@ TEST(Cores, NothingIsBoundForAGpuThatNobodyKnows) {
     bind_near_gpu(communicator, "ffff:ff:1f.7", topology);
     EXPECT_EQ(allowed_cpus(), before);
   });
+}
+
+TEST(Cores, RanksThatOutnumberThemHavePartsOfOne) {
+  const int cores = static_cast<int>(allowed_cpus().size());
+  for (const auto& [ranks, threads, part] : {std::tuple{1, 1, 1.0}, {1, cores, 1.0}, {2, cores, 0.5}, {2 * cores, 1, 0.5}}) {
+    comm::run_thread_ranks(ranks, [&, threads = threads, part = part](const comm::Communicator& communicator) {
+      omp_set_num_threads(threads);
+      EXPECT_DOUBLE_EQ(part_of_a_core(communicator), part) << communicator.size() << " ranks of " << threads << " threads";
+    });
+  }
 }
 
 TEST(Topology, OfAFileThatIsNotThereKnowsNothing) {
