@@ -161,6 +161,16 @@ void let_rank_zero_speak(int rank, const comm::Communicator& ranks = {}) {
   }
 }
 
+/// The others usually find the same, but may still wait for each other's messages: whoever hears first that rank 0 gave up
+/// would take that for the failure.
+void let_others_find_it(const comm::Communicator& ranks) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(500);
+  while (std::chrono::steady_clock::now() < end) {
+    ranks.progress();
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
 int exit_code_of(const std::exception& error) {
   return dynamic_cast<const InvalidArgument*>(&error) != nullptr ? kBadInput : kRuntimeFailure;
 }
@@ -180,6 +190,7 @@ void say(const std::string& line) {
   const std::string line = (message.starts_with(who) ? "" : who) + message;
   say("periplus: " + line);
   std::fflush(stdout);
+  if (code == kBadInput && source.tcp) let_others_find_it(ranks);
   ranks.abort(line);
   if (!source.mpi || dynamic_cast<const CommError*>(&error) != nullptr) std::_Exit(code);
   abort_mpi(code);
