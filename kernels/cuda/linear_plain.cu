@@ -67,17 +67,6 @@ __global__ void __launch_bounds__(kThreads) apply(const LinearProblem<S, A> p, S
   }
 }
 
-/// One run for each unit: that which `picks` wants, or none of its rows.
-template <class Picks>
-std::vector<UnitRun> run_of_units(const LinearShape& shape, std::span<const UnitRun> runs, const Picks& picks) {
-  std::vector<UnitRun> of_units(static_cast<std::size_t>(shape.units));
-  for (std::size_t unit = 0; unit < of_units.size(); ++unit) of_units[unit].unit = static_cast<std::int64_t>(unit);
-  for (const UnitRun& run : runs) {
-    if (picks(run)) of_units[static_cast<std::size_t>(run.unit)] = run;
-  }
-  return of_units;
-}
-
 void launch_elements(const LinearShape& shape, const LinearBlock& block, const ConstTensorView& dout, std::span<const UnitRun> runs,
                      const TensorView& elements, StreamView stream) {
   const cudaStream_t native = launch_stream(stream);

@@ -98,17 +98,6 @@ class Call {
   Delta<S> delta_{};
 };
 
-/// One run for each unit: that which `picks` wants, or none of its rows. From zero, and to the unit's element.
-template <class Picks>
-std::vector<UnitRun> run_of_units(const LinearShape& shape, std::span<const UnitRun> runs, const Picks& picks) {
-  std::vector<UnitRun> of_units(static_cast<std::size_t>(shape.units));
-  for (std::size_t unit = 0; unit < of_units.size(); ++unit) of_units[unit].unit = static_cast<std::int64_t>(unit);
-  for (const UnitRun& run : runs) {
-    if (picks(run)) of_units[static_cast<std::size_t>(run.unit)] = run;
-  }
-  return of_units;
-}
-
 /// Where the state of elements begins, behind the transition.
 Strided<float> states_of(const LinearShape& shape, const TensorView& elements) {
   Strided<float> states = strided<float>(elements);

@@ -78,25 +78,6 @@ __device__ __forceinline__ float2 pair_of(const SharedTile<T, rows, width>& tile
   return Pairs<T>::unpack(load_shared_4(tile.address(row, column / 8) + static_cast<std::uint32_t>(column % 8 * 2)));
 }
 
-/// visit(value of two neighbouring rows of the state by reference, row, column) for what this thread has of it.
-template <class T, int width, class Visit>
-__device__ __forceinline__ void for_each_pair_of_state(typename LinearTiles<T, width>::State& state, std::int32_t width_k,
-                                                       std::int32_t width_v, const Visit& visit) {
-  const int warp = warp_of_group(), lane = lane_afresh();
-  using Tiles = LinearTiles<T, width>;
-#pragma unroll
-  for (int tall = 0; tall < Tiles::kTall; ++tall) {
-#pragma unroll
-    for (int wide = 0; wide < Tiles::kWide; ++wide) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = wide * 8 + lane % 4 * 2, column = warp * Tiles::kSlice + tall * 16 + lane / 4 + half * 8;
-        if (row < width_k && column < width_v) visit(state[tall][wide][2 * half], state[tall][wide][2 * half + 1], row, column);
-      }
-    }
-  }
-}
-
 template <class T, int width>
 __device__ __forceinline__ void start_state(const Delta<T>& delta, const Place& place, typename LinearTiles<T, width>::State& state) {
   const DeltaEnds& ends = delta.ends;

@@ -331,9 +331,11 @@ __device__ __forceinline__ void advance_state(const SharedTile<T, kChunkRows, wi
       k, v, [&](int row, int) { return scale * decay.sunk[row]; }, state);
 }
 
-/// visit(number of the state, row, column) for what this thread has of it.
+/// visit(value of two neighbouring rows of the state by reference, row, column) for what this thread has of it. Widths are
+/// multiples of 8.
 template <class T, int width, class Visit>
-__device__ __forceinline__ void for_each_of_state(typename LinearTiles<T, width>::State& state, const Walk<T>& walk, const Visit& visit) {
+__device__ __forceinline__ void for_each_pair_of_state(typename LinearTiles<T, width>::State& state, std::int32_t width_k,
+                                                       std::int32_t width_v, const Visit& visit) {
   const int warp = warp_of_group(), lane = lane_afresh();
   using Tiles = LinearTiles<T, width>;
 #pragma unroll
@@ -341,12 +343,21 @@ __device__ __forceinline__ void for_each_of_state(typename LinearTiles<T, width>
 #pragma unroll
     for (int wide = 0; wide < Tiles::kWide; ++wide) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = wide * 8 + lane % 4 * 2 + i % 2, column = warp * Tiles::kSlice + tall * 16 + lane / 4 + i / 2 * 8;
-        if (row < walk.width_k && column < walk.width_v) visit(state[tall][wide][i], row, column);
+      for (int half = 0; half < 2; ++half) {
+        const int row = wide * 8 + lane % 4 * 2, column = warp * Tiles::kSlice + tall * 16 + lane / 4 + half * 8;
+        if (row < width_k && column < width_v) visit(state[tall][wide][2 * half], state[tall][wide][2 * half + 1], row, column);
       }
     }
   }
+}
+
+/// visit(number of the state, row, column) for what this thread has of it.
+template <class T, int width, class Visit>
+__device__ __forceinline__ void for_each_of_state(typename LinearTiles<T, width>::State& state, const Walk<T>& walk, const Visit& visit) {
+  for_each_pair_of_state<T, width>(state, walk.width_k, walk.width_v, [&](float& first, float& second, int row, int column) {
+    visit(first, row, column);
+    visit(second, row + 1, column);
+  });
 }
 
 template <class T>
