@@ -99,6 +99,8 @@ __device__ inline void store_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
 }
 __device__ inline void prefetch_map(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+/// The line of 128 bytes around an address to the second-level cache.
+__device__ inline void prefetch_to_l2(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 /// Ordinary stores to shared memory before it are seen by wgmma and the copy engine after it.
 __device__ inline void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -106,6 +108,18 @@ __device__ inline void fence_async_proxy() { asm volatile("fence.proxy.async.sha
 __device__ inline void store_matrices(std::uint32_t address, std::uint32_t a, std::uint32_t b, std::uint32_t c, std::uint32_t d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
+}
+/// Each matrix transposed: what lies in a row there is in a column of the registers' matrix.
+__device__ inline void store_matrices_transposed(std::uint32_t address, std::uint32_t a, std::uint32_t b, std::uint32_t c,
+                                                 std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+/// An 8 x 8 matrix of 16-bit elements, transposed: lane 4 g + t has elements 2 t and 2 t + 1 of row g.
+__device__ inline std::uint32_t transposed(std::uint32_t both) {
+  std::uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(both));
+  return result;
 }
 /// Byte offset of column chunk `chunk` (16 bytes) of `row` in a panel, as the 128-byte swizzle places it.
 __device__ inline int swizzled(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
 __device__ float behind_block(const DecayNotes& notes, const DecayBlock& block, std::int64_t number, int head,
                               const Strided<const float>& log_decay) {
   float sum = 0;
-  for (int warp = 0; warp < notes.warps; ++warp) sum += notes.ends[(number * notes.heads + head) * notes.warps + warp];
+  for (int part = 0; part < notes.parts.of_ends; ++part) sum += notes.ends[(number * notes.heads + head) * notes.parts.of_ends + part];
   return block.ends ? sum : sum * exp(*at(log_decay, block.row0 + block.rows, head));
 }
 
@@ -66,12 +66,12 @@ __global__ void __launch_bounds__(32)
   const DecayBlock block = blocks[number];
   const int head = static_cast<int>(blockIdx.x % notes.heads), lane = static_cast<int>(threadIdx.x);
   const auto step_of = [&](int of_block) {
-    float sum = 0;
-    for (int warp = 0; warp < notes.warps && of_block >= 0; ++warp) {
-      const std::int64_t at_row = (warp * notes.rows + block.row0 + of_block) * notes.heads + head;
-      sum += notes.dots_of_q[at_row] - notes.dots_of_k[at_row];
-    }
-    return sum;
+    const std::int64_t row = head * notes.rows + block.row0 + of_block, of_part = notes.heads * notes.rows;
+    float of_q = 0, of_k = 0;
+    if (of_block < 0) return 0.0F;
+    for (int part = 0; part < notes.parts.of_q; ++part) of_q += notes.dots_of_q[part * of_part + row];
+    for (int part = 0; part < notes.parts.of_k; ++part) of_k += notes.dots_of_k[part * of_part + row];
+    return of_q - of_k;
   };
   float behind = behind_block(notes, block, number, head, log_decay), share = 0;
   if (block.begins || !block.first) {

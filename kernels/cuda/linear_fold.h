@@ -24,11 +24,15 @@ void fold_slots(const SlotStates& states, const Segments::Fold* folds, std::int6
 void fold_elements(const SlotStates& states, const Segments::Fold* folds, std::int64_t units, std::int64_t decay_width,
                    Strided<const float> log_decay, const std::int64_t* closing, Strided<float> elements, cudaStream_t stream);
 
-/// dots of the two walks [warps][row][head] and ends [block][head][warps] as in DecayGradient (linear_walk.h).
+/// Into how many sums over some of the columns those over a row of results, or over a state, are split.
+struct NoteParts {
+  std::int64_t of_q, of_k, of_ends;
+};
+/// dots of the two walks [part][head][row] and ends [block][head][part] as in DecayGradient (linear_walk.h).
 struct DecayNotes {
   const float *dots_of_q, *dots_of_k, *ends;
   std::int64_t rows, heads;
-  int warps;
+  NoteParts parts;
 };
 /// dlog_decay of every token of the blocks.
 void sum_decay_gradient(const DecayNotes& notes, const DecayBlock* blocks, std::int64_t count, Strided<const float> log_decay,

@@ -14,11 +14,12 @@ namespace periplus::kernels::cuda::portable {
 template <class T>
 struct DecayGradient {
   Strided<const T> partner;  ///< The q or k to multiply results with.
-  float* dots;  ///< [warp][row][head]: partner times results of the warp's columns. Of a decay per channel: [row][head][channel].
+  float* dots;               ///< [part][head][row]: partner times results of some columns, as warps have them. Of a decay per channel:
+                             ///< [row][head][channel].
   std::int64_t rows;
   std::uint32_t* states;  ///< [block][head][pairs of numbers of a state]: behind each block, by the rising walk.
-  float* ends;  ///< [block][head][warp]: <S, dS> of the warp's columns behind each block. dS at the next token, or behind the run.
-                ///< Of a decay per channel: [block][head][channel].
+  float* ends;            ///< [block][head][part]: <S, dS> of some columns behind each block. dS at the next token, or behind the run.
+                          ///< Of a decay per channel: [block][head][channel].
   Strided<const float> doutgoing;
 };
 

@@ -1,25 +1,35 @@
 // Linear attention on matrix instructions: which walks (portable_linear.cuh) give which results.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <optional>
 #include <vector>
 
+#include "kernels/cuda/hopper_linear.h"
 #include "kernels/cuda/linear_fold.h"
 #include "kernels/cuda/linear_rungs.h"
 #include "kernels/cuda/linear_walk.h"
 #include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/portable_delta.h"
 #include "kernels/cuda/resident.h"
+#include "kernels/cuda/rung.h"
 #include "kernels/cuda/scratch.cuh"
 #include "runtime/cuda/device.h"
 
 namespace periplus::kernels::cuda::portable {
 namespace {
 
-/// Of `walks` walks in each: a multiprocessor takes two.
-std::int64_t blocks_at_once(int walks, StreamView stream) {
-  return 2 / walks * periplus::cuda::known_properties(stream.device().index).multiprocessors;
+/// Of `walks` walks in each: a multiprocessor takes two, or one block on the hopper rung.
+std::int64_t blocks_at_once(int walks, bool on_hopper, StreamView stream) {
+  return (on_hopper ? 1 : 2 / walks) * periplus::cuda::known_properties(stream.device().index).multiprocessors;
+}
+
+/// Whether passes over tokens run on the hopper rung, which takes the scale as an exponent. Narrow heads would leave half of its tiles
+/// empty.
+bool runs_hopper(const LinearShape& shape, const LinearBlock& block, StreamView stream) {
+  return shape.transition != Transition::diagonal && std::max(shape.width_qk, shape.width_v) > 64 && block.scale > 0 &&
+         best_rung(stream.device().index) >= Rung::hopper;
 }
 
 /// A tile's rows are addressed by 32-bit numbers of elements.
@@ -93,14 +103,14 @@ struct Slots {
   Scratch<float> states, totals;
 };
 
-/// Runs cut for walks in one direction, `walks` in a block, and where they are cut the states between segments: each segment's own, made
-/// in the roles of `feeder`, folded in the order of the walk.
+/// Runs cut for walks in one direction on `blocks` blocks, and where they are cut the states between segments: each segment's own, made in
+/// the roles of `feeder`, folded in the order of the walk.
 template <class T>
 class CutRuns {
  public:
-  CutRuns(Walk<T> feeder, int walks, std::span<const UnitRun> runs, StreamView stream) {
+  CutRuns(Walk<T> feeder, std::int64_t blocks, std::span<const UnitRun> runs, StreamView stream) {
     const cudaStream_t native = launch_stream(stream);
-    const Segments segments = cut_for_pass(runs, feeder.heads, blocks_at_once(walks, stream), feeder.reverse);
+    const Segments segments = cut_for_pass(runs, feeder.heads, blocks, feeder.reverse);
     all_ = on_device(segments.all, stream);
     count_ = std::ssize(segments.all);
     if (segments.feeding.empty()) return;
@@ -124,12 +134,14 @@ class CutRuns {
 
 /// Results of walks in one direction, whose slots are laid out by the first.
 template <class T, int groups>
-void run_pass(WalkSet<T, groups> walks, std::span<const UnitRun> runs, StreamView stream) {
+void run_pass(WalkSet<T, groups> walks, bool on_hopper, std::span<const UnitRun> runs, StreamView stream) {
   const cudaStream_t native = launch_stream(stream);
-  const CutRuns<T> cut(walks.walk[0], groups, runs, stream);
+  const CutRuns<T> cut(walks.walk[0], blocks_at_once(groups, on_hopper, stream), runs, stream);
   for (Walk<T>& each : walks.walk) cut.give(each);
   const Walk<T>& walk = walks.walk[0];
-  if constexpr (groups == 2) {
+  if (on_hopper) {
+    hopper::launch_linear(walks, cut.count(), native);
+  } else if constexpr (groups == 2) {
     launch_gradients(walks, cut.count(), native);
   } else if (walk.decay_gradient.dots != nullptr) {
     launch_gradients(walk, cut.count(), native);
@@ -153,7 +165,7 @@ void make_elements(Walk<T> walk, const LinearShape& shape, std::span<const UnitR
     // A state's gradient is that behind its token; before the run's first token, that token's decay has acted on it too.
     if (walk.reverse) closing[static_cast<std::size_t>(run.unit)] = run.row0;
   }
-  const Segments segments = cut_for_elements(of_units, walk.heads, blocks_at_once(1, stream), walk.reverse);
+  const Segments segments = cut_for_elements(of_units, walk.heads, blocks_at_once(1, false, stream), walk.reverse);
   const Slots slots(std::ssize(segments.feeding), walk, native);
   slots.give(walk);
   walk.segments = on_device(segments.feeding, stream);
@@ -203,7 +215,7 @@ void unit_apply(const LinearShape& shape, const LinearBlock& block, ConstTensorV
     walk.incoming = strided<float>(incoming);
     walk.state_row = static_cast<std::int32_t>(shape.width_v);
     walk.state_column = 1;
-    run_pass(WalkSet<Device<T>, 1>{{walk}}, block.runs, stream);
+    run_pass(WalkSet<Device<T>, 1>{{walk}}, runs_hopper(shape, block, stream), block.runs, stream);
   });
 }
 
@@ -213,15 +225,17 @@ namespace {
 template <class T>
 class Notes {
  public:
-  Notes(const LinearShape& shape, std::span<const UnitRun> runs, cudaStream_t stream)
+  Notes(const LinearShape& shape, bool on_hopper, std::span<const UnitRun> runs, cudaStream_t stream)
       : shape_(shape),
         by_channel_(shape.transition == Transition::diagonal),
-        parts_(by_channel_ ? shape.width_qk : kWarps),
+        parts_(by_channel_ ? NoteParts{shape.width_qk, shape.width_qk, shape.width_qk}
+               : on_hopper ? NoteParts{2, 1, 8}
+                           : NoteParts{4, 4, 4}),
         blocks_(decay_blocks(runs)),
-        dots_of_q_(parts_ * shape.rows * shape.heads, stream),
-        dots_of_k_(parts_ * shape.rows * shape.heads, stream),
+        dots_of_q_(parts_.of_q * shape.rows * shape.heads, stream),
+        dots_of_k_(parts_.of_k * shape.rows * shape.heads, stream),
         states_(std::ssize(blocks_) * shape.heads * kMostPairs, stream),
-        ends_(std::ssize(blocks_) * shape.heads * parts_, stream) {}
+        ends_(std::ssize(blocks_) * shape.heads * parts_.of_ends, stream) {}
 
   void give(Walk<Device<T>>& walk, const ConstTensorView& partner, const ConstTensorView& doutgoing) const {
     float* const dots = walk.reverse ? dots_of_k_.data() : dots_of_q_.data();
@@ -235,17 +249,16 @@ class Notes {
       sum_channel_gradient({dots_of_q_.data(), dots_of_k_.data(), ends_.data(), shape_.heads, shape_.width_qk}, blocks, std::ssize(blocks_),
                            from, to, launch_stream(stream));
     } else {
-      sum_decay_gradient({dots_of_q_.data(), dots_of_k_.data(), ends_.data(), shape_.rows, shape_.heads, kWarps}, blocks,
+      sum_decay_gradient({dots_of_q_.data(), dots_of_k_.data(), ends_.data(), shape_.rows, shape_.heads, parts_}, blocks,
                          std::ssize(blocks_), from, to, launch_stream(stream));
     }
   }
 
  private:
-  static constexpr int kWarps = 4;
   static constexpr std::int64_t kMostPairs = 128 * 128 / 2;
   LinearShape shape_;
   bool by_channel_;
-  std::int64_t parts_;  ///< Of the sums over a row: by warp, or channels.
+  NoteParts parts_;  ///< Of the sums over a row: by warps, or channels.
   std::vector<DecayBlock> blocks_;
   Scratch<float> dots_of_q_, dots_of_k_;
   Scratch<std::uint32_t> states_;
@@ -268,8 +281,9 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
   visit(dout.dtype(), "unit_apply_backward", [&]<class T>() {
     const auto scale = static_cast<float>(block.scale);
     const auto width_v = static_cast<std::int32_t>(shape.width_v);
+    const bool on_hopper = runs_hopper(shape, block, stream);
     std::optional<Notes<T>> notes;
-    if (shape.decay_width > 0) notes.emplace(shape, block.runs, launch_stream(stream));
+    if (shape.decay_width > 0) notes.emplace(shape, on_hopper, block.runs, launch_stream(stream));
 
     auto dq = walk_of<T>(dout, block.v, block.k, block.log_decay, false);
     dq.out = strided<T>(gradients.dq);
@@ -282,11 +296,11 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
       auto feeder = walk_of<T>({}, block.k, block.v, block.log_decay, false);
       feeder.incoming = dq.incoming;
       feeder.state_row = width_v, feeder.state_column = 1;
-      const CutRuns<Device<T>> cut(feeder, 1, block.runs, stream);
+      const CutRuns<Device<T>> cut(feeder, blocks_at_once(1, false, stream), block.runs, stream);
       cut.give(dq);
       launch_channel_gradients(dq, cut.count(), launch_stream(stream));
     } else {
-      run_pass(WalkSet<Device<T>, 1>{{dq}}, block.runs, stream);
+      run_pass(WalkSet<Device<T>, 1>{{dq}}, on_hopper, block.runs, stream);
     }
 
     auto dk = walk_of<T>(block.v, dout, block.q, block.log_decay, true);
@@ -304,13 +318,17 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
     dv.scale_incoming = 1 / scale;
     dv.incoming = strided<float>(doutgoing);
     dv.state_row = width_v, dv.state_column = 1;
+    if (on_hopper && notes) {
+      dv.decay_gradient = dk.decay_gradient;
+      dv.decay_gradient.dots = nullptr;
+    }
     if (dv.by_channel) {
-      const CutRuns<Device<T>> cut(dv, 1, block.runs, stream);
+      const CutRuns<Device<T>> cut(dv, blocks_at_once(1, false, stream), block.runs, stream);
       cut.give(dv), cut.give(dk);
       launch_channel_results(dv, cut.count(), launch_stream(stream));
       launch_channel_gradients(dk, cut.count(), launch_stream(stream));
     } else {
-      run_pass(WalkSet<Device<T>, 2>{{dv, dk}}, block.runs, stream);
+      run_pass(WalkSet<Device<T>, 2>{{dv, dk}}, on_hopper, block.runs, stream);
     }
     if (notes) notes->sum(block.log_decay, gradients.dlog_decay, stream);
   });

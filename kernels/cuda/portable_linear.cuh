@@ -21,7 +21,7 @@ __device__ __forceinline__ void note_dots(const LinearSums<width>& sums, const W
   const int column = warp * (width / kLinearWarps) + lane % 4 * 2, direction = place.reverse ? -1 : 1;
   const std::int64_t token = place.row_of(step, first * 16 + lane / 4);
   const T* const partner = at(notes.partner, token, place.head) + column;
-  float* const dots = notes.dots + (warp * notes.rows + token) * walk.heads + place.head;
+  float* const dots = notes.dots + (std::int64_t{warp} * walk.heads + place.head) * notes.rows + token;
 #pragma unroll
   for (int row = 0; row < kSumRows; ++row) {
 #pragma unroll
@@ -36,7 +36,7 @@ __device__ __forceinline__ void note_dots(const LinearSums<width>& sums, const W
         dot += pair.x * sums[row][narrow][2 * half] + pair.y * sums[row][narrow][2 * half + 1];
       }
       dot = walk.scale_out * sum_over_lanes(dot, 4);
-      if (ahead < count && lane % 4 == 0) dots[direction * ahead * walk.heads] = dot;
+      if (ahead < count && lane % 4 == 0) dots[direction * ahead] = dot;
     }
   }
 }

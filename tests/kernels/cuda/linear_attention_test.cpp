@@ -97,7 +97,11 @@ constexpr auto kRun = []<class S>(LinearPass<S>& pass) {
 };
 
 using Rungs = std::initializer_list<cuda::Rung>;
+#ifdef PERIPLUS_EMULATED_CUDA
 constexpr Rungs kAllRungs = {cuda::Rung::plain, cuda::Rung::portable};
+#else
+constexpr Rungs kAllRungs = {cuda::Rung::plain, cuda::Rung::portable, cuda::Rung::hopper};
+#endif
 
 template <class S>
 void expect_matches(const LinearCase& c, std::uint64_t seed, Rungs rungs = kAllRungs) {

@@ -4,6 +4,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/cuda/hopper_linear.h"
 #include "kernels/cuda/staging.h"
 #include "runtime/cuda/check.h"
 #include "runtime/cuda/events.h"
@@ -19,7 +23,7 @@ int device_count() noexcept { return 1; }
 DeviceProperties properties(int index) { return known_properties(index); }
 const DeviceProperties& known_properties(int) {
   // Few multiprocessors, so that small problems already fill them.
-  static const DeviceProperties emulated{"emulated",           "0000:00:00.0",       9, 0, 3, 227 << 10, std::size_t{1} << 32,
+  static const DeviceProperties emulated{"emulated",           "0000:00:00.0",       8, 0, 3, 227 << 10, std::size_t{1} << 32,
                                          std::size_t{1} << 32, std::size_t{32} << 20};
   return emulated;
 }
@@ -60,5 +64,17 @@ namespace periplus::kernels::cuda {
 void copy_from_host(void* to, const void* from, std::size_t bytes, cudaStream_t) {
   if (bytes > 0) std::memcpy(to, from, bytes);
 }
+
+/// The emulated device is of capability 8.0: nothing calls them.
+namespace hopper {
+template <class T, int groups>
+void launch_linear(const portable::WalkSet<T, groups>&, std::int64_t, cudaStream_t) {
+  throw DeviceError("the emulated device has no wgmma");
+}
+template void launch_linear(const portable::WalkSet<__nv_bfloat16, 1>&, std::int64_t, cudaStream_t);
+template void launch_linear(const portable::WalkSet<__nv_bfloat16, 2>&, std::int64_t, cudaStream_t);
+template void launch_linear(const portable::WalkSet<__half, 1>&, std::int64_t, cudaStream_t);
+template void launch_linear(const portable::WalkSet<__half, 2>&, std::int64_t, cudaStream_t);
+}  // namespace hopper
 
 }  // namespace periplus::kernels::cuda
