@@ -22,6 +22,18 @@ namespace periplus::kernels::cuda::hopper {
 
 inline constexpr int kWarpgroup = 128;
 
+#ifdef PERIPLUS_CHECKED_KERNELS
+inline constexpr bool kChecked = true;
+#else
+inline constexpr bool kChecked = false;
+#endif
+/// Ends the kernel with an error where a build with checks finds that something does not hold (preset cuda-checked).
+__device__ __forceinline__ void require(bool holds) {
+  if constexpr (kChecked) {
+    if (!holds) __trap();
+  }
+}
+
 __device__ inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -48,23 +60,39 @@ __device__ inline void barrier_arrive(std::uint64_t* barrier) {
 __device__ inline void barrier_arrive_expecting(std::uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
-/// Returns when the phase with this parity has completed.
+__device__ inline bool barrier_try_wait(std::uint64_t* barrier, int parity) {
+  std::uint32_t done;
+  asm volatile("{.reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done;}"
+               : "=r"(done)
+               : "r"(shared_address(barrier)), "r"(parity)
+               : "memory");
+  return done != 0;
+}
+/// Returns when the phase with this parity has completed. With checks, a wait of some seconds is an error: a phase that never ends.
 __device__ inline void barrier_wait(std::uint64_t* barrier, int parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
+  if constexpr (kChecked) {
+    constexpr long long kMostCycles = 1LL << 34;
+    require(parity == 0 || parity == 1);
+    const long long begin = clock64();
+    while (!barrier_try_wait(barrier, parity)) require(clock64() - begin < kMostCycles);
+  } else {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}\n" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
+  }
 }
 
 // --- the bulk tensor copy engine ---
 
 /// A box of a [heads][rows][width] tensor map to shared memory; the barrier counts its bytes. Outside the tensor: zeros.
 __device__ inline void load_box(void* destination, const CUtensorMap* map, std::uint64_t* barrier, int column, int row, int head) {
+  require(shared_address(destination) % 1024 == 0);
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
                    shared_address(destination)),
                "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "r"(head)
@@ -72,6 +100,7 @@ __device__ inline void load_box(void* destination, const CUtensorMap* map, std::
 }
 /// Some bytes, a multiple of 16 and aligned so, to shared memory; the barrier counts them.
 __device__ inline void load_bytes(void* destination, const void* source, int bytes, std::uint64_t* barrier) {
+  require(bytes > 0 && bytes % 16 == 0 && shared_address(destination) % 16 == 0);
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(destination)),
                "l"(source), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
@@ -150,6 +179,7 @@ __device__ inline void named_arrive(int id, int threads) { asm volatile("bar.arr
 
 /// 128-byte swizzle. `leading` is the distance of panels of an MN-major operand, unused for K-major ones.
 __device__ inline std::uint64_t describe(std::uint32_t address, int leading) {
+  require(address % 1024 == 0 && address < 228 * 1024 && leading % 1024 == 0);
   const auto encode = [](std::uint32_t bytes) { return static_cast<std::uint64_t>((bytes & 0x3FFFF) >> 4); };
   return encode(address) | encode(static_cast<std::uint32_t>(leading)) << 16 | encode(1024) << 32 | std::uint64_t{1} << 62;
 }
