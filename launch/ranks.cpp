@@ -161,16 +161,6 @@ void let_rank_zero_speak(int rank, const comm::Communicator& ranks = {}) {
   }
 }
 
-/// The others usually find the same, but may still wait for each other's messages: whoever hears first that rank 0 gave up
-/// would take that for the failure.
-void let_others_find_it(const comm::Communicator& ranks) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(500);
-  while (std::chrono::steady_clock::now() < end) {
-    ranks.progress();
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-}
-
 int exit_code_of(const std::exception& error) {
   return dynamic_cast<const InvalidArgument*>(&error) != nullptr ? kBadInput : kRuntimeFailure;
 }
@@ -185,13 +175,14 @@ void say(const std::string& line) {
 [[noreturn]] void end_failed_rank(const std::exception& error, const RankSource& source, const MpiWorld& world,
                                   const comm::Communicator& ranks) {
   const int code = exit_code_of(error);
+  const auto* const of_peer = dynamic_cast<const comm::AbortedByPeer*>(&error);
+  if (of_peer != nullptr && of_peer->cause() == comm::AbortCause::invalid_argument) std::_Exit(kBadInput);  // that rank has spoken
   if (code == kBadInput) let_rank_zero_speak(world.rank, ranks);
   const std::string who = fmt::format("rank {} of {}: ", world.rank, world.size), message = error.what();
   const std::string line = (message.starts_with(who) ? "" : who) + message;
   say("periplus: " + line);
   std::fflush(stdout);
-  if (code == kBadInput && source.tcp) let_others_find_it(ranks);
-  ranks.abort(line);
+  ranks.abort(line, code == kBadInput ? comm::AbortCause::invalid_argument : comm::AbortCause::failure);
   if (!source.mpi || dynamic_cast<const CommError*>(&error) != nullptr) std::_Exit(code);
   abort_mpi(code);
 }

@@ -33,11 +33,12 @@ void settle(std::shared_ptr<Operation> operation) noexcept {
       return;
     }
     transport.abort(
-        fmt::format("rank {} of {}: an exception left {} unfinished", transport.rank(), transport.size(), operation->describe()));
+        fmt::format("rank {} of {}: an exception left {} unfinished", transport.rank(), transport.size(), operation->describe()),
+        AbortCause::failure);
   } catch (const std::exception& error) {
-    transport.abort(error.what());
+    transport.abort(error.what(), AbortCause::failure);
   } catch (...) {
-    transport.abort("unknown failure in an operation that was not waited for");
+    transport.abort("unknown failure in an operation that was not waited for", AbortCause::failure);
   }
 }
 
@@ -195,7 +196,7 @@ void Pending::wait_any(std::span<Pending* const> pending) {
   }
   const std::string message = fmt::format("rank {} of {}: not finished after {:.1f} s: {}; {}", transport.rank(), transport.size(),
                                           seconds_since(start), waiting, kDeadlineAdvice);
-  transport.abort(message);
+  transport.abort(message, AbortCause::failure);
   throw CommError(message);
 }
 
@@ -231,8 +232,8 @@ void Communicator::throw_if_failed() const {
   if (transport_) transport_->throw_if_failed();
 }
 
-void Communicator::abort(std::string_view reason) const noexcept {
-  if (transport_) transport_->abort(reason);
+void Communicator::abort(std::string_view reason, AbortCause cause) const noexcept {
+  if (transport_) transport_->abort(reason, cause);
 }
 
 int Communicator::outermost(int rank) const noexcept { return transport_ ? transport_->outermost(rank) : rank; }

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/comm/aborted_by_peer.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 
@@ -123,8 +124,9 @@ class Communicator {
   /// Throws CommError or DeviceError if an exchange on a device's stream failed after its Pending was done. Call it once
   /// the stream has passed and before the data is used.
   void throw_if_failed() const;
-  /// Makes every pending and later operation of every reachable rank fail with `reason`. Idempotent, never throws.
-  void abort(std::string_view reason) const noexcept;
+  /// Makes every pending and later operation of every reachable rank fail with `reason`, and where the transport can tell them so with
+  /// an AbortedByPeer of that cause. Idempotent, never throws.
+  void abort(std::string_view reason, AbortCause cause = AbortCause::failure) const noexcept;
   Traffic traffic() const;
 
  private:

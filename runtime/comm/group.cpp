@@ -36,7 +36,7 @@ class GroupTransport : public Transport {
   }
   void progress() noexcept override { all_->progress(); }
   void throw_if_failed() override { all_->throw_if_failed(); }
-  void abort(std::string_view reason) noexcept override { all_->abort(reason); }
+  void abort(std::string_view reason, AbortCause cause) noexcept override { all_->abort(reason, cause); }
 
  private:
   std::shared_ptr<Transport> all_;

@@ -63,7 +63,7 @@ class MpiTransport final : public Transport, public std::enable_shared_from_this
                                   StreamView stream) override;
   bool wait_any(std::span<Operation* const> operations, Clock::time_point until) override;
   void progress() noexcept override;
-  void abort(std::string_view reason) noexcept override {
+  void abort(std::string_view reason, AbortCause = AbortCause::failure) noexcept override {
     if (failure_) return;
     try {
       failure_ = reason;

@@ -87,9 +87,9 @@ class NcclTransport final : public Transport, public std::enable_shared_from_thi
   void progress() noexcept override;
   void throw_if_failed() override;
   /// Never from the watchdog: the host's transport may be MPI, which belongs to the rank's own thread.
-  void abort(std::string_view reason) noexcept override {
+  void abort(std::string_view reason, AbortCause cause) noexcept override {
     fail_with(reason, Result::success);
-    if (host_) host_->abort(reason);
+    if (host_) host_->abort(reason, cause);
   }
 
   /// Starts and retires what can be, on one lane.
@@ -227,7 +227,7 @@ void NcclTransport::progress() noexcept {
     for (int lane = 0; lane < kLanes; ++lane) advance(lane);
     if (host_) host_->progress();
   } catch (const std::exception& error) {
-    abort(error.what());  // does nothing if the error has been recorded where it arose
+    abort(error.what(), AbortCause::failure);  // does nothing if the error has been recorded where it arose
   }
 }
 

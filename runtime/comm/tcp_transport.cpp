@@ -27,7 +27,7 @@ constexpr std::int32_t kAbortLane = kLanes;  // the bytes of such a message say 
 constexpr std::size_t kReasonBytes = 2000;
 
 struct Header {
-  std::int32_t lane = 0, step = -1;
+  std::int32_t lane = 0, step = -1;  ///< On the abort lane an AbortCause stands for the step.
   std::uint64_t bytes = 0;
 };
 
@@ -113,13 +113,21 @@ class TcpTransport final : public Transport, public std::enable_shared_from_this
   bool wait_any(std::span<Operation* const> operations, Clock::time_point until) override;
   void progress() noexcept override;
   void throw_if_failed() override {
-    if (failure_) throw CommError(*failure_);
+    if (failure_) throw_failure(failure_->reason);
   }
-  void abort(std::string_view reason) noexcept override;
+  void abort(std::string_view reason, AbortCause cause) noexcept override { give_up(reason, {}, cause); }
 
   void add(Slot slot);
   void withdraw(Slot slot) noexcept;
-  const std::optional<std::string>& failure() const noexcept { return failure_; }
+  struct Failure {
+    std::string reason;
+    std::optional<AbortCause> of_peer;
+  };
+  const std::optional<Failure>& failure() const noexcept { return failure_; }
+  [[noreturn]] void throw_failure(const std::string& message) const {
+    if (failure_->of_peer) throw AbortedByPeer(message, *failure_->of_peer);
+    throw CommError(message);
+  }
   std::string own_name() const { return fmt::format("rank {} of {}", rank_, size_); }
 
  private:
@@ -134,11 +142,14 @@ class TcpTransport final : public Transport, public std::enable_shared_from_this
   void end_message(Peer& peer);
   void require_size(const Peer& peer, const Slot& slot, std::uint64_t bytes);
   void lose(Peer& peer, const Code& code);
-  void fail(const std::string& what) { abort(fmt::format("{}: {}", own_name(), what)); }
+  void fail(const std::string& what, std::optional<AbortCause> of_peer = {}) {
+    give_up(fmt::format("{}: {}", own_name(), what), of_peer, of_peer.value_or(AbortCause::failure));
+  }
+  void give_up(std::string_view reason, std::optional<AbortCause> of_peer, AbortCause told_cause) noexcept;
 
   const TransportOptions options_;
   const int rank_, size_;
-  std::optional<std::string> failure_;
+  std::optional<Failure> failure_;
   asio::io_context io_{1};
   std::deque<Peer> peers_;
 };
@@ -165,7 +176,7 @@ bool TcpOperation::test() {
 
 void TcpOperation::throw_if_failed() const {
   if (!transport_->failure()) return;
-  throw CommError(fmt::format("{}: {} cannot finish: {}", transport_->own_name(), describe(), *transport_->failure()));
+  transport_->throw_failure(fmt::format("{}: {} cannot finish: {}", transport_->own_name(), describe(), transport_->failure()->reason));
 }
 
 std::string TcpOperation::describe() const {
@@ -295,8 +306,10 @@ void TcpTransport::read_reason(Peer& peer) {
   asio::async_read(peer.socket, asio::buffer(peer.aside), [this, &peer](const Code& code, std::size_t) {
     if (failure_ || peer.gone) return;
     if (code) return lose(peer, code);
+    const bool is_invalid = peer.incoming.step == static_cast<std::int32_t>(AbortCause::invalid_argument);
     fail(fmt::format("rank {} gave up: {}", peer.rank,
-                     std::string_view(reinterpret_cast<const char*>(peer.aside.data()), peer.aside.size())));
+                     std::string_view(reinterpret_cast<const char*>(peer.aside.data()), peer.aside.size())),
+         is_invalid ? AbortCause::invalid_argument : AbortCause::failure);
   });
 }
 
@@ -323,7 +336,7 @@ bool TcpTransport::wait_any(std::span<Operation* const> operations, Clock::time_
       if (io_.stopped()) io_.restart();
       io_.run_one_until(until);
     } catch (const std::exception& error) {
-      abort(error.what());
+      abort(error.what(), AbortCause::failure);
     }
   }
   return true;
@@ -334,19 +347,20 @@ void TcpTransport::progress() noexcept {
   try {
     poll();
   } catch (const std::exception& error) {
-    abort(error.what());
+    abort(error.what(), AbortCause::failure);
   }
 }
 
-void TcpTransport::abort(std::string_view reason) noexcept {
+void TcpTransport::give_up(std::string_view reason, std::optional<AbortCause> of_peer, AbortCause told_cause) noexcept {
   if (failure_) return;
+  failure_.emplace().of_peer = of_peer;
   try {
-    failure_ = reason;
+    failure_->reason = reason;
   } catch (const std::bad_alloc&) {
-    failure_.emplace();
+    // Failed it has.
   }
   const std::string_view told = reason.substr(0, kReasonBytes);
-  const Header header{kAbortLane, -1, told.size()};
+  const Header header{kAbortLane, static_cast<std::int32_t>(told_cause), told.size()};
   for (Peer& peer : peers_) {
     if (peer.rank == rank_ || peer.gone) continue;
     Code ignored;

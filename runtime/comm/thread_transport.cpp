@@ -118,7 +118,7 @@ class ThreadTransport final : public Transport, public std::enable_shared_from_t
                                   StreamView stream) override;
   bool wait_any(std::span<Operation* const> operations, Clock::time_point until) override;
   void progress() noexcept override {}  // whoever posts second has moved the bytes
-  void abort(std::string_view reason) noexcept override { group_->abort(reason); }
+  void abort(std::string_view reason, AbortCause) noexcept override { group_->abort(reason); }
   Group& group() const noexcept { return *group_; }
 
  private:

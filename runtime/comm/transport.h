@@ -63,7 +63,7 @@ class Transport {
   virtual void progress() noexcept = 0;
   /// Throws if an operation failed after it was done, as those in a device's stream can.
   virtual void throw_if_failed() {}
-  virtual void abort(std::string_view reason) noexcept = 0;
+  virtual void abort(std::string_view reason, AbortCause cause) noexcept = 0;
   virtual Traffic& traffic() noexcept { return traffic_; }
   /// Rank of the outermost group that `rank` is of (Communicator::group).
   virtual int outermost(int rank) const noexcept { return rank; }

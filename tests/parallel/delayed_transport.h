@@ -74,7 +74,7 @@ class DelayedTransport final : public Transport {
     return true;
   }
   void progress() noexcept override { inner_.progress(); }
-  void abort(std::string_view reason) noexcept override { inner_.abort(reason); }
+  void abort(std::string_view reason, comm::AbortCause cause) noexcept override { inner_.abort(reason, cause); }
 
   void start_due(int lane) {
     auto& waiting = waiting_[static_cast<std::size_t>(lane)];

@@ -141,7 +141,7 @@ TEST_F(NcclDevice, AnErrorOfNcclNamesTheExchange) {
 TEST_F(NcclDevice, AbortEndsInTime) {
   const std::shared_ptr<Transport> transport = connect_alone(milliseconds(60'000));
   const auto start = std::chrono::steady_clock::now();
-  transport->abort("enough");
+  transport->abort("enough", AbortCause::failure);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
   const std::string message = conformance::message_of<CommError>([&] { transport->throw_if_failed(); });
   EXPECT_EQ(message, "enough") << "an abort that was left behind would be told";

@@ -279,6 +279,33 @@ TEST(TcpTransport, ARankThatLeavesIsNoticedByThoseThatWaitForIt) {
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20)) << "long before the deadline";
 }
 
+TEST(TcpTransport, ThoseThatWaitLearnWhyARankGaveUp) {
+  std::vector<AbortCause> causes(3, AbortCause::failure);
+  TcpGroup group = group_of(3);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < 3; ++rank) {
+    threads.emplace_back([rank, group, &cause = causes[static_cast<std::size_t>(rank)]]() mutable {
+      group.rank = rank;
+      const Communicator communicator = make_tcp_communicator(group);
+      if (rank == 2) {
+        std::this_thread::sleep_for(milliseconds(20));
+        return communicator.abort("rank 2 of 3: an option that cannot be", AbortCause::invalid_argument);
+      }
+      Bytes data(100);
+      try {
+        exchange(communicator, {}, {from(rank + 1, data)}).wait();  // rank 0 hears of it from either
+      } catch (const AbortedByPeer& failure) {
+        cause = failure.cause();
+        EXPECT_NE(std::string(failure.what()).find("an option that cannot be"), std::string::npos) << failure.what();
+      }
+      std::this_thread::sleep_for(milliseconds(50));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(causes[0], AbortCause::invalid_argument);
+  EXPECT_EQ(causes[1], AbortCause::invalid_argument);
+}
+
 TEST(TcpTransport, MessagesThatCameEarlyAreKeptAlsoAfterTheirRankHasLeft) {
   TcpGroup group = group_of(2);
   std::thread sender([group]() mutable {
