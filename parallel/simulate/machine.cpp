@@ -194,7 +194,7 @@ double gather_seconds(const Machine& machine, int group, double bytes, int group
   if (group <= 1) return 0;
   const int nodes = machine.nodes_of(group * groups);
   const double through_links = bytes * (group - 1) / group / machine.links.inside.bytes_per_second;
-  const double through_cards = nodes > 1 ? bytes * groups * (nodes - 1) / nodes / machine.node_bytes_per_second : 0;
+  const double through_cards = nodes > 1 ? bytes * groups * (group - 1) / group / machine.node_bytes_per_second : 0;
   // As NCCL counts them: a message goes through all other devices, and once between any two nodes.
   const int between = std::min(nodes, group) - 1;
   const double hops = (group - 1 - between) * machine.links.inside.latency_seconds + between * machine.links.between.latency_seconds;

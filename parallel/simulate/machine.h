@@ -65,7 +65,8 @@ void check(const Machine& machine);
 /// flops and its bytes, all else from its bytes. For Costs::compute.
 double step_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step);
 
-/// A collective over `group` devices with consecutive ranks, by the closed form of a ring that enters each node once.
+/// A collective over `group` devices with consecutive ranks, by the closed form of a ring that enters each node once: every one of its
+/// links, also those between nodes, carries all parts but one.
 /// `bytes`: what all devices hold together after an all-gather, or each before a reduce-scatter. `groups`: that run side by
 /// side on the same nodes and share their network cards. All-reduce is both, one after the other.
 double gather_seconds(const Machine& machine, int group, double bytes, int groups = 1);

@@ -54,7 +54,7 @@ TEST(GatherSeconds, ClosedForms) {
   Machine machine = even_machine(16, 4);
   EXPECT_EQ(gather_seconds(machine, 1, 1e9), 0);
   EXPECT_NEAR(gather_seconds(machine, 4, 1e9), 0.75, 1e-12);              // three of four parts come over links
-  EXPECT_NEAR(gather_seconds(machine, 16, 1e9), 10 * 0.75, 1e-12);        // three of four nodes' parts over the card
+  EXPECT_NEAR(gather_seconds(machine, 16, 1e9), 10 * 0.9375, 1e-12);      // 15 of 16 parts over each card
   EXPECT_NEAR(gather_seconds(machine, 4, 1e9, 4), 10 * 4 * 0.75, 1e-12);  // four such groups share it
   machine.links.inside.latency_seconds = 1, machine.links.between.latency_seconds = 10;
   EXPECT_NEAR(gather_seconds(machine, 16, 0), 12 * 1 + 3 * 10, 1e-12);  // 15 hops, three of them between nodes
