@@ -119,9 +119,27 @@ double backward_seconds(const Kernels& kernels, const plan::Program& program, co
          kernels.backward_merge_passes * bytes / (kernels.memory_bytes_per_second * kernels.merge_efficiency);
 }
 
-double linear_seconds(const Kernels& kernels, double flops, double bytes, double efficiency) {
+double bytes_of(const plan::Program& program, plan::Op op) {
+  double sum = 0;
+  for (const plan::Step& step : program.steps)
+    if (step.op == op) sum += static_cast<double>(plan::bytes(program, step));
+  return sum;
+}
+
+/// Chunked kernels were measured over all that they do, the states of chunks among it. Where a plan makes states in steps of their own, the
+/// steps of both kinds together take what those that apply them would take alone, and share it by their bytes.
+double linear_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step, plan::Op states, plan::Op apply,
+                      double efficiency) {
+  const double bytes = static_cast<double>(plan::bytes(program, step));
   if (bytes == 0) return 0;
-  return kernels.launch_seconds + std::max(flops / kernels.matmul_flops_per_second, bytes / (kernels.memory_bytes_per_second * efficiency));
+  double share = 1;
+  if (step.op == states || step.op == apply) {
+    const double made = bytes_of(program, states), applied = bytes_of(program, apply);
+    if (applied > 0) share = applied / (made + applied);
+  }
+  const double seconds = std::max(plan::flops(program, step) / kernels.matmul_flops_per_second,
+                                  share * bytes / (kernels.memory_bytes_per_second * efficiency));
+  return kernels.launch_seconds + seconds;
 }
 
 }  // namespace
@@ -181,10 +199,11 @@ double step_seconds(const Kernels& kernels, const plan::Program& program, const 
     case plan::Op::unit_states:
     case plan::Op::unit_scan:
     case plan::Op::unit_apply:
-      return linear_seconds(kernels, plan::flops(program, step), bytes, kernels.linear_efficiency);
+      return linear_seconds(kernels, program, step, plan::Op::unit_states, plan::Op::unit_apply, kernels.linear_efficiency);
     case plan::Op::unit_states_backward:
     case plan::Op::unit_apply_backward:
-      return linear_seconds(kernels, plan::flops(program, step), bytes, kernels.linear_backward_efficiency);
+      return linear_seconds(kernels, program, step, plan::Op::unit_states_backward, plan::Op::unit_apply_backward,
+                            kernels.linear_backward_efficiency);
     default:
       return bytes == 0 ? 0 : kernels.launch_seconds + bytes / kernels.memory_bytes_per_second;
   }

@@ -62,7 +62,8 @@ struct Machine {
 void check(const Machine& machine);
 
 /// Seconds of a compute step: attention from the curves and the passes that merge it, linear attention from the slower of its
-/// flops and its bytes, all else from its bytes. For Costs::compute.
+/// flops and its bytes (steps that make states and steps that apply them share the time of a kernel that does both), all else from its
+/// bytes. For Costs::compute.
 double step_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step);
 
 /// A collective over `group` devices with consecutive ranks, by the closed form of a ring that enters each node once: every one of its

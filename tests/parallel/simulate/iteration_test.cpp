@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "parallel/attention.h"
+#include "parallel/linear_attention.h"
 #include "parallel/plan/ops.h"
 #include "parallel/simulate/attention_time.h"
 #include "parallel/simulate/estimate.h"
@@ -93,6 +94,33 @@ TEST(StepSeconds, HeadsArePaddedToTheKernelsSizes) {
       with += step_seconds(padded, plan.programs[0], step), without += step_seconds(exact, plan.programs[0], step);
     }
     EXPECT_NEAR(with, without * 128 / 96, 1e-12);
+  }
+}
+
+/// A kernel's measured time contains the states of its chunks; steps that make them apart share it.
+TEST(StepSeconds, StatesOfChunksTakeTheirShareOfTheKernel) {
+  Machine machine = even_machine(2, 2);
+  machine.kernels.memory_bytes_per_second = 1e9, machine.kernels.matmul_flops_per_second = 1e30;
+  machine.kernels.linear_efficiency = 0.5, machine.kernels.linear_backward_efficiency = 0.25;
+  LinearAttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::contiguous, 2, std::array<std::int64_t, 2>{0, 4096})};
+  problem.heads = 2, problem.head_size = 64, problem.dtype = DType::bf16;
+  LinearAttentionOptions how;
+  how.strategy = "lasp2";
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    const bool forward = pass == Pass::forward;
+    const plan::Op apply = forward ? plan::Op::unit_apply : plan::Op::unit_apply_backward;
+    const plan::Op states = forward ? plan::Op::unit_states : plan::Op::unit_states_backward;
+    const plan::Plan plan = make_plan(problem, how, pass);
+    double seconds = 0, applied = 0;
+    int made = 0;
+    for (const plan::Step& step : plan.programs[1].steps) {
+      if (step.op != apply && step.op != states) continue;
+      seconds += step_seconds(machine.kernels, plan.programs[1], step);
+      if (step.op == apply) applied += static_cast<double>(plan::bytes(plan.programs[1], step));
+      made += step.op == states;
+    }
+    EXPECT_GT(made, 0);
+    EXPECT_NEAR(seconds, applied / (1e9 * (forward ? 0.5 : 0.25)), 1e-9);
   }
 }
 
