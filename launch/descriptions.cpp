@@ -121,6 +121,8 @@ std::vector<Option> kernel_rows(simulate::Kernels& kernels) {
           row("kernels.backward_causal", &kernels.backward.causal_flops_per_second),
           row("kernels.backward_full", &kernels.backward.full_flops_per_second),
           row("kernels.head_sizes", &kernels.head_sizes),
+          row("kernels.tile_queries", &kernels.tile_queries),
+          row("kernels.tile_keys", &kernels.tile_keys),
           row("kernels.merge_passes", &kernels.merge_passes),
           row("kernels.sliced_merge_passes", &kernels.sliced_merge_passes),
           row("kernels.first_merge_passes", &kernels.first_merge_passes),

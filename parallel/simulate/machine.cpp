@@ -86,12 +86,27 @@ double padding(const Kernels& kernels, const plan::Program& program, const plan:
   return size == kernels.head_sizes.end() ? 1 : *size / width;
 }
 
+/// Pairs of the whole tiles that bands touch. Tiles count from the first row and key of the views.
+double tiled_pairs(const Kernels& kernels, std::span<const Band> bands) {
+  const auto rows = static_cast<std::int64_t>(kernels.tile_queries), keys = static_cast<std::int64_t>(kernels.tile_keys);
+  double pairs = 0;
+  for (const Band& band : bands) {
+    for (std::int64_t q = band.q0 / rows * rows; q < band.q1; q += rows) {
+      const std::int64_t first = std::max(q, band.q0), last = std::min(q + rows, band.q1) - 1;
+      const std::int64_t begin = std::max(band.k0, first + band.lo), end = std::min(band.k1, last + band.hi + 1);
+      if (begin < end) pairs += static_cast<double>(rows) * static_cast<double>((end + keys - 1) / keys * keys - begin / keys * keys);
+    }
+  }
+  return pairs;
+}
+
 double attention_seconds(const Kernels& kernels, const AttentionCurve& curve, const plan::Program& program, const plan::Step& step,
                          const Block& block) {
   if (block.pairs == 0) return 0;
   const double all = static_cast<double>(block.rows) * static_cast<double>(block.keys);
+  const double tiles = kernels.tile_queries > 0 ? tiled_pairs(kernels, program.bands_of(step)) / block.pairs : 1;
   return kernels.launch_seconds +
-         padding(kernels, program, step) * plan::flops(program, step) / curve.rate(std::sqrt(all), block.pairs / all);
+         tiles * padding(kernels, program, step) * plan::flops(program, step) / curve.rate(std::sqrt(all), block.pairs / all);
 }
 
 double forward_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
@@ -180,6 +195,11 @@ void check(const Machine& machine) {
                                    {"kernels.merge_efficiency", kernels.merge_efficiency}}) {
     require(value > 0 && value <= 1, machine, key, value, "above 0 and at most 1");
   }
+  for (const auto& [key, value] : {std::pair{"kernels.tile_queries", kernels.tile_queries}, {"kernels.tile_keys", kernels.tile_keys}}) {
+    require(value == 0 || (value >= 1 && std::floor(value) == value), machine, key, value, "a number of rows, or 0");
+  }
+  require((kernels.tile_queries > 0) == (kernels.tile_keys > 0), machine, "kernels.tile_keys", kernels.tile_keys,
+          "given with kernels.tile_queries");
   double last = 0;
   for (const double size : kernels.head_sizes) {
     require(size > last, machine, "kernels.head_sizes", size, "above 0 and ascending");

@@ -28,6 +28,8 @@ struct Kernels {
   double launch_seconds = 0;           ///< What every step costs besides.
   AttentionCurve forward, backward;
   std::vector<double> head_sizes;  ///< Ascending: attention pads heads to the next of them. Empty: it pads none.
+  /// Sizes of the tiles that attention computes whole if one pair of them is allowed. 0: pairs alone count.
+  double tile_queries = 0, tile_keys = 0;
   /// How results of blocks are summed: passes over f32 rows of the result in memory for each block after a rank's first, beyond
   /// the kernel itself. 0: the kernel folds into the running state. `sliced`: where a block touches only part of the rows.
   double merge_passes = 0, sliced_merge_passes = 0;

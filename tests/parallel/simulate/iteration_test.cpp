@@ -97,6 +97,22 @@ TEST(StepSeconds, HeadsArePaddedToTheKernelsSizes) {
   }
 }
 
+TEST(StepSeconds, TilesAreComputedWhole) {
+  AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::contiguous, 1, std::array<std::int64_t, 2>{0, 1024}),
+                           .mask = Mask({}, std::array<std::int64_t, 2>{0, 1024})};
+  problem.head_size = 64, problem.dtype = DType::bf16;
+  Kernels pairs = even_machine(1, 1).kernels, tiles = pairs;
+  tiles.tile_queries = 128, tiles.tile_keys = 256;
+  const plan::Plan plan = make_plan(problem, {}, Pass::forward);
+  double with = 0, without = 0;
+  for (const plan::Step& step : plan.programs[0].steps) {
+    if (step.op != plan::Op::attend) continue;
+    with += step_seconds(tiles, plan.programs[0], step), without += step_seconds(pairs, plan.programs[0], step);
+  }
+  // Two rows of tiles each touch 1, 2, 3 and 4 tiles of keys.
+  EXPECT_NEAR(with / without, 2.0 * 10 * 128 * 256 / (1024 * 1025 / 2), 1e-9);
+}
+
 /// A kernel's measured time contains the states of its chunks; steps that make them apart share it.
 TEST(StepSeconds, StatesOfChunksTakeTheirShareOfTheKernel) {
   Machine machine = even_machine(2, 2);
