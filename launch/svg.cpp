@@ -110,7 +110,7 @@ std::string to_svg(const Chart& chart) {
       "font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
       kWidth, kHeight);
   svg += grid(x, y);
-  svg += text_at(kLeft, 28, "start", chart.title, " font-size=\"16\" font-weight=\"bold\"");
+  svg += text_at(24, 28, "start", chart.title, " font-size=\"16\" font-weight=\"bold\"");
   svg += text_at((x.from + x.to) / 2, kHeight - 14, "middle", chart.x_label);
   svg += text_at(0, 0, "middle", chart.y_label, fmt::format(" transform=\"translate(16 {:.1f}) rotate(-90)\"", (y.from + y.to) / 2));
   std::size_t row = 0;
