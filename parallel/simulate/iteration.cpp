@@ -29,8 +29,11 @@ void check(const Shape& shape, const Machine& machine, const Training& training)
     refuse(fmt::format("tensor {} does not divide the {} heads of {}", training.tensor, shape.heads, shape.name));
   if (document_borders(training).back() != training.tokens)
     refuse(fmt::format("documents of {} tokens in all, for {}", document_borders(training).back(), training.tokens));
-  if (!training.split_norms || training.in_flight != 1 || shape.score_bytes > 0)
-    refuse("pipelines, norms of all rows beside tensor parallelism, and kept scores are known to the memory model alone; ask memory_of");
+  if (shape.score_bytes > 0)
+    refuse(
+        fmt::format("model {} keeps scores (memory.score_bytes), whose time is not simulated, only their memory; take it out", shape.name));
+  if (!training.split_norms || training.in_flight != 1)
+    refuse("the time of pipelines and of norms that a tensor group does not split is not simulated, only their memory");
   if (training.checkpoints_on_host && machine.host_bytes_per_second <= 0)
     refuse(fmt::format("machine {} has no links.host_bytes_per_second, so nothing can go to the host", machine.name));
 }

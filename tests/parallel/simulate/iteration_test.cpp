@@ -381,6 +381,11 @@ TEST(Iteration, RefusesWhatCannotBe) {
   expect_refused(training, "documents of 90 tokens in all, for 100");
   training = over(1, 100), training.checkpoints_on_host = true;
   expect_refused(training, "nothing can go to the host");
+  training = over(1, 100), training.in_flight = 2;
+  expect_refused(training, "only their memory");
+  Shape scores = small_shape();
+  scores.score_bytes = 5;
+  EXPECT_THROW(simulate_iteration(scores, even_machine(8, 4), over(1, 100)), InvalidArgument);
 }
 
 }  // namespace
