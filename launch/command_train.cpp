@@ -100,6 +100,7 @@ int train_command(Arguments arguments) {
   config.run.deadline_seconds = ranks.deadline_seconds;
   if (answered(table) || launch_printed("train", arguments, ranks)) return kOk;
   if (config.data.paths.empty()) throw InvalidArgument("there is no text to train on; name files, folders or globs with --data PATH ...");
+  check_planner_options(table, config);
   train::check(config);
   if (const std::filesystem::path folder(config.run.directory); std::filesystem::exists(folder) && !std::filesystem::is_directory(folder)) {
     throw InvalidArgument(fmt::format("--directory: '{}' is a file and not a folder", folder.string()));

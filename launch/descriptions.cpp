@@ -73,16 +73,28 @@ ModelFile read_model(const std::string& name_or_file) {
   ModelFile file;
   planner::Model& model = file.model;
   simulate::Shape& shape = file.shape;
-  file.seen = read(
-      name_or_file, "models",
-      {row("shape.layers", &shape.layers), row("shape.hidden", &shape.hidden), row("shape.heads", &shape.heads),
-       row("shape.kv_heads", &shape.kv_heads), row("shape.element_bytes", &shape.element_bytes), row("shape.head_size", &shape.head_size),
-       row("shape.ffn", &shape.ffn), row("shape.ffn_matrices", &shape.ffn_matrices), row("shape.vocabulary", &shape.vocabulary),
-       row("shape.pattern", &shape.pattern), row("shape.tie_embeddings", &shape.tie_embeddings),
-       row("seconds.pair", &model.seconds_per_pair), row("seconds.token", &model.seconds_per_token),
-       row("seconds.micro_batch", &model.seconds_per_micro_batch), row("memory.activation_bytes", &model.activation_bytes),
-       row("memory.state_bytes", &model.state_bytes), row("memory.logit_bytes", &shape.logit_bytes),
-       row("overhead.iteration_seconds", &shape.iteration_seconds), row("overhead.host_seconds_per_token", &shape.host_seconds_per_token)});
+  file.seen = read(name_or_file, "models",
+                   {row("shape.layers", &shape.layers),
+                    row("shape.hidden", &shape.hidden),
+                    row("shape.heads", &shape.heads),
+                    row("shape.kv_heads", &shape.kv_heads),
+                    row("shape.element_bytes", &shape.element_bytes),
+                    row("shape.head_size", &shape.head_size),
+                    row("shape.ffn", &shape.ffn),
+                    row("shape.ffn_matrices", &shape.ffn_matrices),
+                    row("shape.vocabulary", &shape.vocabulary),
+                    row("shape.pattern", &shape.pattern),
+                    row("shape.tie_embeddings", &shape.tie_embeddings),
+                    row("seconds.pair", &model.seconds_per_pair),
+                    row("seconds.token", &model.seconds_per_token),
+                    row("seconds.micro_batch", &model.seconds_per_micro_batch),
+                    row("memory.activation_bytes", &model.activation_bytes),
+                    row("memory.state_bytes", &model.state_bytes),
+                    row("memory.logit_bytes", &shape.logit_bytes),
+                    row("memory.score_bytes", &shape.score_bytes),
+                    row("memory.mask_bytes", &shape.mask_bytes),
+                    row("overhead.iteration_seconds", &shape.iteration_seconds),
+                    row("overhead.host_seconds_per_token", &shape.host_seconds_per_token)});
   model.name = shape.name = name_of(name_or_file);
   model.layers = shape.layers, model.hidden = shape.hidden, model.heads = shape.heads, model.kv_heads = shape.kv_heads;
   model.element_bytes = shape.element_bytes;
@@ -109,6 +121,8 @@ std::vector<Option> kernel_rows(simulate::Kernels& kernels) {
           row("kernels.backward_causal", &kernels.backward.causal_flops_per_second),
           row("kernels.backward_full", &kernels.backward.full_flops_per_second),
           row("kernels.head_sizes", &kernels.head_sizes),
+          row("kernels.tile_queries", &kernels.tile_queries),
+          row("kernels.tile_keys", &kernels.tile_keys),
           row("kernels.merge_passes", &kernels.merge_passes),
           row("kernels.sliced_merge_passes", &kernels.sliced_merge_passes),
           row("kernels.first_merge_passes", &kernels.first_merge_passes),

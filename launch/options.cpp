@@ -159,6 +159,10 @@ bool OptionTable::given(std::string_view flag) const {
   return std::ranges::any_of(rows_, [&](const Row& row) { return row.option.flag == flag && !row.origin.empty(); });
 }
 
+bool OptionTable::typed(std::string_view flag) const {
+  return std::ranges::any_of(rows_, [&](const Row& row) { return row.option.flag == flag && row.origin.starts_with("--"); });
+}
+
 std::vector<std::string> OptionTable::names(bool flags) const {
   std::vector<std::string> result;
   for (const Row& row : rows_) {

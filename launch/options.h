@@ -30,6 +30,8 @@ class OptionTable {
   bool dump_wanted() const noexcept { return dump_wanted_; }
   /// Whether anything but the default set the option with this flag.
   bool given(std::string_view flag) const;
+  /// Whether the command line set it, as a flag or by --set. A file may hold all keys, as --dump-config writes them.
+  bool typed(std::string_view flag) const;
 
   std::string help() const;
   /// All keys with their values and, as a comment, where each came from.

@@ -10,7 +10,7 @@
 namespace periplus::launch {
 namespace {
 
-constexpr double kWidth = 860, kHeight = 480, kLeft = 70, kRight = 20, kTop = 50, kBottom = 55;
+constexpr double kWidth = 860, kHeight = 480, kLeft = 84, kRight = 20, kTop = 50, kBottom = 55;
 constexpr std::array<const char*, 8> kColors = {"#1f6feb", "#d1495b", "#2a9d5c", "#b7791f", "#7d4cc2", "#555555", "#12a5b8", "#e667b4"};
 
 struct Axis {
@@ -110,9 +110,9 @@ std::string to_svg(const Chart& chart) {
       "font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
       kWidth, kHeight);
   svg += grid(x, y);
-  svg += text_at(kLeft, 28, "start", chart.title, " font-size=\"16\" font-weight=\"bold\"");
+  svg += text_at(24, 28, "start", chart.title, " font-size=\"16\" font-weight=\"bold\"");
   svg += text_at((x.from + x.to) / 2, kHeight - 14, "middle", chart.x_label);
-  svg += text_at(0, 0, "middle", chart.y_label, fmt::format(" transform=\"translate(18 {:.1f}) rotate(-90)\"", (y.from + y.to) / 2));
+  svg += text_at(0, 0, "middle", chart.y_label, fmt::format(" transform=\"translate(16 {:.1f}) rotate(-90)\"", (y.from + y.to) / 2));
   std::size_t row = 0;
   for (const Curve& curve : chart.curves) {
     const char* color = kColors[row % kColors.size()];

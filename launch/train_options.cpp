@@ -1,7 +1,10 @@
 #include "launch/train_options.h"
 
+#include <fmt/format.h>
+
 #include "launch/attention_options.h"
 #include "parallel/strategy/linear/strategy.h"
+#include "runtime/error.h"
 
 namespace periplus::launch {
 namespace {
@@ -182,6 +185,17 @@ void add_train_options(OptionTable& table, train::Config& config, RankOptions& r
   add_rank_options(table, ranks, devices);
   add_model(table, config.model);
   add_optimizer(table, config.optimizer);
+}
+
+void check_planner_options(const OptionTable& table, const train::Config& config) {
+  if (config.parallel.planner == "none") return;
+  for (const char* const flag : {"strategy", "pieces", "stages", "head-ranks", "placement", "ranks-per-node"}) {
+    if (table.typed(flag)) {
+      throw InvalidArgument(
+          fmt::format("--{} has no effect with --planner {}, which chooses for each group how attention is distributed; leave one out",
+                      flag, config.parallel.planner));
+    }
+  }
 }
 
 }  // namespace periplus::launch

@@ -39,7 +39,7 @@ struct Row {
   std::function<Result()> run;
 };
 
-/// S1 to S32. Cost: all of them some 20 s of a core.
+/// S1 to S32. Cost: all of them some 4 s of a core.
 const std::vector<Row>& rows();
 
 bool inside(const Figure& figure, const Tolerance& tolerance);

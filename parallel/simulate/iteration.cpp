@@ -29,6 +29,11 @@ void check(const Shape& shape, const Machine& machine, const Training& training)
     refuse(fmt::format("tensor {} does not divide the {} heads of {}", training.tensor, shape.heads, shape.name));
   if (document_borders(training).back() != training.tokens)
     refuse(fmt::format("documents of {} tokens in all, for {}", document_borders(training).back(), training.tokens));
+  if (shape.score_bytes > 0)
+    refuse(
+        fmt::format("model {} keeps scores (memory.score_bytes), whose time is not simulated, only their memory; take it out", shape.name));
+  if (!training.split_norms || training.in_flight != 1)
+    refuse("the time of pipelines and of norms that a tensor group does not split is not simulated, only their memory");
   if (training.checkpoints_on_host && machine.host_bytes_per_second <= 0)
     refuse(fmt::format("machine {} has no links.host_bytes_per_second, so nothing can go to the host", machine.name));
 }
@@ -52,6 +57,15 @@ class Dense {
   /// What backward needs of `after`: all but the last matrix.
   double after_again(double rows) const {
     return after(rows) - 2 * rows * shape_.hidden * static_cast<double>(shape_.ffn_size()) / tensor_ / kernels_.matmul_flops_per_second;
+  }
+  /// The gradient of the input of qkv's matrix, and of ffn's first ones; that of their weights takes as long.
+  double qkv_input(double rows) const {
+    return 2 * rows * shape_.hidden * static_cast<double>(shape_.q_size() + 2 * shape_.kv_size()) / tensor_ /
+           kernels_.matmul_flops_per_second;
+  }
+  double ffn_input(double rows) const {
+    const double width = (shape_.ffn_matrices - 1) * static_cast<double>(shape_.ffn_size());
+    return 2 * rows * shape_.hidden * width / tensor_ / kernels_.matmul_flops_per_second;
   }
   double loss(double rows) const {
     const double v = static_cast<double>(shape_.vocabulary);
@@ -102,6 +116,7 @@ class Run {
 
  private:
   std::size_t ranks() const { return static_cast<std::size_t>(training_.context); }
+  double most_rows() const { return *std::ranges::max_element(rows_); }
 
   void record(std::size_t r, std::string name, const char* track, double from, double to) {
     if (to > from)
@@ -131,11 +146,11 @@ class Run {
     }
   }
 
-  /// Tensor-parallel gather or scatter of the rows' activations: in the way of compute.
-  void exchange_activations(int count) {
+  /// Tensor-parallel gathers and scatters of the rows' activations: in the way of compute but for `beside` seconds of each.
+  void exchange_activations(int count, double beside = 0) {
     if (training_.tensor == 1) return;
-    const double bytes = *std::ranges::max_element(rows_) * shape_.hidden * shape_.element_bytes;
-    const double seconds = count * gather_seconds(machine_, training_.tensor, bytes);
+    const double bytes = most_rows() * shape_.hidden * shape_.element_bytes;
+    const double seconds = count * std::max(0.0, gather_seconds(machine_, training_.tensor, bytes) - beside);
     const double sent = count * bytes * (training_.tensor - 1) / training_.tensor;
     (training_.tensor > machine_.devices_per_node ? result_.card_bytes : result_.link_bytes) += sent;
     wait_until(std::ranges::max(now_) + seconds, "activations");
@@ -207,7 +222,12 @@ class Run {
       const bool all = training_.recompute == Recompute::all;
       compute(fmt::format("ffn {} again", layer), [&](double rows) { return all ? dense_.after(rows) : dense_.after_again(rows); });
     }
-    exchange_activations(4);
+    // As Megatron-LM (core/tensor_parallel/layers.py): gradients of what the result's and the last matrix made are gathered; of the inputs
+    // of qkv and ffn parts only are kept, so that they are gathered once more, beside the matrix that makes their gradients; these are
+    // scattered beside the one that makes the weights'.
+    exchange_activations(2);
+    exchange_activations(2, dense_.qkv_input(most_rows()));
+    exchange_activations(2, dense_.ffn_input(most_rows()));
     compute(fmt::format("ffn {} backward", layer), [&](double rows) { return 2 * dense_.after(rows); });
     attend(layer, Pass::backward);
     compute(fmt::format("qkv {} backward", layer), [&](double rows) { return 2 * dense_.before(rows); });

@@ -26,7 +26,10 @@ struct Training {
   /// Devices that share the matrices of a layer (Megatron, with sequence parallelism beside the matrices); the first dimension of
   /// ranks. Attention then runs over heads / tensor heads.
   int tensor = 1;
+  bool split_norms = true;  ///< false: each device of a tensor group holds all rows beside the matrices. Memory only (memory_of).
   int micro_batches = 1;
+  /// Of a pipeline's first stage, whose layers are then the model's: micro-batches whose values it holds at once. Memory only.
+  int in_flight = 1;
   LayoutKind layout = LayoutKind::zigzag;
   AttentionOptions attention;     ///< Of S layers. strategy "auto": see estimate.h.
   LinearAttentionOptions linear;  ///< Of L layers.
@@ -90,7 +93,8 @@ struct Iteration {
 /// Cost     Two plans, and as many simulations of each as layers differ: 0.1 s for 64 ranks.
 Iteration simulate_iteration(const Shape& shape, const Machine& machine, const Training& training);
 
-/// The memory alone; what simulate_iteration says if `workspace`, in bytes, is what the plans of attention need.
+/// The memory alone; what simulate_iteration says if `workspace`, in bytes, is what the plans of attention need. Knows more: kept scores
+/// (Shape), stages of a pipeline, tensor parallelism without split norms.
 Memory memory_of(const Shape& shape, const Training& training, double workspace = 0);
 
 /// Forward and backward flops of the model for the tokens of one iteration, all devices.

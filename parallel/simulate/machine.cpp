@@ -86,12 +86,27 @@ double padding(const Kernels& kernels, const plan::Program& program, const plan:
   return size == kernels.head_sizes.end() ? 1 : *size / width;
 }
 
+/// Pairs of the whole tiles that bands touch. Tiles count from the first row and key of the views.
+double tiled_pairs(const Kernels& kernels, std::span<const Band> bands) {
+  const auto rows = static_cast<std::int64_t>(kernels.tile_queries), keys = static_cast<std::int64_t>(kernels.tile_keys);
+  double pairs = 0;
+  for (const Band& band : bands) {
+    for (std::int64_t q = band.q0 / rows * rows; q < band.q1; q += rows) {
+      const std::int64_t first = std::max(q, band.q0), last = std::min(q + rows, band.q1) - 1;
+      const std::int64_t begin = std::max(band.k0, first + band.lo), end = std::min(band.k1, last + band.hi + 1);
+      if (begin < end) pairs += static_cast<double>(rows) * static_cast<double>((end + keys - 1) / keys * keys - begin / keys * keys);
+    }
+  }
+  return pairs;
+}
+
 double attention_seconds(const Kernels& kernels, const AttentionCurve& curve, const plan::Program& program, const plan::Step& step,
                          const Block& block) {
   if (block.pairs == 0) return 0;
   const double all = static_cast<double>(block.rows) * static_cast<double>(block.keys);
+  const double tiles = kernels.tile_queries > 0 ? tiled_pairs(kernels, program.bands_of(step)) / block.pairs : 1;
   return kernels.launch_seconds +
-         padding(kernels, program, step) * plan::flops(program, step) / curve.rate(std::sqrt(all), block.pairs / all);
+         tiles * padding(kernels, program, step) * plan::flops(program, step) / curve.rate(std::sqrt(all), block.pairs / all);
 }
 
 double forward_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step) {
@@ -119,9 +134,27 @@ double backward_seconds(const Kernels& kernels, const plan::Program& program, co
          kernels.backward_merge_passes * bytes / (kernels.memory_bytes_per_second * kernels.merge_efficiency);
 }
 
-double linear_seconds(const Kernels& kernels, double flops, double bytes, double efficiency) {
+double bytes_of(const plan::Program& program, plan::Op op) {
+  double sum = 0;
+  for (const plan::Step& step : program.steps)
+    if (step.op == op) sum += static_cast<double>(plan::bytes(program, step));
+  return sum;
+}
+
+/// Chunked kernels were measured over all that they do, the states of chunks among it. Where a plan makes states in steps of their own, the
+/// steps of both kinds together take what those that apply them would take alone, and share it by their bytes.
+double linear_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step, plan::Op states, plan::Op apply,
+                      double efficiency) {
+  const double bytes = static_cast<double>(plan::bytes(program, step));
   if (bytes == 0) return 0;
-  return kernels.launch_seconds + std::max(flops / kernels.matmul_flops_per_second, bytes / (kernels.memory_bytes_per_second * efficiency));
+  double share = 1;
+  if (step.op == states || step.op == apply) {
+    const double made = bytes_of(program, states), applied = bytes_of(program, apply);
+    if (applied > 0) share = applied / (made + applied);
+  }
+  const double seconds = std::max(plan::flops(program, step) / kernels.matmul_flops_per_second,
+                                  share * bytes / (kernels.memory_bytes_per_second * efficiency));
+  return kernels.launch_seconds + seconds;
 }
 
 }  // namespace
@@ -162,6 +195,11 @@ void check(const Machine& machine) {
                                    {"kernels.merge_efficiency", kernels.merge_efficiency}}) {
     require(value > 0 && value <= 1, machine, key, value, "above 0 and at most 1");
   }
+  for (const auto& [key, value] : {std::pair{"kernels.tile_queries", kernels.tile_queries}, {"kernels.tile_keys", kernels.tile_keys}}) {
+    require(value == 0 || (value >= 1 && std::floor(value) == value), machine, key, value, "a number of rows, or 0");
+  }
+  require((kernels.tile_queries > 0) == (kernels.tile_keys > 0), machine, "kernels.tile_keys", kernels.tile_keys,
+          "given with kernels.tile_queries");
   double last = 0;
   for (const double size : kernels.head_sizes) {
     require(size > last, machine, "kernels.head_sizes", size, "above 0 and ascending");
@@ -181,10 +219,11 @@ double step_seconds(const Kernels& kernels, const plan::Program& program, const 
     case plan::Op::unit_states:
     case plan::Op::unit_scan:
     case plan::Op::unit_apply:
-      return linear_seconds(kernels, plan::flops(program, step), bytes, kernels.linear_efficiency);
+      return linear_seconds(kernels, program, step, plan::Op::unit_states, plan::Op::unit_apply, kernels.linear_efficiency);
     case plan::Op::unit_states_backward:
     case plan::Op::unit_apply_backward:
-      return linear_seconds(kernels, plan::flops(program, step), bytes, kernels.linear_backward_efficiency);
+      return linear_seconds(kernels, program, step, plan::Op::unit_states_backward, plan::Op::unit_apply_backward,
+                            kernels.linear_backward_efficiency);
     default:
       return bytes == 0 ? 0 : kernels.launch_seconds + bytes / kernels.memory_bytes_per_second;
   }
@@ -194,7 +233,7 @@ double gather_seconds(const Machine& machine, int group, double bytes, int group
   if (group <= 1) return 0;
   const int nodes = machine.nodes_of(group * groups);
   const double through_links = bytes * (group - 1) / group / machine.links.inside.bytes_per_second;
-  const double through_cards = nodes > 1 ? bytes * groups * (nodes - 1) / nodes / machine.node_bytes_per_second : 0;
+  const double through_cards = nodes > 1 ? bytes * groups * (group - 1) / group / machine.node_bytes_per_second : 0;
   // As NCCL counts them: a message goes through all other devices, and once between any two nodes.
   const int between = std::min(nodes, group) - 1;
   const double hops = (group - 1 - between) * machine.links.inside.latency_seconds + between * machine.links.between.latency_seconds;

@@ -28,6 +28,8 @@ struct Kernels {
   double launch_seconds = 0;           ///< What every step costs besides.
   AttentionCurve forward, backward;
   std::vector<double> head_sizes;  ///< Ascending: attention pads heads to the next of them. Empty: it pads none.
+  /// Sizes of the tiles that attention computes whole if one pair of them is allowed. 0: pairs alone count.
+  double tile_queries = 0, tile_keys = 0;
   /// How results of blocks are summed: passes over f32 rows of the result in memory for each block after a rank's first, beyond
   /// the kernel itself. 0: the kernel folds into the running state. `sliced`: where a block touches only part of the rows.
   double merge_passes = 0, sliced_merge_passes = 0;
@@ -62,10 +64,12 @@ struct Machine {
 void check(const Machine& machine);
 
 /// Seconds of a compute step: attention from the curves and the passes that merge it, linear attention from the slower of its
-/// flops and its bytes, all else from its bytes. For Costs::compute.
+/// flops and its bytes (steps that make states and steps that apply them share the time of a kernel that does both), all else from its
+/// bytes. For Costs::compute.
 double step_seconds(const Kernels& kernels, const plan::Program& program, const plan::Step& step);
 
-/// A collective over `group` devices with consecutive ranks, by the closed form of a ring that enters each node once.
+/// A collective over `group` devices with consecutive ranks, by the closed form of a ring that enters each node once: every one of its
+/// links, also those between nodes, carries all parts but one.
 /// `bytes`: what all devices hold together after an all-gather, or each before a reduce-scatter. `groups`: that run side by
 /// side on the same nodes and share their network cards. All-reduce is both, one after the other.
 double gather_seconds(const Machine& machine, int group, double bytes, int groups = 1);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "parallel/simulate/attention_time.h"
 #include "parallel/simulate/iteration.h"
 
 namespace periplus::simulate {
@@ -19,43 +20,77 @@ double state_bytes(const Shape& shape, const Training& training) {
   return weights * (weight + gradient + optimizer) + gathered;
 }
 
+/// Of a micro-batch, what a device holds: tokens of its rank; the share of them in which it holds what the matrices of a tensor group do
+/// not split; scores of each head.
+struct Share {
+  double tokens = 0, whole = 1, scores = 0;
+};
+
+Share share_of(const Training& training) {
+  Share share;
+  share.tokens = std::ceil(static_cast<double>(training.tokens) / training.context);
+  share.whole = training.split_norms ? 1.0 / training.tensor : 1;
+  const std::vector<std::int64_t> borders = document_borders(training);
+  for (std::size_t i = 1; i < borders.size(); ++i) {
+    const double length = static_cast<double>(borders[i] - borders[i - 1]);
+    share.scores += length * length / training.context;
+  }
+  return share;
+}
+
 /// Elements of a token that the feed-forward part of a layer holds between its matrices.
 double ffn_elements(const Shape& shape) { return (shape.ffn_matrices == 3 ? 3.0 : 2.0) * static_cast<double>(shape.ffn_size()); }
 
-/// And all else of a layer: its input and the normalised one, queries, keys, values, the result, the sum and the normalised one.
+/// All else of a layer: inputs of both norms and what they make of them, which matrices do not split; and queries, keys, values, result.
+double norm_elements(const Shape& shape) { return 4.0 * shape.hidden; }
 double attention_elements(const Shape& shape) {
-  return 4.0 * shape.hidden + 2.0 * static_cast<double>(shape.q_size()) + 2.0 * static_cast<double>(shape.kv_size());
+  return 2.0 * static_cast<double>(shape.q_size()) + 2.0 * static_cast<double>(shape.kv_size());
 }
 
-/// Bytes of a token that a layer keeps for backward.
-double kept_bytes(const Shape& shape, const Training& training) {
-  const double lse = kF32 * shape.heads;
+/// Bytes that a layer keeps for backward.
+double kept_bytes(const Shape& shape, const Training& training, const Share& share) {
+  const double whole = share.tokens * share.whole, split = share.tokens / training.tensor;
+  const double lse = shape.score_bytes > 0 ? 0 : split * kF32 * shape.heads;
   switch (training.recompute) {
     case Recompute::none:
-      return shape.element_bytes * (attention_elements(shape) + ffn_elements(shape)) + lse;
+      return whole * (shape.element_bytes * norm_elements(shape) + shape.mask_bytes * shape.hidden) +
+             split * shape.element_bytes * (attention_elements(shape) + ffn_elements(shape)) + lse +
+             share.scores * shape.score_bytes * shape.heads / training.tensor;
     case Recompute::but_attention:
-      return shape.element_bytes * (shape.hidden + static_cast<double>(shape.q_size())) + lse;
+      return whole * shape.element_bytes * shape.hidden + split * shape.element_bytes * static_cast<double>(shape.q_size()) + lse;
     case Recompute::all:
-      return static_cast<double>(shape.element_bytes) * shape.hidden;
+      return whole * shape.element_bytes * shape.hidden;
   }
   return 0;
+}
+
+/// What a layer at work needs beside what is kept: values that it has made again, and the gradients of one of its halves after the other,
+/// those of kept scores before and after the softmax among them.
+double working_bytes(const Shape& shape, const Training& training, const Share& share, double workspace) {
+  const double whole = share.tokens * share.whole * shape.element_bytes, split = share.tokens / training.tensor * shape.element_bytes;
+  const double ffn = training.tiled_ffn ? 0 : split * ffn_elements(shape);
+  const double attention = whole * norm_elements(shape) + split * attention_elements(shape);
+  const double head_scores = share.scores * shape.heads / training.tensor;
+  const double scores = shape.score_bytes > 0 ? 2 * head_scores * shape.element_bytes : 0;
+  const double values = training.recompute == Recompute::none ? 0 : attention + ffn + head_scores * shape.score_bytes;
+  // Tensor-parallel matrices work on the rows of all: the gathered input of one and its gradient.
+  const double gathered = training.tensor > 1 && training.split_norms ? 2 * share.tokens * shape.element_bytes * shape.hidden : 0;
+  return values + std::max(ffn, attention + scores + workspace) + gathered;
 }
 
 }  // namespace
 
 Memory memory_of(const Shape& shape, const Training& training, double workspace) {
-  const double tokens = std::ceil(static_cast<double>(training.tokens) / training.context) / training.tensor;
+  const Share share = share_of(training);
   Memory memory;
   memory.states = state_bytes(shape, training);
   const double layers = training.checkpoints_on_host ? std::min(2, shape.layers) : shape.layers;  // one at work, one on its way
-  memory.checkpoints = layers * tokens * kept_bytes(shape, training);
-  // Backward holds a layer's values, which it has made again or kept, and the gradients of one of its halves after the other.
-  const double ffn = training.tiled_ffn ? 0 : ffn_elements(shape), attention = attention_elements(shape);
-  const double element = tokens * shape.element_bytes, values = training.recompute == Recompute::none ? 0 : attention + ffn;
-  // Tensor-parallel matrices work on the rows of all: the gathered input of one and its gradient.
-  const double gathered = training.tensor > 1 ? 2 * element * training.tensor * shape.hidden : 0;
-  memory.working = element * values + std::max(element * ffn, element * attention + workspace) + gathered;
-  memory.logits = training.tiled_loss ? 0 : tokens * static_cast<double>(shape.vocabulary) * shape.logit_bytes;
+  memory.checkpoints = training.in_flight * layers * kept_bytes(shape, training, share);
+  // The mask of the embedding's dropout; a stage also keeps what it sends on.
+  const double sent = training.in_flight > 1 ? shape.element_bytes : 0;
+  memory.checkpoints += training.in_flight * share.tokens * share.whole * shape.hidden * (shape.mask_bytes / 2 + sent);
+  memory.working = working_bytes(shape, training, share, workspace);
+  memory.logits = training.tiled_loss ? 0 : share.tokens / training.tensor * static_cast<double>(shape.vocabulary) * shape.logit_bytes;
   return memory;
 }
 

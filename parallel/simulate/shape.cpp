@@ -37,6 +37,8 @@ void check(const Shape& shape) {
   require(!shape.pattern.empty() && shape.pattern.find_first_not_of("SL") == std::string::npos, "the length of shape.pattern",
           static_cast<double>(shape.pattern.size()), "that of letters S and L");
   for (const auto& [key, value] : {std::pair{"memory.logit_bytes", shape.logit_bytes},
+                                   {"memory.score_bytes", shape.score_bytes},
+                                   {"memory.mask_bytes", shape.mask_bytes},
                                    {"overhead.iteration_seconds", shape.iteration_seconds},
                                    {"overhead.host_seconds_per_token", shape.host_seconds_per_token}}) {
     require(std::isfinite(value) && value >= 0, key, value, "0 or more");

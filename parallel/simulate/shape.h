@@ -17,6 +17,9 @@ struct Shape {
   bool tie_embeddings = false;
   int element_bytes = 2;   ///< 2: bf16; 4: f32.
   double logit_bytes = 4;  ///< Of memory for each logit of a token in the loss. 0: logits are made tile by tile.
+  /// Of memory that layers keep for backward where attention keeps its scores: bytes of each score of each head; and of dropout's masks,
+  /// both of a layer, for each hidden element of a token. 0: attention makes scores again, nothing is dropped.
+  double score_bytes = 0, mask_bytes = 0;
   /// What the host works at an iteration, beside the devices: whatever it trains, and for each token of the whole sequence. The
   /// slower of host and devices counts.
   double iteration_seconds = 0, host_seconds_per_token = 0;

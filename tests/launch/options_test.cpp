@@ -174,6 +174,32 @@ TEST_F(Options, ResolvedTomlNamesOriginsAndReadsBack) {
   EXPECT_EQ(config.optimizer.learning_rate, 3.0);
 }
 
+TEST_F(Options, AStrategyTypedBesideAPlannerIsRefusedEvenTheDefault) {
+  const auto refusal = [](const std::vector<std::string>& arguments) -> std::string {
+    OptionTable table("train", "", "");
+    train::Config config;
+    RankOptions ranks;
+    add_train_options(table, config, ranks);
+    table.parse(arguments);
+    try {
+      check_planner_options(table, config);
+    } catch (const InvalidArgument& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(refusal({"--planner", "flexible", "--strategy", "ring"}),
+            "--strategy has no effect with --planner flexible, which chooses for each group how attention is distributed; leave one out");
+  EXPECT_NE(refusal({"--planner", "static", "--set", "parallel.pieces=1"}).find("--pieces has no effect with --planner static"),
+            std::string::npos);
+  EXPECT_EQ(refusal({"--planner", "flexible"}), "");
+  EXPECT_EQ(refusal({"--strategy", "ring"}), "");
+  EXPECT_EQ(refusal({"--planner", "none", "--strategy", "ring"}), "");
+  // What --dump-config writes holds every key and can be read again.
+  parse({"--planner", "flexible"});
+  EXPECT_EQ(refusal({"--config", write_toml(table_.resolved_toml())}), "");
+}
+
 TEST_F(Options, HelpListsEveryFlagKeyAndDefault) {
   parse({"--help"});
   EXPECT_TRUE(table_.help_wanted());

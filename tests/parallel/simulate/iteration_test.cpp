@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "parallel/attention.h"
+#include "parallel/linear_attention.h"
 #include "parallel/plan/ops.h"
 #include "parallel/simulate/attention_time.h"
 #include "parallel/simulate/estimate.h"
@@ -54,7 +55,7 @@ TEST(GatherSeconds, ClosedForms) {
   Machine machine = even_machine(16, 4);
   EXPECT_EQ(gather_seconds(machine, 1, 1e9), 0);
   EXPECT_NEAR(gather_seconds(machine, 4, 1e9), 0.75, 1e-12);              // three of four parts come over links
-  EXPECT_NEAR(gather_seconds(machine, 16, 1e9), 10 * 0.75, 1e-12);        // three of four nodes' parts over the card
+  EXPECT_NEAR(gather_seconds(machine, 16, 1e9), 10 * 0.9375, 1e-12);      // 15 of 16 parts over each card
   EXPECT_NEAR(gather_seconds(machine, 4, 1e9, 4), 10 * 4 * 0.75, 1e-12);  // four such groups share it
   machine.links.inside.latency_seconds = 1, machine.links.between.latency_seconds = 10;
   EXPECT_NEAR(gather_seconds(machine, 16, 0), 12 * 1 + 3 * 10, 1e-12);  // 15 hops, three of them between nodes
@@ -93,6 +94,49 @@ TEST(StepSeconds, HeadsArePaddedToTheKernelsSizes) {
       with += step_seconds(padded, plan.programs[0], step), without += step_seconds(exact, plan.programs[0], step);
     }
     EXPECT_NEAR(with, without * 128 / 96, 1e-12);
+  }
+}
+
+TEST(StepSeconds, TilesAreComputedWhole) {
+  AttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::contiguous, 1, std::array<std::int64_t, 2>{0, 1024}),
+                           .mask = Mask({}, std::array<std::int64_t, 2>{0, 1024})};
+  problem.head_size = 64, problem.dtype = DType::bf16;
+  Kernels pairs = even_machine(1, 1).kernels, tiles = pairs;
+  tiles.tile_queries = 128, tiles.tile_keys = 256;
+  const plan::Plan plan = make_plan(problem, {}, Pass::forward);
+  double with = 0, without = 0;
+  for (const plan::Step& step : plan.programs[0].steps) {
+    if (step.op != plan::Op::attend) continue;
+    with += step_seconds(tiles, plan.programs[0], step), without += step_seconds(pairs, plan.programs[0], step);
+  }
+  // Two rows of tiles each touch 1, 2, 3 and 4 tiles of keys.
+  EXPECT_NEAR(with / without, 2.0 * 10 * 128 * 256 / (1024 * 1025 / 2), 1e-9);
+}
+
+/// A kernel's measured time contains the states of its chunks; steps that make them apart share it.
+TEST(StepSeconds, StatesOfChunksTakeTheirShareOfTheKernel) {
+  Machine machine = even_machine(2, 2);
+  machine.kernels.memory_bytes_per_second = 1e9, machine.kernels.matmul_flops_per_second = 1e30;
+  machine.kernels.linear_efficiency = 0.5, machine.kernels.linear_backward_efficiency = 0.25;
+  LinearAttentionProblem problem{.layout = SequenceLayout::make(LayoutKind::contiguous, 2, std::array<std::int64_t, 2>{0, 4096})};
+  problem.heads = 2, problem.head_size = 64, problem.dtype = DType::bf16;
+  LinearAttentionOptions how;
+  how.strategy = "lasp2";
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    const bool forward = pass == Pass::forward;
+    const plan::Op apply = forward ? plan::Op::unit_apply : plan::Op::unit_apply_backward;
+    const plan::Op states = forward ? plan::Op::unit_states : plan::Op::unit_states_backward;
+    const plan::Plan plan = make_plan(problem, how, pass);
+    double seconds = 0, applied = 0;
+    int made = 0;
+    for (const plan::Step& step : plan.programs[1].steps) {
+      if (step.op != apply && step.op != states) continue;
+      seconds += step_seconds(machine.kernels, plan.programs[1], step);
+      if (step.op == apply) applied += static_cast<double>(plan::bytes(plan.programs[1], step));
+      made += step.op == states;
+    }
+    EXPECT_GT(made, 0);
+    EXPECT_NEAR(seconds, applied / (1e9 * (forward ? 0.5 : 0.25)), 1e-9);
   }
 }
 
@@ -154,9 +198,11 @@ TEST(Iteration, TensorParallelMatricesMoveActivations) {
   training.tensor = 2, training.recompute = Recompute::none;
   const Shape shape = small_shape();
   const Iteration iteration = simulate_iteration(shape, even_machine(2, 2), training);
-  // Four gathers or scatters a layer and pass, half of the rows' activations each.
-  EXPECT_NEAR(iteration.link_bytes, shape.layers * 8 * 4096 * 64 * 2 / 2, 1);
-  EXPECT_NEAR(iteration.ranks[0].collective_wait, iteration.link_bytes / 1e9, 1e-9);
+  // Four gathers or scatters of a layer in forward, six in backward, half of the rows' activations each. Of backward's two go beside a
+  // matrix of qkv's size (64 x 128), two beside one of ffn's (64 x 256), of which a device has half.
+  EXPECT_NEAR(iteration.link_bytes, shape.layers * 10 * 4096 * 64 * 2 / 2, 1);
+  const double beside = shape.layers * 2 * (2.0 * 4096 * 64 * (128 + 256) / 2) / 1e12;
+  EXPECT_NEAR(iteration.ranks[0].collective_wait, iteration.link_bytes / 1e9 - beside, 1e-9);
 }
 
 TEST(Iteration, GradientsThatAreSummedLastAreExposed) {
@@ -292,6 +338,28 @@ TEST(MemoryOf, CountsWhatIsKept) {
   EXPECT_NEAR(memory_of(shape, training).states, shape.weights() * 4 / 2.0 + 2 * shape.layer_weights() * 2, 1);
 }
 
+/// As Korthikanti et al. (arXiv 2205.05198) count a layer of Megatron in f16, dropout included: 34 bytes a token and hidden element, ten of
+/// them whole on each device of a tensor group that does not split norms; 5 a score of a head.
+TEST(MemoryOf, KeptScoresAndMasksAndWholeNorms) {
+  Shape shape = small_shape();
+  shape.kv_heads = 4, shape.tie_embeddings = true, shape.logit_bytes = 0;
+  shape.score_bytes = 5, shape.mask_bytes = 2;
+  Training training = over(1, 200);
+  training.documents = {150, 50};
+  training.recompute = Recompute::none;
+  const double scores = 4 * (150.0 * 150 + 50 * 50), element = 200 * 64;
+  EXPECT_NEAR(memory_of(shape, training).checkpoints, 3 * (34 * element + 5 * scores) + element, 1) << "and the embedding's mask";
+  EXPECT_NEAR(memory_of(shape, training).working, element * 2 * 8 + 2 * scores * 2, 1);
+  training.tensor = 2;
+  EXPECT_NEAR(memory_of(shape, training).checkpoints, 3 * (34 * element + 5 * scores) / 2 + element / 2, 1);
+  training.split_norms = false;
+  EXPECT_NEAR(memory_of(shape, training).checkpoints, 3 * (10 * element + (24 * element + 5 * scores) / 2) + element, 1);
+  training.tensor = 1, training.context = 2, training.in_flight = 3;  // three micro-batches, each with what goes on to the next stage
+  EXPECT_NEAR(memory_of(shape, training).checkpoints, 3 * (3 * (34 * element + 5 * scores) + (1 + 2) * element) / 2, 1);
+  training.recompute = Recompute::all;
+  EXPECT_NEAR(memory_of(shape, training).working, (element * 2 * (8 + 8) + 5 * scores + element * 2 * 8 + 2 * scores * 2) / 2, 1);
+}
+
 void expect_refused(const Training& training, const std::string& reason) {
   try {
     simulate_iteration(small_shape(), even_machine(8, 4), training);
@@ -313,6 +381,11 @@ TEST(Iteration, RefusesWhatCannotBe) {
   expect_refused(training, "documents of 90 tokens in all, for 100");
   training = over(1, 100), training.checkpoints_on_host = true;
   expect_refused(training, "nothing can go to the host");
+  training = over(1, 100), training.in_flight = 2;
+  expect_refused(training, "only their memory");
+  Shape scores = small_shape();
+  scores.score_bytes = 5;
+  EXPECT_THROW(simulate_iteration(scores, even_machine(8, 4), over(1, 100)), InvalidArgument);
 }
 
 }  // namespace
