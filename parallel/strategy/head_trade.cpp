@@ -143,13 +143,14 @@ std::vector<View> HeadTrade::in_sequence(int piece, std::span<const Outgoing> te
   return results;
 }
 
-void HeadTrade::back(int piece, std::span<Returning> tensors, std::string_view name) {
+void HeadTrade::back(int piece, std::span<Returning> tensors) {
   std::vector<Message> sends, receives;
   std::vector<MemberScratch> arriving;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     tensors[i].arrived.assign(ranks_.size(), {});
-    tensors[i].slot = in_order(fmt::format("{}{}{}.leaving", name, i, suffix(piece)), tensors[i].slot, out_of_sequence_);
-    arriving.emplace_back(program_, fmt::format("{}{}{}", name, i, suffix(piece)), tensors[i].home, program_.dtype_of(tensors[i].slot),
+    const std::string name = std::string(tensors[i].name).append(".home").append(suffix(piece));
+    tensors[i].slot = in_order(name + ".leaving", tensors[i].slot, out_of_sequence_);
+    arriving.emplace_back(program_, name, tensors[i].home, program_.dtype_of(tensors[i].slot),
                           head_counts(tensors[i].kv, piece, [&](int member) { return member != self_; }));
   }
   for (int apart = 1; apart < grid_.heads; ++apart) {
