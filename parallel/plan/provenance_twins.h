@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "parallel/plan/order.h"
 #include "parallel/plan/plan.h"
 #include "parallel/plan/provenance_pieces.h"
 
@@ -49,7 +50,7 @@ class Twins {
 /// Whether two views are the same rows and heads of twins.
 inline bool are_twins(std::span<const Mates> mates, const View& leader, const View& follower) {
   return leader.present() && follower.present() && mates[static_cast<std::size_t>(leader.slot)].follower == follower.slot &&
-         leader.row0 == follower.row0 && leader.rows == follower.rows && leader.head0 == follower.head0 && leader.heads == follower.heads;
+         same_place(leader, follower);
 }
 
 /// fn(message, apart) for the messages of a step in one direction. Those of followers that do what leaders do are left out:

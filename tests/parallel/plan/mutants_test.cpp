@@ -90,8 +90,9 @@ Outcome one_twin(Victim& v, LooseSteps& steps) {
   const std::vector<SlotId> others = stand_ins(v.program(), view);
   if (others.empty()) return Outcome::none;
   if (is_idle(v, steps[*i], *i)) return Outcome::equivalent;
-  v.what = fmt::format("step {} {} operand {} in another slot", *i, info(steps[*i].step.op).name, operand);
-  view.slot = others[v.pick(others.size())];
+  const SlotId before = std::exchange(view.slot, others[v.pick(others.size())]);
+  const auto name = [&](SlotId slot) { return v.program().slots[static_cast<std::size_t>(slot)].name; };
+  v.what = fmt::format("step {} {} has '{}' in place of '{}'", *i, info(steps[*i].step.op).name, name(view.slot), name(before));
   return Outcome::fault;
 }
 
