@@ -24,7 +24,10 @@ View RotatingScratch::next(std::int64_t rows) {
 View ProgramBuilder::slot(std::string name, Role role, DType dtype, std::int64_t rows, std::int64_t heads, std::int64_t width,
                           bool contiguous) {
   const auto id = static_cast<SlotId>(program_.slots.size());
-  if (std::ranges::find(program_.slots, name, &Slot::name) != program_.slots.end()) {
+  // The programs of a plan mostly have slots of the same names, which were unlike then.
+  const auto place = static_cast<std::size_t>(id);
+  if (names_are_new_ || place >= names_.size() || names_[place] != name) names_are_new_ = true;
+  if (names_are_new_ && std::ranges::find(program_.slots, name, &Slot::name) != program_.slots.end()) {
     throw InternalError(fmt::format("plan: two slots of rank {} are called '{}'", rank(), name));
   }
   program_.slots.push_back({std::move(name), role, dtype, rows, heads, width, 0, contiguous});
@@ -203,6 +206,10 @@ void ProgramBuilder::place_scratch() {
 
 Program ProgramBuilder::build() {
   place_scratch();
+  if (std::exchange(names_are_new_, false)) {
+    names_.clear();
+    for (const Slot& slot : program_.slots) names_.push_back(slot.name);
+  }
   const Program& p = program_;
   last_ = {p.slots.size(), p.steps.size(),    p.accesses.size(), p.bands.size(),
            p.sends.size(), p.receives.size(), p.after.size(),    p.moves.size()};
@@ -226,6 +233,7 @@ void ProgramBuilder::restart(Rank rank, Program&& memory) {
   program_.after.reserve(last_.after), program_.moves.reserve(last_.moves);
   history_.clear(0);
   phase_ = 0;
+  names_are_new_ = false;
   last_bands_ = {};
   orders_.clear();
 }

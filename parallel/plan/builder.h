@@ -171,6 +171,8 @@ class ProgramBuilder {
   StepOrders orders_;
   std::vector<std::int64_t> scratch_bytes_, scratch_offsets_;  ///< of place_scratch
   std::vector<SlotId> scratch_ids_;
+  std::vector<std::string> names_;  ///< Of the slots of a program built before; up to now those of this one, unless they are new.
+  bool names_are_new_ = false;
   /// How much the program built last had.
   struct Sizes {
     std::size_t slots = 0, steps = 0, accesses = 0, bands = 0, sends = 0, receives = 0, after = 0, moves = 0;

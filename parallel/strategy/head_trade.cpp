@@ -27,6 +27,7 @@ class MemberScratch {
  public:
   MemberScratch(ProgramBuilder& program, const std::string& name, const View& home, DType dtype, std::span<const int> heads) {
     const std::int64_t rows = home.rows, width = program.width_of(home);
+    of_member_.reserve(heads.size()), views_.reserve(heads.size());
     for (std::size_t member = 0; member < heads.size(); ++member) {
       const auto like = std::ranges::find(heads.first(member), heads[member]);
       const auto index = static_cast<std::size_t>(like - heads.begin());
@@ -88,6 +89,7 @@ HeadTrade::HeadTrade(ProgramBuilder& program, const AttentionProblem& problem, c
 template <class TakesPart>
 std::vector<int> HeadTrade::head_counts(bool kv, int piece, const TakesPart& takes_part) const {
   std::vector<int> counts;
+  counts.reserve(ranks_.size());
   for (int member = 0; member < grid_.heads; ++member) {
     const HeadRange& range = heads(member, piece);
     counts.push_back(!takes_part(member) ? 0 : kv ? range.kv_count() : range.count);
