@@ -194,12 +194,14 @@ void ProgramBuilder::place_scratch() {
     scratch_ids_.push_back(static_cast<SlotId>(i));
     scratch_bytes_.push_back(program_.slots[i].bytes());
   }
-  const auto lifetime = [&](int i) -> const Lifetime& {
-    return history_.lifetime(static_cast<std::size_t>(scratch_ids_[static_cast<std::size_t>(i)]));
+  std::vector<const Lifetime*> lifetimes;
+  lifetimes.reserve(scratch_ids_.size());
+  for (const SlotId id : scratch_ids_) lifetimes.push_back(&history_.lifetime(static_cast<std::size_t>(id)));
+  const auto apart = [&](int a, int b) {
+    return lifetimes[static_cast<std::size_t>(a)]->apart(*lifetimes[static_cast<std::size_t>(b)], orders_);
   };
   scratch_offsets_.resize(scratch_ids_.size());
-  program_.workspace_bytes = place_blocks(
-      scratch_bytes_, [&](int a, int b) { return lifetime(a).apart(lifetime(b), orders_); }, scratch_offsets_);
+  program_.workspace_bytes = place_blocks(scratch_bytes_, apart, scratch_offsets_);
   for (std::size_t i = 0; i < scratch_ids_.size(); ++i)
     program_.slots[static_cast<std::size_t>(scratch_ids_[i])].offset = scratch_offsets_[i];
 }

@@ -104,6 +104,7 @@ View HeadTrade::leaving(const Outgoing& tensor, int member, int piece) const {
 std::vector<View> HeadTrade::there(int piece, std::span<const Outgoing> tensors) {
   std::vector<View> results;
   std::vector<Message> sends, receives;
+  sends.reserve(tensors.size() * own_parts().size() * ranks_.size()), receives.reserve(sends.capacity());
   for (const Outgoing& t : tensors) {
     const View own = leaving(t, self_, piece);
     results.push_back(grid_.heads == 1
