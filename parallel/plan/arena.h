@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -20,7 +19,7 @@ template <class Apart>
 std::int64_t place_blocks(std::span<const std::int64_t> bytes, const Apart& apart, std::span<std::int64_t> offsets) {
   std::vector<int> by_size(bytes.size());
   std::iota(by_size.begin(), by_size.end(), 0);
-  std::ranges::stable_sort(by_size, std::greater(), [&](int block) { return bytes[static_cast<std::size_t>(block)]; });
+  std::ranges::sort(by_size, {}, [&](int block) { return std::pair(-bytes[static_cast<std::size_t>(block)], block); });
   const auto aligned = [](std::int64_t n) { return (n + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment; };
 
   std::int64_t total = 0;

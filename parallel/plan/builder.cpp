@@ -24,11 +24,14 @@ View RotatingScratch::next(std::int64_t rows) {
 View ProgramBuilder::slot(std::string name, Role role, DType dtype, std::int64_t rows, std::int64_t heads, std::int64_t width,
                           bool contiguous) {
   const auto id = static_cast<SlotId>(program_.slots.size());
-  if (std::ranges::find(program_.slots, name, &Slot::name) != program_.slots.end()) {
+  // The programs of a plan mostly have slots of the same names, which were unlike then.
+  const auto place = static_cast<std::size_t>(id);
+  if (names_are_new_ || place >= names_.size() || names_[place] != name) names_are_new_ = true;
+  if (names_are_new_ && std::ranges::find(program_.slots, name, &Slot::name) != program_.slots.end()) {
     throw InternalError(fmt::format("plan: two slots of rank {} are called '{}'", rank(), name));
   }
   program_.slots.push_back({std::move(name), role, dtype, rows, heads, width, 0, contiguous});
-  if (history_.size() < program_.slots.size()) history_.emplace_back();
+  history_.add_slot(program_.slots.size());
   return {id, 0, rows, 0, heads};
 }
 
@@ -112,7 +115,7 @@ void ProgramBuilder::exchange(Label label, int lane, std::span<const Message> se
     for (const Message& m : messages) {
       if (m.peer == rank() || m.view.empty()) continue;
       pool.push_back(m);
-      append_joined(touched_, m.view, mode);
+      append_joined(touched_, 0, m.view, mode);
     }
     return Range{begin, static_cast<std::uint32_t>(pool.size()) - begin};
   };
@@ -155,8 +158,10 @@ Range ProgramBuilder::keep(std::span<const Band> bands) {
 }
 
 void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
-  orders_.begin(queue_of(program_.steps.back()));
-  std::array<StepId, kQueues> conflicts = latest_conflicts(step, accesses);
+  const int queue = queue_of(program_.steps.back());
+  orders_.begin(queue);
+  const std::span<const Access> distinct = history_.distinct(accesses, [this](const View& view) { return may_conflict(view); });
+  std::array<StepId, kQueues> conflicts = latest_conflicts(step, distinct);
   Range& after = program_.steps.back().after;
   after.begin = static_cast<std::uint32_t>(program_.after.size());
   // Latest first: waiting for a later step may already cover an earlier one, never the other way round.
@@ -167,14 +172,13 @@ void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
     ++after.count;
     orders_.wait_for(other);
   }
-  remember(step, accesses);
+  for (const Access& access : distinct) history_.of(access.view).remember(access.view, access.mode, step, queue);
 }
 
 std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(StepId step, std::span<const Access> accesses) const {
   std::array<StepId, kQueues> latest = no_steps();
   for (const Access& access : accesses) {
-    if (!may_conflict(access.view)) continue;
-    history_[static_cast<std::size_t>(access.view.slot)].for_unordered(access.view, access.mode, step, orders_, [&](StepId other) {
+    history_.of(access.view).for_unordered(access.view, access.mode, step, orders_, [&](StepId other) {
       StepId& last = latest[static_cast<std::size_t>(orders_.queue_of(other))];
       last = std::max(last, other);
     });
@@ -182,33 +186,32 @@ std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(StepId step, std::s
   return latest;
 }
 
-void ProgramBuilder::remember(StepId step, std::span<const Access> accesses) {
-  const int queue = orders_.queue_of(step);
-  for (const Access& access : accesses) {
-    if (may_conflict(access.view)) history_[static_cast<std::size_t>(access.view.slot)].remember(access.view, access.mode, step, queue);
-  }
-}
-
 void ProgramBuilder::place_scratch() {
   scratch_ids_.clear(), scratch_bytes_.clear();
   for (std::size_t i = 0; i < program_.slots.size(); ++i) {
     if (program_.slots[i].role != Role::scratch) continue;
-    if (!history_[i].lifetime().used()) program_.slots[i].rows = 0;  // takes no memory
+    if (!history_.lifetime(i).used()) program_.slots[i].rows = 0;  // takes no memory
     scratch_ids_.push_back(static_cast<SlotId>(i));
     scratch_bytes_.push_back(program_.slots[i].bytes());
   }
-  const auto lifetime = [&](int i) -> const Lifetime& {
-    return history_[static_cast<std::size_t>(scratch_ids_[static_cast<std::size_t>(i)])].lifetime();
+  std::vector<const Lifetime*> lifetimes;
+  lifetimes.reserve(scratch_ids_.size());
+  for (const SlotId id : scratch_ids_) lifetimes.push_back(&history_.lifetime(static_cast<std::size_t>(id)));
+  const auto apart = [&](int a, int b) {
+    return lifetimes[static_cast<std::size_t>(a)]->apart(*lifetimes[static_cast<std::size_t>(b)], orders_);
   };
   scratch_offsets_.resize(scratch_ids_.size());
-  program_.workspace_bytes = place_blocks(
-      scratch_bytes_, [&](int a, int b) { return lifetime(a).apart(lifetime(b), orders_); }, scratch_offsets_);
+  program_.workspace_bytes = place_blocks(scratch_bytes_, apart, scratch_offsets_);
   for (std::size_t i = 0; i < scratch_ids_.size(); ++i)
     program_.slots[static_cast<std::size_t>(scratch_ids_[i])].offset = scratch_offsets_[i];
 }
 
 Program ProgramBuilder::build() {
   place_scratch();
+  if (std::exchange(names_are_new_, false)) {
+    names_.clear();
+    for (const Slot& slot : program_.slots) names_.push_back(slot.name);
+  }
   const Program& p = program_;
   last_ = {p.slots.size(), p.steps.size(),    p.accesses.size(), p.bands.size(),
            p.sends.size(), p.receives.size(), p.after.size(),    p.moves.size()};
@@ -230,8 +233,9 @@ void ProgramBuilder::restart(Rank rank, Program&& memory) {
   program_.slots.reserve(last_.slots), program_.steps.reserve(last_.steps), program_.accesses.reserve(last_.accesses);
   program_.bands.reserve(last_.bands), program_.sends.reserve(last_.sends), program_.receives.reserve(last_.receives);
   program_.after.reserve(last_.after), program_.moves.reserve(last_.moves);
-  for (SlotUses& uses : history_) uses.clear();
+  history_.clear(0);
   phase_ = 0;
+  names_are_new_ = false;
   last_bands_ = {};
   orders_.clear();
 }

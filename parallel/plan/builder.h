@@ -158,7 +158,6 @@ class ProgramBuilder {
   bool may_conflict(const View& view) const { return view.present() && program_.slot_of(view).role != Role::input; }
   void order(StepId step, std::span<const Access> accesses);
   std::array<StepId, kQueues> latest_conflicts(StepId step, std::span<const Access> accesses) const;
-  void remember(StepId step, std::span<const Access> accesses);
   void place_scratch();
 
   Program program_;
@@ -166,12 +165,14 @@ class ProgramBuilder {
   PairBands pair_bands_;
   std::array<std::uint64_t, 2> claim_{};  ///< Digests of layout and mask that these are of.
   std::int32_t phase_ = 0;
-  std::vector<SlotUses> history_;  ///< by slot; more than there are once restarted
-  Range last_bands_;               ///< In the pool.
-  std::vector<Access> touched_;    ///< of the exchange at hand
+  Histories history_;
+  Range last_bands_;             ///< In the pool.
+  std::vector<Access> touched_;  ///< of the exchange at hand
   StepOrders orders_;
   std::vector<std::int64_t> scratch_bytes_, scratch_offsets_;  ///< of place_scratch
   std::vector<SlotId> scratch_ids_;
+  std::vector<std::string> names_;  ///< Of the slots of a program built before; up to now those of this one, unless they are new.
+  bool names_are_new_ = false;
   /// How much the program built last had.
   struct Sizes {
     std::size_t slots = 0, steps = 0, accesses = 0, bands = 0, sends = 0, receives = 0, after = 0, moves = 0;

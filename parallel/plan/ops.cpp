@@ -174,8 +174,6 @@ double unit_flops(const Program& program, const Step& step) {
 
 const OpInfo& info(Op op) noexcept { return kOps[static_cast<std::size_t>(op)]; }
 
-char letter(Mode mode) noexcept { return mode == Mode::read ? 'r' : mode == Mode::write ? 'w' : 'a'; }
-
 double flops(const Program& program, const Step& step) {
   if (step.op == Op::unit_scan) return unit_scan_flops(program, step);
   if (Op::unit_states <= step.op && step.op <= Op::unit_apply_backward) return unit_flops(program, step);

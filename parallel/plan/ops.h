@@ -10,10 +10,27 @@ namespace periplus::plan {
 /// Element type of an operand: the storage type of the step, the accumulator type that belongs to it, or either.
 enum class OperandType : std::uint8_t { storage, accumulator, any };
 
+constexpr char letter(Mode mode) noexcept { return mode == Mode::read ? 'r' : mode == Mode::write ? 'w' : 'a'; }
+
+/// Which modes are allowed, of r(ead), w(rite), a(dd).
+class Modes {
+ public:
+  constexpr Modes(const char* letters) {  // NOLINT(google-explicit-constructor): tables of operands read better
+    for (const char* l = letters; *l != 0; ++l) {
+      for (const Mode mode : {Mode::read, Mode::write, Mode::add}) bits_ |= *l == letter(mode) ? bit(mode) : 0;
+    }
+  }
+  constexpr bool allow(Mode mode) const noexcept { return (bits_ & bit(mode)) != 0; }
+
+ private:
+  static constexpr unsigned bit(Mode mode) { return 1u << static_cast<unsigned>(mode); }
+  unsigned bits_ = 0;
+};
+
 /// One operand of an op, in the order of the step's accesses.
 struct Operand {
   std::string_view name;
-  std::string_view modes;  ///< Letters allowed: r(ead), w(rite), a(dd).
+  Modes modes;
   OperandType type;
   bool optional = false;  ///< May be absent (kNoSlot).
 };
@@ -26,7 +43,6 @@ struct OpInfo {
 };
 
 const OpInfo& info(Op op) noexcept;
-char letter(Mode mode) noexcept;
 
 /// Positions of the operands of the ops that are looked at one by one.
 namespace attend_operand {

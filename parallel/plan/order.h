@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "parallel/plan/plan.h"
@@ -94,25 +96,29 @@ class Lifetime {
   StepId begin_ = -1, end_ = -1;
 };
 
-/// Whether two views share cells.
-inline bool overlap(const View& a, const View& b) noexcept {
-  return a.slot == b.slot && a.row0 < b.row0 + b.rows && b.row0 < a.row0 + a.rows && a.head0 < b.head0 + b.heads &&
-         b.head0 < a.head0 + a.heads;
+/// Whether two views of one slot, or of slots alike, share cells.
+inline bool meet(const View& a, const View& b) noexcept {
+  return a.row0 < b.row0 + b.rows && b.row0 < a.row0 + a.rows && a.head0 < b.head0 + b.heads && b.head0 < a.head0 + a.heads;
 }
-
+/// Whether they are the same cells.
+inline bool same_place(const View& a, const View& b) noexcept {
+  return a.row0 == b.row0 && a.rows == b.rows && a.head0 == b.head0 && a.heads == b.heads;
+}
 /// Whether every cell of `inner` is one of `outer`.
-inline bool contains(const View& outer, const View& inner) noexcept {
-  return outer.slot == inner.slot && outer.row0 <= inner.row0 && inner.row0 + inner.rows <= outer.row0 + outer.rows &&
-         outer.head0 <= inner.head0 && inner.head0 + inner.heads <= outer.head0 + outer.heads;
+inline bool surrounds(const View& outer, const View& inner) noexcept {
+  return outer.row0 <= inner.row0 && inner.row0 + inner.rows <= outer.row0 + outer.rows && outer.head0 <= inner.head0 &&
+         inner.head0 + inner.heads <= outer.head0 + outer.heads;
 }
+/// Whether two views of a program share cells.
+inline bool overlap(const View& a, const View& b) noexcept { return a.slot == b.slot && meet(a, b); }
 
-/// Appends what an exchange touches. It is an access as a whole, so messages that follow each other in the rows of a slot are one
-/// access, and so are those that send the same again. Mostly the messages of two tensors take turns.
-inline void append_joined(std::vector<Access>& accesses, const View& view, Mode mode) {
-  for (std::size_t i = accesses.size(); i > 0 && i + 2 > accesses.size(); --i) {
+/// Appends what an exchange touches, whose accesses begin at `begin`. It is an access as a whole, so messages that follow each other
+/// in the rows of a slot are one access, and so are those that send the same again. Mostly the messages of two tensors take turns.
+inline void append_joined(std::vector<Access>& accesses, std::size_t begin, const View& view, Mode mode) {
+  for (std::size_t i = accesses.size(); i > begin && i + 2 > accesses.size(); --i) {
     auto& [before, before_mode] = accesses[i - 1];
     if (before.slot != view.slot || before_mode != mode) continue;
-    if (mode == Mode::read && contains(before, view)) return;
+    if (mode == Mode::read && surrounds(before, view)) return;
     if (before.row0 + before.rows != view.row0 || before.head0 != view.head0 || before.heads != view.heads) continue;
     before.rows += view.rows;
     return;
@@ -121,18 +127,19 @@ inline void append_joined(std::vector<Access>& accesses, const View& view, Mode 
 }
 
 /// Uses of one kind of a slot by one queue that a later step may have to wait for, oldest first. A queue finishes in order,
-/// so a use that lies in the rectangle of a later one tells nothing more.
+/// so a use that lies in the rectangle of a later one tells nothing more. Rows and heads count, not the slot: histories may be
+/// those of another.
 class Uses {
  public:
   void add(const View& view, StepId step) {
     if (empty() || uses_.back().step != step) settled_ = uses_.size();
-    if (empty() || !contains(view, uses_.back().view)) uses_.emplace_back();
+    if (empty() || !surrounds(view, uses_.back().view)) uses_.emplace_back();
     settled_ = std::min(settled_, uses_.size() - 1);
     uses_.back().view = view, uses_.back().step = step;
   }
   /// Enters a write, and drops what it writes over.
   void replace(const View& view, StepId step) {
-    if (is_one() && contains(view, uses_.back().view)) {
+    if (is_one() && surrounds(view, uses_.back().view)) {
       uses_.back().view = view, uses_.back().step = step;
       settled_ = oldest_;
       return;
@@ -148,10 +155,10 @@ class Uses {
     if (uses_.back().step != step) settled_ = uses_.size();
     // Exchanges that follow each other mostly write the same in the same order; to look at all of them each time would take
     // the square of their messages. What is left of others does no harm.
-    if (oldest_ < settled_ && uses_[oldest_].view == view) return drop_oldest();
-    if (is_one() && (oldest_ == settled_ || !contains(view, uses_.back().view))) return true;
+    if (oldest_ < settled_ && same_place(uses_[oldest_].view, view)) return drop_oldest();
+    if (is_one() && (oldest_ == settled_ || !surrounds(view, uses_.back().view))) return true;
     const auto begin = uses_.begin() + static_cast<std::ptrdiff_t>(oldest_), end = uses_.begin() + static_cast<std::ptrdiff_t>(settled_);
-    const auto kept = std::remove_if(begin, end, [&](const Use& use) { return contains(view, use.view); });
+    const auto kept = std::remove_if(begin, end, [&](const Use& use) { return surrounds(view, use.view); });
     settled_ = static_cast<std::size_t>(kept - uses_.begin());
     uses_.erase(kept, end);
     return !empty();
@@ -163,7 +170,7 @@ class Uses {
   /// The latest step whose use shares cells with a view, or -1.
   StepId latest_on(const View& view) const {
     for (std::size_t i = uses_.size(); i-- > oldest_;) {
-      if (overlap(uses_[i].view, view)) return uses_[i].step;
+      if (meet(uses_[i].view, view)) return uses_[i].step;
     }
     return -1;
   }
@@ -237,5 +244,88 @@ class SlotUses {
   unsigned reading_ = 0, writing_ = 0;        ///< Bits of queues of which some are left; most slots know one or two.
   Lifetime lifetime_;
 };
+
+/// What uses of all slots of a program there were. Slots that every step so far used side by side, keys and values mostly, have
+/// one history between them: that of the one that leads.
+class Histories {
+ public:
+  /// Forgets all uses and keeps their memory.
+  void clear(std::size_t slots) {
+    for (SlotUses& uses : uses_) uses.clear();
+    if (uses_.size() < slots) uses_.resize(slots);
+    pairs_.assign(uses_.size(), {});
+  }
+  void add_slot(std::size_t slots) {
+    if (uses_.size() < slots) uses_.emplace_back(), pairs_.emplace_back();
+  }
+  /// The accesses of the next step that count(view) and have a history to look at: not those that do what the access before
+  /// them does and always did. The step is to be remembered with them.
+  template <class Count>
+  std::span<const Access> distinct(std::span<const Access> accesses, Count&& count) {
+    while (!find_distinct(accesses, count)) {
+    }
+    return distinct_;
+  }
+  SlotUses& of(const View& view) { return uses_[static_cast<std::size_t>(view.slot)]; }
+  const SlotUses& of(const View& view) const { return uses_[static_cast<std::size_t>(view.slot)]; }
+  const Lifetime& lifetime(std::size_t slot) const {
+    const SlotId leader = pairs_[slot].leader;
+    return uses_[leader == kNoSlot ? slot : static_cast<std::size_t>(leader)].lifetime();
+  }
+
+ private:
+  struct Pair {
+    SlotId leader = kNoSlot, follower = kNoSlot;
+    bool known = false;  ///< Used before.
+  };
+  Pair& pair(SlotId slot) { return pairs_[static_cast<std::size_t>(slot)]; }
+  static bool alike(const Access& a, const Access& b) { return a.mode == b.mode && same_place(a.view, b.view); }
+  /// Whether it went through. If not, two slots went apart, and accesses left out before may count now.
+  template <class Count>
+  bool find_distinct(std::span<const Access> accesses, Count&& count);
+  void part(SlotId follower) {
+    const SlotId leader = std::exchange(pair(follower).leader, kNoSlot);
+    pair(leader).follower = kNoSlot;
+    uses_[static_cast<std::size_t>(follower)] = uses_[static_cast<std::size_t>(leader)];
+  }
+
+  std::vector<SlotUses> uses_;
+  std::vector<Pair> pairs_;
+  std::vector<Access> distinct_;
+};
+
+template <class Count>
+bool Histories::find_distinct(std::span<const Access> accesses, Count&& count) {
+  distinct_.clear();
+  SlotId new_slot = kNoSlot;  // that of the access before, if it was its first use
+  for (std::size_t i = 0; i < accesses.size(); ++i) {
+    const Access& access = accesses[i];
+    const SlotId slot = access.view.slot, new_before = std::exchange(new_slot, kNoSlot);
+    if (!count(access.view)) continue;
+    Pair& own = pair(slot);
+    if (own.leader != kNoSlot) {
+      if (i > 0 && accesses[i - 1].view.slot == own.leader && alike(accesses[i - 1], access)) continue;
+      part(slot);
+      return false;
+    }
+    if (own.follower != kNoSlot) {
+      const bool followed = i + 1 < accesses.size() && accesses[i + 1].view.slot == own.follower && alike(access, accesses[i + 1]);
+      if (!followed) {
+        part(own.follower);
+        return false;
+      }
+    }
+    if (!own.known) {
+      own.known = true;
+      if (new_before != kNoSlot && alike(accesses[i - 1], access)) {
+        own.leader = new_before, pair(new_before).follower = slot;
+        continue;
+      }
+      new_slot = slot;
+    }
+    distinct_.push_back(access);
+  }
+  return true;
+}
 
 }  // namespace periplus::plan

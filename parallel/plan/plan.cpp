@@ -1,15 +1,12 @@
 #include "parallel/plan/plan.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "runtime/error.h"
 
 namespace periplus::plan {
-
-std::int64_t Program::bytes_of(const View& view) const {
-  const Slot& slot = slot_of(view);
-  return view.rows * view.heads * slot.width * static_cast<std::int64_t>(size_of(slot.dtype));
-}
 
 std::int64_t Program::bytes_sent() const {
   std::int64_t sum = 0;
@@ -18,11 +15,10 @@ std::int64_t Program::bytes_sent() const {
 }
 
 SlotId Program::find_slot(std::string_view name) const {
+  const auto found = std::ranges::find(slots, name, &Slot::name);
+  if (found != slots.end()) return static_cast<SlotId>(found - slots.begin());
   std::string names;
-  for (std::size_t i = 0; i < slots.size(); ++i) {
-    if (slots[i].name == name) return static_cast<SlotId>(i);
-    names += (names.empty() ? "" : ", ") + slots[i].name;
-  }
+  for (const Slot& slot : slots) names += (names.empty() ? "" : ", ") + slot.name;
   throw InvalidArgument(fmt::format("plan: no slot is called '{}'; there are {}", name, names));
 }
 

@@ -149,7 +149,10 @@ struct Program {
   std::span<const StepId> after_of(const Step& step) const { return of(after, step.after); }
 
   const Slot& slot_of(const View& view) const { return slots[static_cast<std::size_t>(view.slot)]; }
-  std::int64_t bytes_of(const View& view) const;
+  std::int64_t bytes_of(const View& view) const {
+    const Slot& slot = slot_of(view);
+    return view.rows * view.heads * slot.width * static_cast<std::int64_t>(size_of(slot.dtype));
+  }
   std::int64_t bytes_sent() const;
   /// Throws InvalidArgument listing the names there are.
   SlotId find_slot(std::string_view name) const;

@@ -1,6 +1,7 @@
 #include "parallel/plan/verify_form.h"
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <utility>
 
@@ -36,12 +37,13 @@ class FormCheck {
 
  private:
   template <class... Args>
-  void fail(fmt::format_string<Args...> what, Args&&... args) {
+  [[gnu::noinline, gnu::cold]] void fail(fmt::format_string<Args...> what, Args&&... args) {
     failures_.push_back(fmt::format("rank {} step {}: {}", program_.rank, id_, fmt::format(what, std::forward<Args>(args)...)));
   }
   template <class... Args>
   void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
-    if (!holds) fail(what, std::forward<Args>(args)...);
+    if (!holds) [[unlikely]]
+      fail(what, std::forward<Args>(args)...);
   }
 
   /// The programs of a plan mostly have the same.
@@ -74,21 +76,39 @@ class FormCheck {
     return true;
   }
 
-  bool check_view(const View& view, std::string_view what) {
-    const bool slot_exists = view.slot >= 0 && view.slot < static_cast<SlotId>(program_.slots.size());
-    require(slot_exists, "{} names slot {}, which does not exist", what, view.slot);
-    if (!slot_exists) return false;
-    const Slot& slot = program_.slot_of(view);
-    const bool fits = view.row0 >= 0 && view.rows >= 0 && view.row0 + view.rows <= slot.rows && view.head0 >= 0 && view.heads >= 0 &&
-                      view.head0 + view.heads <= slot.heads;
-    require(fits, "{} takes rows {}+{} heads {}+{} of '{}', which has {} rows and {} heads", what, view.row0, view.rows, view.head0,
-            view.heads, slot.name, slot.rows, slot.heads);
-    return fits;
+  bool exists(const View& view) const { return view.slot >= 0 && view.slot < slots_; }
+  static bool fits(const View& view, const Slot& slot) {
+    return view.row0 >= 0 && view.rows >= 0 && view.row0 + view.rows <= slot.rows && view.head0 >= 0 && view.heads >= 0 &&
+           view.head0 + view.heads <= slot.heads;
+  }
+  /// Whether there is nothing to say about a message or operand: nearly always, and known sooner than what.
+  bool is_proper(const Message& m, bool received) const {
+    if (!exists(m.view)) return false;
+    const Slot& slot = program_.slot_of(m.view);
+    return fits(m.view, slot) && m.view.rows > 0 && m.view.heads == slot.heads && slot.contiguous && m.peer >= 0 && m.peer < ranks_ &&
+           m.peer != program_.rank && !(received && slot.role == Role::input);
+  }
+  bool is_proper(const Access& access, const Operand& operand) const {
+    if (!exists(access.view)) return false;
+    const Slot& slot = program_.slot_of(access.view);
+    return fits(access.view, slot) && operand.modes.allow(access.mode) && (access.mode == Mode::read || slot.role != Role::input);
   }
 
-  void check_message(const Message& message, std::string_view what) {
+  bool check_view(const View& view, std::string_view what) {
+    require(exists(view), "{} names slot {}, which does not exist", what, view.slot);
+    if (!exists(view)) return false;
+    const Slot& slot = program_.slot_of(view);
+    require(fits(view, slot), "{} takes rows {}+{} heads {}+{} of '{}', which has {} rows and {} heads", what, view.row0, view.rows,
+            view.head0, view.heads, slot.name, slot.rows, slot.heads);
+    return fits(view, slot);
+  }
+
+  void check_message(const Message& message, bool received) {
+    if (is_proper(message, received)) return;
+    const std::string_view what = received ? "a receive" : "a send";
     if (!check_view(message.view, what)) return;
     const Slot& slot = program_.slot_of(message.view);
+    require(!received || slot.role != Role::input, "receives into the input '{}'", slot.name);
     require(message.peer >= 0 && message.peer < ranks_ && message.peer != program_.rank, "{} has peer {} of {} ranks", what, message.peer,
             ranks_);
     require(message.view.rows > 0 && message.view.heads == slot.heads && slot.contiguous,
@@ -100,11 +120,8 @@ class FormCheck {
     require(step.accesses.count == 0, "an exchange has operands");
     require(step.phase > last_phase_, "phase {} does not rise above {}", step.phase, last_phase_);
     last_phase_ = step.phase;
-    for (const Message& m : program_.sends_of(step)) check_message(m, "a send");
-    for (const Message& m : program_.receives_of(step)) {
-      check_message(m, "a receive");
-      require(program_.slot_of(m.view).role != Role::input, "receives into the input '{}'", program_.slot_of(m.view).name);
-    }
+    for (const Message& m : program_.sends_of(step)) check_message(m, false);
+    for (const Message& m : program_.receives_of(step)) check_message(m, true);
   }
 
   void check_operands(const Step& step) {
@@ -114,14 +131,14 @@ class FormCheck {
     if (accesses.size() != op.operands.size()) return;
     for (std::size_t i = 0; i < accesses.size(); ++i) {
       const Operand& operand = op.operands[i];
+      if (is_proper(accesses[i], operand)) continue;
       if (!accesses[i].view.present()) {
         require(operand.optional, "{} lacks operand {}", op.name, operand.name);
         if (!operand.optional) return;
         continue;
       }
       if (!check_view(accesses[i].view, operand.name)) return;
-      const auto allows = [&](Mode mode) { return std::ranges::find(operand.modes, letter(mode)) != operand.modes.end(); };
-      require(allows(accesses[i].mode), "operand {} of {} has mode {}", operand.name, op.name, letter(accesses[i].mode));
+      require(operand.modes.allow(accesses[i].mode), "operand {} of {} has mode {}", operand.name, op.name, letter(accesses[i].mode));
       require(accesses[i].mode == Mode::read || program_.slot_of(accesses[i].view).role != Role::input, "writes the input '{}'",
               program_.slot_of(accesses[i].view).name);
     }
@@ -131,17 +148,17 @@ class FormCheck {
 
   /// One storage type, and the accumulator type that belongs to it.
   void check_types(const OpInfo& op, std::span<const Access> accesses) {
-    std::optional<DType> storage, accumulator;
+    std::array<std::optional<DType>, 2> found;
     for (std::size_t i = 0; i < accesses.size(); ++i) {
       const OperandType type = op.operands[i].type;
       if (!accesses[i].view.present() || type == OperandType::any) continue;
       const DType dtype = program_.slot_of(accesses[i].view).dtype;
-      std::optional<DType>& expected = type == OperandType::storage ? storage : accumulator;
+      std::optional<DType>& expected = found[type == OperandType::storage ? 0 : 1];
       if (!expected) expected = dtype;
-      if (dtype != *expected) {
+      if (dtype != *expected) [[unlikely]]
         fail("operand {} of {} is {} where {} is needed", op.operands[i].name, op.name, to_string(dtype), to_string(*expected));
-      }
     }
+    const auto& [storage, accumulator] = found;
     if (storage && accumulator && *accumulator != accumulator_of(*storage)) {
       fail("{} of {} operands keeps its sums in {} instead of {}", op.name, to_string(*storage), to_string(*accumulator),
            to_string(accumulator_of(*storage)));
@@ -268,6 +285,7 @@ class FormCheck {
   };
   const Sizes sizes_{program_.accesses.size(), program_.bands.size(), program_.sends.size(), program_.receives.size(),
                      program_.after.size(),    program_.moves.size(), program_.runs.size(),  program_.folds.size()};  ///< Of the pools.
+  const SlotId slots_ = static_cast<SlotId>(program_.slots.size());
   int ranks_;
   Proper& proper_;
   std::vector<std::string>& failures_;

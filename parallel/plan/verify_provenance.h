@@ -6,6 +6,7 @@
 #include "parallel/plan/plan.h"
 #include "parallel/plan/provenance_slot.h"
 #include "parallel/plan/provenance_truth.h"
+#include "parallel/plan/provenance_twins.h"
 
 namespace periplus::plan {
 
@@ -15,6 +16,7 @@ struct ProvenanceMemory {
   TermStore terms;
   AttendRecords records;
   KnownPairs known;
+  Twins twins;
   /// Empties it, for a plan of this claim, of what does not hold any more.
   void begin(const Plan& plan);
 };

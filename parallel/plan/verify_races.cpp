@@ -6,58 +6,48 @@
 #include <fmt/format.h>
 
 namespace periplus::plan {
-namespace {
-
-/// fn(view, mode) for everything a step touches, messages included.
-template <class Fn>
-void for_accesses(const Program& program, const Step& step, Fn&& fn) {
-  for (const Access& access : program.accesses_of(step)) {
-    if (access.view.present()) fn(access.view, access.mode);
-  }
-  for (const Message& message : program.sends_of(step)) fn(message.view, Mode::read);
-  for (const Message& message : program.receives_of(step)) fn(message.view, Mode::write);
-}
-
-}  // namespace
 
 void RaceCheck::run(const Program& program, std::vector<std::string>& failures) {
+  constexpr std::size_t kFewAccesses = 8;
   program_ = &program;
   failures_ = &failures;
   orders_.clear();
+  histories_.clear(program.slots.size());
   find_lifetimes();
   for (StepId id = 0; id < static_cast<StepId>(program.steps.size()); ++id) {
     const Step& step = program.steps[static_cast<std::size_t>(id)];
     orders_.begin(plan::queue_of(step));
     for (const StepId other : program.after_of(step)) orders_.wait_for(other);
-    check_step(id, accesses_of(step));
+    const std::span<const Access> accesses = accesses_of(id);
+    // Pair by pair where that is less than to sort.
+    step.op != Op::exchange || accesses.size() <= kFewAccesses ? check_operands(id, accesses) : check_messages_apart(id, accesses);
+    check_order(id, accesses);
   }
   check_shared_bytes();
 }
 
 void RaceCheck::find_lifetimes() {
-  if (slots_.size() < program_->slots.size()) slots_.resize(program_->slots.size());
-  for (std::size_t i = 0; i < program_->slots.size(); ++i) {
-    slots_[i].uses.clear();
-    slots_[i].lifetime = {};
-    slots_[i].written = false, slots_[i].written_in = -1;
-  }
+  slots_.assign(std::max(slots_.size(), program_->slots.size()), {});
+  joined_.clear(), of_step_.clear();
   for (std::size_t id = 0; id < program_->steps.size(); ++id) {
     const Step& step = program_->steps[id];
+    const auto begin = static_cast<std::uint32_t>(joined_.size());
+    for (const Message& m : program_->sends_of(step)) append_joined(joined_, begin, m.view, Mode::read);
+    for (const Message& m : program_->receives_of(step)) append_joined(joined_, begin, m.view, Mode::write);
+    of_step_.push_back({begin, static_cast<std::uint32_t>(joined_.size()) - begin});
     const int queue = queue_of(step);
-    for_accesses(*program_, step, [&](const View& view, Mode mode) {
-      History& history = history_of(view);
-      history.lifetime.use(queue, static_cast<StepId>(id));
-      history.written |= mode != Mode::read;
-    });
+    for (const auto& [view, mode] : accesses_of(static_cast<StepId>(id))) {
+      if (!view.present()) continue;
+      known(view).lifetime.use(queue, static_cast<StepId>(id));
+      known(view).written |= mode != Mode::read;
+    }
   }
-  for (History& history : slots_) history.may_race = history.written && !history.lifetime.in_one_queue();
+  for (Known& slot : slots_) slot.may_race = slot.written && !slot.lifetime.in_one_queue();
 }
 
-std::span<const Access> RaceCheck::accesses_of(const Step& step) {
-  if (step.op != Op::exchange) return program_->accesses_of(step);
-  messages_.clear();
-  for_accesses(*program_, step, [&](const View& view, Mode mode) { messages_.emplace_back(view, mode); });
-  return messages_;
+std::span<const Access> RaceCheck::accesses_of(StepId id) const {
+  const Step& step = program_->steps[static_cast<std::size_t>(id)];
+  return step.op != Op::exchange ? program_->accesses_of(step) : program_->of(joined_, of_step_[static_cast<std::size_t>(id)]);
 }
 
 void RaceCheck::fail_shared(StepId id, const View& view) {
@@ -75,15 +65,9 @@ void RaceCheck::check_operands(StepId id, std::span<const Access> accesses) {
   }
 }
 
-/// Messages have all heads of their slots and are many: by slot and row, each has to begin behind those before it.
+/// Messages have all heads of their slots: by slot and row, each has to begin behind those before it.
 void RaceCheck::check_messages_apart(StepId id, std::span<const Access> messages) {
-  for (const auto& [view, mode] : messages) {
-    if (mode != Mode::read) history_of(view).written_in = id;
-  }
-  by_row_.clear();
-  for (const Access& access : messages) {
-    if (history_of(access.view).written_in == id) by_row_.push_back(access);
-  }
+  by_row_.assign(messages.begin(), messages.end());
   std::ranges::sort(by_row_, {}, [](const Access& access) { return std::pair(access.view.slot, access.view.row0); });
   std::int64_t end = 0, written_end = 0;
   for (std::size_t i = 0; i < by_row_.size(); ++i) {
@@ -95,30 +79,16 @@ void RaceCheck::check_messages_apart(StepId id, std::span<const Access> messages
   }
 }
 
-void RaceCheck::check_step(StepId id, std::span<const Access> accesses) {
-  constexpr std::size_t kFewAccesses = 8;
-  const int queue = orders_.queue_of(id);
-  // Pair by pair where that is less than to sort.
-  queue == 0 || accesses.size() <= kFewAccesses ? check_operands(id, accesses) : check_messages_apart(id, accesses);
-  if (queue == 0) return check_order(id, accesses);
-  joined_.clear();
-  for (const auto& [view, mode] : accesses) append_joined(joined_, view, mode);
-  check_order(id, joined_);
-}
-
 void RaceCheck::check_order(StepId id, std::span<const Access> accesses) {
   const int queue = orders_.queue_of(id);
-  const auto may_race = [this](const View& view) { return view.present() && history_of(view).may_race; };
-  for (const auto& [view, mode] : accesses) {
-    if (!may_race(view)) continue;
-    history_of(view).uses.for_unordered(view, mode, id, orders_, [&, &slot = view](StepId other) {
+  const auto distinct = histories_.distinct(accesses, [this](const View& view) { return view.present() && known(view).may_race; });
+  for (const auto& [view, mode] : distinct) {
+    histories_.of(view).for_unordered(view, mode, id, orders_, [&, &slot = view](StepId other) {
       failures_->push_back(
           fmt::format("rank {} step {}: touches '{}' while step {} may still use it", program_->rank, id, slot_of(slot).name, other));
     });
   }
-  for (const auto& [view, mode] : accesses) {
-    if (may_race(view)) history_of(view).uses.remember(view, mode, id, queue);
-  }
+  for (const auto& [view, mode] : distinct) histories_.of(view).remember(view, mode, id, queue);
 }
 
 /// Slots whose bytes meet are never alive together. By rising offset, those that may meet one are those that begin in it.

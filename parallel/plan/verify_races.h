@@ -18,9 +18,8 @@ class RaceCheck {
 
  private:
   void find_lifetimes();
-  /// Everything a step touches, until the next is asked for; absent operands too.
-  std::span<const Access> accesses_of(const Step& step);
-  void check_step(StepId id, std::span<const Access> accesses);
+  /// Everything a step touches, absent operands too; messages joined where one goes on from another.
+  std::span<const Access> accesses_of(StepId id) const;
   void check_operands(StepId id, std::span<const Access> accesses);
   void check_messages_apart(StepId id, std::span<const Access> messages);
   void check_order(StepId id, std::span<const Access> accesses);
@@ -28,21 +27,21 @@ class RaceCheck {
   void fail_shared(StepId id, const View& view);
   const Slot& slot_of(const View& view) const { return program_->slot_of(view); }
 
-  /// Of a slot.
-  struct History {
-    SlotUses uses;      ///< Only if two of them may race.
-    Lifetime lifetime;  ///< Of the whole program, known from the start.
+  /// What is known of a slot from the start.
+  struct Known {
+    Lifetime lifetime;  ///< Of the whole program.
     bool written = false;
-    bool may_race = false;   ///< Uses of one queue are in its order, and reads do not race.
-    StepId written_in = -1;  ///< The latest exchange that did.
+    bool may_race = false;  ///< Uses of one queue are in its order, and reads do not race.
   };
-  History& history_of(const View& view) { return slots_[static_cast<std::size_t>(view.slot)]; }
+  Known& known(const View& view) { return slots_[static_cast<std::size_t>(view.slot)]; }
 
   std::vector<std::string>* failures_ = nullptr;
   const Program* program_ = nullptr;
-  std::vector<History> slots_;                      ///< May be more than the program has.
-  std::vector<Access> messages_, by_row_, joined_;  ///< Of the exchange at hand.
-  std::vector<std::size_t> by_offset_;              ///< Scratch slots.
+  std::vector<Known> slots_;             ///< May be more than the program has.
+  std::vector<Access> joined_, by_row_;  ///< Messages: of all exchanges, and of the one at hand.
+  std::vector<Range> of_step_;           ///< In joined_.
+  std::vector<std::size_t> by_offset_;   ///< Scratch slots.
+  Histories histories_;
   StepOrders orders_;
 };
 

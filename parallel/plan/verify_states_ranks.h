@@ -187,10 +187,11 @@ class PlayedRanks {
   struct Letter {
     std::size_t first, count;  ///< In posted_.
     std::int64_t heads, width;
+    std::size_t next = 0;  ///< Of the same box, in letters_.
   };
+  /// Letters on their way from one rank to another, chained in the order they were posted in.
   struct Box {
-    std::vector<Letter> letters;
-    std::size_t taken = 0;
+    std::size_t first = 0, last = 0, waiting = 0;
   };
   Box& box(std::int64_t from, std::int64_t to) {
     return mail_[static_cast<std::size_t>(from) * ranks_.size() + static_cast<std::size_t>(to)];
@@ -202,12 +203,15 @@ class PlayedRanks {
       Letter letter{posted_.size(), 0, m.view.heads, program().slot_of(m.view).width};
       // What goes to all ranks is read once.
       if (before != nullptr && before->view == m.view) {
-        letter = box(rank_, before->peer).letters.back();
+        letter = letters_.back();
       } else {
         read(m.view, posted_);
         letter.count = posted_.size() - letter.first;
       }
-      box(rank_, m.peer).letters.push_back(letter);
+      Box& to = box(rank_, m.peer);
+      std::size_t& place = to.waiting++ == 0 ? to.first : letters_[to.last].next;
+      place = to.last = letters_.size();
+      letters_.push_back(letter);
       before = &m;
     }
   }
@@ -217,12 +221,12 @@ class PlayedRanks {
     if (!std::exchange(self().sent, true)) post(program().sends_of(step));
     wanted_.assign(ranks_.size(), 0);
     for (const Message& m : program().receives_of(step)) {
-      const Box& from = box(m.peer, rank_);
-      if (from.taken + ++wanted_[static_cast<std::size_t>(m.peer)] > from.letters.size()) return false;
+      if (++wanted_[static_cast<std::size_t>(m.peer)] > box(m.peer, rank_).waiting) return false;
     }
     for (const Message& m : program().receives_of(step)) {
       Box& from = box(m.peer, rank_);
-      const Letter& letter = from.letters[from.taken++];
+      const Letter& letter = letters_[from.first];
+      from.first = letter.next, --from.waiting;
       require(letter.heads == m.view.heads && letter.width == program().slot_of(m.view).width,
               "receives rows of {} heads and width {} into '{}' of {} and {}", letter.heads, letter.width, program().slot_of(m.view).name,
               m.view.heads, program().slot_of(m.view).width);
@@ -331,7 +335,8 @@ class PlayedRanks {
   Units units_;
   std::vector<Played> ranks_;
   std::vector<Box> mail_;  ///< By sender and receiver.
-  Cells posted_;           ///< Of all letters.
+  std::vector<Letter> letters_;
+  Cells posted_;  ///< Of all letters.
   std::vector<std::size_t> wanted_;
   std::optional<double> scale_;
   std::int64_t rank_ = 0;

@@ -64,6 +64,7 @@ class Gather {
       : program_(program), problem_(problem), preset_(preset), ranks_(problem.layout.ranks()), self_(program.rank()) {
     k_width_ = program.width_of(k), v_width_ = program.width_of(v);
     own_bands_ = bands_between(self_, self_);
+    distances_.reserve(static_cast<std::size_t>(ranks_));
     for (int r = 0; r < preset.rank_stages; ++r) add_distances(r);
     make_stages();
     for (const Stage& stage : stages_) most_fetched_ = std::max(most_fetched_, stage.fetched_rows);
@@ -91,18 +92,18 @@ class Gather {
   Pair fetch(int index, RotatingPair& spare) {
     const Stage& stage = stages_[static_cast<std::size_t>(index)];
     const Pair arriving = spare.next(stage.fetched_rows);
-    std::vector<Message> sends, receives;
+    sends_.clear(), receives_.clear();
     std::int64_t at = 0;
     for (const Distance& distance : distances_of(stage)) {
       for (const RowRange& run : distance.lent) {
-        if (run.rows() > 0) append(sends, distance.to, own_of(stage).rows_at(run.begin, run.rows()));
+        if (run.rows() > 0) append(sends_, distance.to, own_of(stage).rows_at(run.begin, run.rows()));
       }
       for (const RowRange& run : distance.fetched) {
-        append(receives, distance.from, arriving.rows_at(at, run.rows()));
+        append(receives_, distance.from, arriving.rows_at(at, run.rows()));
         at += run.rows();
       }
     }
-    program_.exchange({"kv of stage", index}, kBlockLane, sends, receives);
+    program_.exchange({"kv of stage", index}, kBlockLane, sends_, receives_);
     return arriving;
   }
 
@@ -110,14 +111,14 @@ class Gather {
   Pair give_back(int index, const Pair& parts, RotatingPair& spare) {
     const Stage& stage = stages_[static_cast<std::size_t>(index)];
     const Pair arriving = spare.next(stage.lent_rows);
-    std::vector<Message> sends, receives;
+    sends_.clear(), receives_.clear();
     std::int64_t from = 0, to = 0;
     for (const Distance& distance : distances_of(stage)) {
-      append(sends, distance.from, parts.rows_at(from, rows_of(distance.fetched)));
-      append(receives, distance.to, arriving.rows_at(to, rows_of(distance.lent)));
+      append(sends_, distance.from, parts.rows_at(from, rows_of(distance.fetched)));
+      append(receives_, distance.to, arriving.rows_at(to, rows_of(distance.lent)));
       from += rows_of(distance.fetched), to += rows_of(distance.lent);
     }
-    program_.exchange({"dkdv of stage", index}, kResultLane, sends, receives);
+    program_.exchange({"dkdv of stage", index}, kResultLane, sends_, receives_);
     return arriving;
   }
 
@@ -213,6 +214,7 @@ class Gather {
   std::int64_t k_width_ = 0, v_width_ = 0, most_fetched_ = 0, most_lent_ = 0;
   std::span<const Band> own_bands_;
   std::vector<Distance> distances_;
+  std::vector<Message> sends_, receives_;  ///< Of the exchange at hand.
   std::vector<KvGroup> groups_;
   std::vector<Stage> stages_;
   std::vector<std::vector<Band>> bands_;  ///< Of stages.

@@ -27,6 +27,7 @@ class MemberScratch {
  public:
   MemberScratch(ProgramBuilder& program, const std::string& name, const View& home, DType dtype, std::span<const int> heads) {
     const std::int64_t rows = home.rows, width = program.width_of(home);
+    of_member_.reserve(heads.size()), views_.reserve(heads.size());
     for (std::size_t member = 0; member < heads.size(); ++member) {
       const auto like = std::ranges::find(heads.first(member), heads[member]);
       const auto index = static_cast<std::size_t>(like - heads.begin());
@@ -88,6 +89,7 @@ HeadTrade::HeadTrade(ProgramBuilder& program, const AttentionProblem& problem, c
 template <class TakesPart>
 std::vector<int> HeadTrade::head_counts(bool kv, int piece, const TakesPart& takes_part) const {
   std::vector<int> counts;
+  counts.reserve(ranks_.size());
   for (int member = 0; member < grid_.heads; ++member) {
     const HeadRange& range = heads(member, piece);
     counts.push_back(!takes_part(member) ? 0 : kv ? range.kv_count() : range.count);
@@ -102,6 +104,7 @@ View HeadTrade::leaving(const Outgoing& tensor, int member, int piece) const {
 std::vector<View> HeadTrade::there(int piece, std::span<const Outgoing> tensors) {
   std::vector<View> results;
   std::vector<Message> sends, receives;
+  sends.reserve(tensors.size() * own_parts().size() * ranks_.size()), receives.reserve(sends.capacity());
   for (const Outgoing& t : tensors) {
     const View own = leaving(t, self_, piece);
     results.push_back(grid_.heads == 1
@@ -143,13 +146,14 @@ std::vector<View> HeadTrade::in_sequence(int piece, std::span<const Outgoing> te
   return results;
 }
 
-void HeadTrade::back(int piece, std::span<Returning> tensors, std::string_view name) {
+void HeadTrade::back(int piece, std::span<Returning> tensors) {
   std::vector<Message> sends, receives;
   std::vector<MemberScratch> arriving;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     tensors[i].arrived.assign(ranks_.size(), {});
-    tensors[i].slot = in_order(fmt::format("{}{}{}.leaving", name, i, suffix(piece)), tensors[i].slot, out_of_sequence_);
-    arriving.emplace_back(program_, fmt::format("{}{}{}", name, i, suffix(piece)), tensors[i].home, program_.dtype_of(tensors[i].slot),
+    const std::string name = std::string(tensors[i].name).append(".home").append(suffix(piece));
+    tensors[i].slot = in_order(name + ".leaving", tensors[i].slot, out_of_sequence_);
+    arriving.emplace_back(program_, name, tensors[i].home, program_.dtype_of(tensors[i].slot),
                           head_counts(tensors[i].kv, piece, [&](int member) { return member != self_; }));
   }
   for (int apart = 1; apart < grid_.heads; ++apart) {

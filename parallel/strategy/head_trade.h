@@ -48,9 +48,10 @@ class HeadTrade {
   struct Returning {
     plan::View slot, home;
     bool kv;
+    std::string_view name;
     std::vector<plan::View> arrived = {};  ///< by member
   };
-  void back(int piece, std::span<Returning> tensors, std::string_view name);
+  void back(int piece, std::span<Returning> tensors);
   /// `seen` says which KV heads of the sums already hold something; members are added in rank order.
   void arrive(int piece, std::span<const Returning> tensors, std::vector<std::vector<bool>>& seen);
 

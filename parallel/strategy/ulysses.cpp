@@ -96,8 +96,8 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
     const View out = slot("out.heads", problem.dtype, problem.value()), lse = slot("lse.heads", accumulator, 1);
     const View sink = on.sink.present() ? on.sink.heads_at(heads.first, heads.count) : View{};
     program.finish({"finish"}, state_out, state_lse, sink, out, lse);
-    std::vector<HeadTrade::Returning> results{{out, on.out, false}, {lse, on.lse, false}};
-    trade.back(piece, results, "home");
+    std::vector<HeadTrade::Returning> results{{out, on.out, false, "out"}, {lse, on.lse, false, "lse"}};
+    trade.back(piece, results);
     if (piece > 0) trade.arrive(piece - 1, last, none);
     last = std::move(results);
   }
@@ -139,8 +139,8 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
     settle(program, dq_sum, q_part);
     settle(program, dk_sum, k_part);
     settle(program, dv_sum, v_part);
-    std::vector<HeadTrade::Returning> results{{q_part, on.dq, false}, {k_part, dk, true}, {v_part, dv, true}};
-    trade.back(piece, results, "grad");
+    std::vector<HeadTrade::Returning> results{{q_part, on.dq, false, "dq"}, {k_part, dk, true, "dk"}, {v_part, dv, true, "dv"}};
+    trade.back(piece, results);
     if (piece > 0) trade.arrive(piece - 1, last, seen);
     last = std::move(results);
   }

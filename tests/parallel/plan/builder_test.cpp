@@ -67,6 +67,25 @@ TEST(ProgramBuilder, AccessesThatConflictAcrossQueuesWait) {
   EXPECT_EQ(after(between_lanes.builder.build(), 1), (Steps{0}));
 }
 
+/// Two slots that were used side by side, and then one of them alone.
+TEST(ProgramBuilder, SlotsThatWereUsedTogetherWaitEachForItself) {
+  for (const bool first : {true, false}) {
+    Sketch s;
+    s.builder.exchange({"receive"}, 0, {}, std::vector<Message>{{1, s.a}, {1, s.b}});
+    s.copy(first ? s.a : s.b, s.c);
+    s.builder.exchange({"again"}, 0, {}, std::vector<Message>{{1, s.a}, {1, s.b}});
+    s.copy(first ? s.b : s.a, s.c);
+    s.builder.exchange({"first again"}, 1, {}, std::vector<Message>{{1, s.a}});
+    s.builder.exchange({"second again"}, 1, {}, std::vector<Message>{{1, s.b}});
+    const Program program = s.builder.build();
+    EXPECT_EQ(after(program, 1), (Steps{0}));
+    EXPECT_EQ(after(program, 2), (Steps{1}));
+    EXPECT_EQ(after(program, 3), (Steps{2}));
+    EXPECT_EQ(after(program, 4), first ? (Steps{2}) : (Steps{3}));
+    EXPECT_EQ(after(program, 5), first ? (Steps{3}) : Steps{});
+  }
+}
+
 TEST(ProgramBuilder, ReadsOfTheSameRowsDoNotWait) {
   Sketch s;
   s.copy(s.a, s.b);

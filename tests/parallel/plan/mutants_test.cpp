@@ -66,6 +66,75 @@ Outcome wrong_move(Victim& v, LooseSteps& steps) {
   return Outcome::fault;
 }
 
+/// Slots that could stand in for one: with room for the view, and of its heads, width and type.
+std::vector<SlotId> stand_ins(const Program& program, const View& view) {
+  std::vector<SlotId> found;
+  const Slot& own = program.slot_of(view);
+  for (std::size_t s = 0; s < program.slots.size(); ++s) {
+    const Slot& other = program.slots[s];
+    const bool alike = other.rows >= view.row0 + view.rows && other.heads == own.heads && other.width == own.width &&
+                       other.dtype == own.dtype && other.role == own.role;
+    if (alike && static_cast<SlotId>(s) != view.slot) found.push_back(static_cast<SlotId>(s));
+  }
+  return found;
+}
+
+/// One of two operands that twins use to be, or one side of a copy or sum, is another slot. Its twin stays.
+Outcome one_twin(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) { return !is_exchange(s) && (!is_attend(s) || !s.bands.empty()); });
+  if (!i) return Outcome::none;
+  std::vector<Access>& accesses = steps[*i].accesses;
+  const std::size_t operand = v.pick(accesses.size());
+  View& view = accesses[operand].view;
+  if (!view.present() || view.empty()) return Outcome::none;
+  const std::vector<SlotId> others = stand_ins(v.program(), view);
+  if (others.empty()) return Outcome::none;
+  if (is_idle(v, steps[*i], *i)) return Outcome::equivalent;
+  const SlotId before = std::exchange(view.slot, others[v.pick(others.size())]);
+  const auto name = [&](SlotId slot) { return v.program().slots[static_cast<std::size_t>(slot)].name; };
+  v.what = fmt::format("step {} {} has '{}' in place of '{}'", *i, info(steps[*i].step.op).name, name(view.slot), name(before));
+  return Outcome::fault;
+}
+
+/// Keys and values, or dk and dv, of an attend are both of another block: they are twins still.
+Outcome both_twins(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) { return is_attend(s) && !s.bands.empty(); });
+  if (!i) return Outcome::none;
+  std::vector<Access>& a = steps[*i].accesses;
+  const bool gradients = steps[*i].step.op == Op::attend_backward && v.pick(2) == 0;
+  View& first = a[gradients ? std::size_t{attend_backward_operand::dk} : std::size_t{attend_operand::k}].view;
+  View& second = a[gradients ? std::size_t{attend_backward_operand::dv} : std::size_t{attend_operand::v}].view;
+  const std::vector<SlotId> others = stand_ins(v.program(), first), of_second = stand_ins(v.program(), second);
+  if (first.empty() || others.empty() || of_second.empty()) return Outcome::none;
+  // Blocks take turns: the same number of another pair.
+  const std::size_t other = v.pick(std::min(others.size(), of_second.size()));
+  if (is_idle(v, steps[*i], *i)) return Outcome::equivalent;
+  first.slot = others[other], second.slot = of_second[other];
+  v.what = fmt::format("step {} {} in other slots", *i, gradients ? "dk and dv" : "k and v");
+  return Outcome::fault;
+}
+
+/// Two messages of one size to a peer are sent in each other's place. Equivalent: nobody works with either.
+Outcome crossed_messages(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) { return s.sends.size() > 1; });
+  if (!i) return Outcome::none;
+  std::vector<Message>& sends = steps[*i].sends;
+  const std::size_t first = v.pick(sends.size() - 1);
+  const auto alike = [&](const Message& m) {
+    const Slot &a = v.program().slot_of(sends[first].view), &b = v.program().slot_of(m.view);
+    return m.peer == sends[first].peer && m.view != sends[first].view &&
+           v.program().bytes_of(m.view) == v.program().bytes_of(sends[first].view) && a.dtype == b.dtype;
+  };
+  const auto second = std::find_if(sends.begin() + static_cast<std::ptrdiff_t>(first) + 1, sends.end(), alike);
+  if (second == sends.end()) return Outcome::none;
+  PlayedPlan played(v.plan);
+  if (!played.message_is_used(v.rank, *i, first) && !played.message_is_used(v.rank, *i, static_cast<std::size_t>(second - sends.begin())))
+    return Outcome::equivalent;
+  std::swap(sends[first].view, second->view);
+  v.what = fmt::format("step {} sends {} and {} crossed", *i, first, second - sends.begin());
+  return Outcome::fault;
+}
+
 constexpr std::array kKinds{Kind{"order", swap_neighbours},
                             Kind{"wrong peer", wrong_peer},
                             Kind{"phase +-1 on one side", wrong_phase},
@@ -80,7 +149,10 @@ constexpr std::array kKinds{Kind{"order", swap_neighbours},
                             Kind{"wrong slot", wrong_slot},
                             Kind{"wrong mode", wrong_mode},
                             Kind{"wrong head range", wrong_heads},
-                            Kind{"wrong move", wrong_move, false}};
+                            Kind{"wrong move", wrong_move, false},
+                            Kind{"one twin", one_twin, false},
+                            Kind{"both twins", both_twins, false},
+                            Kind{"crossed messages", crossed_messages, false}};
 
 /// Enough heads for the pieces of the options.
 AttentionProblem problem_for(const AttentionOptions& options, LayoutKind layout, int ranks, const periplus::test::Lengths& cu,
