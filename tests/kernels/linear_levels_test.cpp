@@ -91,6 +91,22 @@ TEST_F(LinearLevels, MatchF64OverManyChunks) {
   });
 }
 
+// Whole tiles go by groups of chunks while decays are mild: groups as long as they may be, shorter ones, and chunks that are in none.
+TEST_F(LinearLevels, MatchF64OverGroupsOfChunks) {
+  for_each_level([] {
+    for (const Decay decay : {Decay::none, Decay::scalar, Decay::diagonal}) {
+      for (const double strength : {0.01, 0.1, 0.4}) {
+        LinearCase c{.rows = 1200, .units = 1, .heads = 2, .width_qk = 64, .width_v = 32};
+        c.decay = decay;
+        c.strength = strength;
+        c.scale = 0.125;
+        c.runs = {{0, 33, 0, true, false}, {33, 1167, 0, false, true}};
+        test::expect_matches_f64<bfloat16>(c, 19, kStream);
+      }
+    }
+  });
+}
+
 // Tokens that forget everything, or nothing, beside tokens that forget a little.
 TEST_F(LinearLevels, AnyDecay) {
   for_each_level([] {

@@ -128,8 +128,9 @@ void attend_block(const ForwardCall& call, QueryTile& tile, const amx::TileBands
   // Half of the products work for each half of the rows.
   constexpr std::int64_t kPairsPerPart = (kUnitPairs + 2 * Steps - 1) / (2 * Steps);
   const std::int64_t units = place.end - place.begin;
-  const bfloat16* keys = call.packed.keys + place.block * call.packed.block_stride + place.begin * Steps * 2 * kTile;
-  const bfloat16* values = call.packed.values + place.block * call.packed.block_stride + place.begin * 2 * kTile;
+  const std::int64_t slot = call.packed.slots[place.block] * call.packed.block_stride;
+  const bfloat16* keys = call.packed.keys + slot + place.begin * Steps * 2 * kTile;
+  const bfloat16* values = call.packed.values + slot + place.begin * 2 * kTile;
   const auto scores_of = [&](std::int64_t unit) __attribute__((always_inline)) { return call.on.scores + unit % 2 * kUnitScores; };
   const auto weights_of = [&](std::int64_t unit) __attribute__((always_inline)) { return call.on.weights + unit * kUnitWeights; };
   Pending pending(call.on.discard);
@@ -201,14 +202,14 @@ constexpr AttendBlock kAttendBlock[] = {attend_block<1>, attend_block<2>, attend
 inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t block, const amx::PackedKeys& packed) {
   const std::int64_t steps = amx::padded(p.shape.width_qk) / amx::kUnit, value_pairs = amx::padded(p.shape.width_v) / amx::kUnit;
   const Strided<const bfloat16> k{p.k.data + packed.kv_head * p.k.head, p.k.row, 0}, v{p.v.data + packed.kv_head * p.v.head, p.v.row, 0};
+  const std::int64_t slot = packed.slots[block] * packed.block_stride;
   __builtin_memset(packed.poisoned + block * amx::kBlock, 0, static_cast<std::size_t>(amx::kBlock));
   for (std::int64_t unit = 0; unit < kUnitsPerBlock; ++unit) {
     const std::int64_t local = block * amx::kBlock + unit * amx::kUnit, key = packed.first_key + local;
     const std::int64_t keys = larger(0, smaller(amx::kUnit, packed.keys_end - key));
-    pack_rows_as_a(k.data + key * k.row, k.row, keys, p.shape.width_qk, steps,
-                   packed.keys + block * packed.block_stride + unit * steps * 2 * kTile);
+    pack_rows_as_a(k.data + key * k.row, k.row, keys, p.shape.width_qk, steps, packed.keys + slot + unit * steps * 2 * kTile);
     const bool bad = pack_rows_transposed(v.data + key * v.row, v.row, keys, p.shape.width_v, value_pairs, kUnitsPerBlock * 2 * kTile,
-                                          packed.values + block * packed.block_stride + unit * 2 * kTile, packed.poisoned + local);
+                                          packed.values + slot + unit * 2 * kTile, packed.poisoned + local);
     if (bad) __atomic_store_n(packed.any_poisoned, std::uint8_t{1}, __ATOMIC_RELAXED);
   }
 }
@@ -218,27 +219,47 @@ inline bool is_unpacked(const amx::PackedKeys& packed, std::int64_t key) {
   return __atomic_load_n(packed.blocks + (key - packed.first_key) / amx::kBlock, __ATOMIC_RELAXED) == amx::kUnpacked;
 }
 
+/// Who changes the list of free slots.
+class SpareSlots {
+ public:
+  explicit SpareSlots(const amx::PackedKeys& packed) : spare_(packed.spare) {
+    while (__atomic_exchange_n(spare_, std::int32_t{1}, __ATOMIC_ACQUIRE) != 0) sched_yield();
+  }
+  ~SpareSlots() { __atomic_store_n(spare_, std::int32_t{0}, __ATOMIC_RELEASE); }
+  SpareSlots(const SpareSlots&) = delete;
+  SpareSlots& operator=(const SpareSlots&) = delete;
+
+  std::int32_t take() { return spare_[2 + --spare_[1]]; }
+  void give(std::int32_t slot) { spare_[2 + spare_[1]++] = slot; }
+
+ private:
+  std::int32_t* spare_;
+};
+
 /// Packs those blocks of `range` that the item sees and nobody has begun.
-inline void pack_range(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, std::int64_t tiles, KeyRange range) {
+inline void pack_range(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, KeyRange range) {
   const amx::PackedKeys& packed = item.packed;
-  const auto is_seen = [&](std::int64_t key) {
-    for (std::int64_t t = 0; t < tiles; ++t) {
-      const KeyRange part = keys_seen(item.tiles[t], key, key + amx::kBlock);
-      if (part.begin < part.end) return true;
-    }
-    return false;
-  };
-  for (std::int64_t key = range.begin; key < range.end; key += amx::kBlock) {
-    if (!is_unpacked(packed, key) || !is_seen(key)) continue;
-    const std::int64_t block = (key - packed.first_key) / amx::kBlock;
+  for (std::int64_t i = 0; i < item.seen_count; ++i) {
+    const std::int64_t block = item.seen[i], key = packed.first_key + block * amx::kBlock;
+    if (key < range.begin || key >= range.end || !is_unpacked(packed, key)) continue;
     std::int32_t expected = amx::kUnpacked;
     if (!__atomic_compare_exchange_n(packed.blocks + block, &expected, std::int32_t{amx::kBeingPacked}, false, __ATOMIC_RELAXED,
                                      __ATOMIC_RELAXED)) {
       continue;
     }
+    __atomic_store_n(packed.slots + block, SpareSlots(packed).take(), __ATOMIC_RELAXED);
     pack_block(p, block, packed);
     __atomic_store_n(packed.blocks + block, std::int32_t{amx::kPacked}, __ATOMIC_RELEASE);
     item.progress();
+  }
+}
+
+/// Frees the slots of blocks that nobody will need again.
+inline void release_blocks(const amx::ForwardItem& item) {
+  const amx::PackedKeys& packed = item.packed;
+  for (std::int64_t i = 0; i < item.seen_count; ++i) {
+    const std::int64_t block = item.seen[i];
+    if (__atomic_sub_fetch(packed.uses + block, 1, __ATOMIC_ACQ_REL) == 0) SpareSlots(packed).give(packed.slots[block]);
   }
 }
 
@@ -268,18 +289,30 @@ struct ItemPlace {
   KeyRange all;
 };
 
-/// Keys [begin, end) of a tile's share, packed or still to be packed.
+inline void fetch_slot(const amx::PackedKeys& packed, std::int64_t slot, KeyRange keys, Fetch& fetch) {
+  const std::int64_t each = packed.block_stride / amx::kBlock, local = (keys.begin - packed.first_key) % amx::kBlock;
+  fetch.add(packed.keys + slot * packed.block_stride + local * each, 0, 1, (keys.end - keys.begin) * each * 2);
+}
+/// The slot that a block is likely to get when `ahead` others have been packed; -1: none.
+inline std::int64_t next_slot(const amx::PackedKeys& packed, std::int64_t ahead) {
+  const std::int64_t spare = __atomic_load_n(packed.spare + 1, __ATOMIC_RELAXED) - 1 - ahead;
+  return spare < 0 ? -1 : __atomic_load_n(packed.spare + 2 + spare, __ATOMIC_RELAXED);
+}
+
+/// Keys [begin, end) of a tile's share, packed or still to be packed `ahead` blocks on.
 inline void fetch_keys(const ForwardProblem<bfloat16, float>& p, const amx::PackedKeys& packed, KeyRange keys, bool if_packed,
-                       Fetch& fetch) {
+                       std::int64_t ahead, Fetch& fetch) {
   keys = {larger(keys.begin, packed.first_key), smaller(keys.end, packed.keys_end)};
   if (keys.begin >= keys.end) return;
   if (is_unpacked(packed, keys.begin)) {
     const std::int64_t count = keys.end - keys.begin;
     fetch.add(p.k.data + keys.begin * p.k.row + packed.kv_head * p.k.head, p.k.row * 2, count, p.shape.width_qk * 2);
     fetch.add(p.v.data + keys.begin * p.v.row + packed.kv_head * p.v.head, p.v.row * 2, count, p.shape.width_v * 2);
+    // What an item leaves behind for the next one is in the cache.
+    if (const std::int64_t slot = next_slot(packed, ahead); if_packed && slot >= 0) fetch_slot(packed, slot, keys, fetch);
   } else if (if_packed) {
-    const std::int64_t each = packed.block_stride / amx::kBlock;
-    fetch.add(packed.keys + (keys.begin - packed.first_key) * each, 0, 1, (keys.end - keys.begin) * each * 2);
+    const std::int64_t local = keys.begin - packed.first_key;
+    fetch_slot(packed, __atomic_load_n(packed.slots + local / amx::kBlock, __ATOMIC_RELAXED), keys, fetch);
   }
 }
 
@@ -301,7 +334,7 @@ inline void fetch_ahead(const ForwardProblem<bfloat16, float>& p, const amx::For
   const bool more = at.range.end < at.all.end;
   const std::int64_t share = (more ? kRangeKeys : item.next.rows) / at.tiles;
   const std::int64_t first = (more ? at.range.end : item.next.first_row) + t * share;
-  fetch_keys(p, more ? item.packed : item.next.packed, {first, first + share}, more, fetch);
+  fetch_keys(p, more ? item.packed : item.next.packed, {first, first + share}, more, t * share / amx::kBlock, fetch);
 }
 
 /// Tile `t` against the blocks of the range that it sees.
@@ -345,7 +378,7 @@ inline void forward_item(const ForwardProblem<bfloat16, float>& p, const amx::Fo
   Pacer pacer(item.progress);
   for (std::int64_t range = first + round_down(at.all.begin - first, kRangeKeys); range < at.all.end; range += kRangeKeys) {
     at.range = {range, smaller(range + kRangeKeys, item.packed.keys_end)};
-    pack_range(p, item, at.tiles, at.range);
+    pack_range(p, item, at.range);
     for (std::int64_t t = 0; t < at.tiles; ++t) {
       const KeyRange part{larger(range, at.seen[t].begin), smaller(at.range.end, at.seen[t].end)};
       if (part.begin >= part.end) continue;
@@ -354,6 +387,7 @@ inline void forward_item(const ForwardProblem<bfloat16, float>& p, const amx::Fo
       if (at.seen[t].end <= at.range.end) store_tile(p, item, t, call.on.tiles[t]);
     }
   }
+  release_blocks(item);
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ Part part_of(const AttentionShape& shape, std::int64_t first_key) {
   part.blocks = (part.keys_end - first_key + kBlock - 1) / kBlock;
   part.block_bytes = kBlock * (padded(shape.width_qk) + padded(shape.width_v)) * 2;
   part.head_bytes = part.blocks * part.block_bytes + (part.blocks + 1) * kBlock;  // poisoned; any_poisoned
-  part.head_bytes += round_up(part.blocks * std::int64_t{sizeof(std::int32_t)});
+  part.head_bytes += round_up((4 * part.blocks + 2) * std::int64_t{sizeof(std::int32_t)});
   return part;
 }
 
@@ -48,6 +48,9 @@ PackedKeys packed_head(const AttentionShape& shape, const Part& part, std::byte*
   packed.poisoned = reinterpret_cast<std::uint8_t*>(at + part.blocks * part.block_bytes);
   packed.any_poisoned = packed.poisoned + part.blocks * kBlock;
   packed.blocks = reinterpret_cast<std::int32_t*>(packed.any_poisoned + kBlock);
+  packed.slots = packed.blocks + part.blocks;
+  packed.uses = packed.slots + part.blocks;
+  packed.spare = packed.uses + part.blocks;
   packed.first_key = part.first_key;
   packed.keys_end = part.keys_end;
   return packed;
@@ -110,26 +113,59 @@ class ForwardPart {
     std::byte* packed = team_scratch(part_.head_bytes * count + thread_bytes * team + kPageBytes);
     std::byte* threads = packed + whole_pages(part_.head_bytes * count);
     const auto keys_of = [&](std::int64_t head) { return packed_head(shape, part_, packed, first, head / group); };
+    std::vector<std::vector<std::int32_t>> seen;
+    for (std::int64_t item = 0; item < row_items; ++item) seen.push_back(blocks_seen(item * item_rows, item_rows));
     for (std::int64_t head = 0; head < heads; head += group) {
-      keys_of(head).any_poisoned[0] = 0;
-      std::fill_n(keys_of(head).blocks, part_.blocks, std::int32_t{kUnpacked});
+      const PackedKeys keys = keys_of(head);
+      keys.any_poisoned[0] = 0;
+      std::fill_n(keys.blocks, part_.blocks, std::int32_t{kUnpacked});
+      std::fill_n(keys.uses, part_.blocks, 0);
+      std::fill_n(keys.slots, part_.blocks, 0);
+      for (const auto& blocks : seen) {
+        for (const std::int32_t block : blocks) keys.uses[block] += static_cast<std::int32_t>(group);
+      }
+      keys.spare[0] = 0;
+      keys.spare[1] = static_cast<std::int32_t>(part_.blocks);
+      for (std::int64_t i = 0; i < part_.blocks; ++i) keys.spare[2 + i] = static_cast<std::int32_t>(part_.blocks - 1 - i);
     }
     // Last rows first: under a causal mask they see the most keys.
     const auto first_row_of = [&](std::int64_t item) { return (row_items - 1 - item / heads) * item_rows; };
     const auto rows_of = [&](std::int64_t item) { return std::min(item_rows, shape.query_rows - first_row_of(item)); };
     for_each_item_on(team, row_items * heads, stream_, [&](std::int64_t item, int thread, const Progress& progress) {
       const std::int64_t first_row = first_row_of(item), head = item % heads;
+      const std::vector<std::int32_t>& blocks = seen[static_cast<std::size_t>(first_row / item_rows)];
       const std::int64_t next = std::min(item + team, row_items * heads - 1);
       kernels_.forward(problem_, {first * group + head,
                                   first_row,
                                   rows_of(item),
                                   lists_.data() + first_row / kUnit,
                                   keys_of(head),
+                                  blocks.data(),
+                                  static_cast<std::int64_t>(blocks.size()),
                                   {first_row_of(next), next == item ? 0 : rows_of(next), keys_of(next % heads)},
                                   overwrite,
                                   threads + thread * thread_bytes,
                                   progress});
     });
+  }
+
+  /// Blocks of keys that some of the rows see.
+  std::vector<std::int32_t> blocks_seen(std::int64_t first_row, std::int64_t rows) const {
+    std::vector<bool> is_seen(static_cast<std::size_t>(part_.blocks));
+    const std::int64_t end = std::min((first_row + rows + kUnit - 1) / kUnit, tiles_.tiles());
+    for (std::int64_t tile = first_row / kUnit; tile < end; ++tile) {
+      std::int64_t from = part_.blocks, to = 0;
+      for (const Band& band : tiles_.of(tile)) {
+        from = std::min(from, (band.k0 - part_.first_key) / kBlock);
+        to = std::max(to, (band.k1 - part_.first_key + kBlock - 1) / kBlock);
+      }
+      if (from < to) std::fill(is_seen.begin() + from, is_seen.begin() + to, true);
+    }
+    std::vector<std::int32_t> blocks;
+    for (std::int64_t block = 0; block < part_.blocks; ++block) {
+      if (is_seen[static_cast<std::size_t>(block)]) blocks.push_back(static_cast<std::int32_t>(block));
+    }
+    return blocks;
   }
 
   const Kernels& kernels_;

@@ -24,7 +24,10 @@ struct PackedKeys {
   std::int32_t* blocks;       ///< [blocks]: BlockState. Several threads read and write it: with __atomic_ built-ins.
   bfloat16* keys;             ///< [blocks][units][D / 32][2 tiles of 16 keys x 32]
   bfloat16* values;           ///< [blocks][E / 32][units][2 tiles of 16 values x 32 keys]
-  std::int64_t block_stride;  ///< bf16 from block to block: the values of a block follow its keys.
+  std::int64_t block_stride;  ///< bf16 from slot to slot: the values of a block follow its keys.
+  std::int32_t* slots;        ///< [blocks]: where each block lies.
+  std::int32_t* uses;         ///< [blocks]: items to come that see it.
+  std::int32_t* spare;  ///< [2 + blocks]: a lock, how many slots are free, and these: the last freed, still in a cache, is taken first.
   /// [keys]: 1 where a value is NaN or infinite. Packed values have 0 there: a weight of 0 must hide them.
   std::uint8_t* poisoned;
   std::uint8_t* any_poisoned;        ///< Written by several threads: with __atomic_ built-ins.
@@ -44,6 +47,8 @@ struct ForwardItem {
   std::int64_t head, first_row, rows;
   const TileBands* tiles;  ///< Of the item: one for each kUnit rows, cut to the packed keys.
   PackedKeys packed;
+  const std::int32_t* seen;  ///< Blocks that the item sees, rising.
+  std::int64_t seen_count;
   /// What the thread is likely to do next: the item at these rows, against these keys. No rows: nothing.
   struct {
     std::int64_t first_row, rows;

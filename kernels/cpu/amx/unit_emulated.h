@@ -69,6 +69,7 @@ struct Unit {
     }
     return x;
   }
+  static Vec reciprocal(Vec x) { return 1.0f / x; }
   static Vec ceil(Vec x) {
     for (int lane = 0; lane < kLanes; ++lane) x[lane] = __builtin_ceilf(x[lane]);
     return x;

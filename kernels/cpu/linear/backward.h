@@ -197,11 +197,15 @@ BackwardSweep<P> carve_backward(const LinearShape& shape, const Sizes& sizes, st
   return on;
 }
 
-template <class P>
+template <class P, class S>
 std::int64_t backward_scratch_bytes(const LinearShape& shape, std::int64_t most_rows) {
-  Carver carver(nullptr);
-  carve_backward<P>(shape, sizes_of<P>(shape, false), (most_rows + linear::kChunk - 1) / linear::kChunk, carver);
-  return carver.used() * 4;
+  const Sizes sizes = sizes_of<P>(shape, false);
+  const std::int64_t chunks = (most_rows + linear::kChunk - 1) / linear::kChunk;
+  Carver carver(nullptr), of_groups(nullptr);
+  carve_backward<P>(shape, sizes, chunks, carver);
+  carve_sweep<P>(shape, sizes, of_groups);
+  GroupsBackward<P, S>(shape, sizes, chunks, of_groups);
+  return larger(carver.used(), of_groups.used()) * 4;
 }
 
 /// The backward pass of one run of one head.
@@ -315,6 +319,13 @@ template <class P, class S>
 void run_apply_backward(const LinearProblem<S, float>& problem, Strided<const float> incoming, Strided<const S> dout,
                         Strided<const float> doutgoing, const LinearResults<S, float>& results, const linear::Item& item) {
   const Run<S> run{problem, item, sizes_of<P>(problem.shape, false)};
+  {
+    Carver carver(reinterpret_cast<float*>(item.scratch));
+    const Sweep<P> on = carve_sweep<P>(problem.shape, run.sizes, carver);
+    const GroupsBackward<P, S> groups(problem.shape, run.sizes, run.chunks(), carver);
+    P products(on.copies, on.copies_size, item.progress);
+    if (groups.run(products, run, incoming, dout, doutgoing, results)) return;
+  }
   Carver carver(reinterpret_cast<float*>(item.scratch));
   const BackwardSweep<P> on = carve_backward<P>(problem.shape, run.sizes, run.chunks(), carver);
   P products(on.forward.copies, on.forward.copies_size, item.progress);

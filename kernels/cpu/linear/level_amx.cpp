@@ -10,6 +10,9 @@ constexpr int kMaxRows = 6;
 // Order matters: products use the unit, and runs the products.
 #include "kernels/cpu/linear/tile_products.h"
 // After them.
+#include "kernels/cpu/linear/groups.h"
+#include "kernels/cpu/linear/groups_backward.h"
+// Last.
 #include "kernels/cpu/linear/runs.h"
 
 namespace periplus::kernels::cpu::linear {

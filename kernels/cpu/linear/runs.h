@@ -7,8 +7,8 @@ namespace periplus::kernels::cpu {
 namespace {
 
 template <class P, class S>
-constexpr linear::Kernels<S> kRunKernels{scratch_bytes<P>,          backward_scratch_bytes<P>, run_states<P, S>,
-                                         run_states_backward<P, S>, run_apply<P, S>,           run_apply_backward<P, S>};
+constexpr linear::Kernels<S> kRunKernels{scratch_bytes<P, S>, backward_scratch_bytes<P, S>, run_states<P, S>, run_states_backward<P, S>,
+                                         run_apply<P, S>,     run_apply_backward<P, S>};
 
 }  // namespace
 }  // namespace periplus::kernels::cpu

@@ -292,10 +292,35 @@ Sweep<P> carve_sweep(const LinearShape& shape, const Sizes& sizes, Carver& carve
   return sweep;
 }
 
-template <class P>
+/// Outputs of several chunks at a time, where products can (groups.h).
+template <class P, class S>
+class Groups {
+ public:
+  Groups(const LinearShape& /*shape*/, const Sizes& /*sizes*/, Carver& /*carver*/) {}
+  /// Moves the state, and its operand, past some chunks from `index` on; returns how many.
+  std::int64_t apply(P& /*products*/, const Run<S>& /*run*/, std::int64_t /*index*/, const Strided<S>& /*out*/, Matrix /*state*/,
+                     const typename P::Right& /*packed*/) const {
+    return 0;
+  }
+};
+
+/// Gradients of a run by groups. False: it must be done chunk by chunk.
+template <class P, class S>
+class GroupsBackward {
+ public:
+  GroupsBackward(const LinearShape& /*shape*/, const Sizes& /*sizes*/, std::int64_t /*chunks*/, Carver& /*carver*/) {}
+  bool run(P& /*products*/, const Run<S>& /*run*/, const Strided<const float>& /*incoming*/, const Strided<const S>& /*dout*/,
+           const Strided<const float>& /*doutgoing*/, const LinearResults<S, float>& /*results*/) const {
+    return false;
+  }
+};
+
+template <class P, class S>
 std::int64_t scratch_bytes(const LinearShape& shape) {
   Carver carver(nullptr);
-  carve_sweep<P>(shape, sizes_of<P>(shape, true), carver);
+  const Sizes sizes = sizes_of<P>(shape, true);
+  carve_sweep<P>(shape, sizes, carver);
+  Groups<P, S>(shape, sizes, carver);
   return carver.used() * 4;
 }
 
@@ -330,10 +355,15 @@ void run_apply(const LinearProblem<S, float>& problem, Strided<const float> inco
   const Run<S> run{problem, item, sizes_of<P>(problem.shape, false)};
   Carver carver(reinterpret_cast<float*>(item.scratch));
   Sweep<P> on = carve_sweep<P>(problem.shape, run.sizes, carver);
+  const Groups<P, S> groups(problem.shape, run.sizes, carver);
   P products(on.copies, on.copies_size, item.progress);
   load_state(incoming, item.run.enters, item, run.sizes, on.state);
   const auto state = products.right(on.state, run.sizes.padded_qk, run.sizes.columns());
   for (std::int64_t index = 0; index < run.chunks(); ++index) {
+    if (const std::int64_t done = groups.apply(products, run, index, out, on.state, state); done > 0) {
+      index += done - 1;
+      continue;
+    }
     look_ahead<P>(run, problem.q, index + 1, run.sizes.qk, products.pulse().ahead[0]);
     look_ahead<P>(run, problem.k, index + 1, run.sizes.qk, products.pulse().ahead[1]);
     look_ahead<P>(run, problem.v, index + 1, run.sizes.v, products.pulse().ahead[2]);

@@ -4,8 +4,7 @@
 // to bf16, rows of bf16 tensors as they are.
 #pragma once
 
-#include "kernels/cpu/amx/pack.h"
-#include "kernels/cpu/linear/rows.h"
+#include "kernels/cpu/linear/squares.h"
 #include "kernels/cpu/products.h"
 
 namespace periplus::kernels::cpu {
@@ -161,24 +160,25 @@ class TileProducts {
     const Range steps{depth.begin / 32, (depth.end + 31) / 32};
     for (std::int64_t column = columns.begin; column < columns.end; column += 32) {
       for (std::int64_t row = rows.begin; row < rows.end; row += 32) {
-        const Block block{operands_at(a, row, b, column, steps), c.below(row - rows.begin).beside(column - columns.begin)};
+        const Operands on = operands_at(a, row, b, column, steps);
+        const Matrix to = c.below(row - rows.begin).beside(column - columns.begin);
         const bool tall = rows.end - row > 16, wide = columns.end - column > 16;
         if (tall && wide) {
-          multiply_square<Add>(block);
+          squares_.template begin<Add>(on, to);
           continue;
         }
-        flush();
+        squares_.flush();
         if (tall) {
-          multiply_block<Add, 2, 1>(block);
+          multiply_block<Add, 2, 1>(on, to);
         } else if (wide) {
-          multiply_block<Add, 1, 2>(block);
+          multiply_block<Add, 1, 2>(on, to);
         } else {
-          multiply_block<Add, 1, 1>(block);
+          multiply_block<Add, 1, 1>(on, to);
         }
       }
       pulse_.beat();
     }
-    flush();
+    squares_.flush();
     Unit::fence();
   }
 
@@ -190,8 +190,8 @@ class TileProducts {
     for_each_square(
         rows, columns,
         [&](std::int64_t row, std::int64_t column, Matrix c) {
-          multiply_square<false>({operands_at(a, row, b, column, {0, depth / 32}), c});
-          accumulate(operands_at(lower, row, d, column, {0, row / 32 + 1}), 0);
+          squares_.template begin<false>(operands_at(a, row, b, column, {0, depth / 32}), c);
+          Squares::accumulate(operands_at(lower, row, d, column, {0, row / 32 + 1}), 0);
         },
         [&](Matrix c, std::int64_t row, std::int64_t column) { take(c, row, column, 32, 32); });
   }
@@ -203,8 +203,8 @@ class TileProducts {
     for_each_square(
         rows, columns,
         [&](std::int64_t row, std::int64_t column, Matrix c) {
-          multiply_square<false>({operands_at(a, row, b, column, {0, depth / 32}), c});
-          if (rest.tiles != nullptr) accumulate(operands_at(a, row, rest, column, {0, depth / 32}), 0);
+          squares_.template begin<false>(operands_at(a, row, b, column, {0, depth / 32}), c);
+          if (rest.tiles != nullptr) Squares::accumulate(operands_at(a, row, rest, column, {0, depth / 32}), 0);
         },
         [&](Matrix c, std::int64_t row, std::int64_t column) {
           merge_square(c, state.below(row).beside(column), factors == nullptr ? nullptr : factors + row * next, next,
@@ -213,17 +213,6 @@ class TileProducts {
   }
 
  private:
-  /// Tiles of up to 2 x 2 of a product.
-  struct Operands {
-    const bfloat16 *a, *b;
-    std::int64_t a_next, b_next;  ///< From one tile to that of the next rows or columns.
-    std::int64_t a_step, a_row_bytes;
-    std::int64_t steps;
-  };
-  struct Block : Operands {
-    Matrix c;
-  };
-
   static Operands operands_at(const Left& a, std::int64_t row, const Right& b, std::int64_t column, Range steps) {
     return {a.at(row / 16, steps.begin), b.at(column / 16, steps.begin), a.next, b.next(), a.next_step, a.row_bytes, steps.size()};
   }
@@ -246,7 +235,7 @@ class TileProducts {
         pulse_.beat();
       }
     }
-    flush();
+    squares_.flush();
     Unit::fence();
     use(Matrix{sums[(count + 1) % 2], 32}, last_row, last_column);
     Unit::fence();
@@ -350,64 +339,14 @@ class TileProducts {
     }
   }
 
-  /// Stores what the last square left in accumulator C, and begins the next there.
-  template <bool Add, int C>
-  [[gnu::always_inline]] void exchange(Matrix c) {
-    constexpr std::int64_t kRow = C / 2 * 16, kColumn = C % 2 * 16;
-    if (pending_.data != nullptr) Unit::store_rows<C>(pending_.row(kRow) + kColumn, pending_.stride * 4);
-    begin<Add, C>(c.row(kRow) + kColumn, c.stride);
-  }
-
-  /// Two by two tiles. Sums can be stored only when the last product is through (52 cycles): so they stay until the next square has
-  /// loaded its first operands, and leave one by one.
-  template <bool Add>
-  void multiply_square(const Block& on) {
-    Unit::load_rows<4>(on.a, on.a_row_bytes);
-    Unit::load<6>(on.b);
-    Unit::load<7>(on.b + on.b_next);
-    Unit::load_rows<5>(on.a + on.a_next, on.a_row_bytes);
-    exchange<Add, 0>(on.c);
-    Unit::multiply<0, 4, 6>();
-    exchange<Add, 1>(on.c);
-    Unit::multiply<1, 4, 7>();
-    exchange<Add, 2>(on.c);
-    Unit::multiply<2, 5, 6>();
-    exchange<Add, 3>(on.c);
-    Unit::multiply<3, 5, 7>();
-    pending_ = on.c;
-    accumulate(on, 1);
-  }
-  /// Adds the steps from `first` on to the square in the accumulators.
-  static void accumulate(const Operands& on, std::int64_t first) {
-    for (std::int64_t step = first; step < on.steps; ++step) {
-      const bfloat16 *a = on.a + step * on.a_step, *b = on.b + step * kTile;
-      Unit::load_rows<4>(a, on.a_row_bytes);
-      Unit::load<6>(b);
-      Unit::multiply<0, 4, 6>();
-      Unit::load<7>(b + on.b_next);
-      Unit::multiply<1, 4, 7>();
-      Unit::load_rows<5>(a + on.a_next, on.a_row_bytes);
-      Unit::multiply<2, 5, 6>();
-      Unit::multiply<3, 5, 7>();
-    }
-  }
-  void flush() {
-    if (pending_.data == nullptr) return;
-    Unit::store_rows<0>(pending_.data, pending_.stride * 4);
-    Unit::store_rows<1>(pending_.data + 16, pending_.stride * 4);
-    Unit::store_rows<2>(pending_.row(16), pending_.stride * 4);
-    Unit::store_rows<3>(pending_.row(16) + 16, pending_.stride * 4);
-    pending_ = {nullptr, 0};
-  }
-
   /// One or two tiles.
   template <bool Add, int R, int N>
-  static void multiply_block(const Block& on) {
+  static void multiply_block(const Operands& on, Matrix c) {
     static_assert(R + N < 4, "four tiles are a square");
     constexpr int kSecond = R == 2 ? 2 : 1;
-    float* second = R == 2 ? on.c.row(16) : on.c.data + 16;
-    begin<Add, 0>(on.c.data, on.c.stride);
-    if constexpr (R + N == 3) begin<Add, kSecond>(second, on.c.stride);
+    float* second = R == 2 ? c.row(16) : c.data + 16;
+    begin<Add, 0>(c.data, c.stride);
+    if constexpr (R + N == 3) begin<Add, kSecond>(second, c.stride);
     for (std::int64_t step = 0; step < on.steps; ++step) {
       Unit::load_rows<4>(on.a + step * on.a_step, on.a_row_bytes);
       Unit::load<6>(on.b + step * kTile);
@@ -421,13 +360,13 @@ class TileProducts {
         Unit::multiply<2, 5, 6>();
       }
     }
-    Unit::store_rows<0>(on.c.data, on.c.stride * 4);
-    if constexpr (R + N == 3) Unit::store_rows<kSecond>(second, on.c.stride * 4);
+    Unit::store_rows<0>(c.data, c.stride * 4);
+    if constexpr (R + N == 3) Unit::store_rows<kSecond>(second, c.stride * 4);
   }
 
   float* copies_;
   std::int64_t floats_, used_ = 0;
-  Matrix pending_ = {nullptr, 0};  ///< Where the sums of the last square belong.
+  Squares squares_;
   Pulse pulse_;
   Unit::Session session_;
 };

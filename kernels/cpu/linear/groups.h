@@ -1,0 +1,178 @@
+// Both passes over groups of chunks, on tiles: each is one or more scans. Included by level_amx.cpp and its twin before runs.h.
+//
+//   out = scan(q, k, v) from the state S;  dq = scan(dout, v, k) from S^T;
+//   dv = falling scan(k, q, dout) from dS; dk = falling scan(v, dout, q) from dS^T.
+#pragma once
+
+#include "kernels/cpu/amx/softmax.h"
+#include "kernels/cpu/linear/scan.h"
+
+namespace periplus::kernels::cpu {
+namespace {
+
+/// Chunks from `index` on that are a group; none if decays are not mild, or for what scans do not know.
+template <class S>
+std::int64_t group_chunks(const Run<S>& run, std::int64_t index) {
+  constexpr float kLeast = -27.0f;  // ln kMild is -27.6
+  const LinearShape& shape = run.problem.shape;
+  const Sizes& sizes = run.sizes;
+  if (run.delta_rule() || sizes.qk != sizes.padded_qk || sizes.v != sizes.padded_v) return 0;
+  std::int64_t chunks = smaller(kGroupChunks, run.chunks() - index);
+  const auto from = head_rows(run.problem.log_decay, run.first_row(index), run.item.head);
+  // Of up to 32 channels at a time.
+  for (std::int64_t d = 0; d < shape.decay_width; d += 32) {
+    const std::int64_t width = smaller(32, shape.decay_width - d);
+    Vec sums[2] = {};
+    std::int64_t row = 0;
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+      for (const std::int64_t end = row + run.rows(index + chunk); row < end; ++row) {
+        const float* at = from.data + row * from.stride + d;
+        if (width == 1) {
+          sums[0] += *at;
+        } else {
+          sums[0] += load(at);
+          sums[1] += load(at + kLanes);
+        }
+      }
+      // NaN is not mild.
+      const Ints mild = (sums[0] >= kLeast) & (sums[1] >= kLeast);
+      if (any(~mild)) chunks = chunk;
+    }
+  }
+  return chunks;
+}
+
+/// Rows of a run that are a group.
+struct GroupPlace {
+  std::int64_t row0, rows;
+
+  std::int64_t chunks() const { return (rows + kScanRows - 1) / kScanRows; }
+  std::int64_t tail() const { return rows % kScanRows; }  ///< Rows of a last chunk that is not whole.
+};
+
+/// Factors of a group's rows; those that do not exist do not decay.
+template <bool kFalling, class S>
+void fill_factors(const Run<S>& run, GroupPlace at, const GroupDecay& decay) {
+  const std::int64_t padded = round_up(at.rows, 32), rows = at.rows;
+  const auto from = head_rows(run.problem.log_decay, at.row0, run.item.head);
+  const std::int64_t width = decay.width;
+  if (width == 1) {
+    float* f = decay.factor;
+    for (std::int64_t i = 0; i < padded; ++i) f[i] = run.problem.shape.decay_width > 0 && i < rows ? from.data[i * from.stride] : 0;
+    for (std::int64_t i = 0; i < padded; i += kLanes) store(f + i, step_of(load(f + i)));
+    float product = 1;
+    for (std::int64_t n = 0; n < padded; ++n) {
+      float& x = f[kFalling ? padded - 1 - n : n];
+      const float before = product;
+      product *= x;
+      x = kFalling ? before : product;
+    }
+    *decay.total = product;
+    return;
+  }
+  // Not as products: an exponential of a sum is as short as that of its last term is exact.
+  for (std::int64_t d = 0; d < width; d += 32) {
+    Vec sum[2] = {};
+    for (std::int64_t n = 0; n < padded; ++n) {
+      const std::int64_t i = kFalling ? padded - 1 - n : n;
+      for (std::int64_t half = 0; half < 2; ++half) {
+        const std::int64_t channel = d + half * kLanes;
+        const Vec step = i < rows ? load(from.data + i * from.stride + channel) * kLog2E : Vec{};
+        const Vec behind = sum[half] + step;
+        store(decay.factor + i * width + channel, weight(kFalling ? sum[half] : behind));
+        sum[half] = behind;
+      }
+    }
+    for (std::int64_t half = 0; half < 2; ++half) store(decay.total + d + half * kLanes, exp2(sum[half]));
+  }
+}
+
+template <class S>
+GroupPlace group_place(const Run<S>& run, std::int64_t first_chunk, std::int64_t end) {
+  const std::int64_t row0 = run.first_row(first_chunk);
+  return {row0, smaller(run.first_row(end), run.item.run.row0 + run.item.run.rows) - row0};
+}
+
+/// Rows of a tensor of the group. A last chunk that is not whole lies in `space`.
+template <class T>
+ChunkRows<T> group_rows(const Strided<T>& tensor, std::int64_t head, std::int64_t width, GroupPlace at, float* space) {
+  ChunkRows<T> group{head_rows(tensor, at.row0, head)};
+  if (at.tail() == 0) return group;
+  group.tail = reinterpret_cast<T*>(space);
+  group.tail_chunk = at.chunks() - 1;
+  group.tail_stride = width;
+  return group;
+}
+/// The same with its rows, and zeros behind them.
+template <class S>
+ChunkRows<const S> group_operand(const Strided<const S>& tensor, std::int64_t head, std::int64_t width, GroupPlace at, float* space) {
+  const ChunkRows<const S> group = group_rows(tensor, head, width, at, space);
+  if (group.tail == nullptr) return group;
+  const S* from = group.rows.data + group.tail_chunk * kScanRows * group.rows.stride;
+  S* to = reinterpret_cast<S*>(space);
+  for (std::int64_t i = 0; i < round_up(at.tail(), 32); ++i) {
+    for (std::int64_t d = 0; d < width; d += 32) {
+      store_bits(to + i * width + d, i < at.tail() ? load_bits(from + i * group.rows.stride + d) : Vec{});
+    }
+  }
+  return group;
+}
+/// Brings the rows of a last chunk that is not whole where they belong.
+template <class S>
+void store_tail(const ChunkRows<S>& group, std::int64_t width, GroupPlace at) {
+  for (std::int64_t i = 0; i < at.tail(); ++i) {
+    S* to = group.rows.data + (group.tail_chunk * kScanRows + i) * group.rows.stride;
+    __builtin_memcpy(static_cast<void*>(to), group.tail + i * width, static_cast<std::size_t>(width) * sizeof(S));
+  }
+}
+
+template <bool kFalling, class S>
+void scan(const ScanTensors<S>& tensors, bool decays_keys, const GroupDecay& decay, std::int64_t rows, const ScanState& state,
+          const ScanSpace& space, Pulse& pulse) {
+  if (decay.width == 1) return Scan<S, DecayOf::rows, kFalling>(tensors, decay, rows, state, space, pulse).run();
+  if (decays_keys) return Scan<S, DecayOf::keys, kFalling>(tensors, decay, rows, state, space, pulse).run();
+  Scan<S, DecayOf::values, kFalling>(tensors, decay, rows, state, space, pulse).run();
+}
+
+inline GroupDecay carve_group_decay(const LinearShape& shape, Carver& carver) {
+  const std::int64_t width = larger(shape.decay_width, 1);
+  return {carver.take(kGroupRows * width), carver.take(width), width};
+}
+
+template <class S>
+class Groups<TileProducts, S> {
+ public:
+  Groups(const LinearShape& shape, const Sizes& sizes, Carver& carver)
+      : decay_(carve_group_decay(shape, carver)), scan_(carve_scan(sizes.padded_qk, sizes.padded_v, decay_.width > 1, carver)) {
+    for (float*& tail : tails_) tail = carver.take(kScanRows * larger(sizes.padded_qk, sizes.padded_v) / 2);
+  }
+
+  std::int64_t apply(TileProducts& products, const Run<S>& run, std::int64_t index, const Strided<S>& out, Matrix state,
+                     const TileProducts::Right& packed) const {
+    const std::int64_t chunks = group_chunks(run, index);
+    if (chunks == 0) return 0;
+    const auto& p = run.problem;
+    const std::int64_t qk = run.sizes.qk, v = run.sizes.v, head = run.item.head;
+    const GroupPlace at = group_place(run, index, index + chunks);
+    fill_factors<false>(run, at, decay_);
+    const ScanTensors<S> tensors{group_operand(p.q, head, qk, at, tails_[0]),
+                                 group_operand(p.k, head, qk, at, tails_[1]),
+                                 group_operand(p.v, head, v, at, tails_[2]),
+                                 group_rows(out, head, v, at, tails_[3]),
+                                 qk,
+                                 v,
+                                 1.0f,
+                                 static_cast<float>(p.scale)};
+    scan<false>(tensors, true, decay_, at.rows, {state, packed.tiles}, scan_, products.pulse());
+    store_tail(tensors.out, v, at);
+    return chunks;
+  }
+
+ private:
+  GroupDecay decay_;
+  ScanSpace scan_;
+  float* tails_[4];
+};
+
+}  // namespace
+}  // namespace periplus::kernels::cpu
