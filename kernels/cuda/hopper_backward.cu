@@ -78,8 +78,8 @@ void launch(const BackwardCall& call, StreamView stream) {
   // What passes by the key tiles of a head: q and dout, and the sums of dq in f32.
   const std::int64_t bytes = shape.query_rows * (2 * (shape.width_qk + shape.width_v) + 4 * shape.width_qk);
   const bool all_rows = gradients.update_dkdv == Update::overwrite;
-  arguments.order = {static_cast<int>(shape.heads), heads_per_group(shape.heads, bytes, device.l2_bytes),
-                     all_rows ? arguments.schedule.row_tiles : arguments.schedule.reached_rows};
+  const int fit = heads_per_group(shape.heads, bytes, device.l2_bytes);
+  arguments.order = {static_cast<int>(shape.heads), fit, all_rows ? arguments.schedule.row_tiles : arguments.schedule.reached_rows, fit};
   arguments.lse = strided_f32(call.lse);
   arguments.delta = strided_f32(call.delta);
   arguments.dq_rows = strided_f32(gradients.dq);

@@ -28,18 +28,28 @@ inline int heads_per_group(std::int64_t heads, std::int64_t bytes, std::size_t l
 /// the row tiles in the order of the schedule, for each of them the heads of the group.
 struct WorkOrder {
   int heads, heads_per_group, row_tiles;
+  int first_group;  ///< Heads of the first group; of others but the last there are heads_per_group.
 
   __host__ __device__ int items() const { return heads * row_tiles; }
   struct Item {
     int row_tile, head;
   };
   __device__ Item item(int index) const {
-    const int per_group = heads_per_group * row_tiles;
-    const int group = index / per_group, rest = index - group * per_group;
-    const int first = group * heads_per_group, here = min(heads_per_group, heads - first);
+    const int behind = index - first_group * row_tiles;
+    if (behind < 0) return {index / first_group, index % first_group};
+    const int per_group = heads_per_group * row_tiles, group = behind / per_group, rest = behind - group * per_group;
+    const int first = first_group + group * heads_per_group, here = min(heads_per_group, heads - first);
     return {rest / here, first + rest % here};
   }
 };
+
+/// As few groups as can be if keys and values of `fit` key/value heads, each shared by `sharing` heads, fit the cache. If heads are
+/// left over, it is the first group that is smaller: the more items the last one has, the more evenly the blocks end. For row tiles
+/// that come longest first.
+inline WorkOrder even_order(int heads, int sharing, int fit, int row_tiles) {
+  const int kv_heads = heads / sharing, groups = (kv_heads - 1) / fit + 1, per_group = ((kv_heads - 1) / groups + 1) * sharing;
+  return {heads, per_group, row_tiles, (heads - 1) % per_group + 1};
+}
 
 /// Takes the next item; -1 when there is none left.
 __device__ inline int next_item(std::int32_t* counters, const WorkOrder& order) {

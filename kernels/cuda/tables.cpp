@@ -1,5 +1,6 @@
 #include "kernels/cuda/tables.h"
 
+#include <algorithm>
 #include <cstring>
 #include <list>
 #include <map>
@@ -91,13 +92,20 @@ Entry make_entry(const Key& key) {
   }
   copy_from_host(memory, image.data(), image.size(), static_cast<cudaStream_t>(key.stream));
   const auto at = [&]<class T>(std::size_t offset, T*) { return reinterpret_cast<T*>(memory + offset); };
-  const ResidentSchedule resident{
-      at(rows, static_cast<const RowTile*>(nullptr)),       at(columns, static_cast<const ColumnTile*>(nullptr)),
-      at(masks, static_cast<const MaskBand*>(nullptr)),     at(unreached, static_cast<const std::int32_t*>(nullptr)),
-      static_cast<std::int32_t>(schedule.rows.size()),      schedule.reached_rows,
-      static_cast<std::int32_t>(schedule.unreached.size()), static_cast<std::int32_t>(column_tiles),
-      at(counters, static_cast<std::int32_t*>(nullptr)),    at(turns, static_cast<std::int32_t*>(nullptr)),
-      at(row_turns, static_cast<std::int32_t*>(nullptr))};
+  std::int32_t longest = 0;
+  for (const RowTile& row : schedule.rows) longest = std::max(longest, row.columns);
+  const ResidentSchedule resident{at(rows, static_cast<const RowTile*>(nullptr)),
+                                  at(columns, static_cast<const ColumnTile*>(nullptr)),
+                                  at(masks, static_cast<const MaskBand*>(nullptr)),
+                                  at(unreached, static_cast<const std::int32_t*>(nullptr)),
+                                  static_cast<std::int32_t>(schedule.rows.size()),
+                                  schedule.reached_rows,
+                                  static_cast<std::int32_t>(schedule.unreached.size()),
+                                  static_cast<std::int32_t>(column_tiles),
+                                  longest,
+                                  at(counters, static_cast<std::int32_t*>(nullptr)),
+                                  at(turns, static_cast<std::int32_t*>(nullptr)),
+                                  at(row_turns, static_cast<std::int32_t*>(nullptr))};
   return {hash_of(key), key, memory, image.size(), resident};
 }
 

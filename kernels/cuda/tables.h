@@ -15,6 +15,7 @@ struct ResidentSchedule {
   const MaskBand* masks;
   const std::int32_t* unreached;
   std::int32_t row_tiles, reached_rows, unreached_tiles, column_tiles;  ///< column_tiles: fixed places along the column axis.
+  std::int32_t longest;                                                 ///< Most columns of a row tile.
   /// Zero between launches, and the kernel must leave them so: [0] next work item, [1] blocks that are done, then
   /// `turns[head * column_tiles + tile]`.
   std::int32_t* counters;

@@ -12,24 +12,26 @@ struct WorkItem {
 };
 
 /// Heads are taken in groups, all row tiles of a group before the next: what the heads of a group share stays in the L2. Within
-/// a group row tiles come in schedule order, each for all heads of the group.
+/// a group row tiles come in schedule order, each for all heads of the group. If heads are left over, it is the first group that is
+/// smaller: the more items the last one has, the more evenly the blocks end.
 struct WorkOrder {
-  int tiles, heads, sharing, group;
+  int tiles, heads, sharing, group, first;  ///< group: heads of all groups but the first.
   __host__ __device__ int items() const { return tiles * heads; }
   __device__ __forceinline__ WorkItem item(int number) const {
-    const int group_items = tiles * group;
-    const int first = number / group_items * group;
-    const int within = number % group_items;
-    const int size = min(group, heads - first);
-    return {within / size, first + within % size};
+    const int behind = number - tiles * first;
+    if (behind < 0) return {number / first, number % first};
+    const int within = behind % (tiles * group);
+    return {within / group, first + behind / (tiles * group) * group + within % group};
   }
 };
 
-/// Groups of heads whose keys and values take at most half of the L2; `sharing` query heads have the same ones.
+/// As few groups of heads as there can be if their keys and values take at most half of the L2; `sharing` query heads have the same ones.
 inline WorkOrder work_order(int tiles, int heads, int sharing, std::size_t bytes_per_kv_head, std::size_t l2_bytes) {
   const std::size_t fit = l2_bytes / 2 / std::max<std::size_t>(bytes_per_kv_head, 1);
-  const auto kv_heads = static_cast<int>(std::clamp<std::size_t>(fit, 1, static_cast<std::size_t>(heads / sharing)));
-  return {tiles, heads, sharing, kv_heads * sharing};
+  const int kv_heads = heads / sharing;
+  const int groups = (kv_heads - 1) / static_cast<int>(std::clamp<std::size_t>(fit, 1, static_cast<std::size_t>(kv_heads))) + 1;
+  const int group = (kv_heads + groups - 1) / groups * sharing;
+  return {tiles, heads, sharing, group, (heads - 1) % group + 1};
 }
 
 /// For the whole block: the next number from the counter. `shared` is a word of shared memory of this use alone.
