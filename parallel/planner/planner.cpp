@@ -103,6 +103,12 @@ std::vector<MicroBatch> Planner::find(const Batch& batch, std::string& found_by)
     std::vector<MicroBatch> other = find_among(batch, useful, expired, late);
     if (!other.empty() && (best.empty() || seconds_of(batch, other) < seconds_of(batch, best))) best = std::move(other);
   }
+  // Of few sequences one in a wrong place costs much, and searching with each kind alone costs little.
+  constexpr int kFew = 64;
+  for (std::size_t kind = 0; kind < cost_.kinds().size() && batch.size() <= kFew && !best.empty() && !expired(); ++kind) {
+    auto of_kind = planner::plan_of_kind(batch, static_cast<int>(kind), options_.search);
+    if (of_kind && seconds_of(batch, *of_kind) < seconds_of(batch, best)) best = std::move(*of_kind);
+  }
   found_by = late ? "search until the deadline" : "search";
   if (best.empty()) found_by = late ? "fall-back: the deadline" : "fall-back: the search found nothing";
   return best.empty() ? fall_back(batch) : best;

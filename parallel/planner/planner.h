@@ -23,7 +23,8 @@ struct PlannerOptions {
 
 /// Plans batches of sequences of unequal lengths: micro-batches, groups of any degree that the cost model has, the method of
 /// each, their ranks, and which sequence goes where. The same lengths give the same plan, unless the deadline passes; lengths
-/// in another order give a plan of the same cost. No plan leaves here that the checker (plan.h) refutes.
+/// in another order give a plan of the same cost. Up to 64 sequences never take longer than the best of plan_of_kind. No plan leaves here
+/// that the checker (plan.h) refutes.
 ///
 /// Fall-back: groups of one kind, the best (plan_by_chunks). BatchPlan::found_by says so and why.
 /// Errors: InvalidArgument as Batch. Not for concurrent use: the solver's basis is kept from batch to batch.
