@@ -318,7 +318,7 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
     dv.scale_incoming = 1 / scale;
     dv.incoming = strided<float>(doutgoing);
     dv.state_row = width_v, dv.state_column = 1;
-    if (on_hopper && notes) {
+    if (on_hopper && notes) {  // there it is dv's walk that meets the states (hopper_linear.h)
       dv.decay_gradient = dk.decay_gradient;
       dv.decay_gradient.dots = nullptr;
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <optional>
 #include <queue>
 #include <set>
 #include <tuple>
@@ -24,7 +25,8 @@ using plan::StepId;
 struct StepTime {
   double begin = 0, end = 0;
   bool started = false, finished = false;
-  std::size_t open = 0;  ///< Exchanges: messages whose peer has not started.
+  std::size_t open = 0;              ///< Exchanges: messages whose peer has not started.
+  std::optional<double> all_to_all;  ///< all_to_all_seconds, once a message has asked.
 };
 
 /// One rank: how far each queue has come.
@@ -171,7 +173,7 @@ class Simulation {
       if (!theirs.started) return;
       const int from = sent ? static_cast<int>(r) : m.peer, to = sent ? m.peer : static_cast<int>(r);
       const std::array<Place, 2> ends{{{r, id}, {peer, other}}};
-      if (const double seconds = all_to_all_seconds(sent ? rank : ranks_[peer], sent ? step : ranks_[peer].step(other)); seconds > 0) {
+      if (const double seconds = sent ? all_to_all_seconds(rank, id) : all_to_all_seconds(ranks_[peer], other); seconds > 0) {
         for (const Place& end : ends) arrive(end, now + seconds);
       } else if (costs_.arrival) {
         const double arrival = costs_.arrival(from, to, rank.program->bytes_of(m.view), now);
@@ -186,9 +188,14 @@ class Simulation {
     for (const plan::Message& m : rank.program->sends_of(step)) meet(m, true);
   }
 
+  double all_to_all_seconds(Playback& rank, StepId id) const {
+    if (costs_.all_to_all.empty()) return 0;
+    std::optional<double>& known = rank.at(id).all_to_all;
+    if (!known) known = all_to_all_seconds(rank, rank.step(id));
+    return *known;
+  }
   /// Of all that a rank sends in an exchange; 0: it is none with all of a group, or nothing is known of that size.
   double all_to_all_seconds(const Playback& rank, const Step& step) const {
-    if (costs_.all_to_all.empty()) return 0;
     std::set<plan::Rank> to, from;
     double bytes = 0;
     for (const plan::Message& m : rank.program->sends_of(step))

@@ -280,30 +280,22 @@ TEST(TcpTransport, ARankThatLeavesIsNoticedByThoseThatWaitForIt) {
 }
 
 TEST(TcpTransport, ThoseThatWaitLearnWhyARankGaveUp) {
-  std::vector<AbortCause> causes(3, AbortCause::failure);
-  TcpGroup group = group_of(3);
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < 3; ++rank) {
-    threads.emplace_back([rank, group, &cause = causes[static_cast<std::size_t>(rank)]]() mutable {
-      group.rank = rank;
-      const Communicator communicator = make_tcp_communicator(group);
-      if (rank == 2) {
-        std::this_thread::sleep_for(milliseconds(20));
-        return communicator.abort("rank 2 of 3: an option that cannot be", AbortCause::invalid_argument);
-      }
-      Bytes data(100);
-      try {
-        exchange(communicator, {}, {from(rank + 1, data)}).wait();  // rank 0 hears of it from either
-      } catch (const AbortedByPeer& failure) {
-        cause = failure.cause();
-        EXPECT_NE(std::string(failure.what()).find("an option that cannot be"), std::string::npos) << failure.what();
-      }
-      std::this_thread::sleep_for(milliseconds(50));
-    });
+  std::vector<AbortCause> causes(2, AbortCause::failure);
+  const auto body = [&](const Communicator& communicator) {
+    if (communicator.rank() == 2) return communicator.abort("an option that cannot be", AbortCause::invalid_argument);
+    Bytes data(100);
+    try {
+      exchange(communicator, {}, {from(communicator.rank() + 1, data)}).wait();  // rank 0 may hear of it from rank 1
+    } catch (const AbortedByPeer& failure) {
+      causes[static_cast<std::size_t>(communicator.rank())] = failure.cause();
+      throw;
+    }
+  };
+  const std::vector<std::string> errors = run_ranks(group_of(3), body, {});
+  for (std::size_t rank = 0; rank < causes.size(); ++rank) {
+    EXPECT_EQ(causes[rank], AbortCause::invalid_argument) << rank;
+    EXPECT_NE(errors[rank].find("an option that cannot be"), std::string::npos) << errors[rank];
   }
-  for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(causes[0], AbortCause::invalid_argument);
-  EXPECT_EQ(causes[1], AbortCause::invalid_argument);
 }
 
 TEST(TcpTransport, MessagesThatCameEarlyAreKeptAlsoAfterTheirRankHasLeft) {
