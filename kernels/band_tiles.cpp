@@ -1,5 +1,7 @@
 #include "kernels/band_tiles.h"
 
+#include <algorithm>
+
 namespace periplus::kernels {
 namespace {
 
@@ -9,6 +11,13 @@ Band cut(Band band, BandTiles::Axis axis, std::int64_t begin, std::int64_t end) 
   first = std::max(first, begin);
   last = std::min(last, end);
   return tighten(band);
+}
+
+std::vector<std::int64_t> even_cuts(std::int64_t rows, std::int64_t tile_rows) {
+  std::vector<std::int64_t> cuts;
+  for (std::int64_t at = 0; at < rows; at += tile_rows) cuts.push_back(at);
+  cuts.push_back(rows);
+  return cuts;
 }
 
 }  // namespace
@@ -28,16 +37,19 @@ Band tighten(Band band) noexcept {
 }
 
 BandTiles::BandTiles(std::span<const Band> bands, Axis axis, std::int64_t rows, std::int64_t tile_rows)
-    : first_(static_cast<std::size_t>((rows + tile_rows - 1) / tile_rows) + 1, 0) {
+    : BandTiles(bands, axis, even_cuts(rows, tile_rows)) {}
+
+BandTiles::BandTiles(std::span<const Band> bands, Axis axis, std::span<const std::int64_t> cuts) : first_(cuts.size(), 0) {
   const auto for_each_piece = [&](auto&& visit) {
     for (const Band& given : bands) {
       const Band band = tighten(given);
       if (band.q0 >= band.q1) continue;
       const std::int64_t begin = axis == Axis::query ? band.q0 : band.k0;
       const std::int64_t end = axis == Axis::query ? band.q1 : band.k1;
-      for (std::int64_t tile = begin / tile_rows; tile * tile_rows < end; ++tile) {
-        const Band piece = cut(band, axis, tile * tile_rows, (tile + 1) * tile_rows);
-        if (piece.q0 < piece.q1) visit(static_cast<std::size_t>(tile), piece);
+      auto tile = static_cast<std::size_t>(std::ranges::upper_bound(cuts, begin) - cuts.begin()) - 1;
+      for (; tile + 1 < cuts.size() && cuts[tile] < end; ++tile) {
+        const Band piece = cut(band, axis, cuts[tile], cuts[tile + 1]);
+        if (piece.q0 < piece.q1) visit(tile, piece);
       }
     }
   };

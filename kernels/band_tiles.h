@@ -21,6 +21,8 @@ class BandTiles {
   enum class Axis { query, key };
   /// `rows` is the extent of the axis. Within a tile, bands keep their order.
   BandTiles(std::span<const Band> bands, Axis axis, std::int64_t rows, std::int64_t tile_rows);
+  /// Tile i begins at cuts[i] and ends at cuts[i + 1]; the last cut is the extent of the axis.
+  BandTiles(std::span<const Band> bands, Axis axis, std::span<const std::int64_t> cuts);
 
   std::int64_t tiles() const noexcept { return static_cast<std::int64_t>(first_.size()) - 1; }
   /// Tightened bands that lie inside the tile along the axis.

@@ -55,7 +55,7 @@ template <class Tiles>
 void launch(const ForwardCall& call, StreamView stream) {
   const AttentionShape& shape = call.shape;
   const auto& device = periplus::cuda::known_properties(stream.device().index);
-  const ScheduleTiles tiles{Tiles::kRows, Tiles::kKeys, false};
+  const ScheduleTiles tiles{Tiles::kRows, Tiles::kKeys, false, true};
   Arguments arguments{};
   arguments.q = encode(plan_boxes(call.block.q, Tiles::kRows));
   arguments.k = encode(plan_boxes(call.block.k, Tiles::kKeys));

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/cuda/hopper_forward_supply.cuh"
+#include "kernels/cuda/mma.cuh"
 
 namespace periplus::kernels::cuda::hopper::forward {
 
@@ -278,7 +279,9 @@ class Consumer {
     fold(out, weight, old_weight);
     fence_async_proxy();
     meet();
-    if (leads_) {
+    if (work.rows.count < 64 * (warpgroup_ + 1)) {
+      store_rows(work, out);
+    } else if (leads_) {
       for_each_panel([&](int i) { store_box(&arguments_.out, out[i], 32 * i, work.rows.begin + 64 * warpgroup_, work.head); });
       store_commit();
     }
@@ -294,6 +297,22 @@ class Consumer {
         float x = out_[4 * j + 2 * i] * weight[i], y = out_[4 * j + 2 * i + 1] * weight[i];
         if (!arguments_.overwrite) x = fmaf(state.x, old_weight[i], x), y = fmaf(state.y, old_weight[i], y);
         state = {x, y};
+      }
+    }
+  }
+
+  /// Of a row tile that ends before the box: what lies behind belongs to another one. 16 threads take a row of a panel.
+  __device__ __forceinline__ void store_rows(const Work& work, const OutPanels& out) const {
+    const int thread = static_cast<int>(afresh(threadIdx.x) % kWarpgroup), column = thread % 16 * 2;
+    const int rows = work.rows.count - 64 * warpgroup_;
+#pragma unroll 1
+    for (int row = thread / 16; row < rows; row += kWarpgroup / 16) {
+      float* to = arguments_.out_rows.data + (work.rows.begin + 64 * warpgroup_ + row) * arguments_.out_rows.row +
+                  work.head * arguments_.out_rows.head;
+      const int from = swizzled(row, thread % 16 / 2) + thread % 2 * 8;
+#pragma unroll 1
+      for (int i = 0; 32 * i + column < arguments_.width_v; ++i) {
+        *reinterpret_cast<float2*>(to + 32 * i + column) = *reinterpret_cast<const float2*>(out[i] + from);
       }
     }
   }

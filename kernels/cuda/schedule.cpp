@@ -16,20 +16,53 @@ Interval columns_of(const Band& band, RowAxis axis) {
   return axis == RowAxis::query ? Interval{band.k0, band.k1} : Interval{band.q0, band.q1};
 }
 
-/// The columns that some band reaches, as disjoint ascending intervals.
+Interval rows_of(const Band& band, RowAxis axis) { return columns_of(band, axis == RowAxis::query ? RowAxis::key : RowAxis::query); }
+
+/// What the intervals hold, as disjoint ascending ones. Two that only touch become one if `touching`.
+std::vector<Interval> joined(std::vector<Interval> all, bool touching) {
+  std::ranges::sort(all, {}, &Interval::begin);
+  std::vector<Interval> result;
+  for (const Interval& next : all) {
+    if (!result.empty() && (next.begin < result.back().end || (touching && next.begin == result.back().end))) {
+      result.back().end = std::max(result.back().end, next.end);
+    } else {
+      result.push_back(next);
+    }
+  }
+  return result;
+}
+
+/// The columns that some band reaches.
 std::vector<Interval> reached(std::span<const Band> bands, RowAxis axis) {
   std::vector<Interval> all;
   for (const Band& band : bands) all.push_back(columns_of(band, axis));
-  std::ranges::sort(all, {}, &Interval::begin);
-  std::vector<Interval> joined;
-  for (const Interval& next : all) {
-    if (!joined.empty() && next.begin <= joined.back().end) {
-      joined.back().end = std::max(joined.back().end, next.end);
-    } else {
-      joined.push_back(next);
-    }
+  return joined(std::move(all), true);
+}
+
+/// Rows at which no band goes on but some begin or end, ascending.
+std::vector<std::int64_t> borders_of(std::span<const Band> bands, RowAxis axis) {
+  std::vector<Interval> all;
+  for (const Band& given : bands) {
+    const Interval rows = rows_of(tighten(given), axis);
+    if (rows.begin < rows.end) all.push_back(rows);
   }
-  return joined;
+  std::vector<std::int64_t> borders;
+  for (const Interval& rows : joined(std::move(all), false)) borders.insert(borders.end(), {rows.begin, rows.end});
+  return borders;
+}
+
+/// Where row tiles begin, and the extent.
+std::vector<std::int64_t> row_cuts(std::span<const Band> bands, RowAxis axis, std::int64_t extent, const ScheduleTiles& tiles) {
+  constexpr std::int64_t kFewest = 16;
+  const std::vector<std::int64_t> borders = tiles.cut_rows ? borders_of(bands, axis) : std::vector<std::int64_t>{};
+  std::vector<std::int64_t> cuts = {0};
+  while (cuts.back() < extent) {
+    std::int64_t end = std::min(extent, cuts.back() + tiles.rows);
+    const auto after = std::ranges::upper_bound(borders, end);
+    if (after != borders.begin() && *(after - 1) >= cuts.back() + kFewest) end = *(after - 1);
+    cuts.push_back(end);
+  }
+  return cuts;
 }
 
 MaskBand narrowed(const Band& band) {
@@ -45,7 +78,8 @@ class Scheduler {
         tiles_(tiles),
         row_extent_(axis == RowAxis::query ? query_rows : key_rows),
         column_extent_(axis == RowAxis::query ? key_rows : query_rows),
-        by_row_(bands, axis == RowAxis::query ? BandTiles::Axis::query : BandTiles::Axis::key, row_extent_, tiles.rows) {}
+        cuts_(row_cuts(bands, axis, row_extent_, tiles)),
+        by_row_(bands, axis == RowAxis::query ? BandTiles::Axis::query : BandTiles::Axis::key, cuts_) {}
 
   Schedule make() {
     for (std::int64_t tile = 0; tile < by_row_.tiles(); ++tile) add_row_tile(tile);
@@ -64,7 +98,7 @@ class Scheduler {
  private:
   void add_row_tile(std::int64_t tile) {
     const std::span<const Band> bands = by_row_.of(tile);
-    rows_ = {tile * tiles_.rows, std::min(row_extent_, (tile + 1) * tiles_.rows)};
+    rows_ = {cuts_[static_cast<std::size_t>(tile)], cuts_[static_cast<std::size_t>(tile) + 1]};
     const auto first = static_cast<std::int32_t>(result_.columns.size());
     std::int64_t done = 0;  // fixed cuts: columns before here have their entry
     for (const Interval& run : reached(bands, axis_)) {
@@ -103,11 +137,13 @@ class Scheduler {
     result_.columns.push_back(tile);
   }
 
-  /// Whole tiles only: what lies outside the views would otherwise count as allowed.
+  /// Whole tiles only: what lies outside would otherwise count as allowed. Queries of no interest do no harm, as nothing is
+  /// stored of them, unless they are columns.
   bool covers(const Band& band, Interval columns) const {
     const bool by_query = axis_ == RowAxis::query;
     const Interval q = by_query ? rows_ : columns, k = by_query ? columns : rows_;
-    if (columns.end - columns.begin != tiles_.columns || rows_.end - rows_.begin != tiles_.rows) return false;
+    if (columns.end - columns.begin != tiles_.columns) return false;
+    if (!by_query && rows_.end - rows_.begin != tiles_.rows) return false;
     return band.q0 <= q.begin && band.q1 >= q.end && band.k0 <= k.begin && band.k1 >= k.end && band.lo <= k.begin - (q.end - 1) &&
            band.hi >= k.end - 1 - q.begin;
   }
@@ -132,6 +168,7 @@ class Scheduler {
   RowAxis axis_;
   ScheduleTiles tiles_;
   std::int64_t row_extent_, column_extent_;
+  std::vector<std::int64_t> cuts_;
   BandTiles by_row_;
   Interval rows_{};
   Schedule result_;

@@ -51,6 +51,9 @@ struct ScheduleTiles {
   /// first: with a causal mask all row tiles of a head then reach different column tiles at a time, also when a new head
   /// starts while the last one ends.
   bool fixed_columns = false;
+  /// Let row tiles end where documents do (bands begin or end, and none goes on), though not after fewer than 16 rows: then most
+  /// belong to one document, and fewer tiles need masks. Else they begin at multiples of `rows`.
+  bool cut_rows = false;
 };
 
 /// Time and space are linear in the result. Source of the order: longest processing time first (Graham 1969).

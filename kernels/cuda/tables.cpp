@@ -22,7 +22,7 @@ struct Key {
   std::vector<Band> bands;
   RowAxis axis;
   std::int64_t query_rows, key_rows, tile_rows, tile_columns, heads, row_heads;
-  bool fixed_columns;
+  bool fixed_columns, cut_rows;
   int device;
   void* stream;
   friend bool operator==(const Key&, const Key&) = default;
@@ -66,7 +66,7 @@ class Parts {
 };
 
 Entry make_entry(const Key& key) {
-  const ScheduleTiles tiles{key.tile_rows, key.tile_columns, key.fixed_columns};
+  const ScheduleTiles tiles{key.tile_rows, key.tile_columns, key.fixed_columns, key.cut_rows};
   const Schedule schedule = make_schedule(key.bands, key.axis, key.query_rows, key.key_rows, tiles);
   const std::int64_t column_extent = key.axis == RowAxis::query ? key.key_rows : key.query_rows;
   const std::int64_t column_tiles = key.fixed_columns ? (column_extent + key.tile_columns - 1) / key.tile_columns : 0;
@@ -158,6 +158,7 @@ ResidentSchedule resident_schedule(std::span<const Band> bands, RowAxis axis, st
                       heads,
                       row_heads,
                       tiles.fixed_columns,
+                      tiles.cut_rows,
                       stream.device().index,
                       stream.native()});
 }

@@ -69,12 +69,17 @@ TEST(BandTiles, CutBandsAlongEitherAxisWithoutLossOrOverlap) {
     const std::vector<Band> bands = test::random_bands(random, rows, keys);
     for (const auto axis : {kernels::BandTiles::Axis::query, kernels::BandTiles::Axis::key}) {
       const bool by_query = axis == kernels::BandTiles::Axis::query;
-      const kernels::BandTiles tiles(bands, axis, by_query ? rows : keys, tile);
+      const std::int64_t extent = by_query ? rows : keys;
+      const bool even = trial % 2 == 0;
+      std::vector<std::int64_t> cuts = {0};
+      while (cuts.back() < extent) cuts.push_back(std::min(extent, cuts.back() + (even ? tile : test::pick(random, 1, 20))));
+      const kernels::BandTiles tiles = even ? kernels::BandTiles(bands, axis, extent, tile) : kernels::BandTiles(bands, axis, cuts);
+      ASSERT_EQ(tiles.tiles(), static_cast<std::int64_t>(cuts.size()) - 1);
       std::vector<int> hits(static_cast<std::size_t>(rows * keys));
       for (std::int64_t t = 0; t < tiles.tiles(); ++t) {
         for (const Band& band : tiles.of(t)) {
-          ASSERT_GE(by_query ? band.q0 : band.k0, t * tile);
-          ASSERT_LE(by_query ? band.q1 : band.k1, (t + 1) * tile);
+          ASSERT_GE(by_query ? band.q0 : band.k0, cuts[static_cast<std::size_t>(t)]);
+          ASSERT_LE(by_query ? band.q1 : band.k1, cuts[static_cast<std::size_t>(t) + 1]);
           for (std::int64_t q = band.q0; q < band.q1; ++q) {
             for (std::int64_t k = keys_of(band, q).begin; k < keys_of(band, q).end; ++k) ++hits[static_cast<std::size_t>(q * keys + k)];
           }

@@ -53,13 +53,13 @@ TEST(Schedule, ComputesEveryAllowedPairOnce) {
   for (int i = 0; i < 60; ++i) {
     const Problem problem = random_problem(random);
     for (const RowAxis axis : {RowAxis::query, RowAxis::key}) {
-      for (const bool fixed : {false, true}) {
-        const Schedule schedule = make_schedule(problem.bands, axis, problem.query_rows, problem.key_rows, {64, 32, fixed});
+      for (const auto& [fixed, cut] : {std::pair{false, false}, {true, false}, {false, true}, {true, true}}) {
+        const Schedule schedule = make_schedule(problem.bands, axis, problem.query_rows, problem.key_rows, {64, 32, fixed, cut});
         const auto count = computed_pairs(schedule, axis, problem);
         for (std::int64_t q = 0; q < problem.query_rows; ++q) {
           for (std::int64_t k = 0; k < problem.key_rows; ++k) {
             ASSERT_EQ(count[static_cast<std::size_t>(q)][static_cast<std::size_t>(k)], test::allowed(problem.bands, q, k) ? 1 : 0)
-                << "problem " << i << ", pair " << q << ", " << k << (fixed ? ", fixed columns" : "");
+                << "problem " << i << ", pair " << q << ", " << k << (fixed ? ", fixed columns" : "") << (cut ? ", cut rows" : "");
           }
         }
       }
@@ -71,8 +71,8 @@ TEST(Schedule, HoldsEveryRowAndThoseWithoutWorkLast) {
   std::mt19937_64 random(2);
   for (int i = 0; i < 40; ++i) {
     const Problem problem = random_problem(random);
-    for (const bool fixed : {false, true}) {
-      const Schedule schedule = make_schedule(problem.bands, RowAxis::key, problem.query_rows, problem.key_rows, {64, 32, fixed});
+    for (const auto& [fixed, cut] : {std::pair{false, false}, {true, false}, {false, true}}) {
+      const Schedule schedule = make_schedule(problem.bands, RowAxis::key, problem.query_rows, problem.key_rows, {64, 32, fixed, cut});
       std::set<std::int64_t> rows;
       for (const RowTile& row : schedule.rows) {
         for (std::int64_t r = row.begin; r < row.begin + row.count; ++r) EXPECT_TRUE(rows.insert(r).second);
@@ -86,6 +86,42 @@ TEST(Schedule, HoldsEveryRowAndThoseWithoutWorkLast) {
       }
     }
   }
+}
+
+// Documents of 200, 8, 100 and 300 rows: a row tile ends where one begins, but for the 8 rows, which are fewer than 16.
+TEST(Schedule, CutsRowsWhereDocumentsBegin) {
+  std::vector<Band> documents;
+  std::int64_t at = 0;
+  for (const std::int64_t length : {200, 8, 100, 300}) {
+    documents.push_back({at, at + length, at, at + length, -kUnbounded, 0});
+    at += length;
+  }
+  const auto make = [&](bool cut) { return make_schedule(documents, RowAxis::query, at, at, {128, 128, false, cut}); };
+  Schedule schedule = make(true);
+  std::ranges::sort(schedule.rows, {}, &RowTile::begin);
+  std::vector<std::int32_t> ends;
+  for (const RowTile& row : schedule.rows) ends.push_back(row.begin + row.count);
+  EXPECT_EQ(ends, (std::vector<std::int32_t>{128, 208, 308, 436, 564, 608}));
+  const auto masked = [](const Schedule& all) {
+    return std::ranges::count_if(all.columns, [](const ColumnTile& c) { return c.masks > 0; });
+  };
+  EXPECT_LT(masked(schedule), masked(make(false)));
+  // Rows that a row tile lacks need no mask, since nothing is stored of them: of 44 rows, the first two tiles of keys have none.
+  const RowTile& last = schedule.rows.back();
+  ASSERT_EQ(last.columns, 3);
+  EXPECT_EQ(schedule.columns[static_cast<std::size_t>(last.first)].masks, 0);
+  EXPECT_EQ(schedule.columns[static_cast<std::size_t>(last.first) + 1].masks, 0);
+  EXPECT_GT(schedule.columns[static_cast<std::size_t>(last.first) + 2].masks, 0);
+}
+
+// A band that begins in the middle of a document, as that of its first keys does beside a window, is no place to cut.
+TEST(Schedule, DoesNotCutRowsInsideDocuments) {
+  const std::vector<Band> bands = {{0, 256, 0, 256, -99, 0}, {100, 256, 0, 1, -kUnbounded, -100}, {256, 400, 256, 400, -99, 0}};
+  Schedule schedule = make_schedule(bands, RowAxis::query, 400, 400, {128, 128, false, true});
+  std::ranges::sort(schedule.rows, {}, &RowTile::begin);
+  std::vector<std::int32_t> ends;
+  for (const RowTile& row : schedule.rows) ends.push_back(row.begin + row.count);
+  EXPECT_EQ(ends, (std::vector<std::int32_t>{128, 256, 384, 400}));
 }
 
 TEST(Schedule, KeepsTheFirstMaskBesideTheTile) {
