@@ -89,7 +89,7 @@ class Scheduler {
       std::ranges::stable_partition(rows, [](const RowTile& row) { return row.columns > 0; });
       number_turns();
     } else {
-      std::ranges::stable_sort(rows, std::greater<>{}, &RowTile::columns);
+      order_by_document();
     }
     result_.reached_rows = static_cast<std::int32_t>(std::ranges::count_if(rows, [](const RowTile& row) { return row.columns > 0; }));
     return std::move(result_);
@@ -146,6 +146,40 @@ class Scheduler {
     if (!by_query && rows_.end - rows_.begin != tiles_.rows) return false;
     return band.q0 <= q.begin && band.q1 >= q.end && band.k0 <= k.begin && band.k1 >= k.end && band.lo <= k.begin - (q.end - 1) &&
            band.hi >= k.end - 1 - q.begin;
+  }
+
+  /// Longest first, but what reads the same columns together: row tiles that read half of what the one before them does, or more, are
+  /// a document, and documents come by their longest row tile.
+  void order_by_document() {
+    std::vector<RowTile>& rows = result_.rows;
+    std::vector<std::ranges::subrange<std::vector<RowTile>::iterator>> documents;
+    for (auto row = rows.begin(); row != rows.end(); ++row) {
+      if (row == rows.begin() || !shares_half(*(row - 1), *row)) documents.emplace_back(row, row);
+      documents.back() = {documents.back().begin(), row + 1};
+    }
+    for (const auto& document : documents) std::ranges::stable_sort(document, std::greater<>{}, &RowTile::columns);
+    std::ranges::stable_sort(documents, std::greater<>{}, [](const auto& document) { return document.front().columns; });
+    std::vector<RowTile> ordered;
+    for (const auto& document : documents) ordered.insert(ordered.end(), document.begin(), document.end());
+    rows = std::move(ordered);
+  }
+
+  /// Of the shorter one's columns.
+  bool shares_half(const RowTile& before, const RowTile& row) const {
+    const auto columns = [&](const RowTile& of) {
+      return std::span(result_.columns).subspan(static_cast<std::size_t>(of.first), static_cast<std::size_t>(of.columns));
+    };
+    if (before.columns == 0 || row.columns == 0) return false;
+    std::int64_t shared = 0, total[2] = {0, 0};
+    const auto a = columns(before), b = columns(row);
+    for (const ColumnTile& tile : a) total[0] += tile.count;
+    for (const ColumnTile& tile : b) total[1] += tile.count;
+    for (std::size_t i = 0, j = 0; i < a.size() && j < b.size();) {
+      const std::int32_t end_a = a[i].begin + a[i].count, end_b = b[j].begin + b[j].count;
+      shared += std::max(0, std::min(end_a, end_b) - std::max(a[i].begin, b[j].begin));
+      end_a < end_b ? ++i : ++j;
+    }
+    return 2 * shared >= std::min(total[0], total[1]);
   }
 
   void number_turns() {

@@ -7,8 +7,8 @@
 #include "kernels/band.h"
 
 /// What a persistent attention kernel does for a list of bands, worked out on the host as plain data: the tiles along one
-/// axis ("rows": queries forward, keys backward), longest first, and for each the tiles along the other axis ("columns")
-/// that some band reaches. Knows nothing of CUDA; tests read it on the CPU.
+/// axis ("rows": queries forward, keys backward), one document after the other and the longest first, and for each the tiles along
+/// the other axis ("columns") that some band reaches. Knows nothing of CUDA; tests read it on the CPU.
 namespace periplus::kernels::cuda {
 
 enum class RowAxis { query, key };
@@ -47,8 +47,8 @@ struct Schedule {
 struct ScheduleTiles {
   std::int64_t rows = 128, columns = 128;  ///< Largest extents.
   /// Cut columns at multiples of `columns` and number the turns; else they start where a run of allowed columns does, which
-  /// gives fewer tiles when documents are short. Rows are then handed out from the last to the first instead of longest
-  /// first: with a causal mask all row tiles of a head then reach different column tiles at a time, also when a new head
+  /// gives fewer tiles when documents are short. Rows are then handed out from the last to the first instead of by document and
+  /// longest first: with a causal mask all row tiles of a head then reach different column tiles at a time, also when a new head
   /// starts while the last one ends.
   bool fixed_columns = false;
   /// Let row tiles end where documents do (bands begin or end, and none goes on), though not after fewer than 16 rows: then most
@@ -56,7 +56,8 @@ struct ScheduleTiles {
   bool cut_rows = false;
 };
 
-/// Time and space are linear in the result. Source of the order: longest processing time first (Graham 1969).
+/// Time and space are linear in the result. Source of the order: longest processing time first (Graham 1969), of documents rather than
+/// of row tiles, so that a document's keys are read while the second-level cache has them.
 Schedule make_schedule(std::span<const Band> bands, RowAxis axis, std::int64_t query_rows, std::int64_t key_rows,
                        const ScheduleTiles& tiles);
 
