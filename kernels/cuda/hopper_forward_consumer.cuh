@@ -145,14 +145,16 @@ class Consumer {
       barrier_wait(&shared_.k_full[k_.index()], k_.parity());
       start_out(v, accumulate);
       start_scores(scores);
+      const Weights weights = weigh(work, old_lse);
       products_wait<1>();
-      store(work, v, out, old_lse);
+      store(work, v, out, weights);
       products_wait<0>();
       first_weights(next, scores);
     } else {
       start_out(v, accumulate);
+      const Weights weights = weigh(work, old_lse);
       products_wait<0>();
-      store(work, v, out, old_lse);
+      store(work, v, out, weights);
     }
     return goes_on;
   }
@@ -245,12 +247,14 @@ class Consumer {
     __syncwarp();  // all of a quad have read lse
   }
 
-  /// Once the last product is there: normalises, folds into the running state, and stores.
-  __device__ __forceinline__ void store(const Work& work, const Position& v, const OutPanels& out, const float (&old_lse)[2]) {
-    hold(out_);
-    release(&shared_.v_free[v.index()]);
+  /// What the two rows' sums and their old state are multiplied with.
+  struct Weights {
+    float sums[2], old[2];
+  };
+  /// Works them out, and stores lse, while the last product is computed.
+  __device__ __forceinline__ Weights weigh(const Work& work, const float (&old_lse)[2]) const {
+    Weights weights;
     // In base 2, and without a branch, so that both rows' chains of operations run side by side.
-    float weight[2], old_weight[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = softmax_.sum[i];
@@ -260,15 +264,22 @@ class Consumer {
       const float reference = softmax_.reference[i], old = old_lse[i] * kLog2E;
       const float value = reference + log2_fast(sum), top = fmaxf(old, value);
       const float total = origin_of(top) + log2_fast(1 + exp2_fast(fminf(old, value) - origin_of(top)));
-      weight[i] = exp2_fast(reference - total);
-      old_weight[i] = empty ? 1 : exp2_fast(old - total);
+      weights.sums[i] = exp2_fast(reference - total);
+      weights.old[i] = empty ? 1 : exp2_fast(old - total);
       if (lane_ % 4 == 0 && row_ + 8 * i < work.rows.count) *lse_of(work, row_ + 8 * i) = empty ? old_lse[i] : total * kLn2;
     }
+    return weights;
+  }
+
+  /// Once the last product is there: normalises, folds into the running state, and stores.
+  __device__ __forceinline__ void store(const Work& work, const Position& v, const OutPanels& out, Weights weights) {
+    hold(out_);
+    release(&shared_.v_free[v.index()]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (weight[i] != 0) continue;
+      if (weights.sums[i] != 0) continue;
       // It stands for nothing, also beside NaN; -0 changes no old bit.
-      weight[i] = 1;
+      weights.sums[i] = 1;
 #pragma unroll
       for (int j = 0; j < kOuts / 4; ++j) out_[4 * j + 2 * i] = out_[4 * j + 2 * i + 1] = arguments_.overwrite ? 0 : -0.0F;
     }
@@ -276,7 +287,7 @@ class Consumer {
       barrier_wait(&shared_.out_full[warpgroup_], out_parity_);
       out_parity_ ^= 1;
     }
-    fold(out, weight, old_weight);
+    fold(out, weights.sums, weights.old);
     fence_async_proxy();
     meet();
     if (work.rows.count < 64 * (warpgroup_ + 1)) {
