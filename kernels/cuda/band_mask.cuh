@@ -5,37 +5,39 @@
 /// Which pairs of a score fragment the bands of a tile allow.
 namespace periplus::kernels::cuda {
 
-struct ColumnRange {
-  int begin, end;  ///< begin >= end: none
-};
-
-/// The columns of the other axis that `band` allows to `row`.
-template <RowAxis axis>
-__device__ __forceinline__ ColumnRange columns_of(const MaskBand& band, int row) {
-  if constexpr (axis == RowAxis::query) {
-    if (row < band.q0 || row >= band.q1) return {0, 0};
-    return {max(band.k0, row + band.lo), min(band.k1, row + band.hi + 1)};
-  } else {
-    if (row < band.k0 || row >= band.k1) return {0, 0};
-    return {max(band.q0, row - band.hi), min(band.q1, row - band.lo + 1)};
-  }
-}
-
 /// A row of up to 16 C fragments side by side, as one thread holds it: bit 2n + i stands for column 8n + i, counted from the
 /// first that the thread holds. Here the bits of columns below `end`.
 __device__ __forceinline__ std::uint32_t bits_below(int end) {
-  const int count = max(2 * (end >> 3) + min(end & 7, 2), 0);
+  const int count = end <= 0 ? 0 : min(2 * (end >> 3) + min(end & 7, 2), 32);
   return count >= 32 ? ~0u : (1u << count) - 1;
 }
 
-/// Columns are counted from `first` on.
+/// Those of the columns [begin, end), counted so.
+__device__ __forceinline__ std::uint32_t bits_of(int begin, int end) { return bits_below(end) & ~bits_below(begin); }
+
+/// The columns of the other axis that `band` allows to `row`, counted from `first` on.
+template <RowAxis axis>
+__device__ __forceinline__ std::uint32_t allowed_bits(const MaskBand& band, int row, int first) {
+  if constexpr (axis == RowAxis::query) {
+    if (row < band.q0 || row >= band.q1) return 0;
+    return bits_of(max(band.k0, row + band.lo) - first, min(band.k1, row + band.hi + 1) - first);
+  } else {
+    if (row < band.k0 || row >= band.k1) return 0;
+    return bits_of(max(band.q0, row - band.hi) - first, min(band.q1, row - band.lo + 1) - first);
+  }
+}
+/// By any of `count` bands.
 template <RowAxis axis>
 __device__ __forceinline__ std::uint32_t allowed_bits(const MaskBand* bands, int count, int row, int first) {
   std::uint32_t bits = 0;
-  for (int b = 0; b < count; ++b) {
-    const ColumnRange range = columns_of<axis>(bands[b], row);
-    bits |= bits_below(range.end - first) & ~bits_below(range.begin - first);
-  }
+  for (int b = 0; b < count; ++b) bits |= allowed_bits<axis>(bands[b], row, first);
+  return bits;
+}
+/// By any mask of a tile that lies nearer than its masks. It has one at least.
+template <RowAxis axis>
+__device__ __forceinline__ std::uint32_t allowed_bits(const ColumnTile& tile, const MaskBand* masks, int row, int first) {
+  std::uint32_t bits = allowed_bits<axis>(tile.mask, row, first);
+  for (int i = 1; i < tile.masks; ++i) bits |= allowed_bits<axis>(masks[tile.first_mask + i], row, first);
   return bits;
 }
 

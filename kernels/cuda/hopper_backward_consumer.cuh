@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "kernels/cuda/band_mask.cuh"
 #include "kernels/cuda/hopper_backward_parts.cuh"
 
 namespace periplus::kernels::cuda::hopper::backward {
@@ -134,7 +135,7 @@ class Consumer {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int key = work.keys.begin + 64 * warpgroup_ + row_ + 8 * i;
-      const std::uint32_t bits = allowed<queries_in>(tile, arguments_.schedule.masks, key, tile.begin + lane_ % 4 * 2);
+      const std::uint32_t bits = allowed_bits<RowAxis::key>(tile, arguments_.schedule.masks, key, tile.begin + lane_ % 4 * 2);
 #pragma unroll
       for (int j = 0; j < kScores / 4; ++j) {
         if ((bits >> (2 * j) & 1) == 0) scores_[4 * j + 2 * i] = 0;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "kernels/cuda/band_mask.cuh"
 #include "kernels/cuda/hopper_forward_supply.cuh"
 #include "kernels/cuda/mma.cuh"
 
@@ -195,7 +196,8 @@ class Consumer {
     if (tile.masks == 0) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::uint32_t bits = allowed<keys_in>(tile, arguments_.schedule.masks, first_row + row_ + 8 * i, tile.begin + lane_ % 4 * 2);
+      const std::uint32_t bits =
+          allowed_bits<RowAxis::query>(tile, arguments_.schedule.masks, first_row + row_ + 8 * i, tile.begin + lane_ % 4 * 2);
 #pragma unroll
       for (int j = 0; j < kScores / 4; ++j) {
 #pragma unroll

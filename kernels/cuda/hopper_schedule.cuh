@@ -1,4 +1,4 @@
-// How the persistent kernels of capability 9.0 find their work, and the masks of tiles.
+// How the persistent kernels of capability 9.0 find their work.
 #pragma once
 
 #include <algorithm>
@@ -62,31 +62,6 @@ __device__ inline void end_of_items(std::int32_t* counters) {
   counters[0] = 0;
   counters[1] = 0;
   __threadfence();
-}
-
-/// Bit 2 j + c stands for column 8 j + c of a thread's 8 N' columns: those of [begin, end), counted from its first.
-__device__ inline std::uint32_t column_bits(int begin, int end) {
-  const auto below = [](int column) { return column <= 0 ? 0 : min(2 * (column >> 3) + min(column & 7, 2), 32); };
-  const auto ones = [](int count) { return count >= 32 ? 0xFFFFFFFFu : (1u << count) - 1; };
-  return ones(below(end)) & ~ones(below(begin));
-}
-
-/// Allowed keys of one query row among the thread's columns, which begin at key `first`.
-__device__ inline std::uint32_t keys_in(const MaskBand& band, int query, int first) {
-  if (query < band.q0 || query >= band.q1) return 0;
-  return column_bits(max(band.k0, query + band.lo) - first, min(band.k1, query + band.hi + 1) - first);
-}
-/// Allowed queries of one key among the thread's columns, which begin at query `first`.
-__device__ inline std::uint32_t queries_in(const MaskBand& band, int key, int first) {
-  if (key < band.k0 || key >= band.k1) return 0;
-  return column_bits(max(band.q0, key - band.hi) - first, min(band.q1, key - band.lo + 1) - first);
-}
-/// Either for all masks of a tile, of which there is at least one.
-template <std::uint32_t (*In)(const MaskBand&, int, int)>
-__device__ inline std::uint32_t allowed(const ColumnTile& tile, const MaskBand* masks, int row, int first) {
-  std::uint32_t bits = In(tile.mask, row, first);
-  for (int i = 1; i < tile.masks; ++i) bits |= In(masks[tile.first_mask + i], row, first);
-  return bits;
 }
 
 }  // namespace periplus::kernels::cuda::hopper
