@@ -103,7 +103,8 @@ TEST_F(CudaAttention, FastRungsTakeTheShapesOfTheSweep) {
   }
 }
 
-/// Every padded width with many tiles in both passes, a causal mask, a window over documents, and all pairs.
+/// Every padded width with many tiles in both passes, a causal mask, a window over documents, documents that begin and end inside
+/// tiles, and all pairs.
 TEST_F(CudaAttention, MatchesReferenceOverSeveralTiles) {
   std::vector<Case> cases;
   for (const std::int64_t width : {64, 96, 128, 192, 256}) {
@@ -112,6 +113,12 @@ TEST_F(CudaAttention, MatchesReferenceOverSeveralTiles) {
     c.bands = {{0, 300, 0, 310, -200, 10}, {300, 700, 310, 700, -kUnbounded, 10}, {350, 700, 0, 64}};
     c.softcap = 3;
     c.update = Update::accumulate;
+    cases.push_back(c);
+    c.softcap = 0;
+    c.bands.clear();
+    for (const auto& [begin, end] : {std::pair{0, 5}, {5, 305}, {305, 306}, {306, 383}, {383, 511}, {511, 700}}) {
+      c.bands.push_back({begin, end, begin, end, -kUnbounded, 0});
+    }
     cases.push_back(c);
     c = causal_case(384, 1, 1, width);
     c.key_rows = 512;
@@ -259,20 +266,28 @@ TEST_F(CudaAttention, NaNAndInfinityReachOnlyTheRowsThatMeetThem) {
   }
 }
 
+/// Also where a row tile ends inside the rows that a kernel stores at a time: behind row 20, and behind row 90.
 TEST_F(CudaAttention, RowsOutsideTheBandsKeepTheirStateBitForBit) {
   for (const cuda::Rung rung : cuda::kRungs) {
     cuda::set_highest_rung(rung);
-    Case c = causal_case(300, 2, 1, 64);
-    c.bands = {{10, 20, 0, 64}, {200, 300, 100, 300, -kUnbounded, 0}};
-    c.update = Update::accumulate;
-    Pass<bfloat16, float> pass(c);
-    pass.randomize(109);
-    const Host<float> out = pass.out, lse = pass.lse;
-    kDeviceForward(pass, c);
-    for (std::int64_t i = 0; i < c.query_rows; ++i) {
-      const bool stays = i < 10 || (i >= 20 && i < 200);
-      EXPECT_EQ(pass.lse.get(i, 1) == lse.get(i, 1), stays) << to_string(rung) << " row " << i;
-      EXPECT_EQ(pass.out.get(i, 1, 5) == out.get(i, 1, 5), stays) << to_string(rung) << " row " << i;
+    for (const std::int64_t width : {64, 128}) {
+      for (const std::int64_t end : {20, 90}) {
+        SCOPED_TRACE(testing::Message() << to_string(rung) << " width " << width << ", rows to " << end);
+        Case c = causal_case(300, 2, 1, width);
+        c.bands = {{10, end, 0, 64}, {200, 300, 100, 300, -kUnbounded, 0}};
+        c.update = Update::accumulate;
+        Pass<bfloat16, float> pass(c);
+        pass.randomize(109);
+        const Host<float> out = pass.out, lse = pass.lse;
+        kDeviceForward(pass, c);
+        for (std::int64_t i = 0; i < c.query_rows; ++i) {
+          const bool stays = i < 10 || (i >= end && i < 200);
+          EXPECT_EQ(pass.lse.get(i, 1) == lse.get(i, 1), stays) << "row " << i;
+          for (const std::int64_t column : {std::int64_t{5}, width - 1}) {
+            EXPECT_EQ(pass.out.get(i, 1, column) == out.get(i, 1, column), stays) << "row " << i << ", column " << column;
+          }
+        }
+      }
     }
   }
 }
