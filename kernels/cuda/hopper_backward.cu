@@ -74,12 +74,12 @@ void launch(const BackwardCall& call, StreamView stream) {
   const ScheduleTiles tiles{Tiles::kKeys, Tiles::kQueries, true};
   arguments.schedule = resident_schedule(call.block.bands, RowAxis::key, shape.query_rows, shape.key_rows, tiles, shape.heads, stream,
                                          shape.kv_heads * Tiles::kConsumers);
-  arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
   // What passes by the key tiles of a head: q and dout, and the sums of dq in f32.
   const std::int64_t bytes = shape.query_rows * (2 * (shape.width_qk + shape.width_v) + 4 * shape.width_qk);
   const bool all_rows = gradients.update_dkdv == Update::overwrite;
-  const int fit = heads_per_group(shape.heads, bytes, device.l2_bytes);
-  arguments.order = {static_cast<int>(shape.heads), fit, all_rows ? arguments.schedule.row_tiles : arguments.schedule.reached_rows, fit};
+  arguments.order = even_order(all_rows ? arguments.schedule.row_tiles : arguments.schedule.reached_rows, static_cast<int>(shape.heads), 1,
+                               fitting_heads(shape.heads, bytes, device.l2_bytes));
+  arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
   arguments.lse = strided_f32(call.lse);
   arguments.delta = strided_f32(call.delta);
   arguments.dq_rows = strided_f32(gradients.dq);

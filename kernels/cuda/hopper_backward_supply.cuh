@@ -26,7 +26,7 @@ __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
     barrier_wait(&shared.item_free, parity ^ 1);
     shared.work[parity] = work;
     barrier_arrive(&shared.item_full);
-    if (work.index < 0) return end_of_items(arguments.schedule.counters);
+    if (work.index < 0) return leave(arguments.schedule.counters);
     barrier_wait(&shared.kv_free, parity ^ 1);
     if (work.keys.columns == 0) {
       barrier_arrive(&shared.kv_full);

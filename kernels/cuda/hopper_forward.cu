@@ -64,10 +64,11 @@ void launch(const ForwardCall& call, StreamView stream) {
   arguments.group = static_cast<int>(shape.heads / shape.kv_heads);
   // What a row tile reads of a head is at most what the longest one does.
   const std::int64_t keys = std::min<std::int64_t>(shape.key_rows, std::int64_t{arguments.schedule.longest} * Tiles::kKeys);
-  arguments.order = even_order(static_cast<int>(shape.heads), arguments.group,
-                               heads_per_group(shape.kv_heads, keys * (shape.width_qk + shape.width_v) * 2, device.l2_bytes),
-                               // Rows that no key reaches matter only if they are to be cleared.
-                               call.update == Update::overwrite ? arguments.schedule.row_tiles : arguments.schedule.reached_rows);
+  // Rows that no key reaches matter only if they are to be cleared.
+  const bool all_rows = call.update == Update::overwrite;
+  arguments.order =
+      even_order(all_rows ? arguments.schedule.row_tiles : arguments.schedule.reached_rows, static_cast<int>(shape.heads), arguments.group,
+                 fitting_heads(shape.kv_heads, keys * (shape.width_qk + shape.width_v) * 2, device.l2_bytes));
   arguments.out = encode(plan_boxes(call.state.out, 64));
   arguments.out_rows = strided_f32(call.state.out);
   arguments.lse = strided_f32(call.state.lse);

@@ -80,7 +80,7 @@ __device__ void produce(Shared<Tiles>& shared, const Arguments& arguments) {
     shared.work[q.index()] = work;
     if (work.index < 0) {
       barrier_arrive(q_full);
-      return end_of_items(arguments.schedule.counters);
+      return leave(arguments.schedule.counters);
     }
     const RowTile rows = work.rows;
     if (rows.columns == 0) {

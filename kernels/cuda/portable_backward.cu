@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, 1)
     if (threadIdx.x < 4) s.key_marks[threadIdx.x] = 0;
     mine.store_key_gradients(p, work.rows, work.kv, work.part);
   }
-  leave(schedule.counters);
+  if (threadIdx.x == 0) leave(schedule.counters);
 }
 
 template <class T, class Tiles>
@@ -115,9 +115,10 @@ void launch(const BackwardProblem<T, float>& problem, const AttentionBlock& bloc
                                                       {Tiles::kKeys, Tiles::kQueries, true}, shape.heads * Tiles::kParts, stream);
   // What the key tiles of a head share: queries, their gradients, and the sums of these.
   const std::int64_t row_bytes = (shape.width_qk + shape.width_v) * 2 + shape.width_qk * 4;
-  const auto kv_bytes = static_cast<std::size_t>(shape.heads / shape.kv_heads * shape.query_rows * row_bytes);
-  const WorkOrder order = work_order(schedule.row_tiles, static_cast<int>(shape.kv_heads) * Tiles::kParts, Tiles::kParts, kv_bytes,
-                                     static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize, stream)));
+  const std::int64_t kv_bytes = shape.heads / shape.kv_heads * shape.query_rows * row_bytes;
+  const WorkOrder order =
+      even_order(schedule.row_tiles, static_cast<int>(shape.kv_heads) * Tiles::kParts, Tiles::kParts,
+                 fitting_heads(shape.kv_heads, kv_bytes, static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize, stream))));
   const int useful = order.items() + schedule.unreached_tiles * static_cast<int>(shape.heads);
   launch_persistent(backward<T, Tiles>, Tiles::kThreads, static_cast<int>(sizeof(typename B::Shared)), useful, stream, problem, schedule,
                     order, scaling_of(block), static_cast<int>(shape.heads / shape.kv_heads));

@@ -25,8 +25,8 @@ struct Work {
   RowTile rows;
   int kv, part, first_head, steps;  ///< A step is a query head and a tile of its queries.
 };
-__device__ __forceinline__ Work work_of(const WorkItem& item, const ResidentSchedule& schedule, int group, int parts) {
-  const RowTile rows = schedule.rows[item.tile];
+__device__ __forceinline__ Work work_of(const WorkOrder::Item& item, const ResidentSchedule& schedule, int group, int parts) {
+  const RowTile rows = schedule.rows[item.row_tile];
   const int kv = item.head / parts;
   return {rows, kv, item.head % parts, kv * group, group * rows.columns};
 }

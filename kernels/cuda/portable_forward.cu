@@ -241,7 +241,7 @@ struct Forward {
 
 template <class T, int width>
 __global__ void __launch_bounds__(Forward<T, width>::kThreads, ForwardTiles<width>::kBlocks)
-    forward(const ForwardProblem<T, float> p, const ResidentSchedule schedule, const WorkOrder order, const Scaling by) {
+    forward(const ForwardProblem<T, float> p, const ResidentSchedule schedule, const WorkOrder order, const Scaling by, const int sharing) {
   using F = Forward<T, width>;
   constexpr int kThreads = F::kThreads;
   extern __shared__ __align__(128) unsigned char memory[];
@@ -252,9 +252,9 @@ __global__ void __launch_bounds__(Forward<T, width>::kThreads, ForwardTiles<widt
   const typename F::KeyTile values{keys.base + F::KeyTile::kBytes};
   if (threadIdx.x < 4) marks[threadIdx.x] = 0;
   for (int number; (number = take_number(schedule.counters, &next)) < order.items();) {
-    const WorkItem item = order.item(number);
-    const RowTile rows = schedule.rows[item.tile];
-    const int kv = item.head / order.sharing;
+    const WorkOrder::Item item = order.item(number);
+    const RowTile rows = schedule.rows[item.row_tile];
+    const int kv = item.head / sharing;
     const auto copy_keys = [&](const ColumnTile& columns) {
       keys.template copy_in<kThreads>(at(p.k, columns.begin, afresh(kv)), static_cast<int>(p.k.row), columns.count,
                                       static_cast<int>(p.shape.width_qk));
@@ -296,10 +296,10 @@ __global__ void __launch_bounds__(Forward<T, width>::kThreads, ForwardTiles<widt
       }
       mine.add_values(values);
     }
-    const WorkItem done = order.item(afresh(next));  // not kept in registers over the loop
-    mine.finish(p, schedule.rows[done.tile], done.head);
+    const WorkOrder::Item done = order.item(afresh(next));  // not kept in registers over the loop
+    mine.finish(p, schedule.rows[done.row_tile], done.head);
   }
-  leave(schedule.counters);
+  if (threadIdx.x == 0) leave(schedule.counters);
 }
 
 }  // namespace
@@ -323,12 +323,13 @@ void attend(const ForwardCall& call, StreamView stream) {
                                            call.update == Update::overwrite};
     const ResidentSchedule schedule =
         resident_schedule(bands, RowAxis::query, shape.query_rows, shape.key_rows, {F::Tiles::kRows, F::Tiles::kColumns, false}, 0, stream);
-    const auto kv_bytes = static_cast<std::size_t>(shape.key_rows * (shape.width_qk + shape.width_v)) * sizeof(T);
-    const auto heads = static_cast<int>(shape.heads);
-    const WorkOrder order = work_order(schedule.row_tiles, heads, heads / static_cast<int>(shape.kv_heads), kv_bytes,
-                                       static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize, stream)));
+    const auto kv_bytes = shape.key_rows * (shape.width_qk + shape.width_v) * static_cast<std::int64_t>(sizeof(T));
+    const int sharing = static_cast<int>(shape.heads / shape.kv_heads);
+    const WorkOrder order =
+        even_order(schedule.row_tiles, static_cast<int>(shape.heads), sharing,
+                   fitting_heads(shape.kv_heads, kv_bytes, static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize, stream))));
     launch_persistent(forward<T, width>, F::kThreads, F::kSharedBytes, order.items(), stream, problem, schedule, order,
-                      scaling_of(call.block));
+                      scaling_of(call.block), sharing);
   });
 }
 
