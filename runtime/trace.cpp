@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <iterator>
-#include <limits>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <tuple>
 #include <utility>
 
@@ -88,28 +88,44 @@ class ChromeTraceWriter {
   std::map<std::tuple<int, int, std::string>, Route> routes_;  // by sender, receiver, track
 };
 
+/// Looks at both clocks. A device that others use too takes an event late, so that it lies near the second of two looks at the host's;
+/// by how much depends on how soon this thread wakes up, for which the shortest of some tries is the best.
+std::shared_ptr<const Tracer::Anchor> take_anchor(StreamView stream) {
+  constexpr int kTries = 8;
+  cuda::synchronize(stream);
+  Tracer::Clock::duration shortest = Tracer::Clock::duration::max();
+  std::shared_ptr<Tracer::Anchor> best;
+  for (int i = 0; i < kTries; ++i) {
+    auto one = std::make_shared<Tracer::Anchor>(Tracer::Anchor{cuda::Event(stream.device().index, true), {}});
+    const Tracer::Clock::time_point before = Tracer::Clock::now();
+    one->event.record(stream);
+    one->event.wait();
+    one->moment = Tracer::Clock::now();
+    if (best && one->moment - before >= shortest) continue;
+    shortest = one->moment - before;
+    best = std::move(one);
+  }
+  return best;
+}
+
+/// The last anchor of the device if it is of the last seconds, else a new one: ranks that each took their own were 240 us apart. Not an
+/// older one, since a time since an event is a float of milliseconds, which resolves half a microsecond after 8 seconds.
+std::shared_ptr<const Tracer::Anchor> shared_anchor(StreamView stream) {
+  constexpr std::chrono::seconds kLongest{4};
+  static std::mutex mutex;
+  // Never destroyed: at exit the driver may be gone before it.
+  static auto& anchors = *new std::map<int, std::shared_ptr<const Tracer::Anchor>>;
+  const std::lock_guard lock(mutex);
+  std::shared_ptr<const Tracer::Anchor>& anchor = anchors[stream.device().index];
+  if (!anchor || Tracer::Clock::now() - anchor->moment > kLongest) anchor = take_anchor(stream);
+  return anchor;
+}
+
 }  // namespace
 
 void Tracer::anchor(StreamView stream) {
   if (stream.device().kind == DeviceKind::cpu || anchor_) return;
-  // A device that others use too takes an event late, so that it lies near the second of two looks at the clock (their mean was off by 200
-  // us); by how much depends on how soon this thread wakes up, for which the shortest of some tries is the best.
-  constexpr int kTries = 8;
-  cuda::synchronize(stream);
-  double shortest = std::numeric_limits<double>::infinity();
-  std::shared_ptr<Anchor> anchor;
-  for (int i = 0; i < kTries; ++i) {
-    auto one = std::make_shared<Anchor>(Anchor{cuda::Event(stream.device().index, true)});
-    const double before = now_us();
-    one->event.record(stream);
-    one->event.wait();
-    const double after = now_us();
-    if (anchor && after - before >= shortest) continue;
-    shortest = after - before;
-    one->us = after;
-    anchor = std::move(one);
-  }
-  anchor_ = std::move(anchor);
+  anchor_ = shared_anchor(stream);
 }
 
 void Tracer::settle() {
@@ -141,8 +157,8 @@ void TraceSpan::end(TraceEvent event) {
   };
   const auto times = std::make_shared<Times>(std::move(begin_), cuda::Event(stream_->device().index, true));
   times->end.record(*stream_);
-  tracer_->record_later([times, anchor = tracer_->anchored(), event = std::move(event)]() mutable {
-    event.begin_us = anchor->us + 1e6 * times->begin.seconds_since(anchor->event);
+  tracer_->record_later([times, tracer = tracer_, anchor = tracer_->anchored(), event = std::move(event)]() mutable {
+    event.begin_us = tracer->us_of(*anchor, times->begin);
     event.duration_us = 1e6 * times->end.seconds_since(times->begin);
     return std::move(event);
   });

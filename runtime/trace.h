@@ -41,27 +41,33 @@ class Tracer {
   void record(TraceEvent event) { events_.push_back(std::move(event)); }
   const std::vector<TraceEvent>& events() const noexcept { return events_; }
   int rank() const noexcept { return rank_; }
+  Clock::time_point epoch() const noexcept { return epoch_; }
 
-  /// A moment of a CUDA device, as an event of it and in the tracer's time.
+  /// A moment of a CUDA device, as an event of it and on the host's clock.
   struct Anchor {
     cuda::Event event;
-    double us = 0;
+    Clock::time_point moment;
   };
   /// Ties the time of the stream's device to the tracer's. Waits until the stream has passed, unless that has been done since the last
-  /// restart; does nothing on a CPU stream.
+  /// restart; does nothing on a CPU stream. Tracers of one process that do so within seconds share the moment, so that ranks on one device
+  /// are as exact to each other as the device is; to the host it is some tens of microseconds.
   void anchor(StreamView stream);
+  /// When an event of the device passed, in the tracer's time.
+  double us_of(const Anchor& anchor, const cuda::Event& event) const {
+    return std::chrono::duration<double, std::micro>(anchor.moment - epoch_).count() + 1e6 * event.seconds_since(anchor.event);
+  }
   const std::shared_ptr<const Anchor>& anchored() const noexcept { return anchor_; }
   /// An event whose times are not known yet: settle() asks `event` for it.
   void record_later(std::function<TraceEvent()> event) { later_.push_back(std::move(event)); }
   /// Records what was left for later. Call it when the streams have passed that.
   void settle();
 
-  /// Forgets all events and counts time from now on. Ranks whose tracks should line up call it at the same moment.
-  void restart() {
+  /// Forgets all events and counts time from `epoch` on, which is one for ranks whose tracks should line up.
+  void restart(Clock::time_point epoch = Clock::now()) {
     events_.clear();
     later_.clear();
     anchor_.reset();
-    epoch_ = Clock::now();
+    epoch_ = epoch;
   }
 
  private:

@@ -1,5 +1,6 @@
 #include "parallel/train/trace_file.h"
 
+#include <algorithm>
 #include <exception>
 #include <vector>
 
@@ -7,6 +8,7 @@
 
 #include "parallel/train/agree.h"
 #include "runtime/file.h"
+#include "runtime/host.h"
 
 namespace periplus::train {
 namespace {
@@ -42,6 +44,18 @@ TraceScope::~TraceScope() {
   } catch (const std::exception&) {
     // A device that fails says so where its results are asked for.
   }
+}
+
+void restart_together(Tracer& tracer, const comm::Communicator& communicator) {
+  communicator.barrier(Stream());
+  const std::string host = host_id();
+  Tracer::Clock::time_point epoch = Tracer::Clock::now();
+  const json mine = {host, epoch.time_since_epoch().count()};
+  for (const std::string& bytes : communicator.all_gather_bytes(mine.dump(), Stream())) {
+    const json theirs = json::parse(bytes);
+    if (theirs.at(0) == host) epoch = std::min(epoch, Tracer::Clock::time_point(Tracer::Clock::duration(theirs.at(1).get<std::int64_t>())));
+  }
+  tracer.restart(epoch);
 }
 
 void write_trace(const std::filesystem::path& path, const Tracer& tracer, const comm::Communicator& communicator) {

@@ -7,6 +7,10 @@
 
 namespace periplus::train {
 
+/// Restarts the tracers of all ranks at one moment: exactly on one host, whose processes have one steady clock, and as evenly as a
+/// barrier ends between hosts. Collective.
+void restart_together(Tracer& tracer, const comm::Communicator& communicator);
+
 /// Gathers the events of all ranks on rank 0, which writes them as one Chrome trace. Collective.
 void write_trace(const std::filesystem::path& path, const Tracer& tracer, const comm::Communicator& communicator);
 

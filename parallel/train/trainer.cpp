@@ -294,8 +294,7 @@ class Run {
     const Clock::time_point begin = Clock::now();
     Tracer* const tracer = config_.run.trace ? &tracer_ : nullptr;
     if (tracer != nullptr) {
-      communicator_.barrier(Stream());  // the tracks of all ranks begin together
-      tracer_.restart();
+      restart_together(tracer_, communicator_);
       tracer_.anchor(stream_);
     }
     const double waited = communicator_.traffic().wait_seconds;

@@ -189,6 +189,16 @@ TEST_F(TrainerOnCuda, TracesHoldTheSameStepsAsOnTheCpu) {
     if (event.at("name") == "forward and backward") passes[event.at("pid")] = {begin, begin + event.at("dur").get<double>()};
   }
   ASSERT_EQ(passes.size(), 2u);
+  std::map<int, double> sent;  // where arrows start, by their number
+  for (const auto& event : events) {
+    if (event.at("ph") == "s") sent[event.at("id")] = event.at("ts");
+  }
+  EXPECT_FALSE(sent.empty());
+  for (const auto& event : events) {
+    if (event.at("ph") == "f") {
+      EXPECT_GE(event.at("ts").get<double>(), sent.at(event.at("id")) - 1) << event;
+    }
+  }
   for (const auto& event : events) {
     if (event.at("ph") != "X" || event.at("args").at("step") < 0) continue;
     const auto [begin, end] = passes[event.at("pid")];

@@ -1,6 +1,7 @@
 #include "parallel/train/trainer.h"
 
 #include <cmath>
+#include <map>
 #include <sstream>
 
 #include <gtest/gtest.h>
@@ -147,7 +148,13 @@ TEST_F(Trainer, WritesATraceWithEveryRank) {
   run_training(config, 2);
   const nlohmann::json trace = nlohmann::json::parse(read_file(folder_ / "run/trace.json", 64 << 20));
   std::vector<int> events(2), sent(2), received(2);
+  std::map<int, double> begins;  // of messages, by their number
   for (const auto& event : trace["traceEvents"]) {
+    if (event["ph"] == "s") begins[event["id"]] = event["ts"];
+    // The ranks count time from one moment: what arrives was sent before.
+    if (event["ph"] == "f") {
+      EXPECT_GE(event["ts"].get<double>(), begins.at(event["id"]) - 0.01) << event;
+    }
     auto& counts = event["ph"] == "s" ? sent : event["ph"] == "f" ? received : events;
     if (event["ph"] != "M") ++counts.at(event["pid"].get<std::size_t>());
   }
