@@ -7,8 +7,6 @@
 
 #include <fmt/format.h>
 
-#include "parallel/plan/arena.h"
-#include "parallel/plan/ops.h"
 #include "parallel/plan/pool.h"
 #include "runtime/error.h"
 
@@ -31,7 +29,6 @@ View ProgramBuilder::slot(std::string name, Role role, DType dtype, std::int64_t
     throw InternalError(fmt::format("plan: two slots of rank {} are called '{}'", rank(), name));
   }
   program_.slots.push_back({std::move(name), role, dtype, rows, heads, width, 0, contiguous});
-  history_.add_slot(program_.slots.size());
   return {id, 0, rows, 0, heads};
 }
 
@@ -108,43 +105,35 @@ void ProgramBuilder::add(Label label, View source, View destination) {
 
 void ProgramBuilder::exchange(Label label, int lane, std::span<const Message> sends, std::span<const Message> receives) {
   const std::int32_t phase = phase_++;
-  const StepId id = static_cast<StepId>(program_.steps.size());
-  touched_.clear();
-  const auto keep = [&](std::span<const Message> messages, std::vector<Message>& pool, Mode mode) {
+  const auto keep = [&](std::span<const Message> messages, std::vector<Message>& pool) {
     const auto begin = static_cast<std::uint32_t>(pool.size());
     for (const Message& m : messages) {
-      if (m.peer == rank() || m.view.empty()) continue;
-      pool.push_back(m);
-      append_joined(touched_, 0, m.view, mode);
+      if (m.peer != rank() && !m.view.empty()) pool.push_back(m);
     }
     return Range{begin, static_cast<std::uint32_t>(pool.size()) - begin};
   };
-  const Range out = keep(sends, program_.sends, Mode::read), in = keep(receives, program_.receives, Mode::write);
-  if (touched_.empty()) return;
-  begin_step(Op::exchange, label);
-  Step& step = program_.steps.back();
+  const Range out = keep(sends, program_.sends), in = keep(receives, program_.receives);
+  if (out.count + in.count == 0) return;
+  Step& step = begin_step(Op::exchange, label);
   step.lane = static_cast<std::int8_t>(lane);
   step.phase = phase;
   step.sends = out;
   step.receives = in;
-  order(id, touched_);
 }
 
-StepId ProgramBuilder::begin_step(Op op, Label label) {
+Step& ProgramBuilder::begin_step(Op op, Label label) {
   Step& step = program_.steps.emplace_back();  // in place: steps are large
   step.op = op;
   step.label = label;
-  return static_cast<StepId>(program_.steps.size()) - 1;
+  return step;
 }
 
 void ProgramBuilder::emit(Op op, Label label, std::span<const Access> accesses, std::span<const Band> bands, double scale, double softcap) {
-  const StepId id = begin_step(op, label);
-  Step& step = program_.steps.back();
+  Step& step = begin_step(op, label);
   step.accesses = append(program_.accesses, accesses);
   step.bands = keep(bands);
   step.scale = scale;
   step.softcap = softcap;
-  order(id, accesses);
 }
 
 Range ProgramBuilder::keep(std::span<const Band> bands) {
@@ -157,57 +146,8 @@ Range ProgramBuilder::keep(std::span<const Band> bands) {
   return last_bands_;
 }
 
-void ProgramBuilder::order(StepId step, std::span<const Access> accesses) {
-  const int queue = queue_of(program_.steps.back());
-  orders_.begin(queue);
-  const std::span<const Access> distinct = history_.distinct(accesses, [this](const View& view) { return may_conflict(view); });
-  std::array<StepId, kQueues> conflicts = latest_conflicts(step, distinct);
-  Range& after = program_.steps.back().after;
-  after.begin = static_cast<std::uint32_t>(program_.after.size());
-  // Latest first: waiting for a later step may already cover an earlier one, never the other way round.
-  for (auto latest = std::ranges::max_element(conflicts); *latest >= 0; latest = std::ranges::max_element(conflicts)) {
-    const StepId other = std::exchange(*latest, -1);
-    if (orders_.ordered(other, step)) continue;
-    program_.after.push_back(other);
-    ++after.count;
-    orders_.wait_for(other);
-  }
-  for (const Access& access : distinct) history_.of(access.view).remember(access.view, access.mode, step, queue);
-}
-
-std::array<StepId, kQueues> ProgramBuilder::latest_conflicts(StepId step, std::span<const Access> accesses) const {
-  std::array<StepId, kQueues> latest = no_steps();
-  for (const Access& access : accesses) {
-    history_.of(access.view).for_unordered(access.view, access.mode, step, orders_, [&](StepId other) {
-      StepId& last = latest[static_cast<std::size_t>(orders_.queue_of(other))];
-      last = std::max(last, other);
-    });
-  }
-  return latest;
-}
-
-void ProgramBuilder::place_scratch() {
-  scratch_ids_.clear(), scratch_bytes_.clear();
-  for (std::size_t i = 0; i < program_.slots.size(); ++i) {
-    if (program_.slots[i].role != Role::scratch) continue;
-    if (!history_.lifetime(i).used()) program_.slots[i].rows = 0;  // takes no memory
-    scratch_ids_.push_back(static_cast<SlotId>(i));
-    scratch_bytes_.push_back(program_.slots[i].bytes());
-  }
-  std::vector<const Lifetime*> lifetimes;
-  lifetimes.reserve(scratch_ids_.size());
-  for (const SlotId id : scratch_ids_) lifetimes.push_back(&history_.lifetime(static_cast<std::size_t>(id)));
-  const auto apart = [&](int a, int b) {
-    return lifetimes[static_cast<std::size_t>(a)]->apart(*lifetimes[static_cast<std::size_t>(b)], orders_);
-  };
-  scratch_offsets_.resize(scratch_ids_.size());
-  program_.workspace_bytes = place_blocks(scratch_bytes_, apart, scratch_offsets_);
-  for (std::size_t i = 0; i < scratch_ids_.size(); ++i)
-    program_.slots[static_cast<std::size_t>(scratch_ids_[i])].offset = scratch_offsets_[i];
-}
-
-Program ProgramBuilder::build() {
-  place_scratch();
+Program ProgramBuilder::build(std::span<const Program> earlier) {
+  waits_.write(program_, earlier);
   if (std::exchange(names_are_new_, false)) {
     names_.clear();
     for (const Slot& slot : program_.slots) names_.push_back(slot.name);
@@ -233,11 +173,9 @@ void ProgramBuilder::restart(Rank rank, Program&& memory) {
   program_.slots.reserve(last_.slots), program_.steps.reserve(last_.steps), program_.accesses.reserve(last_.accesses);
   program_.bands.reserve(last_.bands), program_.sends.reserve(last_.sends), program_.receives.reserve(last_.receives);
   program_.after.reserve(last_.after), program_.moves.reserve(last_.moves);
-  history_.clear(0);
   phase_ = 0;
   names_are_new_ = false;
   last_bands_ = {};
-  orders_.clear();
 }
 
 }  // namespace periplus::plan

@@ -8,9 +8,9 @@
 #include <string_view>
 #include <vector>
 
-#include "parallel/plan/order.h"
 #include "parallel/plan/pair_bands.h"
 #include "parallel/plan/plan.h"
+#include "parallel/plan/waits.h"
 
 namespace periplus::plan {
 
@@ -146,31 +146,23 @@ class ProgramBuilder {
   /// Messages to and from the rank itself and of zero rows are dropped.
   void exchange(Label label, int lane, std::span<const Message> sends, std::span<const Message> receives);
 
-  /// Places scratch slots in the workspace and returns the program. The builder is spent until `restart`.
-  Program build();
+  /// Says what the steps wait for, places scratch slots in the workspace and returns the program. The builder is spent until
+  /// `restart`. `earlier` are the programs of the plan that were built before, from rank 0 on: those that are alike have like waits.
+  Program build(std::span<const Program> earlier = {});
 
  private:
-  StepId begin_step(Op op, Label label);
+  Step& begin_step(Op op, Label label);
   void emit(Op op, Label label, std::span<const Access> accesses, std::span<const Band> bands = {}, double scale = 1, double softcap = 0);
   void emit(Op op, Label label, std::span<const Access> accesses, const Recurrence& how);
   Range keep(std::span<const Band> bands);
-  /// Inputs are only read.
-  bool may_conflict(const View& view) const { return view.present() && program_.slot_of(view).role != Role::input; }
-  void order(StepId step, std::span<const Access> accesses);
-  std::array<StepId, kQueues> latest_conflicts(StepId step, std::span<const Access> accesses) const;
-  void place_scratch();
 
   Program program_;
   std::any common_;
   PairBands pair_bands_;
   std::array<std::uint64_t, 2> claim_{};  ///< Digests of layout and mask that these are of.
   std::int32_t phase_ = 0;
-  Histories history_;
-  Range last_bands_;             ///< In the pool.
-  std::vector<Access> touched_;  ///< of the exchange at hand
-  StepOrders orders_;
-  std::vector<std::int64_t> scratch_bytes_, scratch_offsets_;  ///< of place_scratch
-  std::vector<SlotId> scratch_ids_;
+  Waits waits_;
+  Range last_bands_;                ///< In the pool.
   std::vector<std::string> names_;  ///< Of the slots of a program built before; up to now those of this one, unless they are new.
   bool names_are_new_ = false;
   /// How much the program built last had.

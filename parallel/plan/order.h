@@ -255,9 +255,6 @@ class Histories {
     if (uses_.size() < slots) uses_.resize(slots);
     pairs_.assign(uses_.size(), {});
   }
-  void add_slot(std::size_t slots) {
-    if (uses_.size() < slots) uses_.emplace_back(), pairs_.emplace_back();
-  }
   /// The accesses of the next step that count(view) and have a history to look at: not those that do what the access before
   /// them does and always did. The step is to be remembered with them.
   template <class Count>

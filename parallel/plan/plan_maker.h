@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "parallel/plan/builder.h"
@@ -23,7 +24,7 @@ class PlanMaker {
       Program& program = plan_->programs[static_cast<std::size_t>(rank)];
       builder_.restart(rank, std::move(program));
       build(builder_);
-      program = builder_.build();
+      program = builder_.build(std::span<const Program>(plan_->programs).first(static_cast<std::size_t>(rank)));
     }
     return *plan_;
   }

@@ -32,6 +32,7 @@ Verdict Verifier::verify(const Plan& plan) {
   std::vector<std::string> races;
   MessageCheck& messages = state_->messages;
   messages.begin(plan.programs.size());
+  state_->races.begin();
   if (ranks != plan.claim.layout.ranks())
     failures.push_back(fmt::format("{} programs for a layout of {} ranks", ranks, plan.claim.layout.ranks()));
   // One program after another, while it is in the cache.
@@ -42,7 +43,7 @@ Verdict Verifier::verify(const Plan& plan) {
     check_form(program, ranks, proper, failures);
     if (!verdict.ok()) continue;
     messages.enter(program);
-    if (races.size() < kMostFailures) state_->races.run(program, races);
+    if (races.size() < kMostFailures) state_->races.run(plan.programs, r, races);
   }
   if (!verdict.ok()) return verdict;
   messages.finish(plan, kMostFailures, failures);

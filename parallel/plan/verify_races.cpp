@@ -7,27 +7,37 @@
 
 namespace periplus::plan {
 
-void RaceCheck::run(const Program& program, std::vector<std::string>& failures) {
-  constexpr std::size_t kFewAccesses = 8;
-  program_ = &program;
+void RaceCheck::run(std::span<const Program> programs, Rank rank, std::vector<std::string>& failures) {
+  program_ = &programs[static_cast<std::size_t>(rank)];
   failures_ = &failures;
-  orders_.clear();
-  histories_.clear(program.slots.size());
+  if (const auto* const alike = known_.find(*program_, programs, true)) return check_shared_bytes(alike->known);
+  const std::size_t before = failures.size();
+  timeline_ = &known_.add(rank).known;
+  check_all();
+  if (failures.size() > before) known_.clear();
+}
+
+void RaceCheck::check_all() {
+  constexpr std::size_t kFewAccesses = 8;
+  StepOrders& orders = timeline_->orders;
+  orders.clear();
+  histories_.clear(program_->slots.size());
   find_lifetimes();
-  for (StepId id = 0; id < static_cast<StepId>(program.steps.size()); ++id) {
-    const Step& step = program.steps[static_cast<std::size_t>(id)];
-    orders_.begin(plan::queue_of(step));
-    for (const StepId other : program.after_of(step)) orders_.wait_for(other);
+  for (StepId id = 0; id < static_cast<StepId>(program_->steps.size()); ++id) {
+    const Step& step = program_->steps[static_cast<std::size_t>(id)];
+    orders.begin(plan::queue_of(step));
+    for (const StepId other : program_->after_of(step)) orders.wait_for(other);
     const std::span<const Access> accesses = accesses_of(id);
     // Pair by pair where that is less than to sort.
     step.op != Op::exchange || accesses.size() <= kFewAccesses ? check_operands(id, accesses) : check_messages_apart(id, accesses);
     check_order(id, accesses);
   }
-  check_shared_bytes();
+  check_shared_bytes(*timeline_);
 }
 
 void RaceCheck::find_lifetimes() {
-  slots_.assign(std::max(slots_.size(), program_->slots.size()), {});
+  std::vector<Lifetime>& lifetimes = timeline_->lifetimes;
+  slots_.assign(program_->slots.size(), {}), lifetimes.assign(program_->slots.size(), {});
   joined_.clear(), of_step_.clear();
   for (std::size_t id = 0; id < program_->steps.size(); ++id) {
     const Step& step = program_->steps[id];
@@ -38,11 +48,12 @@ void RaceCheck::find_lifetimes() {
     const int queue = queue_of(step);
     for (const auto& [view, mode] : accesses_of(static_cast<StepId>(id))) {
       if (!view.present()) continue;
-      known(view).lifetime.use(queue, static_cast<StepId>(id));
-      known(view).written |= mode != Mode::read;
+      const auto slot = static_cast<std::size_t>(view.slot);
+      lifetimes[slot].use(queue, static_cast<StepId>(id));
+      slots_[slot].written |= mode != Mode::read;
     }
   }
-  for (Known& slot : slots_) slot.may_race = slot.written && !slot.lifetime.in_one_queue();
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) slots_[slot].may_race = slots_[slot].written && !lifetimes[slot].in_one_queue();
 }
 
 std::span<const Access> RaceCheck::accesses_of(StepId id) const {
@@ -80,10 +91,12 @@ void RaceCheck::check_messages_apart(StepId id, std::span<const Access> messages
 }
 
 void RaceCheck::check_order(StepId id, std::span<const Access> accesses) {
-  const int queue = orders_.queue_of(id);
-  const auto distinct = histories_.distinct(accesses, [this](const View& view) { return view.present() && known(view).may_race; });
+  const StepOrders& orders = timeline_->orders;
+  const int queue = orders.queue_of(id);
+  const auto may_race = [this](const View& view) { return view.present() && slots_[static_cast<std::size_t>(view.slot)].may_race; };
+  const auto distinct = histories_.distinct(accesses, may_race);
   for (const auto& [view, mode] : distinct) {
-    histories_.of(view).for_unordered(view, mode, id, orders_, [&, &slot = view](StepId other) {
+    histories_.of(view).for_unordered(view, mode, id, orders, [&, &slot = view](StepId other) {
       failures_->push_back(
           fmt::format("rank {} step {}: touches '{}' while step {} may still use it", program_->rank, id, slot_of(slot).name, other));
     });
@@ -92,7 +105,7 @@ void RaceCheck::check_order(StepId id, std::span<const Access> accesses) {
 }
 
 /// Slots whose bytes meet are never alive together. By rising offset, those that may meet one are those that begin in it.
-void RaceCheck::check_shared_bytes() {
+void RaceCheck::check_shared_bytes(const Timeline& timeline) {
   by_offset_.clear();
   for (std::size_t i = 0; i < program_->slots.size(); ++i) {
     if (program_->slots[i].role == Role::scratch && program_->slots[i].bytes() > 0) by_offset_.push_back(i);
@@ -102,7 +115,7 @@ void RaceCheck::check_shared_bytes() {
   for (std::size_t a = 0; a < by_offset_.size(); ++a) {
     const std::int64_t end = slot(a).offset + slot(a).bytes();
     for (std::size_t b = a + 1; b < by_offset_.size() && slot(b).offset < end; ++b) {
-      if (slots_[by_offset_[a]].lifetime.apart(slots_[by_offset_[b]].lifetime, orders_)) continue;
+      if (timeline.lifetimes[by_offset_[a]].apart(timeline.lifetimes[by_offset_[b]], timeline.orders)) continue;
       failures_->push_back(fmt::format("rank {}: scratch '{}' and '{}' share workspace bytes but may be alive together", program_->rank,
                                        slot(a).name, slot(b).name));
     }
