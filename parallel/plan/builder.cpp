@@ -161,7 +161,7 @@ Program ProgramBuilder::build(std::span<const Program> earlier) {
 void ProgramBuilder::begin_plan(const Claim& claim) {
   common_.reset();
   const std::array<std::uint64_t, 2> now{claim.layout.digest(), claim.mask.digest()};
-  if (now != std::exchange(claim_, now)) pair_bands_.clear();
+  if (now != std::exchange(claim_, now)) pair_bands_.clear(), of_claim_.reset();
 }
 
 void ProgramBuilder::restart(Rank rank, Program&& memory) {

@@ -49,6 +49,12 @@ class ProgramBuilder {
     if (const T* const known = std::any_cast<T>(&common_)) return *known;
     return common_.emplace<T>(make());
   }
+  /// What a strategy finds out about a layout and mask, from the first of its plans on; empty at first.
+  template <class T>
+  T& of_layout_and_mask() {
+    T* const known = std::any_cast<T>(&of_claim_);
+    return known != nullptr ? *known : of_claim_.emplace<T>();
+  }
   /// The bands of (queries of one rank, keys of another) in local rows. Kept for all plans of the layout and mask.
   std::span<const Band> bands_between(const SequenceLayout& layout, const Mask& mask, int q_rank, int k_rank) {
     return pair_bands_.between(layout, mask, q_rank, k_rank);
@@ -157,7 +163,7 @@ class ProgramBuilder {
   Range keep(std::span<const Band> bands);
 
   Program program_;
-  std::any common_;
+  std::any common_, of_claim_;
   PairBands pair_bands_;
   std::array<std::uint64_t, 2> claim_{};  ///< Digests of layout and mask that these are of.
   std::int32_t phase_ = 0;

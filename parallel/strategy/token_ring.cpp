@@ -1,6 +1,7 @@
 #include "parallel/strategy/token_ring.h"
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "parallel/key_set.h"
@@ -15,51 +16,92 @@ using plan::Rank;
 using plan::RotatingScratch;
 using plan::View;
 
+/// Rows that the ranks found out about so far.
+struct KnownRows {
+  std::vector<std::optional<RowRange>> seeing;   ///< By rank of the queries, then of the keys that they see.
+  std::vector<std::vector<RowRange>> passed_on;  ///< By rank and step.
+};
+
 /// Who needs which rows of whom, as one rank sees it. A step is the distance from the owner of a packet to its visitor.
 class Route {
  public:
-  Route(const AttentionProblem& problem, Rank self) : problem_(problem), self_(self), ranks_(problem.layout.ranks()) {
-    const auto steps = static_cast<std::size_t>(ranks_);
-    used_.resize(steps), passed_on_.resize(steps), returned_.resize(steps);
-    KeySet own(problem.layout, problem.mask), visitor = own, later = own;
-    own.add(self);
-    // The packet at hand in a step goes on to the ranks between this one and its owner: those of the later steps.
-    for (int step = ranks_ - 1; step >= 0; --step) {
-      const auto at = static_cast<std::size_t>(step);
-      visitor.clear();
-      visitor.add(rank_at(-step));
-      used_[at] = own.rows_that_see(rank_at(step));
-      returned_[at] = visitor.rows_that_see(self);
-      passed_on_[at] = later.rows_that_see(rank_at(step));
-      later.add(rank_at(step));
-    }
+  Route(ProgramBuilder& program, const AttentionProblem& problem)
+      : program_(program),
+        problem_(problem),
+        self_(program.rank()),
+        ranks_(problem.layout.ranks()),
+        known_(program.of_layout_and_mask<KnownRows>()) {
+    const auto ranks = static_cast<std::size_t>(ranks_);
+    known_.seeing.resize(ranks * ranks), known_.passed_on.resize(ranks);
+    used_.reserve(ranks), returned_.reserve(ranks);
+    find_used(), find_returned(), find_passed_on();
+    for (int rank = 0; rank < ranks_; ++rank) most_rows_ = std::max(most_rows_, problem.layout.rows_of(rank));
   }
   int ranks() const { return ranks_; }
   Rank rank_at(int step) const { return ((self_ + step) % ranks_ + ranks_) % ranks_; }
   /// Rows of the packet at hand that this rank works on, that it passes on, and (together) that it is sent.
   RowRange used(int step) const { return used_[static_cast<std::size_t>(step)]; }
-  RowRange passed_on(int step) const { return passed_on_[static_cast<std::size_t>(step)]; }
+  RowRange passed_on(int step) const { return known_.passed_on[static_cast<std::size_t>(self_)][static_cast<std::size_t>(step)]; }
   RowRange held(int step) const { return step == 0 ? RowRange{0, problem_.layout.rows_of(self_)} : hull(used(step), passed_on(step)); }
   /// Own rows that come back as a result from the rank `step` places on.
   RowRange returned(int step) const { return returned_[static_cast<std::size_t>(step)]; }
-  std::int64_t most_rows() const {
-    std::int64_t most = 0;
-    for (int rank = 0; rank < ranks_; ++rank) most = std::max(most, problem_.layout.rows_of(rank));
-    return most;
-  }
+  std::int64_t most_rows() const { return most_rows_; }
   /// Bands of the rows in use and the own keys, in place of what `bands` held.
-  void bands(ProgramBuilder& program, int step, std::vector<Band>& bands) const {
+  void bands(int step, std::vector<Band>& bands) const {
     bands.clear();
     const std::int64_t first = step == 0 ? 0 : used(step).begin;
-    for (const Band& band : program.bands_between(problem_.layout, problem_.mask, rank_at(step), self_))
-      bands.push_back(moved(band, -first, 0));
+    for (const Band& band : bands_between(rank_at(step), self_)) bands.push_back(moved(band, -first, 0));
   }
 
  private:
+  std::span<const Band> bands_between(Rank queries, Rank keys) const {
+    return program_.bands_between(problem_.layout, problem_.mask, queries, keys);
+  }
+  std::optional<RowRange>& seeing(Rank queries, Rank keys) {
+    return known_.seeing[static_cast<std::size_t>(queries) * static_cast<std::size_t>(ranks_) + static_cast<std::size_t>(keys)];
+  }
+  /// The bands are needed in any case.
+  void find_used() {
+    for (int step = 0; step < ranks_; ++step) {
+      std::optional<RowRange>& rows = seeing(rank_at(step), self_);
+      if (!rows) {
+        rows.emplace();
+        for (const Band& band : bands_between(rank_at(step), self_)) rows = hull(*rows, {band.q0, band.q1});
+      }
+      used_.push_back(*rows);
+    }
+  }
+  void find_returned() {
+    KeySet visitor(problem_.layout, problem_.mask);
+    for (int step = 0; step < ranks_; ++step) {
+      std::optional<RowRange>& rows = seeing(self_, rank_at(-step));
+      if (!rows) {
+        visitor.clear();
+        visitor.add(rank_at(-step));
+        rows = visitor.rows_that_see(self_);
+      }
+      returned_.push_back(*rows);
+    }
+  }
+  /// The packet at hand in a step goes on to the ranks between this one and its owner: those of the later steps.
+  void find_passed_on() {
+    std::vector<RowRange>& rows = known_.passed_on[static_cast<std::size_t>(self_)];
+    if (!rows.empty()) return;
+    rows.resize(static_cast<std::size_t>(ranks_));
+    KeySet later(problem_.layout, problem_.mask);
+    for (int step = ranks_ - 1; step >= 0; --step) {
+      rows[static_cast<std::size_t>(step)] = later.rows_that_see(rank_at(step));
+      later.add(rank_at(step));
+    }
+  }
+
+  ProgramBuilder& program_;
   const AttentionProblem& problem_;
   Rank self_;
   int ranks_;
-  std::vector<RowRange> used_, passed_on_, returned_;  ///< by step
+  std::int64_t most_rows_ = 0;
+  KnownRows& known_;
+  std::vector<RowRange> used_, returned_;  ///< by step
 };
 
 View rows_of(const View& view, const RowRange& held, const RowRange& part) { return view.rows_at(part.begin - held.begin, part.rows()); }
@@ -142,7 +184,7 @@ class Results {
 void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const ForwardSlots& on) {
   const RunningState running = running_state(program, on);
   const View state_out = running.out, state_lse = running.lse;
-  const Route route(problem, program.rank());
+  const Route route(program, problem);
   constexpr std::string_view kNames[] = {"q"}, kResults[] = {"out", "lse"};
   const View own[] = {on.q}, state[] = {state_out, state_lse};
   Packet packet(program, route, own, kNames);
@@ -155,7 +197,7 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
   std::vector<Band> bands;
   for (int step = 0; step < route.ranks(); ++step) {
     packet.pass_on(step);
-    route.bands(program, step, bands);
+    route.bands(step, bands);
     if (step == 0) {
       program.expect_bands(bands.size() * static_cast<std::size_t>(route.ranks()));
       program.attend({"step", step}, {on.q, on.k, on.v, state_out, state_lse}, bands, problem.scale_or_default(), problem.softcap,
@@ -175,7 +217,7 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
 
 void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const BackwardSlots& on) {
   const View dq = sum_of(program, on.dq, "dq.sum"), dk = sum_of(program, on.dk, "dk.sum"), dv = sum_of(program, on.dv, "dv.sum");
-  const Route route(problem, program.rank());
+  const Route route(program, problem);
   constexpr std::string_view kNames[] = {"q", "dout", "lse", "delta"}, kResults[] = {"dq"};
   const View own[] = {on.q, on.dout, on.lse, on.delta}, sums[] = {dq};
   Packet packet(program, route, own, kNames);
@@ -190,7 +232,7 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
   std::vector<Band> bands;
   for (int step = 0; step < route.ranks(); ++step) {
     packet.pass_on(step);
-    route.bands(program, step, bands);
+    route.bands(step, bands);
     if (step == 0) {
       program.expect_bands(bands.size() * static_cast<std::size_t>(route.ranks()));
       program.attend_backward({"step", step}, {on.q, on.k, on.v, on.dout, on.lse, on.delta, dq, dk, dv}, bands, problem.scale_or_default(),
