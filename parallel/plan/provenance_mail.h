@@ -22,9 +22,9 @@ class PhaseMail {
     sender_ = -1;
   }
   /// A view leaves for a rank, as read(view, pieces) appends it. Senders come in rising order. What goes to all ranks, keys and
-  /// values in turns, is read once. `follower` as for_messages has it: the message that follows in the other twin is not posted.
+  /// values in turns, is read once. `followers` as for_messages has it: messages that follow are not posted.
   template <class Read>
-  void post(Rank from, Rank to, const View& view, std::ptrdiff_t follower, Read&& read) {
+  void post(Rank from, Rank to, const View& view, const Followers& followers, Read&& read) {
     if (from != sender_) sender_ = from, last_ = {};
     if (last_[1].view == view) std::swap(last_[0], last_[1]);
     if (last_[0].view != view) {
@@ -33,14 +33,14 @@ class PhaseMail {
       read(view, pieces_);
       last_[0].count = pieces_.size() - last_[0].first;
     }
-    boxes_[static_cast<std::size_t>(to)].push_back({from, last_[0].first, last_[0].count, follower});
+    boxes_[static_cast<std::size_t>(to)].push_back({from, last_[0].first, last_[0].count, followers});
   }
   /// The next letter of a sender, which must be followed as the receiver says. That there is one, the check of messages has
   /// shown: as long as both ends leave out the same, they are at the same message.
-  std::span<const Piece> take(Rank from, Rank to, std::ptrdiff_t follower) {
+  std::span<const Piece> take(Rank from, Rank to, const Followers& followers) {
     const auto of_sender = std::ranges::lower_bound(boxes_[static_cast<std::size_t>(to)], from, {}, &Letter::from);
     const Letter& letter = of_sender[of_sender->taken++];
-    if (letter.follower != follower) throw TwinsApart{};
+    if (letter.followers != followers) throw TwinsApart{};
     return std::span(pieces_).subspan(letter.first, letter.count);
   }
 
@@ -48,7 +48,7 @@ class PhaseMail {
   struct Letter {
     Rank from;
     std::size_t first, count;
-    std::ptrdiff_t follower;
+    Followers followers;
     std::ptrdiff_t taken = 0;  ///< In the first letter of a sender: how many of its letters are.
   };
   std::vector<std::vector<Letter>> boxes_;  ///< By receiver; in each by sender, in posted order.

@@ -34,20 +34,21 @@ void RankSlots::bind_inputs() {
 }
 
 void RankSlots::append(const View& view, Pieces& found) {
-  const SlotId leader = mates_of(view).leader;
+  const Mates& mates = mates_of(view);
   const std::size_t before = found.size();
   View held = view;
-  if (leader != kNoSlot) held.slot = leader;
+  if (mates.behind > 0) held.slot = mates.first;
   const std::int64_t cells = of(held.slot).read(held, found);
   if (cells != view.rows * view.heads) {
     throw ProvenanceFailure{fmt::format("reads rows {}+{} of '{}', of which {} of {} cells were never written", view.row0, view.rows,
                                         program_->slot_of(view).name, view.rows * view.heads - cells, view.rows * view.heads)};
   }
-  if (leader == kNoSlot) return;
-  for (Piece& piece : std::span(found).subspan(before)) {
-    const std::optional<Cell> follower = follower_of(piece.cell);
-    if (!follower) throw TwinsApart{};
-    piece.cell = *follower;
+  for (int i = 0; i < mates.behind; ++i) {
+    for (Piece& piece : std::span(found).subspan(before)) {
+      const std::optional<Cell> follower = follower_of(piece.cell);
+      if (!follower) throw TwinsApart{};
+      piece.cell = *follower;
+    }
   }
 }
 

@@ -40,9 +40,18 @@ class RankSlots {
   Piece* only(const View& view) { return of(view.slot).only(view); }
 
   bool are_twins(const View& leader, const View& follower) const { return plan::are_twins(mates_, leader, follower); }
-  /// Whether to write the first as one writes the second is to write both: they are twins. Else neither may have a twin.
+  /// How many twins follow a slot, one behind the other.
+  std::size_t twins_behind(SlotId slot) const {
+    std::size_t count = 0;
+    while ((slot = mates_[static_cast<std::size_t>(slot)].follower) != kNoSlot) ++count;
+    return count;
+  }
+  /// Whether to write the first as one writes the second is to write both: they are twins, and have no others. Else neither may
+  /// have a twin.
   bool as_one(const Access& first, const Access& second) const {
-    if (first.mode == second.mode && are_twins(first.view, second.view)) return true;
+    if (first.mode == second.mode && are_twins(first.view, second.view) && mates_of(first.view).leads_all() &&
+        mates_of(second.view).follower == kNoSlot)
+      return true;
     require_alone(first.view), require_alone(second.view);
     return false;
   }

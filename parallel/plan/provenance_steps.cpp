@@ -101,8 +101,9 @@ void SoftmaxSteps::run_attend(const Step& step, std::span<const Access> a) {
 void SoftmaxSteps::run_attend_backward(const Step& step, std::span<const Access> a) {
   using namespace attend_backward_operand;
   read_queries_and_keys(a);
-  slots_.require_like(queries_, a[dout].view, Cell::dout);
-  slots_.require_like(queries_, a[lse].view, Cell::lse);
+  const bool follows = slots_.are_twins(a[q].view, a[dout].view);
+  if (!follows) slots_.require_like(queries_, a[dout].view, Cell::dout);
+  if (!follows || !slots_.are_twins(a[dout].view, a[lse].view)) slots_.require_like(queries_, a[lse].view, Cell::lse);
   slots_.require_like(queries_, a[delta].view, Cell::delta);
   const int id = record(step, a[q].view, a[k].view);
   const bool contributes = step.bands.count > 0;
@@ -181,7 +182,7 @@ void SoftmaxSteps::run_delta(std::span<const Access> a) {
   slots_.read_as(a[dout].view, Cell::dout, queries_);
   require_sink(a[sink].view, queries_);
   slots_.require_like(queries_, a[out].view, Cell::out);
-  slots_.require_like(queries_, a[lse].view, Cell::lse);
+  if (!slots_.are_twins(a[dout].view, a[lse].view)) slots_.require_like(queries_, a[lse].view, Cell::lse);
   if (a[dlse].view.present()) slots_.require_like(queries_, a[dlse].view, Cell::dlse);
   put_alone(a[delta], queries_, Cell::delta);
   if (a[dsink].view.present()) write_dsink(a[dsink].view, a[dout].view, queries_);

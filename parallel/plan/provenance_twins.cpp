@@ -9,7 +9,8 @@
 namespace periplus::plan {
 namespace {
 
-constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kTwinWords{{{"k", "v"}, {"dk", "dv"}, {"out", "lse"}}};
+using Words = std::pair<std::string_view, std::string_view>;
+constexpr std::array<Words, 5> kTwinWords{{{"k", "v"}, {"dk", "dv"}, {"q", "dout"}, {"dout", "lse"}, {"out", "lse"}}};
 
 /// The name of the slot that would follow: "dv.part.0" for "dk.part.0". Empty if there is none.
 std::string follower_name(std::string_view leader) {
@@ -36,6 +37,10 @@ bool start_alike(const Slot& leader, const Slot& follower) {
 
 std::optional<Cell> follower_of(Cell leader) {
   switch (leader) {
+    case Cell::q:
+      return Cell::dout;
+    case Cell::dout:
+      return Cell::lse;
     case Cell::k:
       return Cell::v;
     case Cell::dk:
@@ -78,8 +83,12 @@ Twins::Table Twins::table_of(const Program& program) {
     const auto found = std::ranges::find(program.slots, name, &Slot::name);
     if (found == program.slots.end() || !start_alike(program.slots[leader], *found)) continue;
     const auto follower = static_cast<std::size_t>(found - program.slots.begin());
-    if (!table[leader].alone() || !table[follower].alone()) continue;
+    if (table[follower].leader != kNoSlot) continue;
     table[leader].follower = static_cast<SlotId>(follower), table[follower].leader = static_cast<SlotId>(leader);
+  }
+  for (Mates& mates : table) {
+    for (SlotId slot = mates.leader; slot != kNoSlot; slot = table[static_cast<std::size_t>(slot)].leader)
+      mates.first = slot, ++mates.behind;
   }
   return table;
 }

@@ -72,17 +72,22 @@ class Player {
   /// between them, so it is enough to play the former. Returns how many steps they are together.
   std::size_t play_transfers_to_twins() {
     const std::span<const Step> steps = std::span(program().steps).subspan(next());
-    const auto leads = [&](const Step& step) { return is_transfer(step) && slots_.mates_of(destination(step)).follower != kNoSlot; };
+    const auto leads = [&](const Step& step) { return is_transfer(step) && slots_.mates_of(destination(step)).leads_all(); };
     const std::size_t run = static_cast<std::size_t>(std::ranges::find_if_not(steps, leads) - steps.begin());
-    if (run == 0 || 2 * run > steps.size()) throw TwinsApart{};
+    if (run == 0) throw TwinsApart{};
+    const std::size_t runs = slots_.twins_behind(destination(steps[0]).slot);
     for (std::size_t i = 0; i < run; ++i) {
+      if (slots_.twins_behind(destination(steps[i]).slot) != runs) throw TwinsApart{};
+    }
+    if ((runs + 1) * run > steps.size()) throw TwinsApart{};
+    for (std::size_t i = 0; i < runs * run; ++i) {
       const Step &leader = steps[i], &follower = steps[run + i];
       const bool alike = leader.op == follower.op && leader.moves == follower.moves && slots_.are_twins(source(leader), source(follower)) &&
                          slots_.are_twins(destination(leader), destination(follower));
       if (!alike) throw TwinsApart{};
     }
     for (std::size_t i = 0; i < run; ++i) play_step(next() + i);
-    return 2 * run;
+    return (runs + 1) * run;
   }
 
   int next_phase() const {
@@ -103,15 +108,15 @@ class Player {
     };
     for (Rank rank = 0; rank < ranks(); ++rank) {
       if (!in_phase(rank)) continue;
-      for_messages(program().sends_of(program().steps[next()]), slots_.mates(), [&](const Message& m, std::ptrdiff_t follower) {
-        mail_.post(rank, m.peer, m.view, follower, [&](const View& view, Pieces& pieces) { slots_.append(view, pieces); });
+      for_messages(program().sends_of(program().steps[next()]), slots_.mates(), [&](const Message& m, const Followers& followers) {
+        mail_.post(rank, m.peer, m.view, followers, [&](const View& view, Pieces& pieces) { slots_.append(view, pieces); });
       });
     }
     for (Rank rank = 0; rank < ranks(); ++rank) {
       if (!in_phase(rank)) continue;
-      for_messages(program().receives_of(program().steps[next()]), slots_.mates(), [&](const Message& m, std::ptrdiff_t follower) {
-        if (follower == 0) slots_.require_alone(m.view);
-        slots_.write(m.view, mail_.take(m.peer, rank, follower));
+      for_messages(program().receives_of(program().steps[next()]), slots_.mates(), [&](const Message& m, const Followers& followers) {
+        if (followers.runs == 0) slots_.require_alone(m.view);
+        slots_.write(m.view, mail_.take(m.peer, rank, followers));
       });
       ++next();
     }

@@ -111,8 +111,8 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
   const GroupedLayout& groups = program.in_common<GroupedLayout>([&] { return GroupedLayout(problem.layout, head_groups(grid)); });
   HeadTrade trade(program, problem, grid, groups, options.pieces);
   const ContextRing contexts(groups.layout, grid, program.rank());
-  const HeadTrade::Outgoing tensors[] = {{on.q, "q.heads", false},       {on.k, "k.heads", true},      {on.v, "v.heads", true},
-                                         {on.dout, "dout.heads", false}, {on.lse, "lse.heads", false}, {on.delta, "delta.heads", false}};
+  const HeadTrade::Outgoing tensors[] = {{on.q, "q.heads", false},         {on.dout, "dout.heads", false}, {on.lse, "lse.heads", false},
+                                         {on.delta, "delta.heads", false}, {on.k, "k.heads", true},        {on.v, "v.heads", true}};
   // Gradients of a KV head that several ranks used travel, and are added, in accumulator type.
   const bool shared = shares_kv_heads(problem, grid);
   const View dk = shared ? sum_of(program, on.dk, "dk.sum") : on.dk, dv = shared ? sum_of(program, on.dv, "dv.sum") : on.dv;
@@ -135,7 +135,7 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
     const View dq_sum = sum(q_part, "dq"), dk_sum = sum(k_part, "dk"), dv_sum = sum(v_part, "dv");
     Ring ring = contexts.ring(program, problem, grid, options, heads);
     ring.name = fmt::format("piece{}.", piece);
-    ring_backward(program, {here[0], here[1], here[2], here[3], here[4], here[5], dq_sum, dk_sum, dv_sum}, ring);
+    ring_backward(program, {here[0], here[4], here[5], here[1], here[2], here[3], dq_sum, dk_sum, dv_sum}, ring);
     settle(program, dq_sum, q_part);
     settle(program, dk_sum, k_part);
     settle(program, dv_sum, v_part);
