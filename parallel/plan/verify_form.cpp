@@ -65,7 +65,7 @@ class FormCheck {
   }
 
   bool check_ranges(const Step& step) {
-    const auto fits = [](Range range, std::size_t size) { return range.begin <= size && range.count <= size - range.begin; };
+    const auto fits = [](Range range, std::size_t size) { return std::size_t{range.begin} + range.count <= size; };
     const bool fit = fits(step.accesses, sizes_.accesses) && fits(step.bands, sizes_.bands) && fits(step.sends, sizes_.sends) &&
                      fits(step.receives, sizes_.receives) && fits(step.after, sizes_.after) && fits(step.moves, sizes_.moves) &&
                      fits(step.runs, sizes_.runs) && fits(step.folds, sizes_.folds);
@@ -76,9 +76,9 @@ class FormCheck {
     return true;
   }
 
-  bool exists(const View& view) const { return view.slot >= 0 && view.slot < slots_; }
+  bool exists(const View& view) const { return static_cast<std::size_t>(view.slot) < slots_; }
   static bool fits(const View& view, const Slot& slot) {
-    return view.row0 >= 0 && view.rows >= 0 && view.row0 + view.rows <= slot.rows && view.head0 >= 0 && view.heads >= 0 &&
+    return (view.row0 | view.rows | view.head0 | view.heads) >= 0 && view.row0 + view.rows <= slot.rows &&
            view.head0 + view.heads <= slot.heads;
   }
   /// Whether there is nothing to say about a message or operand: nearly always, and known sooner than what.
@@ -88,9 +88,7 @@ class FormCheck {
     return fits(m.view, slot) && m.view.rows > 0 && m.view.heads == slot.heads && slot.contiguous && m.peer >= 0 && m.peer < ranks_ &&
            m.peer != program_.rank && !(received && slot.role == Role::input);
   }
-  bool is_proper(const Access& access, const Operand& operand) const {
-    if (!exists(access.view)) return false;
-    const Slot& slot = program_.slot_of(access.view);
+  static bool is_proper(const Access& access, const Slot& slot, const Operand& operand) {
     return fits(access.view, slot) && operand.modes.allow(access.mode) && (access.mode == Mode::read || slot.role != Role::input);
   }
 
@@ -129,40 +127,39 @@ class FormCheck {
     const auto accesses = program_.accesses_of(step);
     require(accesses.size() == op.operands.size(), "{} has {} operands instead of {}", op.name, accesses.size(), op.operands.size());
     if (accesses.size() != op.operands.size()) return;
+    std::array<std::optional<DType>, 3> types;  // by OperandType: one of storage, and the accumulator type that belongs to it
     for (std::size_t i = 0; i < accesses.size(); ++i) {
       const Operand& operand = op.operands[i];
-      if (is_proper(accesses[i], operand)) continue;
-      if (!accesses[i].view.present()) {
-        require(operand.optional, "{} lacks operand {}", op.name, operand.name);
-        if (!operand.optional) return;
-        continue;
+      const View& view = accesses[i].view;
+      if (!exists(view) || !is_proper(accesses[i], program_.slot_of(view), operand)) {
+        if (!check_operand(op, operand, accesses[i])) return;
+        if (!view.present()) continue;
       }
-      if (!check_view(accesses[i].view, operand.name)) return;
-      require(operand.modes.allow(accesses[i].mode), "operand {} of {} has mode {}", operand.name, op.name, letter(accesses[i].mode));
-      require(accesses[i].mode == Mode::read || program_.slot_of(accesses[i].view).role != Role::input, "writes the input '{}'",
-              program_.slot_of(accesses[i].view).name);
-    }
-    check_types(op, accesses);
-    check_shapes(step, accesses);
-  }
-
-  /// One storage type, and the accumulator type that belongs to it.
-  void check_types(const OpInfo& op, std::span<const Access> accesses) {
-    std::array<std::optional<DType>, 2> found;
-    for (std::size_t i = 0; i < accesses.size(); ++i) {
-      const OperandType type = op.operands[i].type;
-      if (!accesses[i].view.present() || type == OperandType::any) continue;
-      const DType dtype = program_.slot_of(accesses[i].view).dtype;
-      std::optional<DType>& expected = found[type == OperandType::storage ? 0 : 1];
+      const DType dtype = program_.slot_of(view).dtype;
+      std::optional<DType>& expected = types[static_cast<std::size_t>(operand.type)];
       if (!expected) expected = dtype;
-      if (dtype != *expected) [[unlikely]]
-        fail("operand {} of {} is {} where {} is needed", op.operands[i].name, op.name, to_string(dtype), to_string(*expected));
+      if (dtype != *expected && operand.type != OperandType::any) [[unlikely]]
+        fail("operand {} of {} is {} where {} is needed", operand.name, op.name, to_string(dtype), to_string(*expected));
     }
-    const auto& [storage, accumulator] = found;
-    if (storage && accumulator && *accumulator != accumulator_of(*storage)) {
+    const auto& [storage, accumulator, any] = types;
+    if (storage && accumulator && *accumulator != accumulator_of(*storage)) [[unlikely]] {
       fail("{} of {} operands keeps its sums in {} instead of {}", op.name, to_string(*storage), to_string(*accumulator),
            to_string(accumulator_of(*storage)));
     }
+    check_shapes(step, accesses);
+  }
+
+  /// What is wrong with an operand that is not proper. Returns whether the others can be looked at.
+  bool check_operand(const OpInfo& op, const Operand& operand, const Access& access) {
+    if (!access.view.present()) {
+      require(operand.optional, "{} lacks operand {}", op.name, operand.name);
+      return operand.optional;
+    }
+    if (!check_view(access.view, operand.name)) return false;
+    require(operand.modes.allow(access.mode), "operand {} of {} has mode {}", operand.name, op.name, letter(access.mode));
+    require(access.mode == Mode::read || program_.slot_of(access.view).role != Role::input, "writes the input '{}'",
+            program_.slot_of(access.view).name);
+    return true;
   }
 
   void like(const Access& a, const Access& b, bool same_width, std::string_view what) {
@@ -285,7 +282,7 @@ class FormCheck {
   };
   const Sizes sizes_{program_.accesses.size(), program_.bands.size(), program_.sends.size(), program_.receives.size(),
                      program_.after.size(),    program_.moves.size(), program_.runs.size(),  program_.folds.size()};  ///< Of the pools.
-  const SlotId slots_ = static_cast<SlotId>(program_.slots.size());
+  const std::size_t slots_ = program_.slots.size();
   int ranks_;
   Proper& proper_;
   std::vector<std::string>& failures_;

@@ -71,15 +71,16 @@ void MessageCheck::begin(std::size_t ranks) {
 }
 
 void MessageCheck::enter(const Program& program) {
-  constexpr std::uint64_t kBase = 0x1b873593cc9e2d51 % field::kPrime;
+  constexpr std::uint64_t kBase = 0x1b873593cc9e2d51 % field::kPrime, kOfPlace = 0x0e6546b64b2c3f19 % field::kPrime;
   const std::size_t row = static_cast<std::size_t>(program.rank) * ranks_;
+  std::uint64_t last_place = 0, last_share = 0;  // most follow others of their exchange
   const auto add = [&](std::vector<std::uint64_t>& sums, const Message& m, const Step& step) {
     const std::int64_t bytes = program.bytes_of(m.view);
     const auto kind = static_cast<std::uint64_t>(program.slot_of(m.view).dtype) << 8 | static_cast<std::uint64_t>(step.lane);
     const std::uint64_t place = static_cast<std::uint64_t>(step.phase) << 16 | kind;
+    if (place != last_place) last_place = place, last_share = field::multiply(place, kOfPlace);
     std::uint64_t& sum = sums[row + static_cast<std::size_t>(m.peer)];
-    sum = field::add(field::multiply(sum, kBase), static_cast<std::uint64_t>(bytes));
-    sum = field::add(field::multiply(sum, kBase), place);
+    sum = field::add(field::multiply(sum, kBase), field::add(static_cast<std::uint64_t>(bytes), last_share));
     return bytes;
   };
   for (const Step& step : program.steps) {

@@ -27,13 +27,14 @@ class Player {
         orders_(plan.claim.layout),
         slots_(plan, orders_, memory.slots, memory.twins),
         steps_(plan, orders_, slots_, memory.known, memory.terms, memory.records),
-        next_(plan.programs.size(), 0) {}
+        next_(plan.programs.size(), 0),
+        phases_(plan.programs.size(), kNoPhase) {}
 
   void play() {
+    for (Rank rank = 0; rank < ranks(); ++rank) play_compute(rank);
     while (true) {
-      for (Rank rank = 0; rank < ranks(); ++rank) play_compute(rank);
-      const int phase = next_phase();
-      if (phase == std::numeric_limits<int>::max()) break;
+      const int phase = *std::ranges::min_element(phases_);
+      if (phase == kNoPhase) break;
       play_phase(phase);
     }
     for (Rank rank = 0; rank < ranks(); ++rank) {
@@ -50,6 +51,7 @@ class Player {
   const Program& program() const { return slots_.program(); }
   std::size_t& next() { return next_[static_cast<std::size_t>(slots_.rank())]; }
 
+  /// The steps of a rank up to its next exchange.
   void play_compute(Rank rank) {
     slots_.look_at(rank);
     while (next() < program().steps.size() && program().steps[next()].op != Op::exchange) {
@@ -57,6 +59,7 @@ class Player {
       const bool twins = is_transfer(step) && !slots_.mates_of(destination(step)).alone();
       next() += twins ? play_transfers_to_twins() : play_step(next());
     }
+    phases_[static_cast<std::size_t>(rank)] = next() < program().steps.size() ? program().steps[next()].phase : kNoPhase;
   }
 
   std::size_t play_step(std::size_t id) {
@@ -90,43 +93,45 @@ class Player {
     return (runs + 1) * run;
   }
 
-  int next_phase() const {
-    int phase = std::numeric_limits<int>::max();
-    for (std::size_t r = 0; r < next_.size(); ++r) {
-      const Program& program = plan_.programs[r];
-      if (next_[r] < program.steps.size()) phase = std::min(phase, program.steps[next_[r]].phase);
-    }
-    return phase;
-  }
-
+  /// The exchanges of a phase, and what each rank does from there to its next.
   void play_phase(int phase) {
     mail_.begin(next_.size());
-    const auto in_phase = [&](Rank rank) {
-      slots_.look_at(rank);
-      step_ = static_cast<StepId>(next());
-      return next() < program().steps.size() && program().steps[next()].phase == phase;
-    };
+    taking_part_.clear();
     for (Rank rank = 0; rank < ranks(); ++rank) {
-      if (!in_phase(rank)) continue;
-      for_messages(program().sends_of(program().steps[next()]), slots_.mates(), [&](const Message& m, const Followers& followers) {
+      if (phases_[static_cast<std::size_t>(rank)] == phase) taking_part_.push_back(rank);
+    }
+    for (const Rank rank : taking_part_) {
+      const Step& exchange = exchange_of(rank);
+      for_messages(program().sends_of(exchange), slots_.mates(), [&](const Message& m, const Followers& followers) {
         mail_.post(rank, m.peer, m.view, followers, [&](const View& view, Pieces& pieces) { slots_.append(view, pieces); });
       });
     }
-    for (Rank rank = 0; rank < ranks(); ++rank) {
-      if (!in_phase(rank)) continue;
-      for_messages(program().receives_of(program().steps[next()]), slots_.mates(), [&](const Message& m, const Followers& followers) {
+    for (const Rank rank : taking_part_) {
+      const Step& exchange = exchange_of(rank);
+      for_messages(program().receives_of(exchange), slots_.mates(), [&](const Message& m, const Followers& followers) {
         if (followers.runs == 0) slots_.require_alone(m.view);
         slots_.write(m.view, mail_.take(m.peer, rank, followers));
       });
       ++next();
+      play_compute(rank);
     }
+  }
+
+  /// The exchange that a rank is at, which is looked at from now on.
+  const Step& exchange_of(Rank rank) {
+    slots_.look_at(rank);
+    step_ = static_cast<StepId>(next());
+    return program().steps[next()];
   }
 
   const Plan& plan_;
   RowOrders orders_;
   RankSlots slots_;
   SoftmaxSteps steps_;
-  std::vector<std::size_t> next_;
+  static constexpr int kNoPhase = std::numeric_limits<int>::max();
+  std::vector<std::size_t> next_;  ///< Steps, by rank.
+  std::vector<int> phases_;        ///< Of the exchanges that the ranks are at.
+  std::vector<Rank> taking_part_;  ///< In the phase at hand.
   PhaseMail mail_;
   StepId step_ = -1;
 };

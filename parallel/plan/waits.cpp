@@ -16,7 +16,7 @@ void Waits::write(Program& program, std::span<const Program> earlier) {
     return place_scratch(program, alike->known);
   }
   Known& known = known_.add(program.rank).known;
-  known.bytes.clear();
+  known.bytes.clear(), known.apart.clear();
   order_steps(program, known.timeline);
   place_scratch(program, known);
 }
@@ -77,8 +77,14 @@ void Waits::place_scratch(Program& program, Known& known) {
     bytes_.push_back(program.slots[i].bytes());
   }
   if (known.bytes.empty() || bytes_ != known.bytes) {
-    const auto lifetime = [&](int place) -> const Lifetime& { return timeline.lifetimes[scratch_[static_cast<std::size_t>(place)]]; };
-    const auto apart = [&](int a, int b) { return lifetime(a).apart(lifetime(b), timeline.orders); };
+    known.apart.resize(scratch_.size() * scratch_.size(), Apart::unknown);
+    const auto apart = [&](int a, int b) {
+      const auto i = static_cast<std::size_t>(a), j = static_cast<std::size_t>(b);
+      Apart& found = known.apart[i * scratch_.size() + j];
+      if (found == Apart::unknown)
+        found = timeline.lifetimes[scratch_[i]].apart(timeline.lifetimes[scratch_[j]], timeline.orders) ? Apart::yes : Apart::no;
+      return found == Apart::yes;
+    };
     known.offsets.resize(scratch_.size());
     known.bytes = bytes_;
     known.workspace_bytes = place_blocks(bytes_, apart, known.offsets);

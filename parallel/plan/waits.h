@@ -20,10 +20,12 @@ class Waits {
   void write(Program& program, std::span<const Program> earlier);
 
  private:
+  enum class Apart : std::uint8_t { unknown, yes, no };
   struct Known {
     Timeline timeline;
     std::vector<std::int64_t> bytes, offsets;  ///< Of the scratch placed last.
     std::int64_t workspace_bytes = 0;
+    std::vector<Apart> apart;  ///< By two of the scratch slots.
   };
   void order_steps(Program& program, Timeline& timeline);
   std::span<const Access> accesses_of(const Program& program, const Step& step);
