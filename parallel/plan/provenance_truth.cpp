@@ -1,12 +1,8 @@
 #include "parallel/plan/provenance_truth.h"
 
 #include <algorithm>
-#include <array>
-#include <tuple>
 #include <utility>
 #include <vector>
-
-#include "runtime/file.h"
 
 namespace periplus::plan {
 namespace {
@@ -20,8 +16,15 @@ StridedRows clip(const StridedRows& run, std::int64_t begin, std::int64_t end) {
   return {run.first + first * run.stride, last - first, run.stride};
 }
 
-std::uint64_t digest_of(std::span<const std::int64_t> words) {
-  return hash64({reinterpret_cast<const char*>(words.data()), words.size_bytes()});
+/// Of four numbers: a sum of them times odd constants, then mixed (the finaliser of splitmix64). Small numbers that differ have
+/// unlike sums, unless the constants happened to have a small integer relation.
+std::uint64_t digest_of(std::uint64_t a, std::int64_t b, std::int64_t c, bool d) {
+  const auto word = [](std::int64_t value) { return static_cast<std::uint64_t>(value); };
+  std::uint64_t sum =
+      a * 0x9fb21c651e98df25u + word(b) * 0xd6e8feb86659fd93u + word(c) * 0xa0761d6478bd642fu + (d ? 0xe7037ed1a0b428dbu : 0);
+  sum = (sum ^ sum >> 30) * 0xbf58476d1ce4e5b9u;
+  sum = (sum ^ sum >> 27) * 0x94d049bb133111ebu;
+  return sum ^ sum >> 31;
 }
 
 /// The first piece that ends behind a row. Pieces of all heads do not overlap and lie by rising row.
@@ -62,7 +65,7 @@ std::uint64_t Truth::demanded(const Piece& piece) const {
 
 std::uint64_t Truth::demanded_pairs(const Piece& piece) const {
   const bool keys = has_key_rows(piece.cell);
-  const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{piece.origin, piece.origin_row, piece.rows, keys});
+  const std::uint64_t key = digest_of(static_cast<std::uint64_t>(piece.origin), piece.origin_row, piece.rows, keys);
   const auto [known, is_new] = (orders_.is_rank(piece.origin) ? lasting_ : of_plan_).demanded.find_or_add(key);
   if (!is_new) return *known;
   std::uint64_t sum = 0;
@@ -128,14 +131,14 @@ bool Truth::complete(const Pieces& sums, const AttendRecords& records) const {
     for (const Share& share : shares) sum = field::add(sum, contributed(*share.piece, share.term, records[share.term.record]));
     return sum == wanted;
   }
-  std::ranges::sort(shares, {}, &Share::key);
+  std::sort(shares.begin(), shares.end());
   for (auto share = shares.begin(); share != shares.end();) {
     Piece rows = *share->piece;
     auto next = share + 1;
     for (; next != shares.end() && !share->term.whole; ++next) {
       Share follows{&rows, share->term};
       follows.term.row += rows.rows;
-      if (next->key() != follows.key()) break;
+      if (*next != follows) break;
       rows.rows += next->piece->rows;
     }
     sum = field::add(sum, contributed(rows, share->term, records[share->term.record]));
@@ -167,7 +170,7 @@ std::uint64_t Truth::contributed_pairs(const Piece& piece, const Term& term, con
   const AttendGeometry& of = *r.geometry;
   // All rows of one axis are all pairs, whichever axis it is.
   if (term.row == 0 && piece.rows == (keys ? of.k_rows : of.q_rows)) return all_pairs(of);
-  const std::uint64_t key = digest_of(std::array<std::int64_t, 4>{static_cast<std::int64_t>(of.digest), term.row, piece.rows, keys});
+  const std::uint64_t key = digest_of(of.digest, term.row, piece.rows, keys);
   const auto [known, is_new] = (of.lasting ? lasting_ : of_plan_).contributed.find_or_add(key);
   if (is_new) *known = pairs(of, keys, term.row, piece.rows);
   return *known;

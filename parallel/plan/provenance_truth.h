@@ -56,7 +56,11 @@ class Truth {
   struct Share {
     const Piece* piece;
     Term term;
-    auto key() const { return std::tuple(term.record, term.whole, term.head, piece->heads, term.row); }
+    auto place() const { return std::tuple(term.whole, term.head, piece->heads, term.row); }
+    friend bool operator==(const Share& a, const Share& b) { return a.term.record == b.term.record && a.place() == b.place(); }
+    friend bool operator<(const Share& a, const Share& b) {
+      return a.term.record != b.term.record ? a.term.record < b.term.record : a.place() < b.place();
+    }
   };
   mutable std::vector<Share> shares_;
 };
