@@ -1,6 +1,7 @@
 #include "parallel/strategy/gather.h"
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include <fmt/format.h>
@@ -21,7 +22,13 @@ using plan::View;
 /// Ranks that many places apart: each fetches from the one before and lends to the one behind.
 struct Distance {
   Rank from, to;
-  RowRuns fetched, lent;  ///< Rows of `from`; own rows.
+  std::span<const RowRange> fetched, lent;  ///< Rows of `from`; own rows.
+};
+
+/// Rows that the ranks found out about so far: all of each, and those that others need.
+struct KnownRows {
+  std::vector<RowRange> all;
+  std::vector<std::optional<RowRuns>> needed;  ///< By rank of the queries, then of the keys.
 };
 
 struct KvGroup {
@@ -61,9 +68,16 @@ class RotatingPair {
 class Gather {
  public:
   Gather(ProgramBuilder& program, const AttentionProblem& problem, const Preset& preset, View k, View v)
-      : program_(program), problem_(problem), preset_(preset), ranks_(problem.layout.ranks()), self_(program.rank()) {
+      : program_(program),
+        problem_(problem),
+        preset_(preset),
+        ranks_(problem.layout.ranks()),
+        self_(program.rank()),
+        known_(program.of_layout_and_mask<KnownRows>()) {
     k_width_ = program.width_of(k), v_width_ = program.width_of(v);
     own_bands_ = bands_between(self_, self_);
+    for (int rank = static_cast<int>(known_.all.size()); rank < ranks_; ++rank) known_.all.push_back({0, problem.layout.rows_of(rank)});
+    if (!preset.all_rows) known_.needed.resize(static_cast<std::size_t>(ranks_) * static_cast<std::size_t>(ranks_));
     distances_.reserve(static_cast<std::size_t>(ranks_));
     for (int r = 0; r < preset.rank_stages; ++r) add_distances(r);
     make_stages();
@@ -155,17 +169,19 @@ class Gather {
     for (std::size_t i = share(others, rank_stage, preset_.rank_stages); i < end; ++i) {
       const int apart = static_cast<int>(i) + 1;
       Distance distance{(self_ - apart + ranks_) % ranks_, (self_ + apart) % ranks_, {}, {}};
-      if (preset_.all_rows) {
-        distance.lent = {{0, problem_.layout.rows_of(self_)}};
-        distance.fetched = {{0, problem_.layout.rows_of(distance.from)}};
-      } else {
-        distance.lent = rows_needed(bands_between(distance.to, self_));
-        distance.fetched = rows_needed(bands_between(self_, distance.from));
-      }
+      distance.lent = rows_for(distance.to, self_), distance.fetched = rows_for(self_, distance.from);
       append_compacted(bands_between(self_, distance.from), distance.fetched, at, bands);
       at += rows_of(distance.fetched);
-      distances_.push_back(std::move(distance));
+      distances_.push_back(distance);
     }
+  }
+
+  /// The rows of a rank that travel to another.
+  std::span<const RowRange> rows_for(Rank queries, Rank keys) const {
+    if (preset_.all_rows) return std::span(known_.all).subspan(static_cast<std::size_t>(keys), 1);
+    auto& rows = known_.needed[static_cast<std::size_t>(queries) * static_cast<std::size_t>(ranks_) + static_cast<std::size_t>(keys)];
+    if (!rows) rows = rows_needed(bands_between(queries, keys));
+    return *rows;
   }
 
   std::span<const Band> bands_between(Rank queries, Rank keys) const {
@@ -211,6 +227,7 @@ class Gather {
   const AttentionProblem& problem_;
   Preset preset_;
   int ranks_, self_;
+  KnownRows& known_;
   std::int64_t k_width_ = 0, v_width_ = 0, most_fetched_ = 0, most_lent_ = 0;
   std::span<const Band> own_bands_;
   std::vector<Distance> distances_;

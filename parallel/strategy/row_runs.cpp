@@ -22,7 +22,7 @@ void join(RowRuns& runs, RowRange rows, std::int64_t gap) {
 
 }  // namespace
 
-std::int64_t rows_of(const RowRuns& runs) {
+std::int64_t rows_of(std::span<const RowRange> runs) {
   return std::accumulate(runs.begin(), runs.end(), std::int64_t{0}, [](std::int64_t sum, const RowRange& run) { return sum + run.rows(); });
 }
 
@@ -39,7 +39,7 @@ RowRuns rows_needed(std::span<const Band> bands) {
   return runs;
 }
 
-void append_compacted(std::span<const Band> bands, const RowRuns& runs, std::int64_t first, std::vector<Band>& to) {
+void append_compacted(std::span<const Band> bands, std::span<const RowRange> runs, std::int64_t first, std::vector<Band>& to) {
   for (const Band& band : bands) {
     std::int64_t at = first;
     for (const RowRange& run : runs) {
