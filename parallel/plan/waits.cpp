@@ -16,7 +16,7 @@ void Waits::write(Program& program, std::span<const Program> earlier) {
     return place_scratch(program, alike->known);
   }
   Known& known = known_.add(program.rank).known;
-  known.bytes.clear(), known.apart.clear();
+  known.placements.clear(), known.apart.clear();
   order_steps(program, known.timeline);
   place_scratch(program, known);
 }
@@ -67,30 +67,36 @@ std::array<StepId, kQueues> Waits::latest_conflicts(StepId step, std::span<const
   return latest;
 }
 
+const Waits::Placement& Waits::place(Known& known) {
+  const auto found = std::ranges::find(known.placements, bytes_, &Placement::bytes);
+  if (found != known.placements.end()) return *found;
+  const std::size_t count = scratch_.size();
+  known.apart.resize(count * count, Apart::unknown);
+  const auto apart = [&](int a, int b) {
+    const auto i = static_cast<std::size_t>(a), j = static_cast<std::size_t>(b);
+    Apart& of_both = known.apart[i * count + j];
+    if (of_both == Apart::unknown) {
+      const auto& [orders, lifetimes] = known.timeline;
+      of_both = lifetimes[scratch_[i]].apart(lifetimes[scratch_[j]], orders) ? Apart::yes : Apart::no;
+    }
+    return of_both == Apart::yes;
+  };
+  Placement& placement = known.placements.emplace_back(bytes_, std::vector<std::int64_t>(count));
+  placement.workspace_bytes = place_blocks(bytes_, apart, placement.offsets);
+  return placement;
+}
+
 void Waits::place_scratch(Program& program, Known& known) {
-  const Timeline& timeline = known.timeline;
   scratch_.clear(), bytes_.clear();
   for (std::size_t i = 0; i < program.slots.size(); ++i) {
     if (program.slots[i].role != Role::scratch) continue;
-    if (!timeline.lifetimes[i].used()) program.slots[i].rows = 0;  // takes no memory
+    if (!known.timeline.lifetimes[i].used()) program.slots[i].rows = 0;  // takes no memory
     scratch_.push_back(i);
     bytes_.push_back(program.slots[i].bytes());
   }
-  if (known.bytes.empty() || bytes_ != known.bytes) {
-    known.apart.resize(scratch_.size() * scratch_.size(), Apart::unknown);
-    const auto apart = [&](int a, int b) {
-      const auto i = static_cast<std::size_t>(a), j = static_cast<std::size_t>(b);
-      Apart& found = known.apart[i * scratch_.size() + j];
-      if (found == Apart::unknown)
-        found = timeline.lifetimes[scratch_[i]].apart(timeline.lifetimes[scratch_[j]], timeline.orders) ? Apart::yes : Apart::no;
-      return found == Apart::yes;
-    };
-    known.offsets.resize(scratch_.size());
-    known.bytes = bytes_;
-    known.workspace_bytes = place_blocks(bytes_, apart, known.offsets);
-  }
-  program.workspace_bytes = known.workspace_bytes;
-  for (std::size_t i = 0; i < scratch_.size(); ++i) program.slots[scratch_[i]].offset = known.offsets[i];
+  const Placement& placement = place(known);
+  program.workspace_bytes = placement.workspace_bytes;
+  for (std::size_t i = 0; i < scratch_.size(); ++i) program.slots[scratch_[i]].offset = placement.offsets[i];
 }
 
 }  // namespace periplus::plan

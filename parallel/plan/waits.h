@@ -21,22 +21,28 @@ class Waits {
 
  private:
   enum class Apart : std::uint8_t { unknown, yes, no };
+  /// Where scratch slots of these sizes lie.
+  struct Placement {
+    std::vector<std::int64_t> bytes, offsets;
+    std::int64_t workspace_bytes = 0;
+  };
+  /// What is known of programs that are alike. They may differ in the sizes of their slots.
   struct Known {
     Timeline timeline;
-    std::vector<std::int64_t> bytes, offsets;  ///< Of the scratch placed last.
-    std::int64_t workspace_bytes = 0;
+    std::vector<Placement> placements;
     std::vector<Apart> apart;  ///< By two of the scratch slots.
   };
   void order_steps(Program& program, Timeline& timeline);
   std::span<const Access> accesses_of(const Program& program, const Step& step);
   std::array<StepId, kQueues> latest_conflicts(StepId step, std::span<const Access> accesses, const StepOrders& orders) const;
+  const Placement& place(Known& known);
   void place_scratch(Program& program, Known& known);
 
   KnownPrograms<Known> known_;
   Histories history_;
-  std::vector<Access> touched_;  ///< Of the exchange at hand.
-  std::vector<std::int64_t> bytes_;
-  std::vector<std::size_t> scratch_;
+  std::vector<Access> touched_;       ///< Of the exchange at hand.
+  std::vector<std::size_t> scratch_;  ///< Slots of the program at hand,
+  std::vector<std::int64_t> bytes_;   ///< and their sizes.
 };
 
 }  // namespace periplus::plan
