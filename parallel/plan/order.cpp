@@ -3,10 +3,10 @@
 namespace periplus::plan {
 
 bool Lifetime::all_ordered_before(const Lifetime& other, const StepOrders& orders) const {
-  for (const StepId last : last_) {
-    if (last < 0) continue;
-    for (const StepId first : other.first_) {
-      if (first >= 0 && !orders.ordered(last, first)) return false;
+  for (unsigned lasts = queues_; lasts != 0; lasts &= lasts - 1) {
+    const StepId last = last_[static_cast<std::size_t>(std::countr_zero(lasts))];
+    for (unsigned firsts = other.queues_; firsts != 0; firsts &= firsts - 1) {
+      if (!orders.ordered(last, other.first_[static_cast<std::size_t>(std::countr_zero(firsts))])) return false;
     }
   }
   return true;

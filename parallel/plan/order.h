@@ -73,14 +73,13 @@ class Lifetime {
     const auto q = static_cast<std::size_t>(queue);
     if (first_[q] < 0) first_[q] = step;
     last_[q] = step;
+    queues_ |= 1u << q;
     if (begin_ < 0) begin_ = step;
     end_ = step;
   }
   bool used() const noexcept { return begin_ >= 0; }
   StepId last_in(std::size_t queue) const { return last_[queue]; }
-  bool in_one_queue() const noexcept {
-    return std::ranges::count_if(first_, [](StepId step) { return step >= 0; }) <= 1;
-  }
+  bool in_one_queue() const noexcept { return std::popcount(queues_) <= 1; }
   /// Whether every use of this slot has surely finished before any use of the other starts: in program order at least.
   bool ends_before(const Lifetime& other, const StepOrders& orders) const {
     return end_ < other.begin_ ? all_ordered_before(other, orders) : !used() || !other.used();
@@ -94,6 +93,7 @@ class Lifetime {
 
   std::array<StepId, kQueues> first_ = no_steps(), last_ = no_steps();
   StepId begin_ = -1, end_ = -1;
+  unsigned queues_ = 0;  ///< Bits of those that use it.
 };
 
 /// Whether two views of one slot, or of slots alike, share cells.
@@ -246,7 +246,7 @@ class SlotUses {
 };
 
 /// What uses of all slots of a program there were. Slots that every step so far used side by side, keys and values mostly, have
-/// one history between them: that of the one that leads.
+/// one history between them: that of the first. Each of the others follows one.
 class Histories {
  public:
   /// Forgets all uses and keeps their memory.
@@ -265,10 +265,7 @@ class Histories {
   }
   SlotUses& of(const View& view) { return uses_[static_cast<std::size_t>(view.slot)]; }
   const SlotUses& of(const View& view) const { return uses_[static_cast<std::size_t>(view.slot)]; }
-  const Lifetime& lifetime(std::size_t slot) const {
-    const SlotId leader = pairs_[slot].leader;
-    return uses_[leader == kNoSlot ? slot : static_cast<std::size_t>(leader)].lifetime();
-  }
+  const Lifetime& lifetime(std::size_t slot) const { return uses_[first_of(slot)].lifetime(); }
 
  private:
   struct Pair {
@@ -280,10 +277,15 @@ class Histories {
   /// Whether it went through. If not, two slots went apart, and accesses left out before may count now.
   template <class Count>
   bool find_distinct(std::span<const Access> accesses, Count&& count);
+  /// The slot that has the history of one.
+  std::size_t first_of(std::size_t slot) const {
+    while (pairs_[slot].leader != kNoSlot) slot = static_cast<std::size_t>(pairs_[slot].leader);
+    return slot;
+  }
   void part(SlotId follower) {
     const SlotId leader = std::exchange(pair(follower).leader, kNoSlot);
     pair(leader).follower = kNoSlot;
-    uses_[static_cast<std::size_t>(follower)] = uses_[static_cast<std::size_t>(leader)];
+    uses_[static_cast<std::size_t>(follower)] = uses_[first_of(static_cast<std::size_t>(leader))];
   }
 
   std::vector<SlotUses> uses_;
@@ -300,26 +302,21 @@ bool Histories::find_distinct(std::span<const Access> accesses, Count&& count) {
     const SlotId slot = access.view.slot, new_before = std::exchange(new_slot, kNoSlot);
     if (!count(access.view)) continue;
     Pair& own = pair(slot);
-    if (own.leader != kNoSlot) {
-      if (i > 0 && accesses[i - 1].view.slot == own.leader && alike(accesses[i - 1], access)) continue;
+    if (own.leader != kNoSlot && (i == 0 || accesses[i - 1].view.slot != own.leader || !alike(accesses[i - 1], access))) {
       part(slot);
       return false;
     }
-    if (own.follower != kNoSlot) {
-      const bool followed = i + 1 < accesses.size() && accesses[i + 1].view.slot == own.follower && alike(access, accesses[i + 1]);
-      if (!followed) {
-        part(own.follower);
-        return false;
-      }
+    if (own.follower != kNoSlot &&
+        (i + 1 == accesses.size() || accesses[i + 1].view.slot != own.follower || !alike(access, accesses[i + 1]))) {
+      part(own.follower);
+      return false;
     }
     if (!own.known) {
       own.known = true;
-      if (new_before != kNoSlot && alike(accesses[i - 1], access)) {
-        own.leader = new_before, pair(new_before).follower = slot;
-        continue;
-      }
       new_slot = slot;
+      if (new_before != kNoSlot && alike(accesses[i - 1], access)) own.leader = new_before, pair(new_before).follower = slot;
     }
+    if (own.leader != kNoSlot) continue;
     distinct_.push_back(access);
   }
   return true;
