@@ -76,6 +76,12 @@ std::uint64_t Fingerprint::band(const StridedRows& queries, const StridedRows& k
   return staircase(b_, keys, a_, queries, keys.stride, in_steps(-hi, -shift, 1, true), in_steps(-lo, -shift, 1, false));
 }
 
+/// sum over the rows of X^row.
+std::uint64_t Fingerprint::sum_of(const Axis& axis, const StridedRows& rows) const {
+  const std::uint64_t ratio = axis.power(rows.stride), last = axis.power(rows.first + (rows.count - 1) * rows.stride);
+  return field::multiply(field::subtract(field::multiply(last, ratio), axis.power(rows.first)), inverse_minus_one(ratio));
+}
+
 /// sum over t of X^t sum over u in [max(0, lo + slope t), min(n, hi + 1 + slope t)) of Y^u, each inner sum telescoped to
 /// the difference of its two ends.
 std::uint64_t Fingerprint::staircase(const Axis& outer, const StridedRows& rows, const Axis& inner, const StridedRows& columns,
@@ -83,6 +89,9 @@ std::uint64_t Fingerprint::staircase(const Axis& outer, const StridedRows& rows,
   const std::int64_t t0 = std::max<std::int64_t>(0, hi >= kUnbounded / 2 ? 0 : ceil_divide(-hi, slope));
   const std::int64_t t1 = std::min(rows.count, lo <= -kUnbounded / 2 ? rows.count : ceil_divide(columns.count - lo, slope));
   if (t0 >= t1) return 0;
+  // Most bands are rectangles: each of their rows meets all columns.
+  if (lo + slope * (t1 - 1) <= 0 && hi + 1 + slope * t0 >= columns.count)
+    return field::multiply(sum_of(outer, {rows.first + t0 * rows.stride, t1 - t0, rows.stride}), sum_of(inner, columns));
   const std::uint64_t upper = edge(outer, rows, inner, columns, slope, t0, t1, hi + 1, -kUnbounded, columns.count);
   const std::uint64_t lower = edge(outer, rows, inner, columns, slope, t0, t1, lo, 0, kUnbounded);
   const std::uint64_t step = inner.power(columns.stride);

@@ -53,6 +53,7 @@ class Fingerprint {
       return e < powers.size() ? powers[e] : field::power(powers[1], e);
     }
   };
+  std::uint64_t sum_of(const Axis& axis, const StridedRows& rows) const;
   std::uint64_t staircase(const Axis& outer, const StridedRows& rows, const Axis& inner, const StridedRows& columns, std::int64_t slope,
                           std::int64_t lo, std::int64_t hi) const;
   std::uint64_t edge(const Axis& outer, const StridedRows& rows, const Axis& inner, const StridedRows& columns, std::int64_t slope,
