@@ -20,18 +20,19 @@ void AttendRecords::begin(const Claim& claim) {
 }
 
 int AttendRecords::add(std::span<const Band> bands, const View& q_view, Pieces& q, const View& k_view, Pieces& k) {
-  words_.assign(1, static_cast<std::int64_t>(digest_of_bands(bands)));
+  Digest digest_of;
+  digest_of.add(digest_of_bands(bands));
   bool whole = !q.empty() && !k.empty(), by_rank = true;
   for (auto [pieces, view] : {std::pair(&q, &q_view), std::pair(&k, &k_view)}) {
     if (!std::ranges::is_sorted(*pieces, {}, &Piece::row0)) std::ranges::stable_sort(*pieces, {}, &Piece::row0);
-    words_.insert(words_.end(), {view->rows, static_cast<std::int64_t>(pieces->size())});
+    digest_of.add(view->rows).add(std::ssize(*pieces));
     for (const Piece& piece : *pieces) {
-      words_.insert(words_.end(), {piece.row0, piece.rows, piece.origin, piece.origin_row});
+      digest_of.add(piece.row0).add(piece.rows).add(std::int64_t{piece.origin}).add(piece.origin_row);
       by_rank = by_rank && piece.origin < ranks_;
       whole = whole && piece.head0 == 0 && piece.heads == view->heads && piece.origin_head == pieces->front().origin_head;
     }
   }
-  const std::uint64_t digest = hash64({reinterpret_cast<const char*>(words_.data()), words_.size() * sizeof(std::int64_t)});
+  const std::uint64_t digest = digest_of.value();
   const bool lasts = whole && by_rank;
   Geometries& among = lasts ? lasting_ : of_plan_;
   const auto made = [&] {

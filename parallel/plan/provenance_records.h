@@ -68,7 +68,6 @@ class AttendRecords {
   bool same_claim_ = false;
   int ranks_ = 0;
   std::vector<AttendRecord> records_;
-  std::vector<std::int64_t> words_;
   std::span<const Band> last_bands_;
   std::uint64_t last_digest_ = 0;
 };

@@ -16,15 +16,9 @@ StridedRows clip(const StridedRows& run, std::int64_t begin, std::int64_t end) {
   return {run.first + first * run.stride, last - first, run.stride};
 }
 
-/// Of four numbers: a sum of them times odd constants, then mixed (the finaliser of splitmix64). Small numbers that differ have
-/// unlike sums, unless the constants happened to have a small integer relation.
-std::uint64_t digest_of(std::uint64_t a, std::int64_t b, std::int64_t c, bool d) {
-  const auto word = [](std::int64_t value) { return static_cast<std::uint64_t>(value); };
-  std::uint64_t sum =
-      a * 0x9fb21c651e98df25u + word(b) * 0xd6e8feb86659fd93u + word(c) * 0xa0761d6478bd642fu + (d ? 0xe7037ed1a0b428dbu : 0);
-  sum = (sum ^ sum >> 30) * 0xbf58476d1ce4e5b9u;
-  sum = (sum ^ sum >> 27) * 0x94d049bb133111ebu;
-  return sum ^ sum >> 31;
+/// Of rows of something that has a digest or number.
+std::uint64_t digest_of(std::uint64_t of, std::int64_t row, std::int64_t rows, bool keys) {
+  return Digest().add(of).add(row).add(2 * rows + (keys ? 1 : 0)).value();
 }
 
 /// The first piece that ends behind a row. Pieces of all heads do not overlap and lie by rising row.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -41,6 +42,23 @@ class Store {
   }
   std::vector<std::vector<T>> blocks_;
   std::size_t current_ = 0;  ///< The first block that may have room.
+};
+
+/// Digest of numbers, one after another: each is mixed in as words of xxHash's XXH64 are.
+class Digest {
+ public:
+  Digest& add(std::uint64_t word) noexcept {
+    sum_ = std::rotl(sum_ + word * 0xc2b2ae3d27d4eb4fu, 31) * 0x9e3779b185ebca87u;
+    return *this;
+  }
+  Digest& add(std::int64_t word) noexcept { return add(static_cast<std::uint64_t>(word)); }
+  std::uint64_t value() const noexcept {
+    const std::uint64_t mixed = (sum_ ^ sum_ >> 33) * 0xc2b2ae3d27d4eb4fu;
+    return mixed ^ mixed >> 29;
+  }
+
+ private:
+  std::uint64_t sum_ = 0x27d4eb2f165667c5u;
 };
 
 /// What belongs to a digest. Entries move when others come.
