@@ -135,16 +135,16 @@ void weigh_tile(const BackwardCall& call, const amx::PackedQueries& queries, con
     float* to = scores_of(unit);
     if (kSpread && unit > place.units.begin && is_plain(unit - 1)) {
       const PiecewiseWeights<4 * (StepsD + StepsE)> weights(gradients_of(unit - 1), terms);
-      pending.multiply<false>(scores, StepsD, to, weights);
-      pending.multiply<false>(
-          dweights, StepsE, to + kUnitScores, [&]<int I>(std::int64_t step, Product<I> product) __attribute__((always_inline)) {
+      pending.multiply(false, scores, StepsD, to, weights);
+      pending.multiply(
+          false, dweights, StepsE, to + kUnitScores, [&]<int I>(std::int64_t step, Product<I> product) __attribute__((always_inline)) {
             weights(step + StepsD, product);
           });
       weights.finish();
     } else {
-      pending.multiply<false>(scores, d, to);
+      pending.multiply(false, scores, d, to);
       if (unit > place.units.begin) weigh_alone(unit - 1);
-      pending.multiply<false>(dweights, e, to + kUnitScores);
+      pending.multiply(false, dweights, e, to + kUnitScores);
     }
   }
 
@@ -155,15 +155,15 @@ void weigh_tile(const BackwardCall& call, const amx::PackedQueries& queries, con
   for (std::int64_t column = 0; column < d; ++column) {
     const Pending::Operands on{columns + column * kBlockUnits * 2 * kTile, dscores, 2 * kTile, 2 * kTile};
     if (column > 0) {
-      pending.multiply<true>(on, count, sums + column * kUnitScores);
+      pending.multiply(true, on, count, sums + column * kUnitScores);
     } else if (kSpread && count >= 6 && is_plain(last)) {
       // The last unit is needed by the last step only: 17 products before that one are enough for its pieces.
-      pending.multiply<true>(on, count, sums, PiecewiseWeights<17>(gradients_of(last), terms));
+      pending.multiply(true, on, count, sums, PiecewiseWeights<17>(gradients_of(last), terms));
     } else {
       pending.flush();
       weigh_alone(last);
       Unit::fence();
-      pending.multiply<true>(on, count, sums);
+      pending.multiply(true, on, count, sums);
     }
   }
 }
@@ -198,10 +198,10 @@ class DistantSums {
   DistantSums(Pending& pending, float* fresh) : pending_(pending), fresh_{fresh, fresh + kUnitScores} {}
   void multiply(const Pending::Operands& on, std::int64_t steps, float* sums) {
     if (sums_ == nullptr) {
-      pending_.multiply<false>(on, steps, fresh_[0]);
+      pending_.multiply(false, on, steps, fresh_[0]);
     } else {
       const AddSums add{sums_, fresh_[1]};
-      pending_.multiply<false>(on, steps, fresh_[0], add);
+      pending_.multiply(false, on, steps, fresh_[0], add);
       add.add((steps - 1) * 4 * AddSums::kAtOnce, AddSums::kVectors);
     }
     sums_ = sums;

@@ -1,45 +1,31 @@
 // Forward pass of one work item on tiles (algorithms.md 1.1). Included by tiles_<unit>.cpp after a unit.
 //
 // An item is up to 1,024 rows of one query head, in tiles of 32. For each range of 1,024 keys (512 KiB of packed keys and
-// values for heads of 128, which come from the third-level cache once an item and then stay in the second), for each tile, for each block
-// of 256 keys that the tile may see:
-//   scores   S^T = K Q^T unit by unit; while the tile unit computes one, the vector unit turns the last into weights P^T;
-//   sums     O^T += V^T P^T, 32 values at a time, over all units of the block; the first of these hides the last weights.
-// The block is 256 keys long because sums are loaded and stored once a block, and no longer so that its weights (16 KiB),
-// the sums (16) and the queries (8) stay in the first-level cache while keys and values stream past them.
+// values for heads of 128, which come from the third-level cache once an item and then stay in the second), for each tile, it takes the
+// units that the tile may see by runs (forward_run.h).
 #pragma once
 
 #include <sched.h>
 
-#include "kernels/cpu/amx/fetch.h"
-#include "kernels/cpu/amx/state.h"
+#include "kernels/cpu/amx/forward_run.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
 constexpr std::int64_t kRangeKeys = 1024;
-constexpr std::int64_t kUnitsPerBlock = amx::kBlock / amx::kUnit;
-constexpr std::int64_t kBlocksPerRange = kRangeKeys / amx::kBlock;
 constexpr std::int64_t kItemTiles = amx::kItemRows / amx::kUnit;
-
-struct ForwardScratch {
-  float* scores;      ///< [2][kUnitScores]
-  bfloat16* weights;  ///< [kUnitsPerBlock][kUnitWeights]
-  float* discard;     ///< [kUnitScores]
-  QueryTile* tiles;   ///< [kItemTiles]
-};
 
 inline std::int64_t forward_scratch_bytes(const AttentionShape& shape) {
   const std::int64_t tile =
       static_cast<std::int64_t>(sizeof(QueryTile)) + amx::kUnit * (amx::padded(shape.width_qk) * 2 + amx::padded(shape.width_v) * 4);
-  return 3 * kUnitScores * 4 + kUnitsPerBlock * kUnitWeights * 2 + kItemTiles * tile;
+  return 3 * kUnitScores * 4 + kRunUnits * kUnitWeights * 2 + kItemTiles * tile;
 }
 
 inline ForwardScratch carve_forward(const AttentionShape& shape, std::byte* scratch) {
   const auto take = [&](std::int64_t bytes) { return std::exchange(scratch, scratch + bytes); };
   ForwardScratch on;
   on.scores = reinterpret_cast<float*>(take(2 * kUnitScores * 4));
-  on.weights = reinterpret_cast<bfloat16*>(take(kUnitsPerBlock * kUnitWeights * 2));
+  on.weights = reinterpret_cast<bfloat16*>(take(kRunUnits * kUnitWeights * 2));
   on.discard = reinterpret_cast<float*>(take(kUnitScores * 4));
   on.tiles = reinterpret_cast<QueryTile*>(take(kItemTiles * static_cast<std::int64_t>(sizeof(QueryTile))));
   for (std::int64_t t = 0; t < kItemTiles; ++t) {
@@ -48,155 +34,6 @@ inline ForwardScratch carve_forward(const AttentionShape& shape, std::byte* scra
   }
   return on;
 }
-
-/// What stays the same for all blocks of an item.
-struct ForwardCall {
-  const AttentionShape& shape;
-  const amx::PackedKeys& packed;
-  ForwardScratch on;
-  std::int64_t value_pairs;  ///< E / 32
-  float cap, cap_scale;      ///< cap in base 2 (0: none); scores times cap_scale go into tanh.
-};
-
-/// Units [begin, end) of a block, as seen by one tile.
-struct BlockPlace {
-  std::int64_t block, begin, end;
-  std::int64_t q0, q1;
-  Fetch* fetch;  ///< For later.
-};
-
-/// What the vector unit does beside products of weights and values.
-class ValueWork {
- public:
-  ValueWork(Fetch& fetch, WeightSums& sums) : fetch_(fetch), sums_(sums) {}
-  template <int I>
-  [[gnu::always_inline]] void operator()(std::int64_t, Product<I>) {
-    fetch_.some();
-    sums_();
-  }
-
- private:
-  Fetch& fetch_;
-  WeightSums& sums_;
-};
-
-/// Everything summed so far for a tile, scaled by `factors`; weights of the first `units` units of this block too.
-[[gnu::noinline]] inline void rescale(const ForwardCall& call, QueryTile& tile, const Factors& factors, std::int64_t units) {
-  for (std::int64_t i = 0; i < call.value_pairs * 4; ++i) {
-    for (std::int64_t row = 0; row < 16; ++row) {
-      float* at = tile.sums + i * 256 + row * 16;
-      // A fresh row's factor is 0 and so are its sums.
-      store(at, load(at) * factors.of[i % 2]);
-    }
-  }
-  for (std::int64_t i = 0; i < units * 2; ++i) {
-    for (std::int64_t row = 0; row < 16; ++row) {
-      bfloat16* at = call.on.weights + i * kTile + row * 32;
-      const Words both = Words(load_bits(at));
-      const Vec factor = factors.of[i % 2];
-      store_bits(at, Vec(Unit::pair(Vec(both << 16) * factor, Vec(both & 0xffff0000u) * factor)));
-    }
-  }
-}
-
-/// Weights of a unit whose sums were too large, or that is masked: nothing runs meanwhile.
-inline void soften_alone(const ForwardCall& call, QueryTile& tile, const float* scores, std::int64_t unit) {
-  bfloat16* weights = call.on.weights + unit * kUnitWeights;
-  soften(scores, tile.running, weights);
-  if (settled(tile.running)) return;
-  rescale(call, tile, raise_top(scores, tile.running), unit);
-  soften(scores, tile.running, weights);
-  settle(tile.running);
-}
-
-inline UnitPlace place_of(const ForwardCall& call, const BlockPlace& place, std::int64_t unit) {
-  const std::int64_t k0 = call.packed.first_key + place.block * amx::kBlock + (place.begin + unit) * amx::kUnit;
-  return {place.q0, place.q1, k0, smaller(k0 + amx::kUnit, call.packed.keys_end)};
-}
-
-/// Softcap and mask.
-inline void prepare(const ForwardCall& call, const amx::TileBands& bands, const UnitPlace& at, float* scores) {
-  if (call.cap > 0) {
-    for (std::int64_t i = 0; i < kUnitScores; i += kLanes) store(scores + i, call.cap * tanh(load(scores + i) * call.cap_scale));
-  }
-  if (!wholly_allowed(bands, at)) hide(bands, at, scores);
-}
-
-/// One tile against some units of one block. `Steps` is D / 32.
-template <int Steps>
-void attend_block(const ForwardCall& call, QueryTile& tile, const amx::TileBands& bands, const BlockPlace& place) {
-  // Half of the products work for each half of the rows.
-  constexpr std::int64_t kPairsPerPart = (kUnitPairs + 2 * Steps - 1) / (2 * Steps);
-  const std::int64_t units = place.end - place.begin;
-  const std::int64_t slot = call.packed.slots[place.block] * call.packed.block_stride;
-  const bfloat16* keys = call.packed.keys + slot + place.begin * Steps * 2 * kTile;
-  const bfloat16* values = call.packed.values + slot + place.begin * 2 * kTile;
-  const auto scores_of = [&](std::int64_t unit) __attribute__((always_inline)) { return call.on.scores + unit % 2 * kUnitScores; };
-  const auto weights_of = [&](std::int64_t unit) __attribute__((always_inline)) { return call.on.weights + unit * kUnitWeights; };
-  Pending pending(call.on.discard);
-  Running running = tile.running;
-  const auto is_plain = [&](std::int64_t unit) __attribute__((always_inline)) {
-    return call.cap == 0 && wholly_allowed(bands, place_of(call, place, unit));
-  };
-  const auto alone = [&](std::int64_t unit) __attribute__((always_inline)) {
-    tile.running = running;
-    soften_alone(call, tile, scores_of(unit), unit);
-    running = tile.running;
-  };
-  const auto repair = [&](std::int64_t unit) __attribute__((always_inline)) {
-    if (settled(running)) return false;
-    alone(unit);
-    return true;
-  };
-
-  pending.multiply<false>({keys, tile.queries, 2 * kTile, 2 * kTile}, Steps, scores_of(0));
-  for (std::int64_t unit = 1; unit < units; ++unit) {
-    const Pending::Operands next{keys + unit * Steps * 2 * kTile, tile.queries, 2 * kTile, 2 * kTile};
-    const std::int64_t last = unit - 1;
-    if (!is_plain(last)) {
-      pending.multiply<false>(next, Steps, scores_of(unit));
-      prepare(call, bands, place_of(call, place, last), scores_of(last));
-      alone(last);
-      continue;
-    }
-    PiecewiseSoftmax<kPairsPerPart> softmax(scores_of(last), running, weights_of(last));
-    pending.multiply<false>(next, Steps, scores_of(unit), softmax);
-    softmax.finish(running);
-    repair(last);
-  }
-
-  const std::int64_t last = units - 1;
-  const Pending::Operands first{values, call.on.weights, 2 * kTile, kUnitWeights};
-  // The weights of the last unit are needed by the last step only.
-  if (units >= 5 && is_plain(last)) {
-    PiecewiseSoftmax<2> softmax(scores_of(last), running, weights_of(last));
-    pending.multiply<true>(first, units, tile.sums, softmax);
-    softmax.finish(running);
-    if (repair(last)) {
-      pending.drop();
-      pending.multiply<true>(first, units, tile.sums);
-    }
-  } else {
-    pending.flush();
-    prepare(call, bands, place_of(call, place, last), scores_of(last));
-    alone(last);
-    Unit::fence();
-    pending.multiply<true>(first, units, tile.sums);
-  }
-  WeightSums sums(call.on.weights, units);
-  ValueWork work(*place.fetch, sums);
-  for (std::int64_t pair = 1; pair < call.value_pairs; ++pair) {
-    const Pending::Operands operands{values + pair * kUnitsPerBlock * 2 * kTile, call.on.weights, 2 * kTile, kUnitWeights};
-    pending.multiply<true>(operands, units, tile.sums + pair * kUnitScores, work);
-  }
-  sums.finish(running);
-  pending.flush();
-  tile.running = running;
-}
-
-using AttendBlock = void (*)(const ForwardCall&, QueryTile&, const amx::TileBands&, const BlockPlace&);
-constexpr AttendBlock kAttendBlock[] = {attend_block<1>, attend_block<2>, attend_block<3>, attend_block<4>,
-                                        attend_block<5>, attend_block<6>, attend_block<7>, attend_block<8>};
 
 /// Packs one block of keys and values.
 inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t block, const amx::PackedKeys& packed) {
@@ -337,24 +174,70 @@ inline void fetch_ahead(const ForwardProblem<bfloat16, float>& p, const amx::For
   fetch_keys(p, more ? item.packed : item.next.packed, {first, first + share}, more, t * share / amx::kBlock, fetch);
 }
 
-/// Tile `t` against the blocks of the range that it sees.
+/// Hands out the runs of a range, tile by tile, those of a tile of even length. A tile is loaded just before its first.
+class RangeRuns {
+ public:
+  RangeRuns(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, const ForwardCall& call, const ItemPlace& at,
+            float scale)
+      : p_(p), item_(item), call_(call), at_(at), scale_(scale) {}
+
+  /// False: there are no more.
+  bool next(TileRun& run) {
+    while (units_ == 0) {
+      if (tile_ + 1 == at_.tiles) return false;
+      start(++tile_);
+    }
+    const std::int64_t q0 = item_.first_row + tile_ * amx::kUnit, count = (units_ + runs_ - 1) / runs_;
+    run = {tile_, item_.tiles[tile_], q0,     smaller(q0 + amx::kUnit, item_.first_row + item_.rows), first_, count,
+           adds_, units_ == count,    &fetch_};
+    adds_ = true;
+    first_ += count;
+    units_ -= count;
+    --runs_;
+    return true;
+  }
+
+ private:
+  void start(std::int64_t t) {
+    const KeyRange seen{larger(at_.range.begin, at_.seen[t].begin), smaller(at_.range.end, at_.seen[t].end)};
+    if (seen.begin >= seen.end) return;
+    const bool first_range = at_.seen[t].begin >= at_.range.begin;
+    if (first_range) load_tile(p_, item_, t, scale_, call_.on.tiles[t]);
+    adds_ = !first_range || !item_.overwrite;
+    const std::int64_t begin = seen.begin - item_.packed.first_key, end = seen.end - item_.packed.first_key;
+    for (std::int64_t block = begin / amx::kBlock; block * amx::kBlock < end; ++block) wait_until_packed(item_, block);
+    first_ = begin / amx::kUnit;
+    units_ = (end + amx::kUnit - 1) / amx::kUnit - first_;
+    runs_ = (units_ + kRunUnits - 1) / kRunUnits;
+    fetch_ = Fetch();
+    fetch_ahead(p_, item_, at_, t, fetch_);
+    fetch_.start(units_ * 4 * (call_.value_pairs - 1));
+  }
+
+  const ForwardProblem<bfloat16, float>& p_;
+  const amx::ForwardItem& item_;
+  const ForwardCall& call_;
+  const ItemPlace& at_;
+  float scale_;
+  std::int64_t tile_ = -1, first_ = 0, units_ = 0, runs_ = 0;
+  bool adds_ = false;
+  Fetch fetch_;
+};
+
+/// The tiles of the item against a range.
 inline void attend_range(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, const ForwardCall& call,
-                         const ItemPlace& at, std::int64_t t, KeyRange range, Pacer& pacer) {
-  const AttendBlock attend = kAttendBlock[amx::padded(p.shape.width_qk) / amx::kUnit - 1];
-  const double flop = 2.0 * amx::kUnit * amx::kBlock * static_cast<double>(p.shape.width_qk + p.shape.width_v);
-  const std::int64_t first = item.packed.first_key, q0 = item.first_row + t * amx::kUnit;
-  Fetch fetch;
-  fetch_ahead(p, item, at, t, fetch);
-  fetch.start((range.end - range.begin + amx::kUnit - 1) / amx::kUnit * 4 * (call.value_pairs - 1));
-  for (std::int64_t key = first + round_down(range.begin - first, amx::kBlock); key < range.end; key += amx::kBlock) {
-    const KeyRange part = keys_seen(item.tiles[t], key, key + amx::kBlock);
-    if (part.begin >= part.end) continue;
-    const std::int64_t block = (key - first) / amx::kBlock;
-    wait_until_packed(item, block);
-    attend(call, call.on.tiles[t], item.tiles[t],
-           {block, (part.begin - key) / amx::kUnit, (part.end - key + amx::kUnit - 1) / amx::kUnit, q0,
-            smaller(q0 + amx::kUnit, item.first_row + item.rows), &fetch});
-    pacer.did(flop);
+                         const ItemPlace& at, float scale, Pacer& pacer) {
+  const AttendRun attend = kAttendRun[amx::padded(p.shape.width_qk) / amx::kUnit - 1];
+  const double flop = 2.0 * amx::kUnit * amx::kUnit * static_cast<double>(p.shape.width_qk + p.shape.width_v);
+  RangeRuns runs(p, item, call, at, scale);
+  Pending pending(call.on.discard);
+  TileRun run;
+  while (runs.next(run)) {
+    attend(call, pending, run);
+    pacer.did(flop * static_cast<double>(run.units));
+    if (!run.last) continue;
+    pending.flush();
+    if (at.seen[run.tile].end <= at.range.end) store_tile(p, item, run.tile, call.on.tiles[run.tile]);
   }
 }
 
@@ -373,19 +256,14 @@ inline void forward_item(const ForwardProblem<bfloat16, float>& p, const amx::Fo
     at.all = {smaller(at.all.begin, at.seen[t].begin), larger(at.all.end, at.seen[t].end)};
     if (at.seen[t].begin < at.seen[t].end || !item.overwrite) continue;
     load_tile(p, item, t, scale, call.on.tiles[t]);
+    __builtin_memset(call.on.tiles[t].sums, 0, static_cast<std::size_t>(call.value_pairs * kUnitScores) * sizeof(float));
     store_tile(p, item, t, call.on.tiles[t]);
   }
   Pacer pacer(item.progress);
   for (std::int64_t range = first + round_down(at.all.begin - first, kRangeKeys); range < at.all.end; range += kRangeKeys) {
     at.range = {range, smaller(range + kRangeKeys, item.packed.keys_end)};
     pack_range(p, item, at.range);
-    for (std::int64_t t = 0; t < at.tiles; ++t) {
-      const KeyRange part{larger(range, at.seen[t].begin), smaller(at.range.end, at.seen[t].end)};
-      if (part.begin >= part.end) continue;
-      if (at.seen[t].begin >= range) load_tile(p, item, t, scale, call.on.tiles[t]);
-      attend_range(p, item, call, at, t, part, pacer);
-      if (at.seen[t].end <= at.range.end) store_tile(p, item, t, call.on.tiles[t]);
-    }
+    attend_range(p, item, call, at, scale, pacer);
   }
   release_blocks(item);
 }

@@ -33,36 +33,40 @@ class Pending {
 
   /// Operands of a product: each step reads two tiles of A and of B side by side.
   struct Operands {
-    const bfloat16 *a, *b;
+    const bfloat16 *a_first, *b_first;
     std::int64_t a_step, b_step;  ///< Elements from step to step.
+
+    const bfloat16* a(std::int64_t step) const { return a_first + step * a_step; }
+    const bfloat16* b(std::int64_t step) const { return b_first + step * b_step; }
   };
 
-  /// sums[4 tiles: a0 b0, a0 b1, a1 b0, a1 b1] := (Add ? sums : 0) + A B over `steps` >= 1 steps. After each tile product
+  /// sums[4 tiles: a0 b0, a0 b1, a1 b0, a1 b1] := (add ? sums : 0) + A B over `steps` >= 1 steps. After each tile product
   /// calls meanwhile(step, Product<I>), which must be always_inline. In step 0, the sums of the product before are in memory
   /// up to accumulator I.
-  template <bool Add, class Work = NoWork>
-  [[gnu::always_inline]] void multiply(Operands on, std::int64_t steps, float* sums, Work&& meanwhile = {}) {
-    Unit::load_streamed<4>(on.a);
-    Unit::load<6>(on.b);
-    Unit::load<7>(on.b + kTile);
-    Unit::load_streamed<5>(on.a + kTile);
-    exchange<Add, 0, 4, 6>(sums, meanwhile);
-    exchange<Add, 1, 4, 7>(sums, meanwhile);
-    exchange<Add, 2, 5, 6>(sums, meanwhile);
-    exchange<Add, 3, 5, 7>(sums, meanwhile);
+  template <class On, class Work = NoWork>
+  [[gnu::always_inline]] void multiply(bool add, const On& on, std::int64_t steps, float* sums, Work&& meanwhile = {}) {
+    const bfloat16 *a = on.a(0), *b = on.b(0);
+    Unit::load_streamed<4>(a);
+    Unit::load<6>(b);
+    Unit::load<7>(b + kTile);
+    Unit::load_streamed<5>(a + kTile);
+    exchange<0, 4, 6>(add, sums, meanwhile);
+    exchange<1, 4, 7>(add, sums, meanwhile);
+    exchange<2, 5, 6>(add, sums, meanwhile);
+    exchange<3, 5, 7>(add, sums, meanwhile);
     to_ = sums;
     for (std::int64_t step = 1; step < steps; ++step) {
-      on.a += on.a_step;
-      on.b += on.b_step;
+      a = on.a(step);
+      b = on.b(step);
       Unit::fence();  // what the work wrote may be read by this step
-      Unit::load_streamed<4>(on.a);
-      Unit::load<6>(on.b);
+      Unit::load_streamed<4>(a);
+      Unit::load<6>(b);
       Unit::multiply<0, 4, 6>();
       meanwhile(step, Product<0>{});
-      Unit::load<7>(on.b + kTile);
+      Unit::load<7>(b + kTile);
       Unit::multiply<1, 4, 7>();
       meanwhile(step, Product<1>{});
-      Unit::load_streamed<5>(on.a + kTile);
+      Unit::load_streamed<5>(a + kTile);
       Unit::multiply<2, 5, 6>();
       meanwhile(step, Product<2>{});
       Unit::multiply<3, 5, 7>();
@@ -83,10 +87,10 @@ class Pending {
  private:
   static constexpr std::int64_t kSums = 256;  // of an accumulator
 
-  template <bool Add, int C, int A, int B, class Work>
-  [[gnu::always_inline]] void exchange(float* sums, Work&& meanwhile) {
+  template <int C, int A, int B, class Work>
+  [[gnu::always_inline]] void exchange(bool add, float* sums, Work&& meanwhile) {
     Unit::store<C>(to_ + C * kSums);
-    if constexpr (Add) {
+    if (add) {
       Unit::load<C>(sums + C * kSums);
     } else {
       Unit::zero<C>();

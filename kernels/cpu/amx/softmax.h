@@ -120,6 +120,12 @@ inline void soften(const float* scores, Running& running, bfloat16* weights) {
   return true;
 }
 
+/// Whether no row has a `top` yet.
+[[gnu::always_inline]] inline bool is_fresh(const Running& running) {
+  const Vec fresh = splat(kFreshTop);
+  return !Unit::any_greater(running.top[0], fresh) && !Unit::any_greater(running.top[1], fresh);
+}
+
 /// Raises `top` to the maximum of the unit and returns the factors for what was summed before.
 struct Factors {
   Vec of[2];
@@ -127,11 +133,13 @@ struct Factors {
 [[gnu::noinline]] inline Factors raise_top(const float* scores, Running& running) {
   Factors factors;
   for (int half = 0; half < 2; ++half) {
-    Vec most = splat(-kInfinity);
+    Vec part[4];  // so that maxima do not wait for each other
+    for (Vec& most : part) most = splat(-kInfinity);
     for (std::int64_t key = 0; key < 32; ++key) {
       const Vec s = load(score_row(scores, half, key));
-      most = s > most ? s : most;
+      part[key % 4] = Unit::larger(s, part[key % 4]);
     }
+    Vec most = Unit::larger(Unit::larger(part[0], part[1]), Unit::larger(part[2], part[3]));
     most = Unit::ceil(most * running.scale);
     const Vec old = running.top[half];
     running.top[half] = most > old ? most : old;
@@ -143,7 +151,7 @@ struct Factors {
   return factors;
 }
 
-/// Sums the weights of a block as they were rounded, pair of keys by pair: work for the vector unit while the tile unit
+/// Sums the weights of a run as they were rounded, pair of keys by pair: work for the vector unit while the tile unit
 /// multiplies them with the values.
 class WeightSums {
  public:

@@ -41,7 +41,6 @@ inline void load_tile(const ForwardProblem<bfloat16, float>& p, const amx::Forwa
                  amx::padded(p.shape.width_qk) / amx::kUnit, tile.queries);
   tile.running.scale = splat(scale);
   const std::int64_t width = amx::padded(p.shape.width_v);
-  if (item.overwrite) __builtin_memset(tile.sums, 0, static_cast<std::size_t>(width * amx::kUnit) * sizeof(float));
   for (std::int64_t half = 0; half < 2; ++half) {
     const std::int64_t row = first + half * kLanes, count = larger(0, rows - half * kLanes);
     tile.running.fresh[half] = tile.running.total[half] = tile.running.bf16[half] = Vec{};

@@ -71,6 +71,8 @@ struct Unit {
   [[gnu::always_inline]] static Vec scale_by_power(Vec x, Vec exponent) { return _mm512_scalef_ps(x, exponent); }
   /// 1 / x to 6.1e-5 relative, for normal x with a normal 1 / x.
   [[gnu::always_inline]] static Vec reciprocal(Vec x) { return _mm512_rcp14_ps(x); }
+  /// `second` where one is NaN.
+  [[gnu::always_inline]] static Vec larger(Vec first, Vec second) { return _mm512_max_ps(first, second); }
   [[gnu::always_inline]] static Vec ceil(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
   /// Lane n: `low` in its lower and `high` in its upper half, as bf16 rounded to nearest (ties away). NaN stays NaN.
   [[gnu::always_inline]] static Words pair(Vec low, Vec high) {

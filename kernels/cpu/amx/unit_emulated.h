@@ -70,6 +70,7 @@ struct Unit {
     return x;
   }
   static Vec reciprocal(Vec x) { return 1.0f / x; }
+  static Vec larger(Vec first, Vec second) { return first > second ? first : second; }
   static Vec ceil(Vec x) {
     for (int lane = 0; lane < kLanes; ++lane) x[lane] = __builtin_ceilf(x[lane]);
     return x;
