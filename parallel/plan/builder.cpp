@@ -89,7 +89,13 @@ void ProgramBuilder::copy(Label label, View source, View destination) {
   emit(Op::copy, label, accesses);
 }
 
-Range ProgramBuilder::new_order(std::span<const RowMove> moves) { return append(program_.moves, moves); }
+std::pair<Range, Range> ProgramBuilder::new_orders(std::span<const RowMove> moves) {
+  std::vector<RowMove>& all = program_.moves;
+  all.reserve(all.size() + 2 * moves.size());  // may be as many as there are tokens
+  const Range there = append(all, moves), back{there.begin + there.count, there.count};
+  for (const RowMove& move : moves) all.push_back({move.to, move.from, move.rows});
+  return {there, back};
+}
 
 void ProgramBuilder::copy(Label label, View source, View destination, Range order) {
   if (destination.empty()) return;

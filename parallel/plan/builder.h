@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "parallel/plan/pair_bands.h"
@@ -104,8 +105,8 @@ class ProgramBuilder {
   };
   void delta(Label label, const DeltaOperands& on);
   void copy(Label label, View source, View destination);
-  /// A new order of rows, for any number of copies to share: the moves hold each row of source and destination once.
-  Range new_order(std::span<const RowMove> moves);
+  /// A new order of rows, for any number of copies to share, and the way back. The moves hold each row of source and destination once.
+  std::pair<Range, Range> new_orders(std::span<const RowMove> moves);
   void copy(Label label, View source, View destination, Range order);
   void add(Label label, View source, View destination);
 

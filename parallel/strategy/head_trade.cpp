@@ -1,6 +1,7 @@
 #include "parallel/strategy/head_trade.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
@@ -80,10 +81,7 @@ HeadTrade::HeadTrade(ProgramBuilder& program, const AttentionProblem& problem, c
   parts_.resize(ranks_.size());
   for (const GroupedLayout::Part& part : groups.parts[static_cast<std::size_t>(context)])
     parts_[static_cast<std::size_t>(part.member)].push_back(part);
-  std::vector<RowMove> moves = groups.moves[static_cast<std::size_t>(context)];
-  into_sequence_ = program.new_order(moves);
-  for (RowMove& move : moves) std::swap(move.from, move.to);
-  out_of_sequence_ = program.new_order(moves);
+  std::tie(into_sequence_, out_of_sequence_) = program.new_orders(groups.moves[static_cast<std::size_t>(context)]);
 }
 
 template <class TakesPart>
