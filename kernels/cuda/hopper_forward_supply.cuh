@@ -132,7 +132,7 @@ __device__ void fetch_states(Shared<Tiles>& shared, const Arguments& arguments, 
     const RowTile& rows = work.rows;
     for (int row = lane; row < rows.count; row += 32) {
       const float* const out = arguments.out_rows.data + (rows.begin + row) * arguments.out_rows.row + work.head * arguments.out_rows.head;
-      for (int i = 0; i < arguments.width_v; i += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(out + i));
+      for (int i = 0; i < arguments.width_v; i += 32) prefetch_to_l2(out + i);
     }
   }
 }

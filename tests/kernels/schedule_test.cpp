@@ -85,14 +85,20 @@ TEST(Schedule, HoldsEveryRowAndThoseWithoutWorkLast) {
   }
 }
 
-// All row tiles of a document, the longest document first; within one the longest row tile first.
-TEST(Schedule, HandsOutOneDocumentAfterTheOther) {
+std::vector<Band> causal_documents(std::initializer_list<std::int64_t> lengths) {
   std::vector<Band> documents;
   std::int64_t at = 0;
-  for (const std::int64_t length : {256, 1024, 100, 512}) {
+  for (const std::int64_t length : lengths) {
     documents.push_back({at, at + length, at, at + length, -kUnbounded, 0});
     at += length;
   }
+  return documents;
+}
+
+// All row tiles of a document, the longest document first; within one the longest row tile first.
+TEST(Schedule, HandsOutOneDocumentAfterTheOther) {
+  std::vector<Band> documents = causal_documents({256, 1024, 100, 512});
+  const std::int64_t at = documents.back().q1;
   documents.push_back({at + 300, at + 400, 0, 100, -kUnbounded, kUnbounded});  // and 300 rows that see nothing before them
   const Schedule schedule = make_schedule(documents, RowAxis::query, at + 400, at, {128, 128, false, true});
   std::vector<std::int32_t> begins;
@@ -114,12 +120,8 @@ TEST(Schedule, HandsOutTheLongestRowTileOfOneDocumentFirst) {
 
 // Documents of 200, 8, 100 and 300 rows: a row tile ends where one begins, but for the 8 rows, which are fewer than 16.
 TEST(Schedule, CutsRowsWhereDocumentsBegin) {
-  std::vector<Band> documents;
-  std::int64_t at = 0;
-  for (const std::int64_t length : {200, 8, 100, 300}) {
-    documents.push_back({at, at + length, at, at + length, -kUnbounded, 0});
-    at += length;
-  }
+  const std::vector<Band> documents = causal_documents({200, 8, 100, 300});
+  const std::int64_t at = documents.back().q1;
   const auto make = [&](bool cut) { return make_schedule(documents, RowAxis::query, at, at, {128, 128, false, cut}); };
   Schedule schedule = make(true);
   std::ranges::sort(schedule.rows, {}, &RowTile::begin);
