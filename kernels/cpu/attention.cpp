@@ -18,6 +18,7 @@ std::optional<amx::Kernels> matrix_kernels(const AttentionShape& shape, double s
   if (cpu_level() == CpuLevel::emulated_amx) return amx::emulated_kernels();
 #if defined(__x86_64__)
   if (cpu_level() == CpuLevel::amx) return amx::amx_kernels();
+  if (cpu_level() == CpuLevel::avx512_bf16) return amx::dot_kernels();
 #endif
   return std::nullopt;
 }
@@ -26,6 +27,7 @@ TileKernels tile_kernels() {
   switch (cpu_level()) {
 #if defined(__x86_64__)
     case CpuLevel::amx:
+    case CpuLevel::avx512_bf16:
     case CpuLevel::avx512:
       return avx512_tile_kernels();
     case CpuLevel::avx2:

@@ -20,7 +20,7 @@ namespace {
 /// to a process on request.
 bool may_use_amx() noexcept {
 #if defined(__x86_64__) && defined(__linux__)
-  constexpr unsigned kTileBits = 1u << 22 | 1u << 24;  // AMX-BF16, AMX-TILE: CPUs that have them have AVX512-BF16 too
+  constexpr unsigned kTileBits = 1u << 22 | 1u << 24;  // AMX-BF16, AMX-TILE
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kTileBits) != kTileBits) return false;
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
@@ -38,7 +38,8 @@ CpuLevel find_best_level() noexcept {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   if (!avx512) return CpuLevel::avx2;
-  return may_use_amx() ? CpuLevel::amx : CpuLevel::avx512;
+  if (!__builtin_cpu_supports("avx512bf16")) return CpuLevel::avx512;
+  return may_use_amx() ? CpuLevel::amx : CpuLevel::avx512_bf16;
 #else
   return CpuLevel::scalar;
 #endif
@@ -66,7 +67,7 @@ std::atomic<CpuLevel>& current_level() noexcept {
 }  // namespace
 
 std::string_view to_string(CpuLevel level) noexcept {
-  constexpr std::string_view kNames[] = {"emulated_amx", "scalar", "avx2", "avx512", "amx"};
+  constexpr std::string_view kNames[] = {"emulated_amx", "scalar", "avx2", "avx512", "avx512_bf16", "amx"};
   return kNames[static_cast<int>(level)];
 }
 

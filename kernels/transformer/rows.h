@@ -46,6 +46,7 @@ template <class Body>
 void with_best_instructions(const Body& body) {
   switch (cpu_level()) {
     case CpuLevel::amx:
+    case CpuLevel::avx512_bf16:
     case CpuLevel::avx512:
       return run_avx512(body);
     case CpuLevel::avx2:

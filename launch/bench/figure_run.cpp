@@ -41,21 +41,24 @@ double find_peak(Unit unit, BestPeaks& peaks) {
 }
 
 void print_machine(bool json, BestPeaks& peaks) {
-  const bool has_amx = kernels::best_cpu_level() == CpuLevel::amx;
-  const double fma = find_peak(Unit::fma, peaks), amx = has_amx ? find_peak(Unit::amx, peaks) : 0;
+  const bool has_amx = has_unit(Unit::amx), has_dot = has_unit(Unit::dot);
+  const double fma = find_peak(Unit::fma, peaks), dot = has_dot ? find_peak(Unit::dot, peaks) : 0;
+  const double amx = has_amx ? find_peak(Unit::amx, peaks) : 0;
   const bool throttled = has_amx && amx < kCalmShareOfBest * peaks.best(Unit::amx, 1);
   const std::string level(to_string(kernels::cpu_level()));
   if (json) {
     nlohmann::ordered_json machine = {{"cpu", cpu_model()}, {"level", level}, {"cores", omp_get_num_procs()}};
     machine["threads"] = omp_get_max_threads();
     machine["fma_peak_gflops"] = std::round(fma);
+    machine["dot_peak_gflops"] = has_dot ? nlohmann::ordered_json(std::round(dot)) : nlohmann::ordered_json(nullptr);
     machine["amx_peak_gflops"] = has_amx ? nlohmann::ordered_json(std::round(amx)) : nlohmann::ordered_json(nullptr);
     machine["amx_throttled"] = throttled;
     return print_line(nlohmann::ordered_json{{"id", "machine"}, {"machine", machine}}.dump());
   }
-  print_line(fmt::format("{}, level {}, {} cores, {} threads; peaks of one core with random data: FMA f32 {:.0f} GFLOP/s, AMX bf16 {}",
-                         cpu_model(), level, omp_get_num_procs(), omp_get_max_threads(), fma,
-                         has_amx ? fmt::format("{:.0f} GFLOP/s", amx) : "absent"));
+  const auto rate = [](bool present, double peak) { return present ? fmt::format("{:.0f} GFLOP/s", peak) : "absent"; };
+  print_line(
+      fmt::format("{}, level {}, {} cores, {} threads; peaks of one core with random data: FMA f32 {}, dot products bf16 {}, AMX bf16 {}",
+                  cpu_model(), level, omp_get_num_procs(), omp_get_max_threads(), rate(true, fma), rate(has_dot, dot), rate(has_amx, amx)));
   if (throttled) print_line("The tile unit is throttled, by neighbours or heat: shares of the AMX peak will be noisy and decide nothing.");
   print_line("Ratios are medians over the calm samples; a sample is calm if the peaks beside it are within 7 % of the best.");
 }

@@ -14,7 +14,11 @@
 namespace periplus::launch::bench {
 
 inline bool on_amx() { return kernels::cpu_level() == kernels::CpuLevel::amx; }
-inline Unit unit_of(DType dtype) { return dtype == DType::bf16 && on_amx() ? Unit::amx : Unit::fma; }
+/// The unit that computes products of `dtype` at the level in use.
+inline Unit unit_of(DType dtype) {
+  if (dtype != DType::bf16 || kernels::cpu_level() < kernels::CpuLevel::avx512_bf16) return Unit::fma;
+  return on_amx() ? Unit::amx : Unit::dot;
+}
 
 /// Goals are for the kernels that a current CPU runs: bf16 on AMX, f32 on AVX-512.
 inline void judge(Line& line, DType dtype, const Goal& goal) {

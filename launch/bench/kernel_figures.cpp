@@ -101,8 +101,10 @@ Figure onednn_figure() {
   constexpr std::int64_t kRows = 4096, kHeads = 4, kWidth = 128;
   return {"C2", fmt::format("oneDNN's 2 products / our forward, d {} S {} H {}", kWidth, kRows, kHeads), [](Sampling& sampling) {
             Line line;
-            if (!on_amx()) {
-              line.skipped = fmt::format("oneDNN computes with AMX where it can; level {} does not", to_string(kernels::cpu_level()));
+            const Unit unit = unit_of(DType::bf16);
+            if (unit == Unit::fma) {
+              line.skipped =
+                  fmt::format("oneDNN multiplies bf16 natively where it can; level {} does not", to_string(kernels::cpu_level()));
               return std::vector{line};
             }
             line.wrong = check_causal(DType::bf16, kWidth, Pass::forward);
@@ -111,7 +113,7 @@ Figure onednn_figure() {
             sampling.progress("choosing oneDNN's splitting");
             const OneDnnProducts products = fastest_products(kHeads, kRows, kWidth, line.note);
             const auto data = prepared(causal_case(DType::bf16, kRows, kHeads, kWidth), false);
-            const std::vector<Side> sides = {{[&] { data->forward(); }, Unit::amx, 1}, {[&] { products.run(); }, Unit::amx, 1}};
+            const std::vector<Side> sides = {{[&] { data->forward(); }, unit, 1}, {[&] { products.run(); }, unit, 1}};
             const Selection selection = take_samples(sides, sampling);
             line.value = milliseconds(selection, 0);
             line.yardstick = milliseconds(selection, 1);

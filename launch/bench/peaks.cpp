@@ -4,8 +4,10 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <random>
 
+#include <fmt/format.h>
 #include <omp.h>
 
 #include "kernels/attention.h"
@@ -76,6 +78,31 @@ constexpr double kTileFlop = 2.0 * 16 * 16 * 32;
 
 #if defined(__x86_64__)
 
+constexpr int kDotChains = 12;
+
+[[gnu::target("avx512f,avx512bf16")]] float dot_products(int rounds) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  const auto draw = [&] {
+    std::array<std::uint16_t, 32> values;
+    for (std::uint16_t& value : values) value = bfloat16(normal(random)).bits;
+    return values;
+  };
+  std::array<std::array<std::uint16_t, 32>, 4> operands = {draw(), draw(), draw(), draw()};
+  __m512bh factor[4];
+  std::memcpy(factor, operands.data(), sizeof factor);
+  __m512 sum[kDotChains] = {};
+  for (int i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < kDotChains; ++c) sum[c] = _mm512_dpbf16_ps(sum[c], factor[c % 4], factor[c / 4]);
+    const __m512bh first = factor[0];
+    for (int f = 0; f < 3; ++f) factor[f] = factor[f + 1];
+    factor[3] = first;
+  }
+  for (int c = 1; c < kDotChains; ++c) sum[0] += sum[c];
+  return sum[0][0];
+}
+
 struct alignas(64) Tiles {
   std::array<std::array<std::uint16_t, 512>, 4 * kTileSteps> tile;
 };
@@ -136,6 +163,7 @@ struct Done {
 
 Done run_on_this_thread(Unit unit) {
 #if defined(__x86_64__)
+  if (unit == Unit::dot) return {4.0 * 16 * kDotChains * kFmaRounds, dot_products(kFmaRounds)};
   if (unit == Unit::amx) return {kTileFlop * kTileRounds * kTileSteps * 4, tile_products(random_tiles())};
 #endif
   const Loop loop = fma_loop();
@@ -144,12 +172,18 @@ Done run_on_this_thread(Unit unit) {
 
 }  // namespace
 
-std::string_view to_string(Unit unit) noexcept { return unit == Unit::amx ? "AMX" : "FMA"; }
+std::string_view to_string(Unit unit) noexcept {
+  constexpr std::string_view kNames[] = {"FMA", "DOT", "AMX"};
+  return kNames[static_cast<int>(unit)];
+}
+
+bool has_unit(Unit unit) noexcept {
+  const kernels::CpuLevel best = kernels::best_cpu_level();
+  return unit == Unit::fma || best >= (unit == Unit::amx ? kernels::CpuLevel::amx : kernels::CpuLevel::avx512_bf16);
+}
 
 double measure_peak(Unit unit, int threads) {
-  if (unit == Unit::amx && kernels::best_cpu_level() != kernels::CpuLevel::amx) {
-    throw InternalError("measure_peak: this machine has no AMX or does not permit it");
-  }
+  if (!has_unit(unit)) throw InternalError(fmt::format("measure_peak: this machine has no {} or does not permit it", to_string(unit)));
 #if defined(__x86_64__)
   random_tiles();
 #endif

@@ -26,8 +26,7 @@ using test::Tolerance;
 
 template <class S>
 Tolerance tolerance_of(CpuLevel level) {
-  const bool on_tiles = level == CpuLevel::amx || level == CpuLevel::emulated_amx;
-  if (on_tiles && !std::is_same_v<S, float>) return {test::kTileTolerance, test::kTileTolerance, true};
+  if (test::has_tiles(level) && !std::is_same_v<S, float>) return {test::kTileTolerance, test::kTileTolerance, true};
   return {test::kStateTolerance, test::kGradientTolerance};
 }
 

@@ -247,16 +247,19 @@ constexpr double stored_tolerance() {
 }
 
 /// With the tolerances of the storage type, and of bf16 on matrix tiles if the level in use has them: there the operands of
-/// every product are rounded to bf16. The delta rule also takes differences of such products: what keys read of the state from values.
+/// every product are rounded to bf16. The delta rule also takes differences of such products (what keys read of the state from values),
+/// and the gradient of a decay sums differences over a group of up to 512 tokens.
 template <class S>
 void expect_matches_f64(const LinearCase& c, std::uint64_t seed, const Stream& stream) {
   const auto run = [&](LinearPass<S>& pass) {
     pass.forward(stream);
     pass.backward(stream);
   };
-  if (std::is_same_v<S, bfloat16> && (cpu_level() == CpuLevel::emulated_amx || cpu_level() == CpuLevel::amx)) {
-    const double tolerance = (c.delta_rule ? 2 : 1) * kTileTolerance;
-    return LinearExpectation<S>(c, seed).check(tolerance, tolerance, run);
+  if (std::is_same_v<S, bfloat16> && has_tiles(cpu_level())) {
+    constexpr std::int64_t kGroup = 512;
+    const double stored = (c.delta_rule ? 2 : 1) * kTileTolerance;
+    const bool sums_differences = c.delta_rule || (c.decay != Decay::none && c.rows >= kGroup);
+    return LinearExpectation<S>(c, seed).check((sums_differences ? 2 : 1) * kTileTolerance, stored, run);
   }
   LinearExpectation<S>(c, seed).check(kGradientTolerance, stored_tolerance<S>(), run);
 }

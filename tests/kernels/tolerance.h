@@ -1,5 +1,7 @@
 #pragma once
 
+#include "kernels/attention.h"
+
 /// Tolerances of the kernel tests by type, for operands drawn from N(0,1) and scale 1/sqrt(D). u = 2^-24.
 namespace periplus::test {
 
@@ -21,6 +23,11 @@ inline constexpr double kRunningSumTolerance = 4e-5;
 /// the second products (weights, score gradients) and possibly the scaled queries are rounded to bf16, an error of at most
 /// 2^-9 each, and a sum of such terms errs by no more than that of its absolute terms.
 inline constexpr double kTileTolerance = 1.0 / 128;
+
+/// Whether bf16 runs on matrix tiles at a level.
+inline bool has_tiles(kernels::CpuLevel level) {
+  return level == kernels::CpuLevel::amx || level == kernels::CpuLevel::avx512_bf16 || level == kernels::CpuLevel::emulated_amx;
+}
 
 /// Relative error of rounding to bf16: half a unit in the eighth bit.
 inline constexpr double kBfloat16Rounding = 1.0 / 256;

@@ -4,7 +4,7 @@
 
 #include "kernels/cpu/amx/kernels.h"
 
-/// bf16 attention on matrix tiles, with the kernels of AMX or of the emulated unit. Arguments are already checked, and both
+/// bf16 attention on matrix tiles, with the kernels of one tile unit. Arguments are already checked, and both
 /// widths are at most kWidestHead.
 namespace periplus::kernels::cpu::amx {
 

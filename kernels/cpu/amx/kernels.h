@@ -6,7 +6,7 @@
 #include "kernels/cpu/parallel.h"
 
 /// Boundary between the driver of bf16 attention on matrix tiles (forward_driver.cpp, backward_driver.cpp), compiled for any CPU, and its
-/// kernels, compiled once for AMX and once for the emulated unit. Plain data, as in ../tile_kernels.h.
+/// kernels, compiled for AMX, for dot products of bf16 pairs and for the emulated unit. Plain data, as in ../tile_kernels.h.
 namespace periplus::kernels::cpu::amx {
 
 inline constexpr std::int64_t kUnit = 32;         ///< Rows, and keys, of the smallest rectangle that is computed.
@@ -93,6 +93,7 @@ struct Kernels {
 };
 
 Kernels amx_kernels() noexcept;
+Kernels dot_kernels() noexcept;
 Kernels emulated_kernels() noexcept;
 
 }  // namespace periplus::kernels::cpu::amx

@@ -45,6 +45,7 @@ KernelSet avx2_kernels() noexcept;
 KernelSet avx512_kernels() noexcept;
 /// On matrix tiles, which are of bf16.
 Kernels<bfloat16> amx_kernels() noexcept;
+Kernels<bfloat16> dot_kernels() noexcept;
 Kernels<bfloat16> emulated_kernels() noexcept;
 
 }  // namespace periplus::kernels::cpu::linear

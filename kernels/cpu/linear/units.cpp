@@ -15,6 +15,7 @@ linear::KernelSet kernel_set() {
   switch (cpu_level()) {
 #if defined(__x86_64__)
     case CpuLevel::amx:
+    case CpuLevel::avx512_bf16:
     case CpuLevel::avx512:
       return linear::avx512_kernels();
     case CpuLevel::avx2:
@@ -31,6 +32,7 @@ linear::Kernels<S> kernels_of() {
     if (cpu_level() == CpuLevel::emulated_amx) return linear::emulated_kernels();
 #if defined(__x86_64__)
     if (cpu_level() == CpuLevel::amx) return linear::amx_kernels();
+    if (cpu_level() == CpuLevel::avx512_bf16) return linear::dot_kernels();
 #endif
   }
   const linear::KernelSet set = kernel_set();
