@@ -16,7 +16,8 @@
 namespace periplus::kernels::cpu {
 namespace {
 
-/// As load_paired, with rows paired (n, n + 16).
+/// Rows [0, rows) of 32 at columns [column, column + 32), paired (n, n + 16); returns lanes with NaN or infinity. Clean: marks their rows
+/// in `bad` and packs zeros instead.
 template <bool Clean>
 [[gnu::always_inline]] inline Ints load_in_halves(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width,
                                                   std::int64_t column, bfloat16* to, std::uint8_t* bad) {
@@ -155,11 +156,13 @@ inline void store_dq(const BackwardProblem<bfloat16, float>& p, const amx::Backw
       for (std::int64_t half = 0; half < 2; ++half) {
         const float* from = packed.dq + tile * amx::padded(p.shape.width_qk) * 32 + d / 32 * 1024 + (d / 16 % 2 * 2 + half) * 256;
         Vec sums[kLanes];
-        for (std::int64_t i = 0; i < kLanes; ++i) sums[i] = load(from + i * kLanes) * scale;
-        transpose(sums);
-        for (std::int64_t i = 0; i < smaller(kLanes, rows - half * kLanes); ++i) {
+        Unit::transpose_words(from, 4 * kLanes, sums);
+#pragma GCC unroll 16
+        for (std::int64_t i = 0; i < kLanes; ++i) {
+          if (i >= rows - half * kLanes) break;
           float* at = p.dq.data + (first + half * kLanes + i) * p.dq.row + head * p.dq.head + d;
-          store_some(at, p.overwrite_dq ? sums[i] : sums[i] + load_some(at, p.shape.width_qk - d), p.shape.width_qk - d);
+          const Vec dq = sums[i] * scale;
+          store_some(at, p.overwrite_dq ? dq : dq + load_some(at, p.shape.width_qk - d), p.shape.width_qk - d);
         }
       }
     }

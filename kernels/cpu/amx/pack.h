@@ -9,6 +9,8 @@
 // tenth of the speed. Two tiles lie side by side because a product step works on 2 x 2 tiles.
 #pragma once
 
+#include <cstddef>
+
 #include "kernels/cpu/lanes.h"
 
 namespace periplus::kernels::cpu {
@@ -43,20 +45,51 @@ inline void pack_rows_as_a(const bfloat16* from, std::int64_t stride, std::int64
   }
 }
 
+/// A corner of a matrix to be read column by column, or a copy that has zeros for rows and columns that do not exist. Also a copy where
+/// rows are so far apart that their lines share few sets of the first-level cache and would not stay until the next columns.
+template <class T, std::int64_t kRows, std::int64_t kColumns>
+class Corner {
+  static constexpr std::size_t kRowBytes = kColumns * sizeof(T);
+  static constexpr std::int64_t kFar = 65536 / kRows;  // 8 lines in each set that rows share, of 64 sets
+
+ public:
+  [[gnu::always_inline]] Corner(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t width) : data_(from), stride_(stride) {
+    const bool whole = rows >= kRows && width >= kColumns;
+    if (whole && row_bytes() % kFar != 0) return;
+    if (whole) {
+      for (std::int64_t row = 0; row < kRows; ++row) __builtin_memcpy(space_ + row * kRowBytes, from + row * stride, kRowBytes);
+    } else {
+      copy_some(smaller(rows, kRows), smaller(width, kColumns));
+    }
+    data_ = reinterpret_cast<const T*>(space_);
+    stride_ = kColumns;
+  }
+  const T* data(std::int64_t column = 0) const { return data_ + column; }
+  std::int64_t row_bytes() const { return stride_ * std::int64_t{sizeof(T)}; }
+
+ private:
+  [[gnu::noinline]] void copy_some(std::int64_t rows, std::int64_t width) {
+    __builtin_memset(space_, 0, sizeof space_);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      __builtin_memcpy(space_ + static_cast<std::size_t>(row) * kRowBytes, data_ + row * stride_,
+                       static_cast<std::size_t>(width) * sizeof(T));
+    }
+  }
+
+  const T* data_;
+  std::int64_t stride_;
+  alignas(64) std::byte space_[kRows * kRowBytes];
+};
+
 /// to: [steps][2 tiles of 16 pairs of columns x 16 rows] from 32 rows, of which `rows` exist.
 inline void pack_rows_as_b(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width, std::int64_t steps,
                            bfloat16* to) {
-  for (std::int64_t step = 0; step < steps; ++step) {
-    for (std::int64_t half = 0; half < 2; ++half) {
-      Vec block[kTileRows];
-      for (std::int64_t i = 0; i < kTileRows; ++i) {
-        const std::int64_t row = half * kTileRows + i;
-        block[i] = row < rows ? load_pairs(from + row * stride, step * 32, width) : Vec{};
-      }
-      transpose(block);
-      bfloat16* at = to + (step * 2 + half) * kTile;
-      for (std::int64_t i = 0; i < kTileRows; ++i) store_bits(at + i * 32, block[i]);
-    }
+  for (std::int64_t i = 0; i < 2 * steps; ++i) {
+    const std::int64_t row = i % 2 * kTileRows, column = i / 2 * 32;
+    const Corner<bfloat16, 16, 32> corner(from + row * stride + column, stride, larger(0, rows - row), larger(0, width - column));
+    Vec block[kTileRows];
+    Unit::transpose_words(corner.data(), corner.row_bytes(), block);
+    for (std::int64_t n = 0; n < kTileRows; ++n) store_bits(to + i * kTile + n * 32, block[n]);
   }
 }
 
@@ -85,51 +118,37 @@ inline Vec without_poison(Vec pairs) {
   return Vec(((low & exponent) == exponent ? none : low) | (((high & exponent) == exponent ? none : high) << 16));
 }
 
-/// 16 pairs of neighbouring rows of 32 columns.
-struct PairedTile {
-  Vec low[kTileRows], high[kTileRows];
-};
-
-/// Rows [0, rows) of 32 at columns [column, column + 32); returns lanes with NaN or infinity.
-template <bool Clean>
-[[gnu::always_inline]] inline Ints load_paired(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width,
-                                               std::int64_t column, PairedTile& tile, std::uint8_t* bad) {
-  Ints any_bad = {};
-  for (std::int64_t i = 0; i < kTileRows; ++i) {
-    Vec row[2] = {};
-    for (std::int64_t half = 0; half < 2 && 2 * i + half < rows; ++half) {
-      row[half] = load_pairs(from + (2 * i + half) * stride, column, width);
-      const Ints lanes = poison(row[half]);
-      any_bad |= lanes;
-      if constexpr (Clean) {
-        if (any(lanes)) bad[2 * i + half] = 1;
-        row[half] = without_poison(row[half]);
-      }
-    }
-    const PairedRows zipped = pair_rows(row[0], row[1]);
-    tile.low[i] = zipped.low;
-    tile.high[i] = zipped.high;
+/// Marks the rows that have NaN or infinity in 32 columns.
+inline void mark_poison(const Corner<bfloat16, 32, 32>& corner, std::uint8_t* bad) {
+  for (std::int64_t row = 0; row < 32; ++row) {
+    if (any(poison(load_bits(corner.data() + row * corner.row_bytes() / 2)))) bad[row] = 1;
   }
-  return any_bad;
 }
 
 /// to: for each 32 columns, pair_stride apart, 2 tiles of 16 columns x 32 rows, of which `rows` exist. bad[row] becomes 1 for
 /// rows with NaN or infinity, which are packed as 0. True if there are any.
 inline bool pack_rows_transposed(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width,
                                  std::int64_t column_pairs, std::int64_t pair_stride, bfloat16* to, std::uint8_t* bad) {
+  using Brains = std::uint16_t __attribute__((vector_size(64)));
   bool any_bad = false;
   for (std::int64_t pair = 0; pair < column_pairs; ++pair) {
-    PairedTile tile;
-    if (any(load_paired<false>(from, stride, rows, width, pair * 32, tile, bad))) {
-      any_bad = true;
-      load_paired<true>(from, stride, rows, width, pair * 32, tile, bad);
+    const Corner<bfloat16, 32, 32> corner(from + pair * 32, stride, rows, larger(0, width - pair * 32));
+    Brains most = {};  // of the magnitudes
+    for (std::int64_t column = 0; column < 32; column += 8) {
+      Vec columns[8];
+      Unit::transpose_halves(corner.data(column), corner.row_bytes(), columns);
+      for (std::int64_t c = 0; c < 8; ++c) {
+        const Brains magnitude = Brains(columns[c]) & 0x7fff;
+        most = magnitude > most ? magnitude : most;
+        store_bits(to + pair * pair_stride + (column + c) * 32, columns[c]);
+      }
     }
-    transpose(tile.low);
-    transpose(tile.high);
-    bfloat16* at = to + pair * pair_stride;
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
-      store_bits(at + i * 32, tile.low[i]);
-      store_bits(at + kTile + i * 32, tile.high[i]);
+    if (!any(Ints(most >= 0x7f80))) continue;
+    any_bad = true;
+    mark_poison(corner, bad);
+    for (std::int64_t c = 0; c < 32; ++c) {
+      bfloat16* at = to + pair * pair_stride + c * 32;
+      store_bits(at, without_poison(load_bits(at)));
     }
   }
   return any_bad;

@@ -51,13 +51,10 @@ inline void load_tile(const ForwardProblem<bfloat16, float>& p, const amx::Forwa
     tile.running.top[half] = empty ? tile.running.top[half] : Unit::ceil(lse);
     tile.running.total[half] = tile.running.bf16[half] = empty ? Vec{} : exp2(lse - tile.running.top[half]);
     for (std::int64_t e = 0; e < width; e += kLanes) {
+      const Corner<float, kLanes, kLanes> corner(p.out.data + row * p.out.row + item.head * p.out.head + e, p.out.row, count,
+                                                 larger(0, p.shape.width_v - e));
       Vec block[kLanes];
-      for (std::int64_t i = 0; i < kLanes; ++i) {
-        block[i] = i < count && e < p.shape.width_v
-                       ? load_some(p.out.data + (row + i) * p.out.row + item.head * p.out.head + e, p.shape.width_v - e)
-                       : Vec{};
-      }
-      transpose(block);
+      Unit::transpose_words(corner.data(), corner.row_bytes(), block);
       float* to = tile.sums + e / 32 * kUnitScores + (e / 16 % 2 * 2 + half) * 256;
       for (std::int64_t i = 0; i < kLanes; ++i) store(to + i * kLanes, block[i] * tile.running.total[half]);
     }
@@ -85,16 +82,19 @@ inline void add_poison(const ForwardProblem<bfloat16, float>& p, const amx::Forw
 }
 
 /// to[lane][i] = from[i][lane] * factor[lane] for i < min(width, 16) and the lanes in `lanes`.
-inline void store_transposed(const float* from, Vec factor, std::uint32_t lanes, float* to, std::int64_t stride, std::int64_t width) {
+[[gnu::always_inline]] inline void store_transposed(const float* from, const float* factor, std::uint32_t lanes, float* to,
+                                                    std::int64_t stride, std::int64_t width) {
   Vec block[kLanes];
-  for (std::int64_t i = 0; i < kLanes; ++i) block[i] = load(from + i * kLanes) * factor;
-  transpose(block);
+  Unit::transpose_words(from, 4 * kLanes, block);
+  // Unrolled: an index that is not constant would send the block through memory.
   if (lanes == 0xffffu && width >= kLanes) {
-    for (std::int64_t lane = 0; lane < kLanes; ++lane) store(to + lane * stride, block[lane]);
+#pragma GCC unroll 16
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) store(to + lane * stride, block[lane] * factor[lane]);
     return;
   }
+#pragma GCC unroll 16
   for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-    if ((lanes >> lane & 1) != 0) store_some(to + lane * stride, block[lane], width);
+    if ((lanes >> lane & 1) != 0) store_some(to + lane * stride, block[lane] * factor[lane], width);
   }
 }
 
@@ -109,7 +109,8 @@ inline void store_tile(const ForwardProblem<bfloat16, float>& p, const amx::Forw
     const Vec total = tile.running.total[half], zero = {};
     // Compare with zero, not "> 0": a NaN must stay visible.
     const Ints empty = total == zero;
-    const Vec factor = empty ? zero : 1.0f / tile.running.bf16[half];
+    alignas(64) float factor[kLanes];
+    store(factor, empty ? zero : 1.0f / tile.running.bf16[half]);
     const Vec lse = empty ? splat(-kInfinity) : tile.running.top[half] * kLn2 + natural_log(total);
     for (std::int64_t i = 0; i < kLanes; ++i) {
       if ((mine >> i & 1) != 0) p.lse.data[(row + i) * p.lse.row + item.head * p.lse.head] = lse[i];

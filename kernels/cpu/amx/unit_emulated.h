@@ -95,6 +95,20 @@ struct Unit {
     return x;
   }
   static bool any_greater(Vec x, Vec bound) { return any(x > bound); }
+  static void transpose_words(const void* rows, std::int64_t row_bytes, Vec (&columns)[16]) {
+    for (int c = 0; c < 16; ++c) {
+      for (int r = 0; r < 16; ++r) {
+        __builtin_memcpy(reinterpret_cast<char*>(columns + c) + 4 * r, static_cast<const char*>(rows) + r * row_bytes + 4 * c, 4);
+      }
+    }
+  }
+  static void transpose_halves(const void* rows, std::int64_t row_bytes, Vec (&columns)[8]) {
+    for (int c = 0; c < 8; ++c) {
+      for (int r = 0; r < 32; ++r) {
+        __builtin_memcpy(reinterpret_cast<char*>(columns + c) + 2 * r, static_cast<const char*>(rows) + r * row_bytes + 2 * c, 2);
+      }
+    }
+  }
 
  private:
   template <int Odd, int... I>

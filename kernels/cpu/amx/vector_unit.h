@@ -52,7 +52,50 @@ struct VectorUnit {
   }
   [[gnu::always_inline]] static bool any_greater(Vec x, Vec bound) { return _mm512_cmp_ps_mask(x, bound, _CMP_GT_OQ) != 0; }
 
+  /// columns[c]: 4-byte words c of 16 rows in memory. A lane of 4 words is put into its place as it is loaded, which no shuffle does:
+  /// 32 of them remain of the 64 that a transposition of registers takes, and these are what limits it.
+  [[gnu::always_inline]] static void transpose_words(const void* rows, std::int64_t row_bytes, Vec (&columns)[16]) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 16; c += 4) {
+      __m512i x[4];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) x[r] = gather_lanes(static_cast<const std::byte*>(rows) + r * row_bytes + 4 * c, 4 * row_bytes);
+      interleave(x[0], x[1], x[2], x[3], columns + c);
+    }
+  }
+  /// columns[c]: 2-byte halves c of 32 rows in memory.
+  [[gnu::always_inline]] static void transpose_halves(const void* rows, std::int64_t row_bytes, Vec (&columns)[8]) {
+    __m512i low[4], high[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const std::byte* at = static_cast<const std::byte*>(rows) + 2 * r * row_bytes;
+      const __m512i first = gather_lanes(at, 8 * row_bytes), second = gather_lanes(at + row_bytes, 8 * row_bytes);
+      low[r] = _mm512_unpacklo_epi16(first, second);
+      high[r] = _mm512_unpackhi_epi16(first, second);
+    }
+    interleave(low[0], low[1], low[2], low[3], columns);
+    interleave(high[0], high[1], high[2], high[3], columns + 4);
+  }
+
  private:
+  /// 16 bytes of each of four rows.
+  [[gnu::always_inline]] static __m512i gather_lanes(const std::byte* from, std::int64_t row_bytes) {
+    const auto lane = [&](int row) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + row * row_bytes)); };
+    __m512i x = _mm512_castsi128_si512(lane(0));
+    x = _mm512_mask_broadcast_i32x4(x, 0x00f0, lane(1));
+    x = _mm512_mask_broadcast_i32x4(x, 0x0f00, lane(2));
+    return _mm512_mask_broadcast_i32x4(x, 0xf000, lane(3));
+  }
+  /// columns[c], lane by lane of 4 words: word c of each.
+  [[gnu::always_inline]] static void interleave(__m512i x0, __m512i x1, __m512i x2, __m512i x3, Vec* columns) {
+    const __m512i low = _mm512_unpacklo_epi32(x0, x1), low_next = _mm512_unpacklo_epi32(x2, x3);
+    const __m512i high = _mm512_unpackhi_epi32(x0, x1), high_next = _mm512_unpackhi_epi32(x2, x3);
+    columns[0] = Vec(_mm512_unpacklo_epi64(low, low_next));
+    columns[1] = Vec(_mm512_unpackhi_epi64(low, low_next));
+    columns[2] = Vec(_mm512_unpacklo_epi64(high, high_next));
+    columns[3] = Vec(_mm512_unpackhi_epi64(high, high_next));
+  }
+
   template <int Odd, int... I>
   static Words pick(Words first, Words second, std::integer_sequence<int, I...>) {
     using Pieces = std::uint16_t __attribute__((vector_size(64)));

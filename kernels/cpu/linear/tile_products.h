@@ -10,6 +10,11 @@
 namespace periplus::kernels::cpu {
 namespace {
 
+/// 16 pairs of rows of 32 columns.
+struct PairedTile {
+  Vec low[kTileRows], high[kTileRows];
+};
+
 class TileProducts {
  public:
   static constexpr std::int64_t kPad = 32;
