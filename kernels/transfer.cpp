@@ -25,12 +25,21 @@ void by_rows(void (*operation)(ConstTensorView, TensorView), const ConstTensorVi
   }
 }
 
+/// `count` rows, `stride` apart.
+template <class View>
+View rows_of(const View& view, std::int64_t first, std::int64_t count, std::int64_t stride) {
+  const View rows = view.slice(0, first, count);
+  Extents strides = rows.strides();
+  strides.value[0] *= stride;
+  return View(rows.bytes(), rows.dtype(), rows.shape(), strides);
+}
+
 void move_rows_on_cpu(const ConstTensorView& source, const TensorView& destination, std::span<const RowMove> moves, StreamView stream) {
   const std::int64_t piece = rows_between_messages(source);
   std::int64_t since = 0;
   for (const RowMove& move : moves) {
-    const ConstTensorView from = source.slice(0, move.from, move.rows);
-    const TensorView to = destination.slice(0, move.to, move.rows);
+    const ConstTensorView from = rows_of(source, move.from, move.rows, move.from_stride);
+    const TensorView to = rows_of(destination, move.to, move.rows, move.to_stride);
     move.rows < piece ? periplus::copy(from, to) : by_rows(periplus::copy, from, to, stream);
     since += move.rows;
     if (since < piece) continue;
@@ -72,12 +81,10 @@ void check_same_shape(std::string_view op, const ConstTensorView& source, const 
 
 void check_moves(const ConstTensorView& source, const ConstTensorView& destination, std::span<const RowMove> moves) {
   for (const RowMove& move : moves) {
-    if (move.rows >= 0 && move.from >= 0 && move.to >= 0 && move.from <= source.size(0) - move.rows &&
-        move.to <= destination.size(0) - move.rows) {
-      continue;
-    }
-    throw InvalidArgument(fmt::format("move_rows: {} rows from {} to {} do not lie inside source {} and destination {}", move.rows,
-                                      move.from, move.to, to_string(source.shape()), to_string(destination.shape())));
+    if (move.fits(source.size(0), destination.size(0))) continue;
+    throw InvalidArgument(fmt::format("move_rows: {} rows from {} to {}, strides {} and {}, do not lie inside source {} and destination {}",
+                                      move.rows, move.from, move.to, move.from_stride, move.to_stride, to_string(source.shape()),
+                                      to_string(destination.shape())));
   }
 }
 

@@ -20,7 +20,7 @@ void copy(ConstTensorView source, TensorView destination, StreamView stream);
 /// destination += source.
 void add(ConstTensorView source, TensorView destination, StreamView stream);
 /// The moved rows of destination := those of source; the others stay. Rows that moves write must be disjoint. One launch on
-/// CUDA for up to some 250 moves.
+/// CUDA for up to some 250 moves, if strides are below 65,536 rows; longer ones go row by row.
 void move_rows(ConstTensorView source, TensorView destination, std::span<const RowMove> moves, StreamView stream);
 
 }  // namespace periplus::kernels

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <numeric>
 #include <string>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -250,10 +252,57 @@ void append_or_join(std::vector<GroupedLayout::Part>& all, const GroupedLayout::
       last != nullptr && last->member == next.member && last->from + last->rows == next.from && last->to + last->rows == next.to;
   joins ? void(last->rows += next.rows) : all.push_back(next);
 }
+/// Moves from rows that follow each other. A single row goes on with any stride.
 void append_or_join(std::vector<RowMove>& all, const RowMove& next) {
   RowMove* const last = all.empty() ? nullptr : &all.back();
-  const bool joins = last != nullptr && last->from + last->rows == next.from && last->to + last->rows == next.to;
-  joins ? void(last->rows += next.rows) : all.push_back(next);
+  const std::int64_t stride = last == nullptr ? 0 : last->rows > 1 ? last->to_stride : next.rows > 1 ? next.to_stride : next.to - last->to;
+  const bool joins = stride >= 1 && std::in_range<std::int32_t>(stride) && last->from + last->rows == next.from &&
+                     last->to + last->rows * stride == next.to && (next.rows == 1 || next.to_stride == stride);
+  if (!joins) return all.push_back(next);
+  last->rows += next.rows, last->to_stride = static_cast<std::int32_t>(stride);
+}
+
+/// A segment of a group.
+struct Place {
+  std::int64_t global0;
+  const Segment* segment;
+};
+
+/// How many places from the first on, by rising global0, take turns row by row, as stripes of a document do: row t of the i-th
+/// of n is row i + t * n of them all. 1 if the first is for itself.
+std::size_t taking_turns(std::span<const Place> places) {
+  const Segment& first = *places.front().segment;
+  std::size_t count = 1;
+  for (; count < places.size(); ++count) {
+    const Segment &before = *places[count - 1].segment, &next = *places[count].segment;
+    const bool in_turn = next.document == first.document && next.stride == first.stride && next.global0 < first.global0 + first.stride;
+    if (!in_turn || next.length > before.length || next.length + 1 < first.length) break;
+  }
+  return count;
+}
+
+/// Appends the rows of places that take turns, or those of one, as rows of `group` from `row` on. Returns the row after them.
+std::int64_t append_turns(std::span<const Place> turns, int group, std::int64_t row, std::vector<Segment>& all) {
+  Segment run = *turns.front().segment;
+  const std::int64_t rounds = run.length, stride = run.stride;
+  run.rank = group, run.local0 = row;
+  const auto append = [&](std::int64_t global0, std::int64_t length) {
+    run.global0 = global0, run.length = length;
+    append_or_join(all, run);
+    run.local0 += length;
+  };
+  if (turns.size() > 1) run.stride = 1;
+  if (turns.size() == 1 || static_cast<std::int64_t>(turns.size()) == stride) {
+    append(run.global0, std::accumulate(turns.begin(), turns.end(), std::int64_t{0},
+                                        [](std::int64_t sum, const Place& place) { return sum + place.segment->length; }));
+  } else {
+    for (std::int64_t round = 0; round < rounds; ++round) {
+      for (const Place& place : turns) {
+        if (round < place.segment->length) append(place.global0 + round * stride, 1);
+      }
+    }
+  }
+  return run.local0;
 }
 
 }  // namespace
@@ -266,13 +315,13 @@ GroupedLayout::GroupedLayout(const SequenceLayout& from, std::span<const std::ve
   layout.kind_ = LayoutKind::custom;
   layout.ranks_ = static_cast<int>(groups.size());
   layout.cu_seqlens_ = from.cu_seqlens_;
-  lay_out(from, groups, trades, in_place);
+  Order order = in_place ? Order::in_place : trades ? Order::sequence : Order::members;
+  lay_out(from, groups, order);
   // Segments that hardly join, such as those of striped, which lie between each other's rows, are not worth the moves.
-  if (trades && !in_place && layout.by_local_.size() * 2 > from.by_local_.size()) lay_out(from, groups, false, false);
+  if (order == Order::sequence && layout.by_local_.size() * 2 > from.by_local_.size()) lay_out(from, groups, order = Order::members);
   if (const std::int64_t pairs = pairs_of_segments(); trades && pairs > from.tokens()) {
-    GroupedLayout by_rows = *this;
-    by_rows.lay_out_rows(from, groups);
-    if (by_rows.pairs_of_segments() + from.tokens() < pairs) *this = std::move(by_rows);
+    lay_out(from, groups, Order::turns);
+    if (pairs_of_segments() + from.tokens() >= pairs) lay_out(from, groups, order);
   }
   layout.finalise();
 }
@@ -288,69 +337,41 @@ std::int64_t GroupedLayout::pairs_of_segments() const {
   return pairs;
 }
 
-void GroupedLayout::lay_out_rows(const SequenceLayout& from, std::span<const std::vector<int>> groups) {
-  parts.assign(groups.size(), {});
-  moves.assign(groups.size(), {});
-  layout.by_local_.clear();
-  std::vector<std::int64_t> arrived_at;  // of each global row
-  for (std::size_t group = 0; group < groups.size(); ++group) {
-    arrived_at.assign(static_cast<std::size_t>(from.tokens()), -1);
-    std::int64_t arrived = 0;
-    for (std::size_t member = 0; member < groups[group].size(); ++member) {
-      for (const Segment& segment : from.segments_of(groups[group][member])) {
-        append_or_join(parts[group], Part{static_cast<int>(member), segment.local0, arrived, segment.length});
-        for (std::int64_t t = 0; t < segment.length; ++t)
-          arrived_at[static_cast<std::size_t>(segment.global0 + t * segment.stride)] = arrived++;
-      }
-    }
-    moves[group].reserve(static_cast<std::size_t>(arrived));
-    std::int64_t row = 0;
-    for (std::size_t document = 0; document + 1 < from.cu_seqlens_.size(); ++document) {
-      for (std::int64_t global = from.cu_seqlens_[document]; global < from.cu_seqlens_[document + 1]; ++global) {
-        const std::int64_t at = arrived_at[static_cast<std::size_t>(global)];
-        if (at < 0) continue;
-        append_or_join(layout.by_local_, Segment{static_cast<int>(group), row, global, 1, 1, static_cast<int>(document)});
-        append_or_join(moves[group], RowMove{at, row, 1});
-        ++row;
-      }
-    }
-  }
-}
-
-void GroupedLayout::lay_out(const SequenceLayout& from, std::span<const std::vector<int>> groups, bool in_sequence, bool in_place) {
-  struct Place {
-    std::int64_t global0;
-    const Segment* segment;
+void GroupedLayout::lay_out(const SequenceLayout& from, std::span<const std::vector<int>> groups, Order order) {
+  struct Target {
+    std::int64_t row, stride;
   };
   parts.assign(groups.size(), {});
   moves.assign(groups.size(), {});
   layout.by_local_.clear();
-  std::vector<std::int64_t> rows(from.by_local_.size());  // of each segment in its group
-  const auto row_of = [&](const Segment& segment) -> std::int64_t& {
-    return rows[static_cast<std::size_t>(&segment - from.by_local_.data())];
+  std::vector<Target> targets(from.by_local_.size());  // rows of each segment in its group
+  const auto target_of = [&](const Segment& segment) -> Target& {
+    return targets[static_cast<std::size_t>(&segment - from.by_local_.data())];
   };
+  const bool places_rows = order == Order::sequence || order == Order::turns;
   std::vector<Place> places;
   for (std::size_t group = 0; group < groups.size(); ++group) {
     places.clear();
     for (const int rank : groups[group]) {
       for (const Segment& segment : from.segments_of(rank)) places.push_back({segment.global0, &segment});
     }
-    if (in_sequence) std::ranges::sort(places, {}, &Place::global0);
+    if (order != Order::members) std::ranges::sort(places, {}, &Place::global0);
     std::int64_t row = 0;
-    for (const Place& place : places) {
-      Segment segment = *place.segment;
-      segment.rank = static_cast<int>(group), segment.local0 = row;
-      append_or_join(layout.by_local_, segment);
-      row_of(*place.segment) = row;
-      row += segment.length;
+    for (std::span<const Place> rest(places); !rest.empty();) {
+      const std::span<const Place> turns = rest.first(order == Order::turns ? taking_turns(rest) : 1);
+      for (std::size_t i = 0; i < turns.size(); ++i)
+        target_of(*turns[i].segment) = {row + static_cast<std::int64_t>(i), static_cast<std::int64_t>(turns.size())};
+      row = append_turns(turns, static_cast<int>(group), row, layout.by_local_);
+      rest = rest.subspan(turns.size());
     }
     std::int64_t arrived = 0;
-    if (in_sequence && !in_place) moves[group].reserve(places.size());
+    if (places_rows) moves[group].reserve(places.size());
     for (std::size_t member = 0; member < groups[group].size(); ++member) {
       for (const Segment& segment : from.segments_of(groups[group][member])) {
-        const std::int64_t to = row_of(segment);
-        append_or_join(parts[group], Part{static_cast<int>(member), segment.local0, in_place ? to : arrived, segment.length});
-        if (in_sequence && !in_place) append_or_join(moves[group], RowMove{arrived, to, segment.length});
+        const Target& to = target_of(segment);
+        append_or_join(parts[group],
+                       Part{static_cast<int>(member), segment.local0, order == Order::in_place ? to.row : arrived, segment.length});
+        if (places_rows) append_or_join(moves[group], RowMove{arrived, to.row, segment.length, 1, static_cast<std::int32_t>(to.stride)});
         arrived += segment.length;
       }
     }

@@ -80,7 +80,7 @@ class SequenceLayout {
 
 /// A layout in which each group of ranks owns the rows of all its members, in the order of the sequence where chunks of
 /// members join again then (zigzag), or single rows do (striped documents, if there are fewer rows than pairs of segments,
-/// each of which would be a band of the mask); else member after member. Only single rows cost work per token.
+/// each of which would be a band of the mask); else member after member. Only stripes that leave gaps cost work per token.
 struct GroupedLayout {
   /// Rows of a member that travel together.
   struct Part {
@@ -97,8 +97,13 @@ struct GroupedLayout {
   std::vector<std::vector<RowMove>> moves;
 
  private:
-  void lay_out(const SequenceLayout& from, std::span<const std::vector<int>> groups, bool in_sequence, bool in_place);
-  void lay_out_rows(const SequenceLayout& from, std::span<const std::vector<int>> groups);
+  enum class Order {
+    members,   ///< One after the other.
+    in_place,  ///< Segments by global row; they arrive there.
+    sequence,  ///< Segments by global row, moved there.
+    turns      ///< The same, but stripes of a document row by row.
+  };
+  void lay_out(const SequenceLayout& from, std::span<const std::vector<int>> groups, Order order);
   /// Pairs of segments of one document and group: at most so many bands has the mask between a group's queries and keys.
   std::int64_t pairs_of_segments() const;
 };

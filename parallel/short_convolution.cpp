@@ -59,7 +59,7 @@ void add_row(std::vector<RowMove>& moves, std::int64_t from, std::int64_t to) {
 
 std::vector<RowMove> reversed(const std::vector<RowMove>& moves) {
   std::vector<RowMove> back;
-  for (const RowMove& move : moves) back.push_back({move.to, move.from, move.rows});
+  for (const RowMove& move : moves) back.push_back(move.reversed());
   return back;
 }
 

@@ -34,6 +34,7 @@ struct Transfer {
   std::int32_t moves;
   std::int32_t from[kMostMoves], to[kMostMoves];
   std::uint32_t first[kMostMoves];  ///< Rows moved before each.
+  std::uint16_t from_stride[kMostMoves], to_stride[kMostMoves];
 };
 static_assert(sizeof(Transfer<float, float>) <= 4096);
 
@@ -111,8 +112,9 @@ __global__ void __launch_bounds__(kThreads) transfer_kernel(const __grid_constan
     const std::int64_t at = static_cast<std::int64_t>(in_row - head * t.vectors_per_run) * kVector;
     const int move = move_of(t, moved_row);
     const std::int64_t row = moved_row - t.first[move];
-    place[u] = reinterpret_cast<Destination*>(t.destination + (t.to[move] + row) * t.destination_row + head * t.destination_head + at);
-    in[u] = *reinterpret_cast<const Source*>(t.source + (t.from[move] + row) * t.source_row + head * t.source_head + at);
+    const std::int64_t from = t.from[move] + row * t.from_stride[move], to = t.to[move] + row * t.to_stride[move];
+    place[u] = reinterpret_cast<Destination*>(t.destination + to * t.destination_row + head * t.destination_head + at);
+    in[u] = *reinterpret_cast<const Source*>(t.source + from * t.source_row + head * t.source_head + at);
     if constexpr (Operation::kReadsDestination) out[u] = *place[u];
   }
 #pragma unroll
@@ -182,11 +184,14 @@ void run_moves(const Geometry& g, const void* source, void* destination, std::sp
         launch<Operation, kVector>(t, static_cast<std::uint32_t>(rows), stream);
         t.moves = 0, rows = 0;
       }
-      const std::int64_t count = std::min(move.rows, most_rows - rows);
+      const bool stride_fits = std::max(move.from_stride, move.to_stride) <= std::numeric_limits<std::uint16_t>::max();
+      const std::int64_t count = stride_fits ? std::min(move.rows, most_rows - rows) : 1;
+      t.from_stride[t.moves] = static_cast<std::uint16_t>(move.from_stride),
+      t.to_stride[t.moves] = static_cast<std::uint16_t>(move.to_stride);
       t.from[t.moves] = static_cast<std::int32_t>(move.from), t.to[t.moves] = static_cast<std::int32_t>(move.to);
       t.first[t.moves++] = static_cast<std::uint32_t>(rows);
       rows += count;
-      move = {move.from + count, move.to + count, move.rows - count};
+      move.from += count * move.from_stride, move.to += count * move.to_stride, move.rows -= count;
     }
   }
   launch<Operation, kVector>(t, static_cast<std::uint32_t>(rows), stream);

@@ -91,9 +91,9 @@ void ProgramBuilder::copy(Label label, View source, View destination) {
 
 std::pair<Range, Range> ProgramBuilder::new_orders(std::span<const RowMove> moves) {
   std::vector<RowMove>& all = program_.moves;
-  all.reserve(all.size() + 2 * moves.size());  // may be as many as there are tokens
+  all.reserve(all.size() + 2 * moves.size());
   const Range there = append(all, moves), back{there.begin + there.count, there.count};
-  for (const RowMove& move : moves) all.push_back({move.to, move.from, move.rows});
+  for (const RowMove& move : moves) all.push_back(move.reversed());
   return {there, back};
 }
 

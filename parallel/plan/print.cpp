@@ -132,7 +132,11 @@ Json step_json(const Program& program, std::size_t id) {
   for (const kernels::UnitFold& fold : program.folds_of(step)) {
     json["folds"].push_back({{"target", fold.target}, {"begin", fold.begin}, {"end", fold.end}});
   }
-  for (const RowMove& move : program.moves_of(step)) json["moves"].push_back({{"from", move.from}, {"to", move.to}, {"rows", move.rows}});
+  for (const RowMove& move : program.moves_of(step)) {
+    Json& entry = json["moves"].emplace_back(Json{{"from", move.from}, {"to", move.to}, {"rows", move.rows}});
+    if (move.from_stride != 1) entry["from_stride"] = move.from_stride;
+    if (move.to_stride != 1) entry["to_stride"] = move.to_stride;
+  }
   json["after"] = program.after_of(step);
   return json;
 }

@@ -26,7 +26,7 @@ void move_each(const Pieces& pieces, std::span<const RowMove> moves, Pieces& res
   std::int64_t longest = 0;
   for (const Piece& piece : pieces) longest = std::max(longest, piece.rows);
   constexpr std::int64_t kAllHeads = std::int64_t{1} << 40;
-  for (const RowMove& move : moves) {
+  for (const RowMove& move : without_strides(moves)) {
     // Pieces that reach into the rows start no earlier than the longest is long; they may overlap where heads differ.
     auto piece = std::ranges::upper_bound(pieces, move.from - longest, {}, &Piece::row0);
     for (; piece != pieces.end() && piece->row0 < move.from + move.rows; ++piece) {

@@ -79,7 +79,7 @@ const RowMove* RowOrders::known(std::span<const RowMove> moves) {
 }
 
 std::vector<NamedRows> RowOrders::move(const std::vector<NamedRows>& rows, std::span<const RowMove> moves) {
-  std::vector<RowMove> by_target(moves.begin(), moves.end());
+  std::vector<RowMove> by_target = without_strides(moves);
   std::ranges::sort(by_target, {}, &RowMove::to);
   std::vector<NamedRows> of_ranks, part_of_ranks;
   std::vector<Segment> runs;

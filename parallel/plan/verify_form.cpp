@@ -178,13 +178,19 @@ class FormCheck {
   void check_moves(const Step& step, std::int64_t rows) {
     const auto moves = program_.moves_of(step);
     if (moves.empty() || (step.moves == checked_moves_ && rows == moved_rows_) || proper_.contains(moves, rows)) return;
-    std::vector<RowMove> sorted(moves.begin(), moves.end());
+    for (const RowMove& move : moves) {
+      const bool good = move.rows > 0 && move.fits(rows, rows);
+      require(good, "moves {} rows at {} to {}, strides {} and {}, of {} rows", move.rows, move.from, move.to, move.from_stride,
+              move.to_stride, rows);
+      if (!good) return;
+    }
+    std::vector<RowMove> sorted = without_strides(moves);
     for (auto side : {&RowMove::from, &RowMove::to}) {
       std::ranges::sort(sorted, {}, side);
       std::int64_t next = 0;
       for (const RowMove& move : sorted) {
-        require(move.*side == next && move.rows > 0, "moves {} rows at {} where {} is next", move.rows, move.*side, next);
-        if (move.*side != next || move.rows <= 0) return;
+        require(move.*side == next, "moves {} rows at {} where {} is next", move.rows, move.*side, next);
+        if (move.*side != next) return;
         next += move.rows;
       }
       require(next == rows, "moves {} of {} rows", next, rows);

@@ -37,6 +37,18 @@ TEST(Transfer, MovesRowsAndLeavesTheOthers) {
   }
 }
 
+TEST(Transfer, MovesRowsWithStrides) {
+  const Tensor source = counting({9, 2, 3}), destination = Tensor::zeros({12, 2, 3}, DType::f32, Memory());
+  const std::vector<RowMove> moves{{0, 1, 4, 1, 3}, {8, 0, 1, 5, 7}, {5, 2, 2, 2, 1}, {4, 6, 2, 2, 2}};
+  move_rows(source, destination, moves, Stream());
+  const auto got = destination.view().span<float>();
+  const int rows[] = {8, 0, 5, 7, 1, -1, 4, 2, 6, -1, 3, -1};
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const int row = rows[i / 6];
+    EXPECT_EQ(got[i], row < 0 ? 0.0F : static_cast<float>(row * 6) + static_cast<float>(i % 6)) << i;
+  }
+}
+
 TEST(Transfer, MessagesMoveInBetween) {
   int progressed = 0;
   const Stream stream([&] { ++progressed; });
@@ -59,7 +71,10 @@ TEST(Transfer, RefusesWhatItCannotDo) {
   EXPECT_EQ(refusal([&] {
               move_rows(a, b, {&outside, 1}, stream);
             }),
-            "move_rows: 3 rows from 2 to 0 do not lie inside source [4, 2, 3] and destination [5, 2, 3]");
+            "move_rows: 3 rows from 2 to 0, strides 1 and 1, do not lie inside source [4, 2, 3] and destination [5, 2, 3]");
+  for (const RowMove& move : {RowMove{0, 0, 3, 2, 1}, RowMove{0, 0, 3, 1, 3}, RowMove{0, 0, 1, 0, 1}, RowMove{3, 0, 2, 1, 1}}) {
+    EXPECT_NE(refusal([&] { move_rows(a, b, {&move, 1}, stream); }), "not refused");
+  }
   const TensorView columns(b.view().bytes(), DType::f32, {4, 2, 3}, {2, 1, 8});
   EXPECT_EQ(refusal([&] { copy(a, columns, stream); }), "copy: destination has width stride 8; the width must be contiguous");
   EXPECT_EQ(refusal([&] {

@@ -263,7 +263,8 @@ std::vector<std::int64_t> rows_as_placed(const SequenceLayout& layout, const std
   placed.assign(arrived.size(), -1);
   for (const RowMove& move : grouped.moves[group]) {
     for (std::int64_t t = 0; t < move.rows; ++t)
-      placed.at(static_cast<std::size_t>(move.to + t)) = arrived.at(static_cast<std::size_t>(move.from + t));
+      placed.at(static_cast<std::size_t>(move.to + t * move.to_stride)) =
+          arrived.at(static_cast<std::size_t>(move.from + t * move.from_stride));
   }
   return placed;
 }
@@ -292,6 +293,29 @@ TEST(GroupedLayout, AllRanksTogetherHaveOneSegmentADocument) {
     EXPECT_EQ(grouped.moves[0].empty(), kind == LayoutKind::contiguous || kind == LayoutKind::zigzag) << to_string(kind);
   }
 }
+TEST(GroupedLayout, StripesOfAllRanksMoveAsOne) {
+  // Documents that are shorter than a round too: the rows of a member stay 8 apart through all of them.
+  const GroupedLayout grouped(SequenceLayout::make(LayoutKind::striped, 8, borders({50, 3, 1, 20, 7, 30})), groups_of(8, 1));
+  ASSERT_EQ(grouped.moves[0].size(), 8u);
+  for (std::size_t member = 0; member < 8; ++member) {
+    EXPECT_EQ(grouped.moves[0][member].to, static_cast<std::int64_t>(member));
+    EXPECT_EQ(grouped.moves[0][member].to_stride, 8);
+  }
+}
+
+TEST(GroupedLayout, StripesOfSomeRanksTakeTurns) {
+  const SequenceLayout layout = SequenceLayout::make(LayoutKind::striped, 64, borders({70, 3, 65, 130, 64, 1, 90}));
+  std::vector<std::vector<int>> halves(2);
+  for (int rank = 0; rank < 64; ++rank) halves[rank < 32 ? 0U : 1U].push_back(rank);
+  const GroupedLayout grouped(layout, halves);
+  for (std::size_t group = 0; group < 2; ++group) {
+    EXPECT_EQ(rows_as_placed(layout, halves[group], grouped, group), grouped.layout.global_rows(static_cast<int>(group)));
+    EXPECT_TRUE(std::ranges::is_sorted(grouped.layout.global_rows(static_cast<int>(group))));
+    EXPECT_LT(grouped.layout.segments_of(static_cast<int>(group)).size(), 32u);
+    EXPECT_LT(grouped.moves[group].size(), 7u * 32u);
+  }
+}
+
 TEST(GroupedLayout, StripesStayWhereThatIsLessThanTheirRows) {
   const Lengths cu{0, 1000};
   const GroupedLayout all(SequenceLayout::make(LayoutKind::striped, 8, cu), groups_of(8, 1));

@@ -125,6 +125,25 @@ TEST_F(TransferOnCuda, MovesRows) {
   }
 }
 
+TEST_F(TransferOnCuda, MovesRowsWithStrides) {
+  // Rows dealt to ranks in turn and back, and strides that are longer than the kernel's parameters hold.
+  const std::int64_t rows = 140'000, ranks = 37;
+  std::vector<RowMove> deal, collect, far{{1, 5, 2, 70'000, 66'000}, {0, 4, 2, 3, 80'000}, {9, 0, 2, 1, 2}};
+  std::int64_t next = 0;
+  for (std::int64_t rank = 0; rank < ranks; ++rank) {
+    const std::int64_t own = (rows - rank + ranks - 1) / ranks;
+    deal.push_back({rank, next, own, static_cast<std::int32_t>(ranks), 1});
+    collect.push_back(deal.back().reversed());
+    next += own;
+  }
+  for (const std::vector<RowMove>& moves : {deal, collect, far}) {
+    const auto move = [&](ConstTensorView from, TensorView to, StreamView stream) { move_rows(from, to, moves, stream); };
+    const Shape a{rows, 2, 3, 0, 0, 0}, spaced{rows, 2, 3, 1, 2, 0};
+    expect_equal(a, spaced, DType::bf16, DType::bf16, move);
+    expect_equal(spaced, a, DType::f32, DType::bf16, move);
+  }
+}
+
 TEST_F(TransferOnCuda, LargeTensors) {
   const Shape large{5000, 8, 128, 0, 0, 0}, spaced{5000, 8, 128, 4, 0, 0};
   expect_equal(large, spaced, DType::bf16, DType::bf16, copy_views);

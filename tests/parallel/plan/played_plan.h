@@ -177,7 +177,7 @@ class PlayedPlan {
     const auto accesses = plan_.programs[r].accesses_of(s);
     const View &source = accesses[transfer_operand::source].view, &destination = accesses[transfer_operand::destination].view;
     if (s.moves.count == 0) return write(r, destination, read(r, source));
-    for (const RowMove& move : plan_.programs[r].moves_of(s))
+    for (const RowMove& move : without_strides(plan_.programs[r].moves_of(s)))
       write(r, destination.rows_at(move.to, move.rows), read(r, source.rows_at(move.from, move.rows)));
   }
   void play_sum(std::size_t r, const View& part, const View& sum) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -94,6 +95,18 @@ TEST(RowOrders, RowsOfTwoOrdersAreComparedRowByRow) {
   EXPECT_FALSE(orders.same_rows(pairs.order, 0, 0, 0, 5));
   EXPECT_FALSE(orders.same_rows(pairs.order, 0, 0, 1, 2));
   EXPECT_FALSE(orders.same_rows(0, 0, 1, 0, 5));
+}
+
+TEST(RowOrders, AMoveWithAStrideIsTheMovesOfItsRows) {
+  const SequenceLayout layout = SequenceLayout::make(LayoutKind::striped, 3, std::vector<std::int64_t>{0, 10});
+  RowOrders orders(layout);
+  const std::vector<RowMove> stripes{{0, 0, 4, 1, 3}, {4, 1, 3, 1, 3}, {7, 2, 3, 1, 3}}, rows = without_strides(stripes);
+  ASSERT_EQ(rows.size(), 10u);
+  const auto there = orders.moved(all_ranks(layout), stripes), by_row = orders.moved(all_ranks(layout), rows);
+  EXPECT_EQ(Rows(there.begin(), there.end()), Rows(by_row.begin(), by_row.end()));
+  std::vector<std::int64_t> sequence(10);
+  std::iota(sequence.begin(), sequence.end(), 0);
+  EXPECT_EQ(global_rows(orders, there), sequence);
 }
 
 TEST(RowOrders, EqualSequencesAreOneOrder) {
