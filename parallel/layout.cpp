@@ -5,7 +5,6 @@
 #include <bit>
 #include <numeric>
 #include <string>
-#include <utility>
 
 #include <fmt/format.h>
 
@@ -256,8 +255,8 @@ void append_or_join(std::vector<GroupedLayout::Part>& all, const GroupedLayout::
 void append_or_join(std::vector<RowMove>& all, const RowMove& next) {
   RowMove* const last = all.empty() ? nullptr : &all.back();
   const std::int64_t stride = last == nullptr ? 0 : last->rows > 1 ? last->to_stride : next.rows > 1 ? next.to_stride : next.to - last->to;
-  const bool joins = stride >= 1 && std::in_range<std::int32_t>(stride) && last->from + last->rows == next.from &&
-                     last->to + last->rows * stride == next.to && (next.rows == 1 || next.to_stride == stride);
+  const bool joins = stride >= 1 && last->from + last->rows == next.from && last->to + last->rows * stride == next.to &&
+                     (next.rows == 1 || next.to_stride == stride);
   if (!joins) return all.push_back(next);
   last->rows += next.rows, last->to_stride = static_cast<std::int32_t>(stride);
 }
@@ -267,6 +266,20 @@ struct Place {
   std::int64_t global0;
   const Segment* segment;
 };
+
+/// Places by rising global row. Only those of one document need comparing: documents follow each other.
+std::vector<Place> in_sequence(const SequenceLayout& layout, std::span<const Place> places) {
+  std::vector<std::size_t> ends(layout.cu_seqlens().size(), 0);
+  for (const Place& place : places) ++ends[static_cast<std::size_t>(place.segment->document) + 1];
+  std::partial_sum(ends.begin(), ends.end(), ends.begin());
+  std::vector<Place> sorted(places.size());
+  for (const Place& place : places) sorted[ends[static_cast<std::size_t>(place.segment->document)]++] = place;
+  for (auto begin = sorted.begin(); const std::size_t end : ends) {
+    std::ranges::sort(begin, sorted.begin() + static_cast<std::ptrdiff_t>(end), {}, &Place::global0);
+    begin = sorted.begin() + static_cast<std::ptrdiff_t>(end);
+  }
+  return sorted;
+}
 
 /// How many places from the first on, by rising global0, take turns row by row, as stripes of a document do: row t of the i-th
 /// of n is row i + t * n of them all. 1 if the first is for itself.
@@ -281,28 +294,25 @@ std::size_t taking_turns(std::span<const Place> places) {
   return count;
 }
 
-/// Appends the rows of places that take turns, or those of one, as rows of `group` from `row` on. Returns the row after them.
+/// Appends the rows of places that take turns as rows of `group` from `row` on. Returns the row after them.
 std::int64_t append_turns(std::span<const Place> turns, int group, std::int64_t row, std::vector<Segment>& all) {
-  Segment run = *turns.front().segment;
-  const std::int64_t rounds = run.length, stride = run.stride;
-  run.rank = group, run.local0 = row;
+  const Segment& first = *turns.front().segment;
   const auto append = [&](std::int64_t global0, std::int64_t length) {
-    run.global0 = global0, run.length = length;
-    append_or_join(all, run);
-    run.local0 += length;
+    append_or_join(all, Segment{group, row, global0, length, 1, first.document});
+    row += length;
   };
-  if (turns.size() > 1) run.stride = 1;
-  if (turns.size() == 1 || static_cast<std::int64_t>(turns.size()) == stride) {
-    append(run.global0, std::accumulate(turns.begin(), turns.end(), std::int64_t{0},
-                                        [](std::int64_t sum, const Place& place) { return sum + place.segment->length; }));
-  } else {
-    for (std::int64_t round = 0; round < rounds; ++round) {
-      for (const Place& place : turns) {
-        if (round < place.segment->length) append(place.global0 + round * stride, 1);
-      }
+  if (static_cast<std::int64_t>(turns.size()) == first.stride) {  // they leave no gap
+    std::int64_t rows = 0;
+    for (const Place& place : turns) rows += place.segment->length;
+    append(first.global0, rows);
+    return row;
+  }
+  for (std::int64_t round = 0; round < first.length; ++round) {
+    for (const Place& place : turns) {
+      if (round < place.segment->length) append(place.global0 + round * first.stride, 1);
     }
   }
-  return run.local0;
+  return row;
 }
 
 }  // namespace
@@ -315,9 +325,11 @@ GroupedLayout::GroupedLayout(const SequenceLayout& from, std::span<const std::ve
   layout.kind_ = LayoutKind::custom;
   layout.ranks_ = static_cast<int>(groups.size());
   layout.cu_seqlens_ = from.cu_seqlens_;
-  Order order = in_place ? Order::in_place : trades ? Order::sequence : Order::members;
+  // Stripes lie between each other's rows, so that none would join in sequence.
+  const bool striped = std::ranges::any_of(from.by_local_, [](const Segment& segment) { return segment.stride != 1; });
+  Order order = in_place ? Order::in_place : trades && !striped ? Order::sequence : Order::members;
   lay_out(from, groups, order);
-  // Segments that hardly join, such as those of striped, which lie between each other's rows, are not worth the moves.
+  // Segments that hardly join are not worth the moves.
   if (order == Order::sequence && layout.by_local_.size() * 2 > from.by_local_.size()) lay_out(from, groups, order = Order::members);
   if (const std::int64_t pairs = pairs_of_segments(); trades && pairs > from.tokens()) {
     lay_out(from, groups, Order::turns);
@@ -355,14 +367,21 @@ void GroupedLayout::lay_out(const SequenceLayout& from, std::span<const std::vec
     for (const int rank : groups[group]) {
       for (const Segment& segment : from.segments_of(rank)) places.push_back({segment.global0, &segment});
     }
-    if (order != Order::members) std::ranges::sort(places, {}, &Place::global0);
+    if (order != Order::members) places = in_sequence(from, places);
     std::int64_t row = 0;
     for (std::span<const Place> rest(places); !rest.empty();) {
       const std::span<const Place> turns = rest.first(order == Order::turns ? taking_turns(rest) : 1);
       for (std::size_t i = 0; i < turns.size(); ++i)
         target_of(*turns[i].segment) = {row + static_cast<std::int64_t>(i), static_cast<std::int64_t>(turns.size())};
-      row = append_turns(turns, static_cast<int>(group), row, layout.by_local_);
       rest = rest.subspan(turns.size());
+      if (turns.size() > 1) {
+        row = append_turns(turns, static_cast<int>(group), row, layout.by_local_);
+        continue;
+      }
+      Segment segment = *turns.front().segment;
+      segment.rank = static_cast<int>(group), segment.local0 = row;
+      append_or_join(layout.by_local_, segment);
+      row += segment.length;
     }
     std::int64_t arrived = 0;
     if (places_rows) moves[group].reserve(places.size());
@@ -371,7 +390,7 @@ void GroupedLayout::lay_out(const SequenceLayout& from, std::span<const std::vec
         const Target& to = target_of(segment);
         append_or_join(parts[group],
                        Part{static_cast<int>(member), segment.local0, order == Order::in_place ? to.row : arrived, segment.length});
-        if (places_rows) append_or_join(moves[group], RowMove{arrived, to.row, segment.length, 1, static_cast<std::int32_t>(to.stride)});
+        if (places_rows) append_or_join(moves[group], row_move(arrived, to.row, segment.length, to.stride));
         arrived += segment.length;
       }
     }

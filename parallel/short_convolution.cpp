@@ -53,7 +53,7 @@ void add_row(std::vector<RowMove>& moves, std::int64_t from, std::int64_t to) {
   if (!moves.empty() && moves.back().from + moves.back().rows == from && moves.back().to + moves.back().rows == to) {
     ++moves.back().rows;
   } else {
-    moves.push_back({from, to, 1});
+    moves.push_back(row_move(from, to, 1));
   }
 }
 

@@ -178,20 +178,20 @@ void run_moves(const Geometry& g, const void* source, void* destination, std::sp
   t.destination_row = g.destination_row, t.destination_head = g.destination_head;
   t.vectors_per_run = static_cast<std::uint32_t>(per_run), t.vectors_per_row = static_cast<std::uint32_t>(per_row);
   std::int64_t rows = 0;  // of this portion
-  for (RowMove move : moves) {
-    while (move.rows > 0) {
+  for (const RowMove& move : moves) {
+    const bool stride_fits = std::max(move.from_stride, move.to_stride) <= std::numeric_limits<std::uint16_t>::max();
+    for (std::int64_t done = 0; done < move.rows;) {
       if (t.moves == kMostMoves || rows == most_rows) {
         launch<Operation, kVector>(t, static_cast<std::uint32_t>(rows), stream);
         t.moves = 0, rows = 0;
       }
-      const bool stride_fits = std::max(move.from_stride, move.to_stride) <= std::numeric_limits<std::uint16_t>::max();
-      const std::int64_t count = stride_fits ? std::min(move.rows, most_rows - rows) : 1;
+      const std::int64_t count = stride_fits ? std::min(move.rows - done, most_rows - rows) : 1;
+      t.from[t.moves] = static_cast<std::int32_t>(move.from + done * move.from_stride);
+      t.to[t.moves] = static_cast<std::int32_t>(move.to + done * move.to_stride);
       t.from_stride[t.moves] = static_cast<std::uint16_t>(move.from_stride),
       t.to_stride[t.moves] = static_cast<std::uint16_t>(move.to_stride);
-      t.from[t.moves] = static_cast<std::int32_t>(move.from), t.to[t.moves] = static_cast<std::int32_t>(move.to);
       t.first[t.moves++] = static_cast<std::uint32_t>(rows);
-      rows += count;
-      move.from += count * move.from_stride, move.to += count * move.to_stride, move.rows -= count;
+      rows += count, done += count;
     }
   }
   launch<Operation, kVector>(t, static_cast<std::uint32_t>(rows), stream);

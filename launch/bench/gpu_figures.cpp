@@ -206,7 +206,7 @@ std::vector<Line> measure_permutations(const GpuSampling& sampling) {
                    bytes};
   std::vector<RowMove> moves;
   constexpr std::int64_t kChunk = kRows / 16;
-  for (std::int64_t chunk = 0; chunk < 16; ++chunk) moves.push_back({chunk * kChunk, (chunk * 5 % 16) * kChunk, kChunk});
+  for (std::int64_t chunk = 0; chunk < 16; ++chunk) moves.push_back(row_move(chunk * kChunk, (chunk * 5 % 16) * kChunk, kChunk));
   const Side rows{[&](StreamView stream) { kernels::move_rows(source, target, moves, stream); }, bytes};
   return {rate_line("heads of 8 ranks packed, bf16, 0.5 GB / copy", heads, copy, "GB/s", 1e9, Goal{0.85, {}}, sampling),
           rate_line("16 chunks of rows moved, bf16, 0.5 GB / copy", rows, copy, "GB/s", 1e9, Goal{0.85, {}}, sampling)};

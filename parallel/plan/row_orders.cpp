@@ -68,8 +68,7 @@ std::span<const NamedRows> RowOrders::moved(const std::vector<NamedRows>& rows, 
 const RowMove* RowOrders::known(std::span<const RowMove> moves) {
   auto [entry, is_new] = known_moves_.try_emplace(moves.data(), moves.data());
   if (!is_new) return entry->second;
-  const auto alike =
-      std::ranges::find_if(distinct_moves_, [&](std::span<const RowMove> other) { return std::ranges::equal(moves, other); });
+  const auto alike = std::ranges::find_if(distinct_moves_, [&](std::span<const RowMove> other) { return equal(moves, other); });
   if (alike == distinct_moves_.end()) {
     distinct_moves_.push_back(moves);
   } else {
@@ -86,7 +85,8 @@ std::vector<NamedRows> RowOrders::move(const std::vector<NamedRows>& rows, std::
   for (const RowMove& move : by_target) {
     auto source = std::ranges::upper_bound(rows, move.from, {}, [](const NamedRows& r) { return r.at + r.rows; });
     for (; source != rows.end() && source->at < move.from + move.rows; ++source) {
-      const std::int64_t begin = std::max(move.from, source->at), end = std::min(move.from + move.rows, source->at + source->rows);
+      const std::int64_t begin = std::max<std::int64_t>(move.from, source->at),
+                         end = std::min(move.from + move.rows, source->at + source->rows);
       const std::int64_t at = begin + move.to - move.from, first = source->first + begin - source->at;
       if (is_rank(source->order)) append(of_ranks, {at, end - begin, source->order, first});
       for_runs(source->order, first, end - begin, [&](std::int64_t row, const StridedRows& run) {

@@ -307,7 +307,7 @@ class FormCheck {
 }  // namespace
 
 bool Proper::contains(std::span<const RowMove> moves, std::int64_t rows) const {
-  return std::ranges::any_of(known_, [&](const Known& known) { return known.rows == rows && std::ranges::equal(known.moves, moves); });
+  return std::ranges::any_of(known_, [&](const Known& known) { return known.rows == rows && equal(known.moves, moves); });
 }
 
 void check_form(const Program& program, int ranks, Proper& proper, std::vector<std::string>& failures) {

@@ -314,6 +314,20 @@ TEST(GroupedLayout, StripesOfSomeRanksTakeTurns) {
     EXPECT_LT(grouped.layout.segments_of(static_cast<int>(group)).size(), 32u);
     EXPECT_LT(grouped.moves[group].size(), 7u * 32u);
   }
+  // Every second rank: no two rows follow each other, so that turns gain nothing.
+  const GroupedLayout apart(layout, groups_of(64, 2));
+  EXPECT_EQ(rows_as_placed(layout, groups_of(64, 2)[1], apart, 1), apart.layout.global_rows(1));
+  EXPECT_TRUE(apart.moves[1].empty());
+}
+
+TEST(GroupedLayout, RefusesRowsThatMovesCannotName) {
+  const SequenceLayout layout = SequenceLayout::make(LayoutKind::document_zigzag, 2, borders(Lengths(5, 500'000'000)));
+  try {
+    const GroupedLayout grouped(layout, groups_of(2, 1));
+    FAIL() << "not refused";
+  } catch (const InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("rows must be below 2^31"), std::string::npos) << error.what();
+  }
 }
 
 TEST(GroupedLayout, StripesStayWhereThatIsLessThanTheirRows) {

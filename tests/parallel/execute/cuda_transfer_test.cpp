@@ -100,11 +100,11 @@ std::vector<RowMove> shuffled_moves(std::int64_t rows, std::int64_t longest, std
   }
   std::vector<RowMove> moves;
   std::int64_t from = 0;
-  for (const std::int64_t length : lengths) moves.push_back({from, 0, length}), from += length;
+  for (const std::int64_t length : lengths) moves.push_back(row_move(from, 0, length)), from += length;
   std::ranges::shuffle(moves, random);
   std::int64_t to = 0;
   for (RowMove& move : moves) {
-    move.to = to;
+    move = row_move(move.from, to, move.rows);
     to += move.rows;
   }
   moves.push_back({0, 0, 0});
@@ -132,8 +132,8 @@ TEST_F(TransferOnCuda, MovesRowsWithStrides) {
   std::int64_t next = 0;
   for (std::int64_t rank = 0; rank < ranks; ++rank) {
     const std::int64_t own = (rows - rank + ranks - 1) / ranks;
-    deal.push_back({rank, next, own, static_cast<std::int32_t>(ranks), 1});
-    collect.push_back(deal.back().reversed());
+    collect.push_back(row_move(next, rank, own, ranks));
+    deal.push_back(collect.back().reversed());
     next += own;
   }
   for (const std::vector<RowMove>& moves : {deal, collect, far}) {

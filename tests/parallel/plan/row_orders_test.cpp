@@ -36,12 +36,12 @@ Rows all_ranks(const SequenceLayout& layout) {
 std::vector<RowMove> random_moves(std::int64_t rows, std::mt19937_64& random) {
   std::vector<RowMove> moves;
   for (std::int64_t at = 0; at < rows; at += moves.back().rows)
-    moves.push_back({at, 0, std::min<std::int64_t>(rows - at, 1 + static_cast<std::int64_t>(random() % 9))});
+    moves.push_back(row_move(at, 0, std::min<std::int64_t>(rows - at, 1 + static_cast<std::int64_t>(random() % 9))));
   std::vector<RowMove*> order;
   for (RowMove& move : moves) order.push_back(&move);
   std::ranges::shuffle(order, random);
   std::int64_t to = 0;
-  for (RowMove* move : order) move->to = to, to += move->rows;
+  for (RowMove* move : order) *move = row_move(move->from, to, move->rows), to += move->rows;
   return moves;
 }
 
@@ -85,7 +85,7 @@ TEST(RowOrders, RowsOfTwoOrdersAreComparedRowByRow) {
   RowOrders orders(layout);
   // 0 1 2 3 4 | 5 6 7 8 9 becomes 1 0 3 2 5 4 7 6 9 8.
   std::vector<RowMove> moves;
-  for (std::int64_t row = 0; row < 10; ++row) moves.push_back({row, row ^ 1, 1});
+  for (std::int64_t row = 0; row < 10; ++row) moves.push_back(row_move(row, row ^ 1, 1));
   const NamedRows pairs = orders.moved(all_ranks(layout), moves).front();
   ASSERT_EQ(pairs.rows, 10);
   ASSERT_FALSE(orders.is_rank(pairs.order));
