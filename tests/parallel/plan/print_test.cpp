@@ -69,6 +69,18 @@ TEST(PrintPlan, JsonHoldsEveryStepFieldByField) {
   }
 }
 
+TEST(PrintPlan, MovesShowTheirStrides) {
+  const AttentionProblem striped = test::ring_problem(LayoutKind::striped, 3, test::borders(test::Lengths(8, 7)));
+  const Json json = Json::parse(to_json(make_program(striped, {.strategy = "ulysses"}, Pass::forward, 0)));
+  Json moves = Json::array();
+  for (const Json& step : json["steps"]) {
+    if (step.contains("moves")) moves.push_back(step["moves"]);
+  }
+  ASSERT_EQ(moves.size(), 5u);  // q, k, v into the sequence; out, lse out of it
+  EXPECT_EQ(moves[0][1], (Json{{"from", 19}, {"to", 1}, {"rows", 19}, {"to_stride", 3}}));
+  EXPECT_EQ(moves[3][1], (Json{{"from", 1}, {"to", 19}, {"rows", 19}, {"from_stride", 3}}));
+}
+
 TEST(PrintPlan, BytesAddUp) {
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     const Plan plan = make_plan(problem(4), {}, pass);
