@@ -61,6 +61,12 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view c
   writer.commit();
 }
 
+void create_folders(const std::filesystem::path& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) throw DeviceError(fmt::format("file: cannot create the folder {}: {}; name another", path.string(), error.message()));
+}
+
 void sync_directory(const std::filesystem::path& path) {
   const FileDescriptor folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder.get() < 0) throw_system_error("open folder", path);
@@ -113,6 +119,12 @@ AtomicFileWriter::AtomicFileWriter(std::filesystem::path path) : path_(std::move
   const std::string name = path_.filename().string();
   if (name.empty() || name == "." || name == "..") {
     throw InvalidArgument(fmt::format("file: '{}' does not name a file to write", path_.string()));
+  }
+  // rename would put a plain file in the place of a device such as /dev/null, for everyone on this machine.
+  struct stat status {};
+  if (::stat(path_.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+    throw InvalidArgument(fmt::format("file: {} is a {} and cannot be replaced by a file; name another", path_.string(),
+                                      S_ISDIR(status.st_mode) ? "folder" : "device, pipe or socket"));
   }
   // Process and try number make the name unique; O_EXCL makes sure, and does not follow a planted link.
   for (int attempt = 0; attempt < 100; ++attempt) {

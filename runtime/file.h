@@ -11,8 +11,12 @@ namespace periplus {
 std::string read_file(const std::filesystem::path& path, std::uint64_t limit_bytes);
 
 /// Replaces `path` by `contents` so that a crash at any moment leaves the old or the new file: temporary file beside it,
-/// fsync, rename, fsync of the folder. DeviceError naming path and reason on any failed call.
+/// fsync, rename, fsync of the folder. InvalidArgument if `path` is there and no regular file, DeviceError naming path and
+/// reason on any failed call.
 void write_file_atomically(const std::filesystem::path& path, std::string_view contents);
+
+/// Creates a folder and those above it, where they are not there. DeviceError naming path and reason.
+void create_folders(const std::filesystem::path& path);
 
 /// fsync of a folder, so that a rename or a new file in it is durable.
 void sync_directory(const std::filesystem::path& path);

@@ -161,7 +161,7 @@ int bench_strategies(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
   const AttentionProblem problem = make_problem(options, table);
-  if (!options.trace.empty()) std::filesystem::create_directories(options.trace);
+  if (!options.trace.empty()) create_folders(options.trace);
   say(table,
       fmt::format("{} ranks, {} layout, {} tokens in {} documents, {}/{} heads of {}, {} mask; bf16; {} Gflop/s a rank, links of {} GB/s",
                   options.ranks, options.layout, problem.layout.tokens(), problem.layout.cu_seqlens().size() - 1, options.heads,

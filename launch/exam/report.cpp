@@ -82,7 +82,7 @@ void show(const Row& row, const Result& result) {
 }
 
 void write_pictures(const std::string& folder, const Summary& summary, const std::vector<Row>& chosen) {
-  std::filesystem::create_directories(folder);
+  create_folders(folder);
   Chart chart{.title = "The exam: simulated over published, every figure (above 3 as 3)", .x_label = "row", .y_label = "ratio"};
   chart.curves = {summary.curve};
   chart.levels = {{"as published", 1}};

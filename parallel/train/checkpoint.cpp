@@ -277,7 +277,7 @@ void save_checkpoint(const fs::path& run_directory, Manifest manifest, const Sha
   const fs::path unfinished = checkpoints / (name + std::string(kUnfinished));
   on_rank0(communicator, [&] {
     fs::remove_all(unfinished);
-    fs::create_directories(unfinished);
+    create_folders(unfinished);
   });
   HostStates states(optimizer, stream);
   states.fetch();

@@ -111,7 +111,7 @@ class Run {
 
   void prepare_directory() {
     on_rank0(communicator_, [&] {
-      fs::create_directories(directory_);
+      create_folders(directory_);
       if (!options_.resume && newest_checkpoint(directory_)) {
         throw InvalidArgument(fmt::format("train: run.directory {} already holds checkpoints; resume that run or name another directory",
                                           directory_.string()));

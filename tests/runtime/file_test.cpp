@@ -84,6 +84,29 @@ TEST(File, AtomicWriteReplacesALinkInsteadOfFollowingIt) {
   EXPECT_EQ(read_file(folder / "link", 100), "new");
 }
 
+TEST(File, AtomicWriteReplacesNothingButFiles) {
+  const ScratchFolder folder;
+  const std::filesystem::path fifo = folder / "fifo", link = folder / "link";
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);  // stands for /dev/null, which a test must not risk
+  std::filesystem::create_symlink("fifo", link);
+  for (const std::filesystem::path& path : {fifo, link}) {
+    EXPECT_NE(message_of<InvalidArgument>([&] { write_file_atomically(path, "new"); }).find(path.string()), std::string::npos);
+  }
+  EXPECT_TRUE(std::filesystem::is_fifo(fifo));
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_EQ(folder.names().size(), 2U);
+}
+
+TEST(File, CreatesFoldersOrSaysWhyNot) {
+  const ScratchFolder folder;
+  create_folders(folder / "a" / "b");
+  create_folders(folder / "a" / "b");
+  EXPECT_TRUE(std::filesystem::is_directory(folder / "a" / "b"));
+  folder.write("file", "");
+  const std::string path = (folder / "file" / "c").string();
+  EXPECT_NE(message_of<DeviceError>([&] { create_folders(path); }).find(path), std::string::npos);
+}
+
 TEST(File, FailedWriteKeepsTheOldFileAndRemovesTheTemporaryOne) {
   const ScratchFolder folder;
   write_file_atomically(folder / "a", "old");
@@ -101,7 +124,8 @@ TEST(File, WriteToAFolderThatCannotTakeItNamesThePath) {
   const ScratchFolder folder;
   std::filesystem::create_directories(folder / "taken/inside");
   EXPECT_NE(message_of<DeviceError>([&] { write_file_atomically(folder / "absent/a", "x"); }).find("absent"), std::string::npos);
-  EXPECT_NE(message_of<DeviceError>([&] { write_file_atomically(folder / "taken", "x"); }).find("rename"), std::string::npos);
+  EXPECT_NE(message_of<InvalidArgument>([&] { write_file_atomically(folder / "taken", "x"); }).find("taken is a folder"),
+            std::string::npos);
   EXPECT_EQ(folder.names(), std::vector<std::string>{"taken"});
   for (const char* name : {"", "/", ".", "..", "a/"}) EXPECT_THROW(write_file_atomically(name, "x"), InvalidArgument) << name;
 }
