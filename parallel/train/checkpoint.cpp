@@ -198,6 +198,17 @@ void remove_older(const fs::path& checkpoints, const std::string& newest) {
   for (std::size_t i = 0; i + kKeep < names.size(); ++i) remove_checkpoint(checkpoints / names[i]);
 }
 
+/// What saving left behind that a full disk or a killed process ended: it may be as large as a checkpoint.
+void remove_unfinished(const fs::path& checkpoints) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (fs::directory_iterator entries(checkpoints, error); !error && entries != fs::directory_iterator(); entries.increment(error)) {
+    const fs::path& path = entries->path();
+    if (path.extension() == kUnfinished && is_step_name(path.stem().string())) found.push_back(path);
+  }
+  for (const fs::path& path : found) fs::remove_all(path);
+}
+
 void check_tensors(const fs::path& checkpoint, const Manifest::File& file, const SafetensorsFile& contents, const ShardedAdamw& optimizer) {
   std::map<std::string, const Parameter*> expected;
   for (const Parameter& parameter : optimizer.parameters().all()) {
@@ -276,7 +287,7 @@ void save_checkpoint(const fs::path& run_directory, Manifest manifest, const Sha
   const std::string name = folder_name(manifest.step);
   const fs::path unfinished = checkpoints / (name + std::string(kUnfinished));
   on_rank0(communicator, [&] {
-    fs::remove_all(unfinished);
+    remove_unfinished(checkpoints);
     create_folders(unfinished);
   });
   HostStates states(optimizer, stream);

@@ -133,6 +133,16 @@ TEST_F(Checkpoint, KeepsTheNewestTwoAndIgnoresUnfinishedOnes) {
   EXPECT_EQ(run_training(config, 2, true).result.last_step, 8);
 }
 
+TEST_F(Checkpoint, SavingRemovesWhatAnEarlierSaveLeftUnfinished) {
+  const Config config = config_in("run");
+  const fs::path checkpoints = fs::path(config.run.directory) / "checkpoints", left = checkpoints / "step-00000003.tmp";
+  write_text(left / "rank-00000-of-00002.safetensors", "half");
+  write_text(checkpoints / "notes.tmp", "not ours");
+  run_training(config, 2);
+  EXPECT_FALSE(fs::exists(left));
+  EXPECT_TRUE(fs::exists(checkpoints / "notes.tmp"));
+}
+
 TEST_F(Checkpoint, MetricsHaveOneLineForEveryStepAfterACrash) {
   Config config = config_in("run");
   config.run.checkpoint_every = 3;
