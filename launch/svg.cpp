@@ -80,19 +80,24 @@ std::string dots(const Curve& curve, const Axis& x, const Axis& y, const char* c
 }
 
 std::string polyline(const Curve& curve, const Axis& x, const Axis& y, const char* color) {
-  if (!curve.joined) return dots(curve, x, y, color);
   std::string points;
+  std::size_t count = 0;
   for (const auto& [px, py] : curve.points) {
-    if (std::isfinite(px) && std::isfinite(py)) points += fmt::format("{:.1f},{:.1f} ", x.pixel(px), y.pixel(py));
+    if (std::isfinite(px) && std::isfinite(py)) ++count, points += fmt::format("{:.1f},{:.1f} ", x.pixel(px), y.pixel(py));
   }
+  if (!curve.joined || count == 1) return dots(curve, x, y, color);  // a line through one point shows nothing
   return fmt::format("<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"2\" points=\"{}\"/>\n", color, points);
 }
 
-std::string legend_row(std::size_t row, const std::string& name, const char* color, bool dashed) {
+enum class Mark { line, dashes, dot };
+
+std::string legend_row(std::size_t row, const std::string& name, const char* color, Mark mark) {
   const double y = kTop + 16 + 18 * static_cast<double>(row), x = kWidth - kRight - 260;
+  const std::string label = text_at(x + 36, y + 4, "start", name);
+  if (mark == Mark::dot) return fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\" fill=\"{}\"/>\n", x + 14, y, color) + label;
   return fmt::format("<line x1=\"{0:.1f}\" y1=\"{1:.1f}\" x2=\"{2:.1f}\" y2=\"{1:.1f}\" stroke=\"{3}\" stroke-width=\"2\"{4}/>\n", x, y,
-                     x + 28, color, dashed ? " stroke-dasharray=\"6 4\"" : "") +
-         text_at(x + 36, y + 4, "start", name);
+                     x + 28, color, mark == Mark::dashes ? " stroke-dasharray=\"6 4\"" : "") +
+         label;
 }
 
 }  // namespace
@@ -116,14 +121,14 @@ std::string to_svg(const Chart& chart) {
   std::size_t row = 0;
   for (const Curve& curve : chart.curves) {
     const char* color = kColors[row % kColors.size()];
-    svg += polyline(curve, x, y, color) + legend_row(row++, curve.name, color, false);
+    svg += polyline(curve, x, y, color) + legend_row(row++, curve.name, color, curve.joined ? Mark::line : Mark::dot);
   }
   for (const Level& level : chart.levels) {
     if (!std::isfinite(level.value)) continue;
     const char* color = kColors[row % kColors.size()];
     svg += fmt::format("<line x1=\"{1:.1f}\" y1=\"{0:.1f}\" x2=\"{2:.1f}\" y2=\"{0:.1f}\" stroke=\"{3}\" stroke-dasharray=\"6 4\"/>\n",
                        y.pixel(level.value), x.from, x.to, color);
-    svg += legend_row(row++, fmt::format("{} ({:.3f})", level.name, level.value), color, true);
+    svg += legend_row(row++, fmt::format("{} ({:.3f})", level.name, level.value), color, Mark::dashes);
   }
   return svg + "</svg>\n";
 }

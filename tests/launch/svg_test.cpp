@@ -29,9 +29,11 @@ TEST(Svg, DrawsCurvesLevelsAndLegend) {
 TEST(Svg, FiguresThatAreNotJoinedAreDots) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const std::string svg = to_svg({.curves = {{.name = "ratio", .points = {{1, 0.9}, {2, nan}, {3, 1.1}}, .joined = false}}});
-  EXPECT_EQ(count(svg, "<circle"), 2u);
+  EXPECT_EQ(count(svg, "<circle"), 3u) << "two figures, and the legend's";
   EXPECT_EQ(count(svg, "<polyline"), 0u);
 }
+
+TEST(Svg, ACurveOfOnePointIsADot) { EXPECT_EQ(count(to_svg({.curves = {{"one", {{1, 2}}}}}), "<circle"), 1u); }
 
 TEST(Svg, SurvivesOnePointEqualValuesAndNonFiniteOnes) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
