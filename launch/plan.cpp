@@ -23,7 +23,8 @@ nlohmann::json show_pass(const OptionTable& table, const PlanRequest& request, c
   const std::vector<plan::Program> programs =
       request.rank < 0 ? maker.plan(pass).programs : std::vector<plan::Program>{maker.program(pass, request.rank)};
   for (const plan::Program& program : programs) {
-    sent += program.bytes_sent();
+    if (__builtin_add_overflow(sent, program.bytes_sent(), &sent))
+      throw InvalidArgument("the ranks would send more than 2^63 bytes together; plan fewer tokens, heads or ranks");
     workspace = std::max(workspace, program.workspace_bytes);
     if (table.json()) {
       json["programs"].push_back(nlohmann::json::parse(plan::to_json(program)));

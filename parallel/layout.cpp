@@ -36,6 +36,8 @@ void check_arguments(int ranks, std::span<const std::int64_t> cu_seqlens) {
           fmt::format("sequence_layout: cu_seqlens must not fall, but entry {} is {} after {}", i, cu_seqlens[i], cu_seqlens[i - 1]));
     }
   }
+  if (cu_seqlens.back() > kMostTokens)
+    throw InvalidArgument(fmt::format("sequence_layout: {} tokens; at most {} can be dealt out", cu_seqlens.back(), kMostTokens));
 }
 
 /// Collects segments rank by rank, cutting them at document borders.

@@ -9,6 +9,9 @@
 
 namespace periplus {
 
+/// Of a packed sequence: pairs of tokens, and their products with numbers of ranks, are counted in 64 bits.
+inline constexpr std::int64_t kMostTokens = std::int64_t{1} << 31;
+
 /// Which rank owns which tokens of a packed sequence. None of them pads, and any length works, also one below the rank count.
 enum class LayoutKind {
   contiguous,       ///< Rank r owns one range.
@@ -38,7 +41,7 @@ struct Segment {
 /// Independent of the strategy. Row i of document d has global row cu_seqlens[d] + i. Immutable.
 class SequenceLayout {
  public:
-  /// cu_seqlens: document borders, 0 = cu[0] <= cu[1] <= ... <= cu[n] = tokens. `kind` is neither balanced nor custom.
+  /// cu_seqlens: document borders, 0 = cu[0] <= cu[1] <= ... <= cu[n] = tokens <= kMostTokens. `kind` is neither balanced nor custom.
   static SequenceLayout make(LayoutKind kind, int ranks, std::span<const std::int64_t> cu_seqlens);
   /// The caller's own. Throws InvalidArgument unless the segments hold every global row once and the local rows of each
   /// rank are 0..n-1 without gaps. A segment that crosses a document border is split.

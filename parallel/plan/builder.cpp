@@ -28,6 +28,16 @@ View ProgramBuilder::slot(std::string name, Role role, DType dtype, std::int64_t
   if (names_are_new_ && std::ranges::find(program_.slots, name, &Slot::name) != program_.slots.end()) {
     throw InternalError(fmt::format("plan: two slots of rank {} are called '{}'", rank(), name));
   }
+  // Sums of bytes over the messages of many ranks stay below 2^63.
+  constexpr std::int64_t kMostBytes = std::int64_t{1} << 44;
+  std::int64_t bytes = static_cast<std::int64_t>(size_of(dtype));
+  bool fits = true;
+  for (const std::int64_t size : {rows, heads, width})
+    fits = fits && !__builtin_mul_overflow(bytes, std::max<std::int64_t>(size, 1), &bytes);
+  if (!fits || bytes > kMostBytes) {
+    throw InvalidArgument(fmt::format("plan: '{}' of rank {} would be {} x {} x {} elements of {}; at most {} TiB can be planned", name,
+                                      rank(), rows, heads, width, to_string(dtype), kMostBytes >> 40));
+  }
   program_.slots.push_back({std::move(name), role, dtype, rows, heads, width, 0, contiguous});
   return {id, 0, rows, 0, heads};
 }

@@ -28,7 +28,7 @@ constexpr std::array<std::string_view, 4> kDtypes = {"auto", "bf16", "f32", "f64
 constexpr std::int64_t kByteValues = 256;
 /// Keeps every product of two sizes, and the parameter count, far from overflow.
 constexpr std::int64_t kLargestSize = std::int64_t{1} << 24;
-constexpr std::int64_t kLargestContext = std::int64_t{1} << 31;
+constexpr std::int64_t kLargestContext = kMostTokens;
 
 void require(bool holds, std::string_view key, const auto& value, std::string_view accepted) {
   if (!holds) throw InvalidArgument(fmt::format("config: {} is {}; it must be {}", key, value, accepted));

@@ -52,6 +52,14 @@ void for_all_layouts(Fn&& fn) {
   }
 }
 
+TEST(SequenceLayout, RefusesMoreTokensThanPairsCanBeCountedOf) {
+  for (const LayoutKind kind : kKinds) {
+    EXPECT_EQ(SequenceLayout::make(kind, 4, Lengths{0, kMostTokens}).tokens(), kMostTokens);
+    EXPECT_THROW(SequenceLayout::make(kind, 4, Lengths{0, kMostTokens + 1}), InvalidArgument);
+    EXPECT_THROW(SequenceLayout::make(kind, 4, Lengths{0, 99'999'999'999'999}), InvalidArgument);
+  }
+}
+
 TEST(SequenceLayout, HoldsEveryGlobalRowOnceAndLocalRowsWithoutGaps) {
   for_all_layouts([](const SequenceLayout& layout) {
     std::vector<int> seen(static_cast<std::size_t>(layout.tokens()), 0);

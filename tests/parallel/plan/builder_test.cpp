@@ -40,6 +40,14 @@ struct Sketch {
   void copy(View from, View to) { builder.copy({"copy"}, from, to); }
 };
 
+TEST(ProgramBuilder, SlotsThatCannotBeCountedAreRefused) {
+  constexpr std::int64_t kMany = std::int64_t{1} << 31;
+  ProgramBuilder program(0);
+  EXPECT_NO_THROW(program.scratch("large", DType::f32, kMany, 8, 64));
+  EXPECT_THROW(program.scratch("larger", DType::f32, kMany, 64, 64), InvalidArgument);
+  EXPECT_THROW(program.scratch("overflow", DType::f32, kMany, kMany, kMany), InvalidArgument);
+}
+
 TEST(ProgramBuilder, AccessesThatConflictAcrossQueuesWait) {
   Sketch read_after_write;
   read_after_write.receive(read_after_write.a);
