@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "launch/paths.h"
 #include "launch/progress.h"
 #include "launch/rows.h"
 #include "runtime/error.h"
@@ -22,9 +23,11 @@ void add_file_options(OptionTable& table, ApplyFiles& files, std::string operand
 void check_files(const ApplyFiles& files) {
   if (files.input.empty()) throw InvalidArgument("--input FILE is missing");
   if (files.output.empty()) throw InvalidArgument("--output FILE is missing");
-  if (!std::filesystem::exists(files.input)) throw InvalidArgument(fmt::format("--input: there is no file '{}'", files.input));
-  const std::filesystem::path folder = std::filesystem::absolute(files.output).parent_path();
-  if (!std::filesystem::is_directory(folder)) throw InvalidArgument(fmt::format("--output: there is no folder '{}'", folder.string()));
+  check_input_file("input", files.input);
+  check_output_file("output", files.output);
+  std::error_code ignored;
+  if (std::filesystem::equivalent(files.input, files.output, ignored))
+    throw InvalidArgument(fmt::format("--output: '{}' is also --input, which it would replace; name another file", files.output));
 }
 
 ApplyFigures over_ranks(const ApplyFigures& mine, const comm::Communicator& communicator) {

@@ -1,12 +1,15 @@
 // periplus calibrate: what the simulator needs to know of the machine that this runs on.
-#include <filesystem>
+#include <algorithm>
+#include <functional>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "launch/calibrate.h"
 #include "launch/commands.h"
 #include "launch/descriptions.h"
+#include "launch/paths.h"
 #include "launch/ranks.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
@@ -33,10 +36,11 @@ int calibrate_command(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
   options.dtype = dtype_from_string(dtype);
+  if (std::ranges::adjacent_find(options.lengths, std::ranges::greater_equal()) != options.lengths.end())
+    throw InvalidArgument(fmt::format("calibrate: --lengths {}: they must ascend", fmt::join(options.lengths, ",")));
   if (options.head_size % 2 != 0)
     throw InvalidArgument(fmt::format("calibrate: --head-size {} is odd; rotary positions turn pairs", options.head_size));
-  if (const std::filesystem::path folder = std::filesystem::absolute(output).parent_path(); !std::filesystem::is_directory(folder))
-    throw InvalidArgument(fmt::format("--output: there is no folder '{}'", folder.string()));
+  check_output_file("output", output);
   if (!output.ends_with(".toml"))
     throw InvalidArgument(fmt::format("--output: '{}' must end with .toml, so that --machine finds it", output));
   return run_ranks(find_ranks(ranks), ranks, [&](const comm::Communicator& communicator) {

@@ -9,6 +9,7 @@
 #include "launch/progress.h"
 #include "launch/ranks.h"
 #include "parallel/simulate/estimate.h"
+#include "runtime/error.h"
 
 namespace periplus::launch {
 namespace {
@@ -71,6 +72,7 @@ int estimate_command(Arguments arguments) {
   table.add({.flag = "micro-batches", .target = &options.micro_batches, .value = "N", .help = "Of an iteration.", .least = 1});
   table.parse(arguments);
   if (answered(table)) return kOk;
+  if (!table.given("context")) throw InvalidArgument("estimate: --context N is missing: tokens of a sequence");
   const simulate::Shape shape = load_shape(model);
   const simulate::Machine machine = load_simulated_machine(machine_name, kernels);
   const simulate::Estimate estimate = simulate::estimate(shape, machine, options);

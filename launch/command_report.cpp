@@ -11,6 +11,7 @@
 
 #include "launch/bench/statistics.h"
 #include "launch/commands.h"
+#include "launch/paths.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
 #include "launch/svg.h"
@@ -74,8 +75,6 @@ void shorten_names(std::vector<Run>& runs) {
 }
 
 void write_chart(const std::vector<Run>& runs, const std::string& output) {
-  const std::filesystem::path folder = std::filesystem::absolute(output).parent_path();
-  if (!std::filesystem::is_directory(folder)) throw InvalidArgument(fmt::format("--output: there is no folder '{}'", folder.string()));
   Chart chart{.title = "Training loss", .x_label = "step", .y_label = "nats per byte"};
   for (const Run& run : runs) chart.curves.push_back(run.losses);
   write_file_atomically(output, to_svg(chart));
@@ -93,6 +92,7 @@ int report_command(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
   if (folders.empty()) throw InvalidArgument("report: --runs FOLDER ... is missing");
+  if (!output.empty()) check_output_file("output", output);
   std::vector<Run> runs;
   for (const std::string& folder : folders) runs.push_back(read_run(folder));
   shorten_names(runs);

@@ -1,5 +1,5 @@
 // periplus simulate: a training step on a machine that is not there.
-#include <filesystem>
+#include <algorithm>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -9,6 +9,8 @@
 #include "launch/compare_run.h"
 #include "launch/descriptions.h"
 #include "launch/exam/report.h"
+#include "launch/linear_options.h"
+#include "launch/paths.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
 #include "parallel/simulate/iteration.h"
@@ -68,7 +70,8 @@ void add_options(OptionTable& table, Options& o) {
   table.add({.flag = "linear-strategy",
              .target = &o.training.linear.strategy,
              .value = "NAME",
-             .help = "Of linear attention: lasp2, lasp or all_scan."});
+             .help = "Of linear attention:",
+             .choices = linear_strategy_names()});
   table.add({.flag = "recompute", .target = &o.recompute, .value = "NAME", .help = "What backward runs again:", .choices = kRecompute});
   table.add({.flag = "zero", .target = &o.training.zero, .value = "N", .help = "ZeRO stage.", .least = 0, .most = 3});
   table.add(
@@ -100,7 +103,7 @@ void show(const OptionTable& table, const simulate::Machine& machine, const Trai
   say(table, fmt::format("attention of a layer: {:.4g} ms forward, {:.4g} ms backward", iteration.attention_forward_seconds * 1e3,
                          iteration.attention_backward_seconds * 1e3));
   std::string shares = "of a rank's time, mean:";
-  for (const auto& [name, part] : kParts) shares += fmt::format(" {} {:.1f} %", name, 100 * share_of_all(iteration, part));
+  for (const auto& [name, part] : kParts) shares += fmt::format(" {} {:.1f} %", name, 100 * std::max(0.0, share_of_all(iteration, part)));
   say(table, shares);
   say(table, fmt::format("memory {} of {}: states {}, kept for backward {}, layer at work {}, logits {}", bytes_text(memory.total()),
                          bytes_text(machine.memory_bytes), bytes_text(memory.states), bytes_text(memory.checkpoints),
@@ -129,6 +132,14 @@ nlohmann::ordered_json to_json(const simulate::Machine& machine, const Training&
   return json;
 }
 
+/// The two modes that simulate other steps than those of the options.
+void require_alone(const OptionTable& table, std::string_view mode, std::initializer_list<std::string_view> allowed) {
+  for (const std::string& flag : table.given_flags()) {
+    if (flag == mode || flag == "json" || std::ranges::find(allowed, flag) != allowed.end()) continue;
+    throw InvalidArgument(fmt::format("simulate: --{} has no effect with --{}; leave one out", flag, mode));
+  }
+}
+
 }  // namespace
 
 int simulate_command(Arguments arguments) {
@@ -150,6 +161,9 @@ int simulate_command(Arguments arguments) {
              .help = "Instead: steps of a run of periplus train beside what --machine would take."});
   table.parse(arguments);
   if (answered(table)) return kOk;
+  if (table.given("reproduce")) require_alone(table, "reproduce", {"picture"});
+  if (table.given("compare")) require_alone(table, "compare", {"machine", "kernels"});
+  if (!options.trace.empty()) check_output_file("trace", options.trace);
   if (table.given("reproduce")) return exam::run_exam(table, options.reproduce, options.picture);
   if (table.given("compare")) return compare_with_run(table, options.compare, load_simulated_machine(options.machine, options.kernels));
   if (table.given("picture")) throw InvalidArgument("simulate: --picture goes with --reproduce");
@@ -160,6 +174,8 @@ int simulate_command(Arguments arguments) {
     for (const std::int64_t length : options.training.documents) options.training.tokens += length;
   }
   const simulate::Shape shape = load_shape(options.model);
+  if (table.given("linear-strategy") && shape.pattern.find('L') == std::string::npos)
+    throw InvalidArgument(fmt::format("simulate: {} has no linear layers; leave --linear-strategy out", shape.name));
   const simulate::Machine machine = load_simulated_machine(options.machine, options.kernels);
   const Iteration iteration = simulate::simulate_iteration(shape, machine, options.training);
   show(table, machine, options.training, iteration);

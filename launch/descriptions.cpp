@@ -27,7 +27,7 @@ std::vector<TomlEntry> entries_of(const std::string& name_or_file, std::string_v
   for (const BuiltInFile& file : built_in_files()) {
     if (file.folder == folder && file.name == name_or_file) return read_toml_text(file.text, fmt::format("{}.toml", file.name));
   }
-  if (name_or_file.ends_with(".toml") && std::filesystem::exists(name_or_file)) return read_toml_file(name_or_file);
+  if (name_or_file.ends_with(".toml") && std::filesystem::is_regular_file(name_or_file)) return read_toml_file(name_or_file);
   const std::vector<std::string> names = names_in(folder);
   throw InvalidArgument(fmt::format("there is no file '{}' that ends with .toml, and no built-in one of {}{}; there are {}", name_or_file,
                                     folder, did_you_mean(name_or_file, names), fmt::join(names, ", ")));

@@ -159,6 +159,14 @@ bool OptionTable::given(std::string_view flag) const {
   return std::ranges::any_of(rows_, [&](const Row& row) { return row.option.flag == flag && !row.origin.empty(); });
 }
 
+std::vector<std::string> OptionTable::given_flags() const {
+  std::vector<std::string> flags;
+  for (const Row& row : rows_) {
+    if (!row.origin.empty() && !row.option.flag.empty()) flags.push_back(row.option.flag);
+  }
+  return flags;
+}
+
 bool OptionTable::typed(std::string_view flag) const {
   return std::ranges::any_of(rows_, [&](const Row& row) { return row.option.flag == flag && row.origin.starts_with("--"); });
 }

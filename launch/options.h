@@ -32,6 +32,8 @@ class OptionTable {
   bool given(std::string_view flag) const;
   /// Whether the command line set it, as a flag or by --set. A file may hold all keys, as --dump-config writes them.
   bool typed(std::string_view flag) const;
+  /// All flags that are `given`, in the order of the help page.
+  std::vector<std::string> given_flags() const;
 
   std::string help() const;
   /// All keys with their values and, as a comment, where each came from.

@@ -11,6 +11,7 @@
 
 #include "launch/commands.h"
 #include "launch/descriptions.h"
+#include "launch/paths.h"
 #include "launch/plan.h"
 #include "launch/ranks.h"
 #include "parallel/planner/planner.h"
@@ -143,6 +144,8 @@ int plan_batch(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
   if (options.lengths.empty()) throw InvalidArgument("plan batch: --lengths FILE is missing: one length in tokens a line");
+  if (table.given("prove-nodes") && !options.prove) throw InvalidArgument("--prove-nodes has no effect without --prove");
+  check_input_file("lengths", options.lengths);
   const std::vector<std::int64_t> lengths = read_lengths(options.lengths);
   const std::int64_t longest = lengths.empty() ? 0 : std::ranges::max(lengths);
   if (options.max_length > 0 && longest > options.max_length)

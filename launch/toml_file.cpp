@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <toml++/toml.h>
 
+#include "launch/paths.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
 
@@ -57,7 +58,7 @@ void collect(const toml::table& table, const std::string& prefix, const std::str
 }  // namespace
 
 std::vector<TomlEntry> read_toml_file(const std::filesystem::path& path) {
-  if (!std::filesystem::exists(path)) throw InvalidArgument(fmt::format("--config: there is no file '{}'", path.string()));
+  check_input_file("config", path.string());
   return read_toml_text(read_file(path, kLargestFile), path.filename().string());
 }
 

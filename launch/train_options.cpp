@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "launch/attention_options.h"
-#include "parallel/strategy/linear/strategy.h"
+#include "launch/linear_options.h"
 #include "runtime/error.h"
 
 namespace periplus::launch {
@@ -68,14 +68,12 @@ void add_model(OptionTable& table, train::ModelConfig& model) {
 }
 
 void add_linear_strategy(OptionTable& table, LinearAttentionOptions& linear) {
-  std::vector<std::string> names;
-  for (const strategy::linear::Strategy& strategy : strategy::linear::strategies()) names.emplace_back(strategy.name);
   table.add({.key = "parallel.linear_strategy",
              .flag = "linear-strategy",
              .target = &linear.strategy,
              .value = "NAME",
              .help = "How states of L and D layers get from rank to rank:",
-             .choices = std::move(names)});
+             .choices = linear_strategy_names()});
   table.add({.key = "parallel.keep_transitions",
              .flag = "keep-transitions",
              .target = &linear.keep_transitions,

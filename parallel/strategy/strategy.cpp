@@ -59,7 +59,7 @@ std::string refusal(const Strategy& strategy, const AttentionProblem& problem, c
         unused(kHeadRanks, options.head_ranks != unset.head_ranks, "head_ranks"),
         unused(kPlacement, options.placement != unset.placement, "placement"),
         unused(kRanksPerNode, options.ranks_per_node != unset.ranks_per_node, "ranks_per_node"),
-        unused(kMachine, !(options.machine == unset.machine), "machine")}) {
+        unused(kMachine, !(options.machine == unset.machine), "machine, the figures such as link_gbytes that strategy auto chooses by")}) {
     if (!reason.empty()) return reason;
   }
   if (options.pieces < 1 || options.stages < 0 || options.head_ranks < 0 || options.ranks_per_node < 0)
