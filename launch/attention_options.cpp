@@ -134,17 +134,18 @@ void add_strategy_options(OptionTable& table, AttentionOptions& how, std::string
 }
 
 void add_machine_options(OptionTable& table, Machine& machine, const std::string& purpose) {
-  const auto number = [&](const char* flag, double* target, const char* help) {
+  constexpr double kSlowest = 1e-6;  // a rate of 0 would never finish
+  const auto number = [&](const char* flag, double* target, const char* help, double least) {
     std::string key = flag;
     std::ranges::replace(key, '-', '_');
-    table.add({.key = "machine." + key, .flag = flag, .target = target, .value = "X", .help = purpose + help, .least = 0});
+    table.add({.key = "machine." + key, .flag = flag, .target = target, .value = "X", .help = purpose + help, .least = least});
   };
-  number("rank-gflops", &machine.rank_gflops, "Gflop/s of a rank's attention kernels.");
-  number("memory-gbytes", &machine.memory_gbytes, "GB/s of a rank's copies and sums.");
-  number("link-gbytes", &machine.link_gbytes, "GB/s of a link between ranks.");
-  number("link-latency-us", &machine.link_latency_us, "its latency.");
-  number("node-gbytes", &machine.node_gbytes, "GB/s of a link between nodes.");
-  number("node-latency-us", &machine.node_latency_us, "its latency.");
+  number("rank-gflops", &machine.rank_gflops, "Gflop/s of a rank's attention kernels.", kSlowest);
+  number("memory-gbytes", &machine.memory_gbytes, "GB/s of a rank's copies and sums.", kSlowest);
+  number("link-gbytes", &machine.link_gbytes, "GB/s of a link between ranks.", kSlowest);
+  number("link-latency-us", &machine.link_latency_us, "its latency.", 0);
+  number("node-gbytes", &machine.node_gbytes, "GB/s of a link between nodes.", kSlowest);
+  number("node-latency-us", &machine.node_latency_us, "its latency.", 0);
   table.add({.key = "machine.link_sharing",
              .flag = "link-sharing",
              .target = &machine.link_sharing,

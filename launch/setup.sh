@@ -72,7 +72,7 @@ build() {
     export CMAKE_CXX_COMPILER_LAUNCHER="${CMAKE_CXX_COMPILER_LAUNCHER-ccache}"
     export CMAKE_CUDA_COMPILER_LAUNCHER="${CMAKE_CUDA_COMPILER_LAUNCHER-ccache}"
   fi
-  (cd "$root" && cmake --preset "$preset" --log-level=WARNING && cmake --build "build/$preset" --parallel "$(cores)" --target "$@") >&2
+  (cd "$root" && cmake --preset "$preset" --log-level=WARNING >/dev/null && cmake --build "build/$preset" --parallel "$(cores)" --target "$@") >&2
 }
 
 # Open MPI: messages between processes of this machine with one copy and no listening sockets on ranks; a host or link

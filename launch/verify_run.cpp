@@ -108,14 +108,14 @@ nlohmann::json to_json(const VerifyEntry& row) {
 }
 
 std::string verify_header(const VerifyWidths& widths) {
-  return fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8} {:>8}", "strategy", "layout", "problem", widths.kind,
+  return fmt::format("{:<18} {:<15} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8} {:>8}", "strategy", "layout", "problem", widths.kind,
                      "ranks", widths.ranks, "plans", "refused", "steps", "fp64 runs", "error", "seconds");
 }
 
 std::vector<std::string> verify_lines(const VerifyWidths& widths, const VerifyEntry& row) {
   const Tally& tally = row.tally;
   const std::string verdict = tally.failures > 0 ? fmt::format("{} FAILED", tally.failures) : tally.plans == 0 ? "refused" : "ok";
-  std::vector<std::string> lines{fmt::format("{:<10} {:<16} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8.2g} {:>8.2f}  {}", row.strategy(),
+  std::vector<std::string> lines{fmt::format("{:<18} {:<15} {:<{}} {:<{}} {:>7} {:>7} {:>9} {:>9} {:>8.2g} {:>8.2f}  {}", row.strategy(),
                                              row.layout, row.kind, widths.kind, row.ranks, widths.ranks, tally.plans, tally.refused,
                                              tally.steps, tally.numeric, tally.largest_error, tally.seconds, verdict)};
   if (tally.refused > 0 && !tally.first_refusal.empty())

@@ -60,6 +60,8 @@ void add_options(OptionTable& table, Options& options) {
 AttentionProblem make_problem(const Options& options, const OptionTable& table) {
   if (options.heads % options.kv_heads != 0)
     throw InvalidArgument(fmt::format("--heads {} is not a multiple of --kv-heads {}", options.heads, options.kv_heads));
+  if (table.given("tokens") && !options.documents.empty())
+    throw InvalidArgument("--tokens and --documents contradict each other; choose one");
   std::vector<std::int64_t> borders{0};
   for (const std::int64_t length : options.documents) borders.push_back(borders.back() + length);
   if (options.documents.empty()) borders.push_back(options.tokens);
