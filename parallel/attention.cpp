@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -37,7 +38,8 @@ void check(const AttentionProblem& p) {
   if (p.dtype != DType::f64 && p.dtype != DType::f32 && p.dtype != DType::bf16 && p.dtype != DType::f16) {
     refuse(fmt::format("dtype {} is not supported; use f64, f32, bf16 or f16", to_string(p.dtype)));
   }
-  if (p.softcap < 0) refuse(fmt::format("softcap {} is negative; use a positive value, or 0 for none", p.softcap));
+  if (!(p.softcap >= 0) || !std::isfinite(p.softcap)) refuse(fmt::format("softcap is {}; use a positive number, or 0 for none", p.softcap));
+  if (!std::isfinite(p.scale)) refuse(fmt::format("scale is {}; use a number, or 0 for 1/sqrt(head size)", p.scale));
 }
 
 const strategy::Strategy& chosen_strategy(const AttentionProblem& problem, const AttentionOptions& options) {

@@ -1,6 +1,8 @@
 #include "parallel/choose.h"
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -42,6 +44,21 @@ double simulated_seconds(const AttentionProblem& problem, const AttentionOptions
   return seconds;
 }
 
+void check(const Machine& machine) {
+  const std::pair<const char*, double> rates[] = {{"rank_gflops", machine.rank_gflops},
+                                                  {"memory_gbytes", machine.memory_gbytes},
+                                                  {"link_gbytes", machine.link_gbytes},
+                                                  {"node_gbytes", machine.node_gbytes}};
+  for (const auto& [name, rate] : rates) {
+    if (!(rate > 0) || !std::isfinite(rate))
+      throw InvalidArgument(fmt::format("attention: the machine's {} is {}; strategy auto needs a number above 0", name, rate));
+  }
+  for (const double latency : {machine.link_latency_us, machine.node_latency_us}) {
+    if (!(latency >= 0) || !std::isfinite(latency))
+      throw InvalidArgument(fmt::format("attention: a latency of {} us; strategy auto needs a number from 0 on", latency));
+  }
+}
+
 std::string describe(const AttentionOptions& options) {
   return options.strategy + (options.pieces > 1 ? fmt::format(" in {} pieces", options.pieces) : "");
 }
@@ -66,6 +83,7 @@ Choice choose_strategy(const AttentionProblem& problem, const AttentionOptions& 
       options.placement != unset.placement) {
     throw InvalidArgument("attention: strategy auto chooses pieces, stages, head_ranks and placement itself; leave them out");
   }
+  check(options.machine);
   std::vector<Choice> choices;
   for (const AttentionOptions& candidate : candidates(problem, options))
     choices.push_back({candidate, simulated_seconds(problem, candidate, options.machine, options.ranks_per_node), {}});

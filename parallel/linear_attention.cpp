@@ -38,6 +38,7 @@ void check(const LinearAttentionProblem& p) {
   if (p.delta_rule && p.normalise) {
     refuse("the delta rule has no normaliser: its weights do not sum what was written; leave normalise out");
   }
+  if (!std::isfinite(p.scale)) refuse(fmt::format("scale is {}; use a number, or 0 for 1/sqrt(head size)", p.scale));
   if (!(p.epsilon >= 0) || !std::isfinite(p.epsilon)) refuse(fmt::format("epsilon is {}; use a number from 0 on", p.epsilon));
 }
 

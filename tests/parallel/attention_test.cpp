@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <limits>
 #include <mutex>
 
 #include <gtest/gtest.h>
@@ -159,6 +160,26 @@ TEST(DistributedAttentionErrors, SayWhatIsWrong) {
     attention.forward({q, k, q}, {q, lse});
   });
   EXPECT_NE(binding.find("binds 'k' to a f32 tensor of shape"), std::string::npos) << binding;
+}
+
+TEST(DistributedAttentionErrors, NumbersThatAreNoneAreRefusedBeforeTheyReachAResult) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kInfinity = std::numeric_limits<double>::infinity();
+  for (const double value : {kNan, kInfinity, -kInfinity}) {
+    AttentionProblem scaled = small_problem(2), capped = small_problem(2);
+    scaled.scale = capped.softcap = value;
+    EXPECT_THROW(make_plan(scaled, {}, Pass::forward), InvalidArgument);
+    EXPECT_THROW(make_plan(capped, {}, Pass::forward), InvalidArgument);
+  }
+  for (double Machine::*const rate : {&Machine::rank_gflops, &Machine::memory_gbytes, &Machine::link_gbytes, &Machine::node_gbytes}) {
+    for (const double value : {0.0, -1.0, kNan, kInfinity}) {
+      AttentionOptions automatic{.strategy = "auto"};
+      automatic.machine.*rate = value;
+      EXPECT_THROW(make_plan(small_problem(2), automatic, Pass::forward), InvalidArgument);
+    }
+  }
+  AttentionOptions late{.strategy = "auto"};
+  late.machine.link_latency_us = kNan;
+  EXPECT_THROW(make_plan(small_problem(2), late, Pass::forward), InvalidArgument);
 }
 
 TEST(DistributedAttentionErrors, NothingGivenIsIgnored) {

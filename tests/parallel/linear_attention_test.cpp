@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include <gtest/gtest.h>
 
@@ -239,6 +240,12 @@ TEST(LinearAttentionErrors, NothingGivenIsIgnored) {
   DistributedLinearAttention keeping(problem_of(c, DType::f32, 1), {.keep_transitions = true}, {}, memory);
   EXPECT_EQ(keeping.transition_rows(), 0) << "one rank gathers nothing";
   EXPECT_NE(forward(keeping, {q, q, v, gate, gate}).find("transitions is missing, but options.keep_transitions asks"), std::string::npos);
+}
+
+TEST(LinearAttentionErrors, AScaleThatIsNoNumberIsRefused) {
+  LinearAttentionProblem problem = problem_of(LinearCase{.decay = Decay::none}, DType::f32, 2);
+  problem.scale = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_NE(message<InvalidArgument>([&] { make_plan(problem, {}, Pass::forward); }).find("scale is nan"), std::string::npos);
 }
 
 TEST(LinearAttentionErrors, RanksThatDisagreeAreTold) {
