@@ -47,15 +47,6 @@ std::vector<std::string> complete_steps(const fs::path& checkpoints) {
   return names;
 }
 
-InvalidArgument damaged(const fs::path& checkpoint, const std::string& what) {
-  std::string remedy = "no older complete checkpoint exists";
-  for (const std::string& name : complete_steps(checkpoint.parent_path())) {
-    if (name >= checkpoint.filename().string()) break;
-    remedy = fmt::format("to continue from the older {0}, write {0} to {1}", name, (checkpoint.parent_path() / "LATEST").string());
-  }
-  return InvalidArgument(fmt::format("checkpoint: {} is damaged: {}; {}", checkpoint.string(), what, remedy));
-}
-
 /// The three tensors that are kept for every parameter.
 struct State {
   std::string_view prefix;
@@ -280,6 +271,15 @@ void read_shard(const fs::path& checkpoint, const std::map<std::string, std::str
 }
 
 }  // namespace
+
+InvalidArgument damaged(const fs::path& checkpoint, const std::string& what) {
+  std::string remedy = "no older complete checkpoint exists";
+  for (const std::string& name : complete_steps(checkpoint.parent_path())) {
+    if (name >= checkpoint.filename().string()) break;
+    remedy = fmt::format("to continue from the older {0}, write {0} to {1}", name, (checkpoint.parent_path() / "LATEST").string());
+  }
+  return InvalidArgument(fmt::format("checkpoint: {} is damaged: {}; {}", checkpoint.string(), what, remedy));
+}
 
 void save_checkpoint(const fs::path& run_directory, Manifest manifest, const ShardedAdamw& optimizer, StreamView stream) {
   const comm::Communicator& communicator = optimizer.communicator();

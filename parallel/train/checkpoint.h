@@ -9,6 +9,7 @@
 
 #include "parallel/train/optimizer.h"
 #include "runtime/comm/communicator.h"
+#include "runtime/error.h"
 
 namespace periplus::train {
 
@@ -31,7 +32,8 @@ struct Manifest {
 
 /// Writes run_directory/checkpoints/step-XXXXXXXX: one safetensors file per rank with whole tensors (master weights under
 /// their Hugging Face names, optimizer.exp_avg.*, optimizer.exp_avg_sq.*) and, last, manifest.json. Everything goes to a
-/// folder beside it, is synced and renamed; then LATEST follows. Keeps the newest two. Collective; a failure on one rank
+/// folder beside it, is synced and renamed; then LATEST follows. Keeps the newest two, and
+/// nothing of a save that was killed. Collective; a failure on one rank
 /// is thrown on all. `stream` is of the device that holds the optimizer's state; files are the same for all devices.
 void save_checkpoint(const std::filesystem::path& run_directory, Manifest manifest, const ShardedAdamw& optimizer, StreamView stream);
 
@@ -39,7 +41,10 @@ void save_checkpoint(const std::filesystem::path& run_directory, Manifest manife
 /// there is none. InvalidArgument if LATEST names one that is not there.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& run_directory);
 
-/// Throws InvalidArgument naming the file for anything that is no manifest.
+/// What is wrong with a checkpoint, and how to continue from the one before it, if there is one.
+InvalidArgument damaged(const std::filesystem::path& checkpoint, const std::string& what);
+
+/// Throws `damaged` naming the file for anything that is no manifest.
 Manifest read_manifest(const std::filesystem::path& checkpoint);
 
 /// Its text, with a digest of itself.

@@ -74,9 +74,7 @@ std::string to_text(const Manifest& manifest) {
 
 Manifest read_manifest(const fs::path& checkpoint) {
   const fs::path path = checkpoint / "manifest.json";
-  const auto refuse = [&](std::string_view reason) {
-    return InvalidArgument(fmt::format("checkpoint: {} is damaged: {}", path.string(), reason));
-  };
+  const auto refuse = [&](std::string_view reason) { return damaged(checkpoint, fmt::format("manifest.json: {}", reason)); };
   json object = json::parse(read_file(path, kLargestManifest), nullptr, false);
   if (!object.is_object()) throw refuse("this is no JSON object");
   try {

@@ -182,7 +182,7 @@ TEST_F(Checkpoint, EveryDamageIsFoundAndNamed) {
       flipped[position] = static_cast<char>(flipped[position] ^ 0x04);
       write_text(path, flipped);
       const std::string message = refusal(config, 2);
-      EXPECT_TRUE(mentions(message, name)) << message;
+      EXPECT_TRUE(mentions(message, name) && mentions(message, "step-00000004")) << message;
     }
     write_text(path, contents.substr(0, contents.size() / 2));
     std::string message = refusal(config, 3);
