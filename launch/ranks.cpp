@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 #include <thread>
 
 #include <fmt/format.h>
@@ -165,6 +166,13 @@ int exit_code_of(const std::exception& error) {
   return dynamic_cast<const InvalidArgument*>(&error) != nullptr ? kBadInput : kRuntimeFailure;
 }
 
+/// The standard library's exceptions say little.
+std::string message_of(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr)
+    return "memory: the system has no more; use more ranks, fewer tokens or a smaller model, or raise the limit (ulimit -v, a container's)";
+  return error.what();
+}
+
 void say(const std::string& line) {
   std::fputs((line + "\n").c_str(), stderr);
   std::fflush(stderr);
@@ -178,7 +186,7 @@ void say(const std::string& line) {
   const auto* const of_peer = dynamic_cast<const comm::AbortedByPeer*>(&error);
   if (of_peer != nullptr && of_peer->cause() == comm::AbortCause::invalid_argument) std::_Exit(kBadInput);  // that rank has spoken
   if (code == kBadInput) let_rank_zero_speak(world.rank, ranks);
-  const std::string who = fmt::format("rank {} of {}: ", world.rank, world.size), message = error.what();
+  const std::string who = fmt::format("rank {} of {}: ", world.rank, world.size), message = message_of(error);
   const std::string line = (message.starts_with(who) ? "" : who) + message;
   say("periplus: " + line);
   std::fflush(stdout);
@@ -343,7 +351,7 @@ int report(const std::exception& error, const std::string& command) {
   std::optional<Launched> launched = mpi_launcher(process_environment);
   if (!launched) launched = torch_launcher(process_environment);
   if (launched) let_rank_zero_speak(launched->rank);
-  say(fmt::format("periplus{}{}: {}", command.empty() ? "" : " ", command, error.what()));
+  say(fmt::format("periplus{}{}: {}", command.empty() ? "" : " ", command, message_of(error)));
   return exit_code_of(error);
 }
 
