@@ -70,6 +70,8 @@ train::TrainResult train_or_name_flag(const train::Config& config, const train::
 int train_rank(const OptionTable& table, const train::Config& config, train::TrainOptions options, const comm::Communicator& communicator,
                Device device) {
   options.device = device;
+  if (communicator.rank() == 0 && device.kind == DeviceKind::cpu && measures_machine(config, options.resume))
+    say(table, "measuring this machine for the planner, which takes some seconds; --machine FILE leaves that out");
   if (config.parallel.planner != "none") options.machine = planner_machine(config, options.resume, communicator, device);
   bool header_shown = false;
   options.on_message = [&](const std::string& message) { say(table, message); };

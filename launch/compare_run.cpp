@@ -23,22 +23,26 @@ namespace {
 
 using simulate::Training;
 
-/// The configuration that a run's checkpoint holds.
-train::Config config_of(const std::string& folder) {
+train::Manifest manifest_of(const std::string& folder) {
   const auto checkpoint = train::newest_checkpoint(folder);
   if (!checkpoint)
     throw InvalidArgument(fmt::format("simulate: --compare {}: there is no checkpoint in it, which holds the configuration", folder));
+  return train::read_manifest(*checkpoint);
+}
+
+/// The configuration that a run's checkpoint holds.
+train::Config config_of(const train::Manifest& manifest) {
   train::Config config;
   RankOptions ranks;
   OptionTable table("train", "", "");
   add_train_options(table, config, ranks);
   std::vector<std::string> arguments;
-  for (const auto& [key, value] : train::read_manifest(*checkpoint).config) {
+  for (const auto& [key, value] : manifest.config) {
     if (key == "data.paths" || key == "optimizer.betas" || key.starts_with("run.")) continue;
     arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", key, value)});
   }
   table.parse(arguments);
-  const std::map<std::string, std::string> text = train::read_manifest(*checkpoint).config;
+  const std::map<std::string, std::string>& text = manifest.config;
   // Paths hold commas seldom; a list is written with ", " between them.
   std::string_view paths = text.at("data.paths");
   for (std::size_t begin = 0; begin <= paths.size();) {
@@ -104,7 +108,8 @@ Training training_of(const train::Config& config, int ranks, std::span<const tra
 
 int compare_with_run(const OptionTable& table, const std::string& folder, const simulate::Machine& machine) {
   std::vector<Step> steps = measured_steps(folder);
-  const train::Config config = config_of(folder);
+  const train::Manifest manifest = manifest_of(folder);
+  const train::Config config = config_of(manifest);
   if (config.parallel.planner != "none" || config.data.rows_per_step != 1)
     throw InvalidArgument(
         fmt::format("simulate: --compare {}: steps of {} rows, parallel.planner {}; only steps of one row over all ranks "
@@ -112,6 +117,9 @@ int compare_with_run(const OptionTable& table, const std::string& folder, const 
                     folder, config.data.rows_per_step, config.parallel.planner));
   const simulate::Shape shape = shape_of(config);
   const train::Corpus corpus(config.data.paths);
+  if (corpus.digest() != manifest.corpus_digest)
+    throw InvalidArgument(fmt::format("simulate: --compare {}: its files ({}) have changed since, and with them the rows of its steps",
+                                      folder, manifest.config.at("data.paths")));
   const train::Packing packing(config.data.packing, corpus.lengths(), config.data.context);
   train::RowOrder order(packing, config.run.seed);
   std::vector<double> errors;

@@ -18,10 +18,17 @@ std::string measured_text(const train::Config& config, const comm::Communicator&
   return to_toml(calibrate(options, communicator), options);
 }
 
+std::filesystem::path saved_machine(const train::Config& config) { return std::filesystem::path(config.run.directory) / "machine.toml"; }
+
 }  // namespace
 
+bool measures_machine(const train::Config& config, bool resume) {
+  if (config.parallel.planner == "none" || !config.parallel.machine.empty()) return false;
+  return !resume || !std::filesystem::exists(saved_machine(config));
+}
+
 train::MachineDescription planner_machine(const train::Config& config, bool resume, const comm::Communicator& communicator, Device device) {
-  const std::filesystem::path saved = std::filesystem::path(config.run.directory) / "machine.toml";
+  const std::filesystem::path saved = saved_machine(config);
   std::string file = config.parallel.machine, text;
   train::on_rank0(communicator, [&] {
     if (file.empty() && resume && std::filesystem::exists(saved)) file = saved.string();

@@ -12,4 +12,7 @@ namespace periplus::launch {
 /// Errors: InvalidArgument, thrown on all ranks, for a file that cannot be used, and for GPUs without parallel.machine.
 train::MachineDescription planner_machine(const train::Config& config, bool resume, const comm::Communicator& communicator, Device device);
 
+/// Whether planner_machine will have to measure, with these options.
+bool measures_machine(const train::Config& config, bool resume);
+
 }  // namespace periplus::launch
