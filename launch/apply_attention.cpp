@@ -71,11 +71,9 @@ void write_results(const Options& options, const AttentionProblem& problem, cons
 
 int apply_rank(const OptionTable& table, const Options& options, const AttentionFile& file, const AttentionProblem& problem,
                const comm::Communicator& communicator, Device device) {
-  const std::size_t before = communicator.traffic().bytes_sent;
   const LocalAttention local = run_attention(problem, options.how, file.tensors(), communicator, Memory(device), stream_on(device));
-  const ApplyFigures figures = over_ranks({local.forward_seconds, local.backward_seconds, local.exposed_seconds,
-                                           static_cast<double>(communicator.traffic().bytes_sent - before)},
-                                          communicator);
+  const ApplyFigures figures =
+      over_ranks({local.forward_seconds, local.backward_seconds, local.exposed_seconds, local.bytes_sent}, communicator);
   write_results(options, problem, local, communicator);
   if (communicator.rank() != 0) return kOk;
   print_report(

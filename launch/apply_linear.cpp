@@ -73,11 +73,9 @@ void write_results(const Options& options, const LinearAttentionProblem& problem
 
 int apply_rank(const OptionTable& table, const std::string& operation, const Options& options, const LinearFile& file,
                const LinearAttentionProblem& problem, const comm::Communicator& communicator, Device device) {
-  const std::size_t before = communicator.traffic().bytes_sent;
   const LocalLinear local = run_linear(problem, options.how, file.tensors(), communicator, Memory(device), stream_on(device));
-  const ApplyFigures figures = over_ranks({local.forward_seconds, local.backward_seconds, local.exposed_seconds,
-                                           static_cast<double>(communicator.traffic().bytes_sent - before)},
-                                          communicator);
+  const ApplyFigures figures =
+      over_ranks({local.forward_seconds, local.backward_seconds, local.exposed_seconds, local.bytes_sent}, communicator);
   write_results(options, problem, local, communicator);
   if (communicator.rank() != 0) return kOk;
   print_report(table, {operation, problem.layout.tokens(), options.how.strategy, options.layout, to_text(problem.decay), to_string(device)},

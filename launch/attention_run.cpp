@@ -50,6 +50,9 @@ LocalAttention run_attention(const AttentionProblem& problem, const AttentionOpt
     }
     local.backward_seconds = seconds_of([&] { attention.backward(inputs, outputs, {dout, view_of(dlse)}, results); });
   }
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    if (pass == Pass::forward || present(global.dout)) local.bytes_sent += static_cast<double>(attention.program(pass).bytes_sent());
+  }
   local.exposed_seconds = attention.statistics().exposed_seconds;
   if (!on_host) {
     for (Tensor* tensor : {&local.out, &local.lse, &local.dq, &local.dk, &local.dv, &local.dsink}) {

@@ -18,6 +18,7 @@ struct LocalAttention {
   Tensor dq, dk, dv, dsink;
   double forward_seconds = 0;
   double backward_seconds = 0;
+  double bytes_sent = 0;       ///< Of the passes that ran, by their plan: without what ranks agree about it.
   double exposed_seconds = 0;  ///< 0 on a device, where it is not measured.
 };
 

@@ -42,6 +42,9 @@ LocalLinear run_linear(const LinearAttentionProblem& problem, const LinearAttent
     const LinearAttentionGradients results{local.dq, local.dk, local.dv, local.dlog_decay.view(), local.dbeta.view()};
     local.backward_seconds = seconds_of([&] { attention.backward(inputs, outputs, dout, results); });
   }
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    if (pass == Pass::forward || global.dout.dims() > 0) local.bytes_sent += static_cast<double>(attention.program(pass).bytes_sent());
+  }
   local.exposed_seconds = attention.statistics().exposed_seconds;
   if (!on_host) {
     for (Tensor* tensor : {&local.out, &local.dq, &local.dk, &local.dv, &local.dlog_decay, &local.dbeta}) {

@@ -15,7 +15,7 @@ struct GlobalLinear {
 struct LocalLinear {
   Tensor out;
   Tensor dq, dk, dv, dlog_decay, dbeta;
-  double forward_seconds = 0, backward_seconds = 0, exposed_seconds = 0;
+  double forward_seconds = 0, backward_seconds = 0, exposed_seconds = 0, bytes_sent = 0;  ///< Bytes of the passes that ran.
 };
 
 /// Takes this rank's rows, plans and runs forward and, if dout is there, backward on the device of `memory` and `stream`; results are in
