@@ -83,5 +83,13 @@ TEST(Transfer, RefusesWhatItCannotDo) {
             "copy: destination has shape [8, 3], expected [rows, heads, width]");
 }
 
+TEST(Transfer, RowsBeyond32BitsAreRefused) {
+  constexpr std::int64_t kLast = 0x7fffffff;
+  EXPECT_EQ(row_move(kLast, 0, 1).from, kLast);
+  EXPECT_EQ(refusal([] { row_move(0, kLast + 1, 1); }),
+            "row 2147483648 of a rank or group of ranks cannot be moved; rows must be below 2^31: use more ranks");
+  EXPECT_NE(refusal([] { row_move(0, 0, 1, kLast + 1); }), "not refused");
+}
+
 }  // namespace
 }  // namespace periplus::kernels

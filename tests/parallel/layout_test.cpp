@@ -328,16 +328,6 @@ TEST(GroupedLayout, StripesOfSomeRanksTakeTurns) {
   EXPECT_TRUE(apart.moves[1].empty());
 }
 
-TEST(GroupedLayout, RefusesRowsThatMovesCannotName) {
-  const SequenceLayout layout = SequenceLayout::make(LayoutKind::document_zigzag, 2, borders(Lengths(5, 500'000'000)));
-  try {
-    const GroupedLayout grouped(layout, groups_of(2, 1));
-    FAIL() << "not refused";
-  } catch (const InvalidArgument& error) {
-    EXPECT_NE(std::string(error.what()).find("rows must be below 2^31"), std::string::npos) << error.what();
-  }
-}
-
 TEST(GroupedLayout, StripesStayWhereThatIsLessThanTheirRows) {
   const Lengths cu{0, 1000};
   const GroupedLayout all(SequenceLayout::make(LayoutKind::striped, 8, cu), groups_of(8, 1));
