@@ -19,12 +19,13 @@ struct Suite {
   std::string name;
   std::string purpose;
   int (*run)(Arguments);
+  bool one_process = true;  ///< Refuses to run as several.
 };
 
 const std::vector<Suite>& suites() {
   static const std::vector<Suite> table = {
-      {"train", "training speed of ranks against one process with as many threads", bench::bench_train},
-      {"attention", "distributed attention against one process with as many threads", bench::bench_attention},
+      {"train", "training speed of ranks against one process with as many threads", bench::bench_train, false},
+      {"attention", "distributed attention against one process with as many threads", bench::bench_attention, false},
       {"memory", "activation memory by the number of ranks", bench::bench_memory},
       {"kernels", "attention kernels against the peaks of this machine and against oneDNN", bench::bench_kernels},
       {"linear", "linear attention against the peaks of this machine, and its strategies over paced links", bench::bench_linear},
@@ -55,6 +56,7 @@ int bench_command(Arguments arguments) {
     throw InvalidArgument(
         fmt::format("there is no suite '{}'{}; there are {}", wanted, did_you_mean(wanted, names), fmt::join(names, ", ")));
   }
+  if (suite->one_process) require_one_process();
   return suite->run(arguments.subspan(1));
 }
 

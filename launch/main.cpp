@@ -20,19 +20,20 @@ struct Command {
   std::string name;
   std::string purpose;
   int (*run)(Arguments);
+  bool one_process = false;  ///< Refuses to run as several.
 };
 
 const std::vector<Command>& commands() {
   static const std::vector<Command> table = {
       {"train", "trains a language model on text, across ranks", train_command},
       {"apply", "runs one distributed operator on tensors from a safetensors file", apply_command},
-      {"verify", "proves plans symbolically and checks small ones against fp64", verify_command},
-      {"plan", "prints what each rank computes and exchanges", plan_command},
+      {"verify", "proves plans symbolically and checks small ones against fp64", verify_command, true},
+      {"plan", "prints what each rank computes and exchanges", plan_command, true},
       {"bench", "measures: ranks against threads, memory by rank count, kernels against peaks, strategies over paced links", bench_command},
-      {"simulate", "simulates a training step on a machine that need not be there", simulate_command},
-      {"estimate", "says whether a model fits a machine, how fast it trains there, and how", estimate_command},
+      {"simulate", "simulates a training step on a machine that need not be there", simulate_command, true},
+      {"estimate", "says whether a model fits a machine, how fast it trains there, and how", estimate_command, true},
       {"calibrate", "measures this machine for simulate and estimate", calibrate_command},
-      {"report", "shows training runs side by side", report_command},
+      {"report", "shows training runs side by side", report_command, true},
       {"doctor", "shows what this machine offers and what to fix", doctor_command},
   };
   return table;
@@ -78,6 +79,7 @@ int dispatch(const std::vector<std::string>& words, std::string& running) {
     throw InvalidArgument(fmt::format("unknown command '{}'{}", first, hint.empty() ? "; periplus --help lists all" : hint));
   }
   running = first;
+  if (command->one_process) require_one_process();
   check_cpu_level();
   return command->run(Arguments(words).subspan(1));
 }

@@ -59,6 +59,11 @@ std::optional<Launched> torch_launcher(const Environment& environment) {
   return Launched{"torchrun", number_in(environment, "RANK").value_or(-1), *size};
 }
 
+std::optional<Launched> launcher(const Environment& environment) {
+  const std::optional<Launched> by_mpi = mpi_launcher(environment);
+  return by_mpi ? by_mpi : torch_launcher(environment);
+}
+
 void refuse_processes_without_mpi(const Environment& environment) {
   if (const int size = number_in(environment, "SLURM_STEP_NUM_TASKS").value_or(1); size > 1) {
     throw InvalidArgument(
@@ -317,9 +322,15 @@ RankSource find_ranks(const RankOptions& options, const Environment& environment
   return source;
 }
 
+void require_one_process(const Environment& environment) {
+  const std::optional<Launched> launched = launcher(environment);
+  if (!launched || launched->size <= 1) return;
+  throw InvalidArgument(
+      fmt::format("this command runs in one process, but {} started {}; start it without a launcher", launched->by, launched->size));
+}
+
 std::string describe_launcher(const Environment& environment) {
-  std::optional<Launched> launched = mpi_launcher(environment);
-  if (!launched) launched = torch_launcher(environment);
+  const std::optional<Launched> launched = launcher(environment);
   std::string text = launched ? fmt::format("{} started this process as rank {} of {}", launched->by, launched->rank, launched->size)
                               : std::string("none; ranks are threads (--ranks N)");
   std::string seen;
@@ -348,8 +359,7 @@ int run_ranks(const RankSource& source, const RankOptions& options, const std::f
 }
 
 int report(const std::exception& error, const std::string& command) {
-  std::optional<Launched> launched = mpi_launcher(process_environment);
-  if (!launched) launched = torch_launcher(process_environment);
+  const std::optional<Launched> launched = launcher(process_environment);
   if (launched) let_rank_zero_speak(launched->rank);
   say(fmt::format("periplus{}{}: {}", command.empty() ? "" : " ", command, message_of(error)));
   return exit_code_of(error);

@@ -47,6 +47,9 @@ struct RankSource {
 /// started several processes that could not reach each other.
 RankSource find_ranks(const RankOptions& options, const Environment& environment = process_environment);
 
+/// For a command that runs in one process. InvalidArgument if a launcher started several: each would do all of the work.
+void require_one_process(const Environment& environment = process_environment);
+
 /// Who started this process as which rank, and the variables of launchers that are set, in one line.
 std::string describe_launcher(const Environment& environment = process_environment);
 

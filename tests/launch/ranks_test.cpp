@@ -120,6 +120,19 @@ TEST(FindRanks, OnGpusRanksAreThreadsOrProcessesToo) {
   EXPECT_TRUE(find_ranks({.transport = "nccl", .device = "cuda"}, environment({})).mpi);
 }
 
+TEST(RequireOneProcess, RefusesSeveralWhoeverStartedThem) {
+  EXPECT_NO_THROW(require_one_process(environment({})));
+  EXPECT_NO_THROW(require_one_process(environment({{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_SIZE", "1"}})));
+  for (const auto& [variables, by] : {std::pair(kMpirun, "mpirun started 4"), std::pair(kTorchrun, "torchrun started 4")}) {
+    try {
+      require_one_process(environment(variables));
+      FAIL() << by;
+    } catch (const InvalidArgument& error) {
+      EXPECT_NE(std::string(error.what()).find(by), std::string::npos) << error.what();
+    }
+  }
+}
+
 TEST(ShareOfCores, IsWhatNobodyElseHasOrAPart) {
   EXPECT_EQ(share_of_cores(1, 2, 2), 1) << "bound to a core each";
   EXPECT_EQ(share_of_cores(8, 16, 16), 8) << "bound to half a host each";
