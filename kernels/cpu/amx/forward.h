@@ -66,10 +66,19 @@ class SpareSlots {
   SpareSlots(const SpareSlots&) = delete;
   SpareSlots& operator=(const SpareSlots&) = delete;
 
-  std::int32_t take() { return spare_[2 + --spare_[1]]; }
-  void give(std::int32_t slot) { spare_[2 + spare_[1]++] = slot; }
+  std::int32_t take() {
+    set(1, spare_[1] - 1);
+    return spare_[2 + spare_[1]];
+  }
+  void give(std::int32_t slot) {
+    set(2 + spare_[1], slot);
+    set(1, spare_[1] + 1);
+  }
 
  private:
+  // next_slot() looks without the lock.
+  void set(std::int64_t i, std::int32_t value) { __atomic_store_n(spare_ + i, value, __ATOMIC_RELAXED); }
+
   std::int32_t* spare_;
 };
 
