@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kThreads) transfer_kernel(const __grid_constan
     const std::uint32_t head = in_row / t.vectors_per_run;
     const std::int64_t at = static_cast<std::int64_t>(in_row - head * t.vectors_per_run) * kVector;
     const int move = move_of(t, moved_row);
-    const std::int64_t row = moved_row - t.first[move];
-    const std::int64_t from = t.from[move] + row * t.from_stride[move], to = t.to[move] + row * t.to_stride[move];
+    const auto row = static_cast<std::int32_t>(moved_row - t.first[move]);
+    const std::int64_t from = t.from[move] + row * t.from_stride[move], to = t.to[move] + row * t.to_stride[move];  // below 2^31
     place[u] = reinterpret_cast<Destination*>(t.destination + to * t.destination_row + head * t.destination_head + at);
     in[u] = *reinterpret_cast<const Source*>(t.source + from * t.source_row + head * t.source_head + at);
     if constexpr (Operation::kReadsDestination) out[u] = *place[u];
