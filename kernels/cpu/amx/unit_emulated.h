@@ -8,6 +8,8 @@ namespace periplus::kernels::cpu {
 namespace {
 
 struct Unit {
+  static constexpr bool kHasTiles = true;
+
   class Session {
    public:
     Session() {}

@@ -6,7 +6,7 @@
 // behind token i to the end of the group. Decays per channel of the keys are factors of q and k, those per channel of the values of v
 // and out.
 //
-// What bounds a chunk is the traffic between the first two caches, 28 bytes a cycle both ways together: so chunks have 128 rows, which
+// What bounds a chunk is the traffic between the first two caches, 28 bytes a cycle both ways together: so on tiles they have 128 rows, which
 // halves that of the state (64 KiB in f32 and 32 KiB packed), and both products with it go by halves of their left operand (16 KiB),
 // which stay in the first-level cache while the other passes.
 #pragma once
@@ -17,9 +17,9 @@
 namespace periplus::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kScanRows = 128;   ///< Of a chunk of a scan.
-constexpr std::int64_t kScanHalf = 64;    ///< Rows of a left operand that are used together.
-constexpr std::int64_t kGroupChunks = 8;  ///< At most, of 64 rows.
+constexpr std::int64_t kScanRows = Unit::kHasTiles ? 128 : 64;  ///< Of a chunk of a scan. Larger ones take more products.
+constexpr std::int64_t kScanHalf = 64;                          ///< Rows of a left operand that are used together.
+constexpr std::int64_t kGroupChunks = 8;                        ///< At most, of 64 rows.
 constexpr std::int64_t kGroupRows = kGroupChunks * linear::kChunk;
 
 /// Rows of a tensor by chunks. The last may be a copy that has zeros for rows that do not exist.
