@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels/band_tiles.h"
-#include "kernels/cpu/amx/attention.h"
+#include "kernels/cpu/bf16/attention.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/tile_kernels.h"
 
@@ -13,12 +13,12 @@ namespace {
 
 /// The kernels on matrix tiles of the level in use, if it has any and the problem fits them: they hide a pair by a score of
 /// -inf, which a scale that is not positive would turn around.
-std::optional<amx::Kernels> matrix_kernels(const AttentionShape& shape, double scale) {
-  if (std::max(shape.width_qk, shape.width_v) > amx::kWidestHead || !(scale > 0)) return std::nullopt;
-  if (cpu_level() == CpuLevel::emulated_amx) return amx::emulated_kernels();
+std::optional<bf16::Kernels> matrix_kernels(const AttentionShape& shape, double scale) {
+  if (std::max(shape.width_qk, shape.width_v) > bf16::kWidestHead || !(scale > 0)) return std::nullopt;
+  if (cpu_level() == CpuLevel::emulated_amx) return bf16::emulated_kernels();
 #if defined(__x86_64__)
-  if (cpu_level() == CpuLevel::amx) return amx::amx_kernels();
-  if (cpu_level() == CpuLevel::avx512_bf16) return amx::dot_kernels();
+  if (cpu_level() == CpuLevel::amx) return bf16::amx_kernels();
+  if (cpu_level() == CpuLevel::avx512_bf16) return bf16::dot_kernels();
 #endif
   return std::nullopt;
 }
@@ -83,7 +83,7 @@ template <class S>
 void attend(const ForwardProblem<S, float>& problem, std::span<const Band> bands, StreamView stream) {
   const AttentionShape& shape = problem.shape;
   if constexpr (std::is_same_v<S, bfloat16>) {
-    if (const auto matrix = matrix_kernels(shape, problem.scale)) return amx::attend(*matrix, problem, bands, stream);
+    if (const auto matrix = matrix_kernels(shape, problem.scale)) return bf16::attend(*matrix, problem, bands, stream);
   }
   const TileKernels kernels = tile_kernels();
   const std::int64_t rows = forward_tile_rows(shape);
@@ -108,7 +108,7 @@ template <class S>
 void attend_backward(const BackwardProblem<S, float>& problem, std::span<const Band> bands, StreamView stream) {
   const AttentionShape& shape = problem.shape;
   if constexpr (std::is_same_v<S, bfloat16>) {
-    if (const auto matrix = matrix_kernels(shape, problem.scale)) return amx::attend_backward(*matrix, problem, bands, stream);
+    if (const auto matrix = matrix_kernels(shape, problem.scale)) return bf16::attend_backward(*matrix, problem, bands, stream);
   }
   const TileKernels kernels = tile_kernels();
   const BandTiles by_query(bands, BandTiles::Axis::query, shape.query_rows, kBackwardRows);

@@ -1,4 +1,4 @@
-// Vectors of f32 for all tile kernels. Included once by each tiles_<level>.cpp, after it has set kLanes. Everything is in an
+// Vectors of f32 for all tile kernels. Included once by each level_<level>.cpp, after its registers_<bits>.h. Everything is in an
 // unnamed namespace so that no function compiled for one instruction set can be linked into another; hence no standard
 // library calls.
 #pragma once

@@ -1,5 +1,4 @@
-// The tile kernels of one instruction set. Included once by each tiles_<level>.cpp, after it has set kLanes, kMaxVectors and
-// kMaxRows.
+// The tile kernels of one instruction set. Included once by each level_<level>.cpp, after its registers_<bits>.h.
 #pragma once
 
 #include "kernels/cpu/backward_tile.h"

@@ -4,7 +4,7 @@
 //   dv = falling scan(k, q, dout) from dS; dk = falling scan(v, dout, q) from dS^T.
 #pragma once
 
-#include "kernels/cpu/amx/softmax.h"
+#include "kernels/cpu/bf16/softmax.h"
 #include "kernels/cpu/linear/scan.h"
 
 namespace periplus::kernels::cpu {

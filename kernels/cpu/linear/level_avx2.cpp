@@ -1,13 +1,7 @@
-namespace periplus::kernels::cpu {
-namespace {
-constexpr int kLanes = 8;       // f32 in a vector
-constexpr int kMaxVectors = 2;  // kMaxRows x kMaxVectors sums and kMaxVectors operands fit the registers
-constexpr int kMaxRows = 6;
-}  // namespace
-}  // namespace periplus::kernels::cpu
-
+#include "kernels/cpu/registers_256.h"
+// Order matters: then the products.
 #include "kernels/cpu/linear/f32_products.h"
-// Order matters: runs use the products.
+// Then the runs.
 #include "kernels/cpu/linear/runs.h"
 
 namespace periplus::kernels::cpu::linear {

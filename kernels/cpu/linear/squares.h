@@ -4,7 +4,7 @@
 // and leave one by one. What the vector unit does with a square it does while the tile unit makes the next one, a part after each product.
 #pragma once
 
-#include "kernels/cpu/amx/pack.h"
+#include "kernels/cpu/bf16/pack.h"
 #include "kernels/cpu/linear/rows.h"
 
 namespace periplus::kernels::cpu {

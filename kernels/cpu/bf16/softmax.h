@@ -1,4 +1,4 @@
-// Weights from scores, for one unit: 32 keys x 32 query rows. Included by tiles_<unit>.cpp after a unit.
+// Weights from scores, for one unit: 32 keys x 32 query rows. Included by level_<unit>.cpp after a unit.
 //
 // Scores come transposed, keys by rows and query rows by lanes: sums over keys need no horizontal operation, and the
 // weights, two keys to a lane, are already the B operand of V^T P^T. What limits the speed is vector instructions: while
@@ -12,7 +12,7 @@
 // each unit. A fresh row starts at a `top` so low that its first visible key always triggers this.
 #pragma once
 
-#include "kernels/cpu/amx/product.h"
+#include "kernels/cpu/bf16/product.h"
 
 namespace periplus::kernels::cpu {
 namespace {

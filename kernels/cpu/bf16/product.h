@@ -1,4 +1,4 @@
-// The product of packed tiles: 2 x 2 accumulators over any number of steps. Included by tiles_<unit>.cpp after a unit.
+// The product of packed tiles: 2 x 2 accumulators over any number of steps. Included by level_<unit>.cpp after a unit.
 //
 // Four accumulators (tiles 0 to 3), two A tiles (4, 5) and two B tiles (6, 7) are all eight registers; each step is four
 // tile products (16 cycles each) for four tile loads (8 each), so loads hide behind products if both keep flowing. They do
@@ -11,7 +11,7 @@
 
 #include <type_traits>
 
-#include "kernels/cpu/amx/pack.h"
+#include "kernels/cpu/bf16/pack.h"
 
 namespace periplus::kernels::cpu {
 namespace {

@@ -7,13 +7,13 @@
 // scores (8) stay in the first-level cache while keys, values and sums stream past them.
 #pragma once
 
-#include "kernels/cpu/amx/fetch.h"
-#include "kernels/cpu/amx/state.h"
+#include "kernels/cpu/bf16/fetch.h"
+#include "kernels/cpu/bf16/state.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kUnitsPerBlock = amx::kBlock / amx::kUnit;
+constexpr std::int64_t kUnitsPerBlock = bf16::kBlock / bf16::kUnit;
 constexpr std::int64_t kRunUnits = 10;  ///< At most.
 
 struct ForwardScratch {
@@ -26,7 +26,7 @@ struct ForwardScratch {
 /// What stays the same for all runs of an item.
 struct ForwardCall {
   const AttentionShape& shape;
-  const amx::PackedKeys& packed;
+  const bf16::PackedKeys& packed;
   ForwardScratch on;
   std::int64_t value_pairs;  ///< E / 32
   float cap, cap_scale;      ///< cap in base 2 (0: none); scores times cap_scale go into tanh.
@@ -35,7 +35,7 @@ struct ForwardCall {
 /// Neighbouring units as seen by one tile.
 struct TileRun {
   std::int64_t tile;  ///< Of the item.
-  amx::TileBands bands;
+  bf16::TileBands bands;
   std::int64_t q0, q1;        ///< Its rows.
   std::int64_t first, units;  ///< Units, counted from the first packed key.
   bool adds;                  ///< To what was summed before; else there is nothing.
@@ -44,8 +44,8 @@ struct TileRun {
 };
 
 inline UnitPlace place_of(const ForwardCall& call, const TileRun& run, std::int64_t unit) {
-  const std::int64_t k0 = call.packed.first_key + (run.first + unit) * amx::kUnit;
-  return {run.q0, run.q1, k0, smaller(k0 + amx::kUnit, call.packed.keys_end)};
+  const std::int64_t k0 = call.packed.first_key + (run.first + unit) * bf16::kUnit;
+  return {run.q0, run.q1, k0, smaller(k0 + bf16::kUnit, call.packed.keys_end)};
 }
 
 /// Everything summed so far for a tile, scaled by `factors`; weights of the first `units` units of this run too.
@@ -75,7 +75,7 @@ inline UnitPlace place_of(const ForwardCall& call, const TileRun& run, std::int6
 }
 
 /// Softcap and mask.
-inline void prepare(const ForwardCall& call, const amx::TileBands& bands, const UnitPlace& at, float* scores) {
+inline void prepare(const ForwardCall& call, const bf16::TileBands& bands, const UnitPlace& at, float* scores) {
   if (call.cap > 0) {
     for (std::int64_t i = 0; i < kUnitScores; i += kLanes) store(scores + i, call.cap * tanh(load(scores + i) * call.cap_scale));
   }

@@ -1,4 +1,4 @@
-// Memory brought to the second-level cache ahead of its use. Included by tiles_<unit>.cpp.
+// Memory brought to the second-level cache ahead of its use. Included by level_<unit>.cpp.
 //
 // Rows of operands and results are short pieces far apart, which the hardware does not foresee, and whoever packs or stores them would
 // wait for each. So what comes next is fetched a few lines at a time between tile products: many fetches at once would hold up the

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "kernels/band_tiles.h"
-#include "kernels/cpu/amx/attention.h"
+#include "kernels/cpu/bf16/attention.h"
 #include "kernels/cpu/scratch.h"
 
-namespace periplus::kernels::cpu::amx {
+namespace periplus::kernels::cpu::bf16 {
 namespace {
 
 using Problem = BackwardProblem<bfloat16, float>;
@@ -199,4 +199,4 @@ void attend_backward(const Kernels& kernels, const Problem& problem, std::span<c
   }
 }
 
-}  // namespace periplus::kernels::cpu::amx
+}  // namespace periplus::kernels::cpu::bf16

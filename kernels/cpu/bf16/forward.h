@@ -1,4 +1,4 @@
-// Forward pass of one work item on tiles (algorithms.md 1.1). Included by tiles_<unit>.cpp after a unit.
+// Forward pass of one work item on tiles (algorithms.md 1.1). Included by level_<unit>.cpp after a unit.
 //
 // An item is up to 1,024 rows of one query head, in tiles of 32. For each range of 1,024 keys (512 KiB of packed keys and
 // values for heads of 128, which come from the third-level cache once an item and then stay in the second), for each tile, it takes the
@@ -7,17 +7,17 @@
 
 #include <sched.h>
 
-#include "kernels/cpu/amx/forward_run.h"
+#include "kernels/cpu/bf16/forward_run.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
 constexpr std::int64_t kRangeKeys = 1024;
-constexpr std::int64_t kItemTiles = amx::kItemRows / amx::kUnit;
+constexpr std::int64_t kItemTiles = bf16::kItemRows / bf16::kUnit;
 
 inline std::int64_t forward_scratch_bytes(const AttentionShape& shape) {
   const std::int64_t tile =
-      static_cast<std::int64_t>(sizeof(QueryTile)) + amx::kUnit * (amx::padded(shape.width_qk) * 2 + amx::padded(shape.width_v) * 4);
+      static_cast<std::int64_t>(sizeof(QueryTile)) + bf16::kUnit * (bf16::padded(shape.width_qk) * 2 + bf16::padded(shape.width_v) * 4);
   return 3 * kUnitScores * 4 + kRunUnits * kUnitWeights * 2 + kItemTiles * tile;
 }
 
@@ -29,21 +29,21 @@ inline ForwardScratch carve_forward(const AttentionShape& shape, std::byte* scra
   on.discard = reinterpret_cast<float*>(take(kUnitScores * 4));
   on.tiles = reinterpret_cast<QueryTile*>(take(kItemTiles * static_cast<std::int64_t>(sizeof(QueryTile))));
   for (std::int64_t t = 0; t < kItemTiles; ++t) {
-    on.tiles[t].queries = reinterpret_cast<bfloat16*>(take(amx::kUnit * amx::padded(shape.width_qk) * 2));
-    on.tiles[t].sums = reinterpret_cast<float*>(take(amx::kUnit * amx::padded(shape.width_v) * 4));
+    on.tiles[t].queries = reinterpret_cast<bfloat16*>(take(bf16::kUnit * bf16::padded(shape.width_qk) * 2));
+    on.tiles[t].sums = reinterpret_cast<float*>(take(bf16::kUnit * bf16::padded(shape.width_v) * 4));
   }
   return on;
 }
 
 /// Packs one block of keys and values.
-inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t block, const amx::PackedKeys& packed) {
-  const std::int64_t steps = amx::padded(p.shape.width_qk) / amx::kUnit, value_pairs = amx::padded(p.shape.width_v) / amx::kUnit;
+inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t block, const bf16::PackedKeys& packed) {
+  const std::int64_t steps = bf16::padded(p.shape.width_qk) / bf16::kUnit, value_pairs = bf16::padded(p.shape.width_v) / bf16::kUnit;
   const Strided<const bfloat16> k{p.k.data + packed.kv_head * p.k.head, p.k.row, 0}, v{p.v.data + packed.kv_head * p.v.head, p.v.row, 0};
   const std::int64_t slot = packed.slots[block] * packed.block_stride;
-  __builtin_memset(packed.poisoned + block * amx::kBlock, 0, static_cast<std::size_t>(amx::kBlock));
+  __builtin_memset(packed.poisoned + block * bf16::kBlock, 0, static_cast<std::size_t>(bf16::kBlock));
   for (std::int64_t unit = 0; unit < kUnitsPerBlock; ++unit) {
-    const std::int64_t local = block * amx::kBlock + unit * amx::kUnit, key = packed.first_key + local;
-    const std::int64_t keys = larger(0, smaller(amx::kUnit, packed.keys_end - key));
+    const std::int64_t local = block * bf16::kBlock + unit * bf16::kUnit, key = packed.first_key + local;
+    const std::int64_t keys = larger(0, smaller(bf16::kUnit, packed.keys_end - key));
     pack_rows_as_a(k.data + key * k.row, k.row, keys, p.shape.width_qk, steps, packed.keys + slot + unit * steps * 2 * kTile);
     const bool bad = pack_rows_transposed(v.data + key * v.row, v.row, keys, p.shape.width_v, value_pairs, kUnitsPerBlock * 2 * kTile,
                                           packed.values + slot + unit * 2 * kTile, packed.poisoned + local);
@@ -52,14 +52,14 @@ inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t bl
 }
 
 /// Whether nobody has begun to pack the block of a key.
-inline bool is_unpacked(const amx::PackedKeys& packed, std::int64_t key) {
-  return __atomic_load_n(packed.blocks + (key - packed.first_key) / amx::kBlock, __ATOMIC_RELAXED) == amx::kUnpacked;
+inline bool is_unpacked(const bf16::PackedKeys& packed, std::int64_t key) {
+  return __atomic_load_n(packed.blocks + (key - packed.first_key) / bf16::kBlock, __ATOMIC_RELAXED) == bf16::kUnpacked;
 }
 
 /// Who changes the list of free slots.
 class SpareSlots {
  public:
-  explicit SpareSlots(const amx::PackedKeys& packed) : spare_(packed.spare) {
+  explicit SpareSlots(const bf16::PackedKeys& packed) : spare_(packed.spare) {
     while (__atomic_exchange_n(spare_, std::int32_t{1}, __ATOMIC_ACQUIRE) != 0) sched_yield();
   }
   ~SpareSlots() { __atomic_store_n(spare_, std::int32_t{0}, __ATOMIC_RELEASE); }
@@ -83,26 +83,26 @@ class SpareSlots {
 };
 
 /// Packs those blocks of `range` that the item sees and nobody has begun.
-inline void pack_range(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, KeyRange range) {
-  const amx::PackedKeys& packed = item.packed;
+inline void pack_range(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, KeyRange range) {
+  const bf16::PackedKeys& packed = item.packed;
   for (std::int64_t i = 0; i < item.seen_count; ++i) {
-    const std::int64_t block = item.seen[i], key = packed.first_key + block * amx::kBlock;
+    const std::int64_t block = item.seen[i], key = packed.first_key + block * bf16::kBlock;
     if (key < range.begin || key >= range.end || !is_unpacked(packed, key)) continue;
-    std::int32_t expected = amx::kUnpacked;
-    if (!__atomic_compare_exchange_n(packed.blocks + block, &expected, std::int32_t{amx::kBeingPacked}, false, __ATOMIC_RELAXED,
+    std::int32_t expected = bf16::kUnpacked;
+    if (!__atomic_compare_exchange_n(packed.blocks + block, &expected, std::int32_t{bf16::kBeingPacked}, false, __ATOMIC_RELAXED,
                                      __ATOMIC_RELAXED)) {
       continue;
     }
     __atomic_store_n(packed.slots + block, SpareSlots(packed).take(), __ATOMIC_RELAXED);
     pack_block(p, block, packed);
-    __atomic_store_n(packed.blocks + block, std::int32_t{amx::kPacked}, __ATOMIC_RELEASE);
+    __atomic_store_n(packed.blocks + block, std::int32_t{bf16::kPacked}, __ATOMIC_RELEASE);
     item.progress();
   }
 }
 
 /// Frees the slots of blocks that nobody will need again.
-inline void release_blocks(const amx::ForwardItem& item) {
-  const amx::PackedKeys& packed = item.packed;
+inline void release_blocks(const bf16::ForwardItem& item) {
+  const bf16::PackedKeys& packed = item.packed;
   for (std::int64_t i = 0; i < item.seen_count; ++i) {
     const std::int64_t block = item.seen[i];
     if (__atomic_sub_fetch(packed.uses + block, 1, __ATOMIC_ACQ_REL) == 0) SpareSlots(packed).give(packed.slots[block]);
@@ -110,19 +110,19 @@ inline void release_blocks(const amx::ForwardItem& item) {
 }
 
 /// Another thread may still be at it: it waits for nobody.
-inline void wait_until_packed(const amx::ForwardItem& item, std::int64_t block) {
-  for (int spins = 0; __atomic_load_n(item.packed.blocks + block, __ATOMIC_ACQUIRE) != amx::kPacked; ++spins) {
+inline void wait_until_packed(const bf16::ForwardItem& item, std::int64_t block) {
+  for (int spins = 0; __atomic_load_n(item.packed.blocks + block, __ATOMIC_ACQUIRE) != bf16::kPacked; ++spins) {
     if (spins % 64 == 63) item.progress();
     if (spins > 100) sched_yield();
   }
 }
 
-inline ForwardCall forward_call(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item) {
+inline ForwardCall forward_call(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item) {
   const bool capped = p.softcap > 0;
   return {p.shape,
           item.packed,
           carve_forward(p.shape, item.scratch),
-          amx::padded(p.shape.width_v) / amx::kUnit,
+          bf16::padded(p.shape.width_v) / bf16::kUnit,
           capped ? static_cast<float>(p.softcap) * kLog2E : 0.0f,
           capped ? static_cast<float>(p.scale / p.softcap) : 0.0f};
 }
@@ -135,18 +135,18 @@ struct ItemPlace {
   KeyRange all;
 };
 
-inline void fetch_slot(const amx::PackedKeys& packed, std::int64_t slot, KeyRange keys, Fetch& fetch) {
-  const std::int64_t each = packed.block_stride / amx::kBlock, local = (keys.begin - packed.first_key) % amx::kBlock;
+inline void fetch_slot(const bf16::PackedKeys& packed, std::int64_t slot, KeyRange keys, Fetch& fetch) {
+  const std::int64_t each = packed.block_stride / bf16::kBlock, local = (keys.begin - packed.first_key) % bf16::kBlock;
   fetch.add(packed.keys + slot * packed.block_stride + local * each, 0, 1, (keys.end - keys.begin) * each * 2);
 }
 /// The slot that a block is likely to get when `ahead` others have been packed; -1: none.
-inline std::int64_t next_slot(const amx::PackedKeys& packed, std::int64_t ahead) {
+inline std::int64_t next_slot(const bf16::PackedKeys& packed, std::int64_t ahead) {
   const std::int64_t spare = __atomic_load_n(packed.spare + 1, __ATOMIC_RELAXED) - 1 - ahead;
   return spare < 0 ? -1 : __atomic_load_n(packed.spare + 2 + spare, __ATOMIC_RELAXED);
 }
 
 /// Keys [begin, end) of a tile's share, packed or still to be packed `ahead` blocks on.
-inline void fetch_keys(const ForwardProblem<bfloat16, float>& p, const amx::PackedKeys& packed, KeyRange keys, bool if_packed,
+inline void fetch_keys(const ForwardProblem<bfloat16, float>& p, const bf16::PackedKeys& packed, KeyRange keys, bool if_packed,
                        std::int64_t ahead, Fetch& fetch) {
   keys = {larger(keys.begin, packed.first_key), smaller(keys.end, packed.keys_end)};
   if (keys.begin >= keys.end) return;
@@ -158,20 +158,20 @@ inline void fetch_keys(const ForwardProblem<bfloat16, float>& p, const amx::Pack
     if (const std::int64_t slot = next_slot(packed, ahead); if_packed && slot >= 0) fetch_slot(packed, slot, keys, fetch);
   } else if (if_packed) {
     const std::int64_t local = keys.begin - packed.first_key;
-    fetch_slot(packed, __atomic_load_n(packed.slots + local / amx::kBlock, __ATOMIC_RELAXED), keys, fetch);
+    fetch_slot(packed, __atomic_load_n(packed.slots + local / bf16::kBlock, __ATOMIC_RELAXED), keys, fetch);
   }
 }
 
-inline void fetch_rows(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, std::int64_t t, bool queries, bool out,
+inline void fetch_rows(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t, bool queries, bool out,
                        Fetch& fetch) {
-  const std::int64_t first = item.first_row + t * amx::kUnit, rows = smaller(amx::kUnit, item.first_row + item.rows - first);
+  const std::int64_t first = item.first_row + t * bf16::kUnit, rows = smaller(bf16::kUnit, item.first_row + item.rows - first);
   if (queries) fetch.add(p.q.data + first * p.q.row + item.head * p.q.head, p.q.row * 2, rows, p.shape.width_qk * 2);
   if (out) fetch.add(p.out.data + first * p.out.row + item.head * p.out.head, p.out.row * 4, rows, p.shape.width_v * 4);
 }
 
 /// What tile `t` fetches while it is at a range: its own result, if it is stored after this range; what the next tile loads; and its
 /// share of the keys of the next range, or of the next item.
-inline void fetch_ahead(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, const ItemPlace& at, std::int64_t t,
+inline void fetch_ahead(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, const ItemPlace& at, std::int64_t t,
                         Fetch& fetch) {
   if (at.seen[t].end <= at.range.end) fetch_rows(p, item, t, false, true, fetch);
   if (t + 1 < at.tiles && at.seen[t + 1].begin < at.seen[t + 1].end && at.seen[t + 1].begin >= at.range.begin) {
@@ -180,13 +180,13 @@ inline void fetch_ahead(const ForwardProblem<bfloat16, float>& p, const amx::For
   const bool more = at.range.end < at.all.end;
   const std::int64_t share = (more ? kRangeKeys : item.next.rows) / at.tiles;
   const std::int64_t first = (more ? at.range.end : item.next.first_row) + t * share;
-  fetch_keys(p, more ? item.packed : item.next.packed, {first, first + share}, more, t * share / amx::kBlock, fetch);
+  fetch_keys(p, more ? item.packed : item.next.packed, {first, first + share}, more, t * share / bf16::kBlock, fetch);
 }
 
 /// Hands out the runs of a range, tile by tile, those of a tile of even length. A tile is loaded just before its first.
 class RangeRuns {
  public:
-  RangeRuns(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, const ForwardCall& call, const ItemPlace& at,
+  RangeRuns(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, const ForwardCall& call, const ItemPlace& at,
             float scale)
       : p_(p), item_(item), call_(call), at_(at), scale_(scale) {}
 
@@ -196,8 +196,8 @@ class RangeRuns {
       if (tile_ + 1 == at_.tiles) return false;
       start(++tile_);
     }
-    const std::int64_t q0 = item_.first_row + tile_ * amx::kUnit, count = (units_ + runs_ - 1) / runs_;
-    run = {tile_, item_.tiles[tile_], q0,     smaller(q0 + amx::kUnit, item_.first_row + item_.rows), first_, count,
+    const std::int64_t q0 = item_.first_row + tile_ * bf16::kUnit, count = (units_ + runs_ - 1) / runs_;
+    run = {tile_, item_.tiles[tile_], q0,     smaller(q0 + bf16::kUnit, item_.first_row + item_.rows), first_, count,
            adds_, units_ == count,    &fetch_};
     adds_ = true;
     first_ += count;
@@ -214,9 +214,9 @@ class RangeRuns {
     if (first_range) load_tile(p_, item_, t, scale_, call_.on.tiles[t]);
     adds_ = !first_range || !item_.overwrite;
     const std::int64_t begin = seen.begin - item_.packed.first_key, end = seen.end - item_.packed.first_key;
-    for (std::int64_t block = begin / amx::kBlock; block * amx::kBlock < end; ++block) wait_until_packed(item_, block);
-    first_ = begin / amx::kUnit;
-    units_ = (end + amx::kUnit - 1) / amx::kUnit - first_;
+    for (std::int64_t block = begin / bf16::kBlock; block * bf16::kBlock < end; ++block) wait_until_packed(item_, block);
+    first_ = begin / bf16::kUnit;
+    units_ = (end + bf16::kUnit - 1) / bf16::kUnit - first_;
     runs_ = (units_ + kRunUnits - 1) / kRunUnits;
     fetch_ = Fetch();
     fetch_ahead(p_, item_, at_, t, fetch_);
@@ -224,7 +224,7 @@ class RangeRuns {
   }
 
   const ForwardProblem<bfloat16, float>& p_;
-  const amx::ForwardItem& item_;
+  const bf16::ForwardItem& item_;
   const ForwardCall& call_;
   const ItemPlace& at_;
   float scale_;
@@ -234,10 +234,10 @@ class RangeRuns {
 };
 
 /// The tiles of the item against a range.
-inline void attend_range(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, const ForwardCall& call,
+inline void attend_range(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, const ForwardCall& call,
                          const ItemPlace& at, float scale, Pacer& pacer) {
-  const AttendRun attend = kAttendRun[amx::padded(p.shape.width_qk) / amx::kUnit - 1];
-  const double flop = 2.0 * amx::kUnit * amx::kUnit * static_cast<double>(p.shape.width_qk + p.shape.width_v);
+  const AttendRun attend = kAttendRun[bf16::padded(p.shape.width_qk) / bf16::kUnit - 1];
+  const double flop = 2.0 * bf16::kUnit * bf16::kUnit * static_cast<double>(p.shape.width_qk + p.shape.width_v);
   RangeRuns runs(p, item, call, at, scale);
   Pending pending(call.on.discard);
   TileRun run;
@@ -252,13 +252,13 @@ inline void attend_range(const ForwardProblem<bfloat16, float>& p, const amx::Fo
 
 /// algorithms.md 1.1 for one item: packs its queries, and keys that nobody has packed before, and folds the keys into its state. A tile
 /// is loaded before its first range and stored after its last, so that its memory traffic runs beside the products of others.
-inline void forward_item(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item) {
+inline void forward_item(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item) {
   const Unit::Session session;
   const ForwardCall call = forward_call(p, item);
   const float scale = p.softcap > 0 ? 1.0f : static_cast<float>(p.scale * static_cast<double>(kLog2E));
   const std::int64_t first = item.packed.first_key;
   ItemPlace at;
-  at.tiles = (item.rows + amx::kUnit - 1) / amx::kUnit;
+  at.tiles = (item.rows + bf16::kUnit - 1) / bf16::kUnit;
   at.all = {item.packed.keys_end, first};
   for (std::int64_t t = 0; t < at.tiles; ++t) {
     at.seen[t] = keys_seen(item.tiles[t], first, item.packed.keys_end);

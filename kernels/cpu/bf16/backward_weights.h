@@ -1,4 +1,4 @@
-// Weights P and their gradients dS from scores, for one unit: 32 keys x 32 query rows. Included by tiles_<unit>.cpp after a
+// Weights P and their gradients dS from scores, for one unit: 32 keys x 32 query rows. Included by level_<unit>.cpp after a
 // unit.
 //
 // P = 2^(S scale - lse), dS = P (dP - delta). Both leave as rows by key, bf16, with query rows (n, n + 16) in a lane: left
@@ -8,10 +8,10 @@
 // which issue once a cycle while the tile unit runs. Stores count too: P and dS leave for the second-level cache.
 #pragma once
 
-#include "kernels/cpu/amx/backward_pack.h"
-#include "kernels/cpu/amx/kernels.h"
-#include "kernels/cpu/amx/mask.h"
-#include "kernels/cpu/amx/softmax.h"
+#include "kernels/cpu/bf16/backward_pack.h"
+#include "kernels/cpu/bf16/kernels.h"
+#include "kernels/cpu/bf16/mask.h"
+#include "kernels/cpu/bf16/softmax.h"
 
 namespace periplus::kernels::cpu {
 namespace {

@@ -1,4 +1,4 @@
-// Packed operands of the backward pass, and its results back to rows. Included by tiles_<unit>.cpp after a unit.
+// Packed operands of the backward pass, and its results back to rows. Included by level_<unit>.cpp after a unit.
 //
 // Five products (algorithms.md 1.2), all on units of 32 keys x 32 query rows:
 //   S^T = K Q^T, dP^T = V dO^T   left: rows of K and V as they lie; right: Q and dO, pairs of columns transposed;
@@ -9,9 +9,9 @@
 // are taken out of their right or left operand here and put back into the results at the end.
 #pragma once
 
-#include "kernels/cpu/amx/kernels.h"
-#include "kernels/cpu/amx/mask.h"
-#include "kernels/cpu/amx/pack.h"
+#include "kernels/cpu/bf16/kernels.h"
+#include "kernels/cpu/bf16/mask.h"
+#include "kernels/cpu/bf16/pack.h"
 
 namespace periplus::kernels::cpu {
 namespace {
@@ -54,16 +54,16 @@ inline void pack_rows_in_halves(const bfloat16* from, std::int64_t stride, std::
   }
 }
 
-constexpr std::int64_t kBlockUnits = amx::kBlock / amx::kUnit;
+constexpr std::int64_t kBlockUnits = bf16::kBlock / bf16::kUnit;
 
-inline std::int64_t qk_steps(const AttentionShape& shape) { return amx::padded(shape.width_qk) / amx::kUnit; }
-inline std::int64_t v_steps(const AttentionShape& shape) { return amx::padded(shape.width_v) / amx::kUnit; }
+inline std::int64_t qk_steps(const AttentionShape& shape) { return bf16::padded(shape.width_qk) / bf16::kUnit; }
+inline std::int64_t v_steps(const AttentionShape& shape) { return bf16::padded(shape.width_v) / bf16::kUnit; }
 
 /// Softmax terms of one tile of query rows.
-inline void pack_row_terms(const BackwardProblem<bfloat16, float>& p, std::int64_t head, std::int64_t tile, const amx::PackedQueries& to) {
+inline void pack_row_terms(const BackwardProblem<bfloat16, float>& p, std::int64_t head, std::int64_t tile, const bf16::PackedQueries& to) {
   std::uint32_t alive = 0;
-  for (std::int64_t i = 0; i < amx::kUnit; ++i) {
-    const std::int64_t row = tile * amx::kUnit + i;
+  for (std::int64_t i = 0; i < bf16::kUnit; ++i) {
+    const std::int64_t row = tile * bf16::kUnit + i;
     float lse = -kInfinity, delta = 0;
     if (row < p.shape.query_rows) {
       lse = p.lse.data[row * p.lse.row + head * p.lse.head];
@@ -78,13 +78,13 @@ inline void pack_row_terms(const BackwardProblem<bfloat16, float>& p, std::int64
 }
 
 /// Packs one block of rows of one query head and clears its sums.
-inline void pack_queries(const BackwardProblem<bfloat16, float>& p, std::int64_t head, std::int64_t block, const amx::PackedQueries& to) {
+inline void pack_queries(const BackwardProblem<bfloat16, float>& p, std::int64_t head, std::int64_t block, const bf16::PackedQueries& to) {
   const std::int64_t d = qk_steps(p.shape), e = v_steps(p.shape), plane = kBlockUnits * 2 * kTile;
-  __builtin_memset(to.poisoned + block * amx::kBlock, 0, static_cast<std::size_t>(amx::kBlock));
-  __builtin_memset(to.dq + block * amx::kBlock * d * 32, 0, static_cast<std::size_t>(amx::kBlock * d * 32) * sizeof(float));
+  __builtin_memset(to.poisoned + block * bf16::kBlock, 0, static_cast<std::size_t>(bf16::kBlock));
+  __builtin_memset(to.dq + block * bf16::kBlock * d * 32, 0, static_cast<std::size_t>(bf16::kBlock * d * 32) * sizeof(float));
   for (std::int64_t unit = 0; unit < kBlockUnits; ++unit) {
-    const std::int64_t tile = block * kBlockUnits + unit, row = tile * amx::kUnit;
-    const std::int64_t rows = larger(0, smaller(amx::kUnit, p.shape.query_rows - row));
+    const std::int64_t tile = block * kBlockUnits + unit, row = tile * bf16::kUnit;
+    const std::int64_t rows = larger(0, smaller(bf16::kUnit, p.shape.query_rows - row));
     const bfloat16* q = p.q.data + row * p.q.row + head * p.q.head;
     const bfloat16* dout = p.dout.data + row * p.dout.row + head * p.dout.head;
     pack_rows_as_b(q, p.q.row, rows, p.shape.width_qk, d, to.queries + tile * d * 2 * kTile);
@@ -103,12 +103,12 @@ struct PackedItemKeys {
 };
 
 /// bad: as in pack_rows_transposed, from the first key of the item on.
-inline void pack_item_keys(const BackwardProblem<bfloat16, float>& p, const amx::BackwardItem& item, const PackedItemKeys& to) {
+inline void pack_item_keys(const BackwardProblem<bfloat16, float>& p, const bf16::BackwardItem& item, const PackedItemKeys& to) {
   const std::int64_t d = qk_steps(p.shape), e = v_steps(p.shape), plane = kBlockUnits * 2 * kTile;
   std::uint8_t* bad = item.poisoned_keys + item.first_key;
   __builtin_memset(bad, 0, static_cast<std::size_t>(item.keys));
-  for (std::int64_t unit = 0; unit * amx::kUnit < round_up(item.keys, amx::kBlock); ++unit) {
-    const std::int64_t key = unit * amx::kUnit, keys = larger(0, smaller(amx::kUnit, item.keys - key));
+  for (std::int64_t unit = 0; unit * bf16::kUnit < round_up(item.keys, bf16::kBlock); ++unit) {
+    const std::int64_t key = unit * bf16::kUnit, keys = larger(0, smaller(bf16::kUnit, item.keys - key));
     const bfloat16* k = p.k.data + (item.first_key + key) * p.k.row + item.kv_head * p.k.head;
     const bfloat16* v = p.v.data + (item.first_key + key) * p.v.row + item.kv_head * p.v.head;
     pack_rows_as_a(k, p.k.row, keys, p.shape.width_qk, d, to.keys + unit * d * 2 * kTile);
@@ -119,17 +119,17 @@ inline void pack_item_keys(const BackwardProblem<bfloat16, float>& p, const amx:
 }
 
 /// Makes dq NaN where packing hid a NaN or infinity of k from its rows: the sign of dS is not known here.
-inline void poison_dq(const BackwardProblem<bfloat16, float>& p, const amx::BackwardItem& item, std::int64_t head, std::int64_t tile,
+inline void poison_dq(const BackwardProblem<bfloat16, float>& p, const bf16::BackwardItem& item, std::int64_t head, std::int64_t tile,
                       std::uint32_t alive) {
-  const std::int64_t first = tile * amx::kUnit;
+  const std::int64_t first = tile * bf16::kUnit;
   for (std::int64_t k = 0; k < p.shape.key_rows; ++k) {
     // In this order: items of keys that the tile does not see may be packing them now.
-    const std::uint32_t bits = alive & rows_that_see(item.tiles[tile], {first, first + amx::kUnit, k, k + 1}, k);
+    const std::uint32_t bits = alive & rows_that_see(item.tiles[tile], {first, first + bf16::kUnit, k, k + 1}, k);
     if (bits == 0 || item.poisoned_keys[k] == 0) continue;
     for (std::int64_t d = 0; d < p.shape.width_qk; ++d) {
       const float value = static_cast<float>(p.k.data[k * p.k.row + item.kv_head * p.k.head + d]);
       if (value - value == 0) continue;
-      for (std::int64_t row = 0; row < amx::kUnit; ++row) {
+      for (std::int64_t row = 0; row < bf16::kUnit; ++row) {
         if ((bits >> row & 1) != 0) p.dq.data[(first + row) * p.dq.row + head * p.dq.head + d] += value - value;
       }
     }
@@ -137,7 +137,7 @@ inline void poison_dq(const BackwardProblem<bfloat16, float>& p, const amx::Back
 }
 
 /// Whether some key that one of the bands reaches is poisoned.
-inline bool sees_poison(const amx::TileBands& tile, const std::uint8_t* poisoned) {
+inline bool sees_poison(const bf16::TileBands& tile, const std::uint8_t* poisoned) {
   std::uint32_t any = 0;
   for (std::int64_t b = 0; b < tile.count; ++b) {
     for (std::int64_t k = tile.bands[b].k0; k < tile.bands[b].k1; ++k) any |= poisoned[k];
@@ -146,15 +146,15 @@ inline bool sees_poison(const amx::TileBands& tile, const std::uint8_t* poisoned
 }
 
 /// dq of one block of rows := or += scale times its sums.
-inline void store_dq(const BackwardProblem<bfloat16, float>& p, const amx::BackwardItem& item, std::int64_t head, std::int64_t block,
-                     const amx::PackedQueries& packed) {
+inline void store_dq(const BackwardProblem<bfloat16, float>& p, const bf16::BackwardItem& item, std::int64_t head, std::int64_t block,
+                     const bf16::PackedQueries& packed) {
   const Vec scale = splat(static_cast<float>(p.scale));
   for (std::int64_t tile = block * kBlockUnits; tile < (block + 1) * kBlockUnits; ++tile) {
-    const std::int64_t first = tile * amx::kUnit, rows = smaller(amx::kUnit, p.shape.query_rows - first);
+    const std::int64_t first = tile * bf16::kUnit, rows = smaller(bf16::kUnit, p.shape.query_rows - first);
     if (rows <= 0 || (item.tiles[tile].count == 0 && !p.overwrite_dq)) continue;
     for (std::int64_t d = 0; d < p.shape.width_qk; d += kLanes) {
       for (std::int64_t half = 0; half < 2; ++half) {
-        const float* from = packed.dq + tile * amx::padded(p.shape.width_qk) * 32 + d / 32 * 1024 + (d / 16 % 2 * 2 + half) * 256;
+        const float* from = packed.dq + tile * bf16::padded(p.shape.width_qk) * 32 + d / 32 * 1024 + (d / 16 % 2 * 2 + half) * 256;
         Vec sums[kLanes];
         Unit::transpose_words(from, 4 * kLanes, sums);
 #pragma GCC unroll 16

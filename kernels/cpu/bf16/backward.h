@@ -1,4 +1,4 @@
-// Backward pass of one work item on tiles (algorithms.md 1.2). Included by tiles_<unit>.cpp after a unit.
+// Backward pass of one work item on tiles (algorithms.md 1.2). Included by level_<unit>.cpp after a unit.
 //
 // An item is up to 512 keys of one key/value head: packed they and their sums of dK and dV (896 KiB for heads of 128) stay
 // in the second-level cache while the query rows of all heads of the group pass in blocks of 256. The first item that needs
@@ -14,9 +14,9 @@
 
 #include <sched.h>
 
-#include "kernels/cpu/amx/backward_weights.h"
-#include "kernels/cpu/amx/kernels.h"
-#include "kernels/cpu/amx/product.h"
+#include "kernels/cpu/bf16/backward_weights.h"
+#include "kernels/cpu/bf16/kernels.h"
+#include "kernels/cpu/bf16/product.h"
 
 namespace periplus::kernels::cpu {
 namespace {
@@ -43,23 +43,23 @@ inline BackwardScratch carve_backward(const AttentionShape& shape, std::byte* sc
   on.dscores = reinterpret_cast<bfloat16*>(take(kBlockUnits * kUnitStride * 2));
   on.fresh = reinterpret_cast<float*>(take(2 * kUnitScores * 4));
   on.discard = reinterpret_cast<float*>(take(kUnitScores * 4));
-  on.dk = reinterpret_cast<float*>(take(amx::kBackwardItemKeys * amx::padded(shape.width_qk) * 4));
-  on.dv = reinterpret_cast<float*>(take(amx::kBackwardItemKeys * amx::padded(shape.width_v) * 4));
-  on.packed.keys = reinterpret_cast<bfloat16*>(take(amx::kBackwardItemKeys * amx::padded(shape.width_qk) * 2));
-  on.packed.values = reinterpret_cast<bfloat16*>(take(amx::kBackwardItemKeys * amx::padded(shape.width_v) * 2));
-  on.packed.key_columns = reinterpret_cast<bfloat16*>(take(amx::kBackwardItemKeys * amx::padded(shape.width_qk) * 2));
+  on.dk = reinterpret_cast<float*>(take(bf16::kBackwardItemKeys * bf16::padded(shape.width_qk) * 4));
+  on.dv = reinterpret_cast<float*>(take(bf16::kBackwardItemKeys * bf16::padded(shape.width_v) * 4));
+  on.packed.keys = reinterpret_cast<bfloat16*>(take(bf16::kBackwardItemKeys * bf16::padded(shape.width_qk) * 2));
+  on.packed.values = reinterpret_cast<bfloat16*>(take(bf16::kBackwardItemKeys * bf16::padded(shape.width_v) * 2));
+  on.packed.key_columns = reinterpret_cast<bfloat16*>(take(bf16::kBackwardItemKeys * bf16::padded(shape.width_qk) * 2));
   return on;
 }
 
 inline std::int64_t backward_scratch_bytes(const AttentionShape& shape) {
   return 7 * kUnitScores * 4 + kBlockUnits * 2 * kTile * 2 + 2 * kBlockUnits * kUnitStride * 2 +
-         amx::kBackwardItemKeys * (amx::padded(shape.width_qk) * 8 + amx::padded(shape.width_v) * 6);
+         bf16::kBackwardItemKeys * (bf16::padded(shape.width_qk) * 8 + bf16::padded(shape.width_v) * 6);
 }
 
 /// What stays the same for all blocks of an item.
 struct BackwardCall {
   const BackwardProblem<bfloat16, float>& problem;
-  const amx::BackwardItem& item;
+  const bf16::BackwardItem& item;
   BackwardScratch on;
   std::int64_t d, e;            ///< In steps of a product.
   float scale, cap, cap_scale;  ///< As in the forward pass.
@@ -79,26 +79,26 @@ struct TilePlace {
 };
 
 /// The units of keys [k0, k0 + kBlock) that some band of the tile reaches, and perhaps some between.
-inline UnitSpan units_reached(const amx::TileBands& tile, std::int64_t k0) {
-  std::int64_t begin = amx::kBlock, end = 0;
+inline UnitSpan units_reached(const bf16::TileBands& tile, std::int64_t k0) {
+  std::int64_t begin = bf16::kBlock, end = 0;
   for (std::int64_t b = 0; b < tile.count; ++b) {
-    const std::int64_t from = larger(tile.bands[b].k0 - k0, 0), to = smaller(tile.bands[b].k1 - k0, amx::kBlock);
+    const std::int64_t from = larger(tile.bands[b].k0 - k0, 0), to = smaller(tile.bands[b].k1 - k0, bf16::kBlock);
     if (from >= to) continue;
     begin = smaller(begin, from);
     end = larger(end, to);
   }
-  return begin < end ? UnitSpan{begin / amx::kUnit, (end + amx::kUnit - 1) / amx::kUnit} : UnitSpan{0, 0};
+  return begin < end ? UnitSpan{begin / bf16::kUnit, (end + bf16::kUnit - 1) / bf16::kUnit} : UnitSpan{0, 0};
 }
 
 /// First phase for one query tile. Steps of a product are D / 32 and E / 32 as template arguments, so that the weights are
 /// spread over the products at compile time; 0: any, and nothing is spread.
 template <int StepsD, int StepsE>
-void weigh_tile(const BackwardCall& call, const amx::PackedQueries& queries, const TilePlace& place, Pending& pending) {
+void weigh_tile(const BackwardCall& call, const bf16::PackedQueries& queries, const TilePlace& place, Pending& pending) {
   constexpr bool kSpread = StepsD > 0;
   const std::int64_t d = kSpread ? StepsD : call.d, e = kSpread ? StepsE : call.e;
-  const amx::TileBands& bands = call.item.tiles[place.tile];
+  const bf16::TileBands& bands = call.item.tiles[place.tile];
   const std::uint32_t alive = queries.alive[place.tile];
-  const std::int64_t row = place.tile * amx::kUnit, in_block = place.tile % kBlockUnits;
+  const std::int64_t row = place.tile * bf16::kUnit, in_block = place.tile % kBlockUnits;
   const RowTerms terms{{load(queries.lse + row), load(queries.lse + row + kLanes)},
                        {load(queries.delta + row), load(queries.delta + row + kLanes)},
                        splat(call.scale)};
@@ -109,8 +109,8 @@ void weigh_tile(const BackwardCall& call, const amx::PackedQueries& queries, con
                          call.on.dscores_in_pairs + unit * 2 * kTile};
   };
   const auto at_unit = [&](std::int64_t unit) __attribute__((always_inline)) {
-    const std::int64_t k0 = call.item.first_key + place.key_block * amx::kBlock + unit * amx::kUnit;
-    return UnitPlace{row, row + amx::kUnit, k0, smaller(k0 + amx::kUnit, call.problem.shape.key_rows)};
+    const std::int64_t k0 = call.item.first_key + place.key_block * bf16::kBlock + unit * bf16::kUnit;
+    return UnitPlace{row, row + bf16::kUnit, k0, smaller(k0 + bf16::kUnit, call.problem.shape.key_rows)};
   };
   const auto is_plain = [&](std::int64_t unit) __attribute__((always_inline)) {
     return call.cap == 0 && alive == ~0u && wholly_allowed(bands, at_unit(unit));
@@ -121,7 +121,7 @@ void weigh_tile(const BackwardCall& call, const amx::PackedQueries& queries, con
       for (std::int64_t piece = 0; piece < kPieces; ++piece) weigh_piece<true>(on, piece, terms, {});
       return;
     }
-    std::uint32_t seen[amx::kUnit] = {};
+    std::uint32_t seen[bf16::kUnit] = {};
     const UnitPlace at = at_unit(unit);
     for (std::int64_t k = at.k0; k < at.k1; ++k) seen[k - at.k0] = alive & rows_that_see(bands, at, k);
     for (std::int64_t piece = 0; piece < kPieces; ++piece) weigh_piece<false>(on, piece, terms, {seen, call.cap, call.cap_scale});
@@ -168,7 +168,7 @@ void weigh_tile(const BackwardCall& call, const amx::PackedQueries& queries, con
   }
 }
 
-using WeighTile = void (*)(const BackwardCall&, const amx::PackedQueries&, const TilePlace&, Pending&);
+using WeighTile = void (*)(const BackwardCall&, const bf16::PackedQueries&, const TilePlace&, Pending&);
 inline WeighTile weigh_tile_of(std::int64_t d, std::int64_t e) {
   if (d == 6 && e == 4) return weigh_tile<6, 4>;
   constexpr WeighTile kSame[] = {weigh_tile<1, 1>, weigh_tile<2, 2>, weigh_tile<3, 3>, weigh_tile<4, 4>,
@@ -237,13 +237,13 @@ inline void sum_over_rows(DistantSums& distant, const UnitSpan (&tiles)[kBlockUn
 }
 
 /// One block of query rows against one block of keys.
-inline void backward_block(const BackwardCall& call, WeighTile weigh, const amx::PackedQueries& queries, std::int64_t query_block,
+inline void backward_block(const BackwardCall& call, WeighTile weigh, const bf16::PackedQueries& queries, std::int64_t query_block,
                            std::int64_t key_block, Pending& pending, Pacer& pacer) {
-  const std::int64_t first_tile = query_block * kBlockUnits, tiles = (call.problem.shape.query_rows + amx::kUnit - 1) / amx::kUnit;
+  const std::int64_t first_tile = query_block * kBlockUnits, tiles = (call.problem.shape.query_rows + bf16::kUnit - 1) / bf16::kUnit;
   UnitSpan by_tile[kBlockUnits] = {}, by_unit[kBlockUnits];
   for (UnitSpan& span : by_unit) span = {kBlockUnits, 0};
   for (std::int64_t t = 0; t < smaller(kBlockUnits, tiles - first_tile); ++t) {
-    by_tile[t] = units_reached(call.item.tiles[first_tile + t], call.item.first_key + key_block * amx::kBlock);
+    by_tile[t] = units_reached(call.item.tiles[first_tile + t], call.item.first_key + key_block * bf16::kBlock);
     if (by_tile[t].begin == by_tile[t].end) continue;
     weigh(call, queries, {first_tile + t, key_block, by_tile[t]}, pending);
     for (std::int64_t unit = by_tile[t].begin; unit < by_tile[t].end; ++unit) {
@@ -278,13 +278,13 @@ struct Turn {
   std::int32_t before;
 };
 inline Turn turn_at(const BackwardCall& call, std::int64_t query_block) {
-  const std::int64_t tiles = (call.problem.shape.query_rows + amx::kUnit - 1) / amx::kUnit;
-  const std::int64_t index = call.item.first_key / amx::kBackwardItemKeys;
+  const std::int64_t tiles = (call.problem.shape.query_rows + bf16::kUnit - 1) / bf16::kUnit;
+  const std::int64_t index = call.item.first_key / bf16::kBackwardItemKeys;
   Turn turn{false, true, 0};
   for (std::int64_t t = query_block * kBlockUnits; t < smaller((query_block + 1) * kBlockUnits, tiles); ++t) {
     for (std::int64_t b = 0; b < call.item.tiles[t].count; ++b) {
-      const std::int64_t first = call.item.tiles[t].bands[b].k0 / amx::kBackwardItemKeys;
-      const std::int64_t last = (call.item.tiles[t].bands[b].k1 - 1) / amx::kBackwardItemKeys;
+      const std::int64_t first = call.item.tiles[t].bands[b].k0 / bf16::kBackwardItemKeys;
+      const std::int64_t last = (call.item.tiles[t].bands[b].k1 - 1) / bf16::kBackwardItemKeys;
       turn.mine |= first <= index && index <= last;
       turn.last &= last <= index;
       if (first < index) turn.before = static_cast<std::int32_t>(larger(turn.before, smaller(index - 1, last) + 1));
@@ -305,9 +305,9 @@ inline void wait_for(const std::int32_t* turn, std::int32_t expected, const Prog
 /// Adds the poison that packing took out of a row of q and dout to the keys of the item that it sees.
 inline void poison_keys_of_row(const BackwardCall& call, std::int64_t head, std::int64_t row) {
   const auto& p = call.problem;
-  const std::int64_t kv = call.item.kv_head, tile = row / amx::kUnit, first = tile * amx::kUnit;
+  const std::int64_t kv = call.item.kv_head, tile = row / bf16::kUnit, first = tile * bf16::kUnit;
   for (std::int64_t k = call.item.first_key; k < call.item.first_key + call.item.keys; ++k) {
-    if ((rows_that_see(call.item.tiles[tile], {first, first + amx::kUnit, k, k + 1}, k) >> (row - first) & 1) == 0) continue;
+    if ((rows_that_see(call.item.tiles[tile], {first, first + bf16::kUnit, k, k + 1}, k) >> (row - first) & 1) == 0) continue;
     for (std::int64_t d = 0; d < p.shape.width_qk; ++d) {
       const float value = static_cast<float>(p.q.data[row * p.q.row + head * p.q.head + d]);
       if (!(value - value == 0)) p.dk.data[k * p.dk.row + kv * p.dk.head + d] += value - value;
@@ -319,11 +319,11 @@ inline void poison_keys_of_row(const BackwardCall& call, std::int64_t head, std:
   }
 }
 
-inline void poison_keys(const BackwardCall& call, std::int64_t head, const amx::PackedQueries& queries) {
-  for (std::int64_t block = 0; block * amx::kBlock < call.problem.shape.query_rows; ++block) {
+inline void poison_keys(const BackwardCall& call, std::int64_t head, const bf16::PackedQueries& queries) {
+  for (std::int64_t block = 0; block * bf16::kBlock < call.problem.shape.query_rows; ++block) {
     if (!turn_at(call, block).mine) continue;  // may not be packed
-    for (std::int64_t row = block * amx::kBlock; row < smaller((block + 1) * amx::kBlock, call.problem.shape.query_rows); ++row) {
-      const bool alive = (queries.alive[row / amx::kUnit] >> (row % amx::kUnit) & 1) != 0;
+    for (std::int64_t row = block * bf16::kBlock; row < smaller((block + 1) * bf16::kBlock, call.problem.shape.query_rows); ++row) {
+      const bool alive = (queries.alive[row / bf16::kUnit] >> (row % bf16::kUnit) & 1) != 0;
       if (queries.poisoned[row] != 0 && alive) poison_keys_of_row(call, head, row);
     }
   }
@@ -331,19 +331,19 @@ inline void poison_keys(const BackwardCall& call, std::int64_t head, const amx::
 
 /// Rows of dk or dv := or += factor times their sums.
 inline void store_sums(const BackwardCall& call, const float* sums, std::int64_t width, float factor, const Strided<float>& to) {
-  const std::int64_t columns = amx::padded(width) / amx::kUnit;
+  const std::int64_t columns = bf16::padded(width) / bf16::kUnit;
   for (std::int64_t key = 0; key < call.item.keys; ++key) {
-    const std::int64_t block = key / amx::kBlock, unit = key % amx::kBlock / amx::kUnit;
+    const std::int64_t block = key / bf16::kBlock, unit = key % bf16::kBlock / bf16::kUnit;
     float* row = to.data + (call.item.first_key + key) * to.row + call.item.kv_head * to.head;
     for (std::int64_t i = 0; i < width; i += kLanes) {
       const float* from = sums + ((block * columns + i / 32) * kBlockUnits + unit) * kUnitScores;
-      const Vec sum = factor * load(score_row(from, i / 16 % 2, key % amx::kUnit));
+      const Vec sum = factor * load(score_row(from, i / 16 % 2, key % bf16::kUnit));
       store_some(row + i, call.problem.overwrite_dkdv ? sum : sum + load_some(row + i, width - i), width - i);
     }
   }
 }
 
-inline void backward_item(const BackwardProblem<bfloat16, float>& p, const amx::BackwardItem& item) {
+inline void backward_item(const BackwardProblem<bfloat16, float>& p, const bf16::BackwardItem& item) {
   const Unit::Session session;
   const AttentionShape& shape = p.shape;
   const bool capped = p.softcap > 0;
@@ -356,26 +356,26 @@ inline void backward_item(const BackwardProblem<bfloat16, float>& p, const amx::
                           capped ? static_cast<float>(p.softcap) * kLog2E : 0.0f,
                           capped ? static_cast<float>(p.scale / p.softcap) : 0.0f};
   const WeighTile weigh = weigh_tile_of(call.d, call.e);
-  __builtin_memset(call.on.dk, 0, static_cast<std::size_t>(amx::kBackwardItemKeys * call.d * 32) * sizeof(float));
-  __builtin_memset(call.on.dv, 0, static_cast<std::size_t>(amx::kBackwardItemKeys * call.e * 32) * sizeof(float));
+  __builtin_memset(call.on.dk, 0, static_cast<std::size_t>(bf16::kBackwardItemKeys * call.d * 32) * sizeof(float));
+  __builtin_memset(call.on.dv, 0, static_cast<std::size_t>(bf16::kBackwardItemKeys * call.e * 32) * sizeof(float));
   Pending pending(call.on.discard);
   Pacer pacer(item.progress);
   pack_item_keys(p, item, call.on.packed);
   const std::int64_t group = shape.heads / shape.kv_heads;
   bool any = false;
   for (std::int64_t member = 0; member < group; ++member) {
-    const amx::PackedQueries& queries = item.queries[member];
-    for (std::int64_t query_block = 0; query_block * amx::kBlock < shape.query_rows; ++query_block) {
+    const bf16::PackedQueries& queries = item.queries[member];
+    for (std::int64_t query_block = 0; query_block * bf16::kBlock < shape.query_rows; ++query_block) {
       const Turn turn = turn_at(call, query_block);
       if (!turn.mine) continue;
       any = true;
       wait_for(queries.turns + query_block, turn.before, item.progress);
       if (turn.before == 0) pack_queries(p, item.kv_head * group + member, query_block, queries);
-      for (std::int64_t block = 0; block * amx::kBlock < item.keys; ++block) {
+      for (std::int64_t block = 0; block * bf16::kBlock < item.keys; ++block) {
         backward_block(call, weigh, queries, query_block, block, pending, pacer);
       }
       if (turn.last) store_dq(p, item, item.kv_head * group + member, query_block, queries);
-      __atomic_store_n(queries.turns + query_block, static_cast<std::int32_t>(item.first_key / amx::kBackwardItemKeys + 1),
+      __atomic_store_n(queries.turns + query_block, static_cast<std::int32_t>(item.first_key / bf16::kBackwardItemKeys + 1),
                        __ATOMIC_RELEASE);
     }
   }

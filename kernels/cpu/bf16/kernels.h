@@ -7,7 +7,7 @@
 
 /// Boundary between the driver of bf16 attention on matrix tiles (forward_driver.cpp, backward_driver.cpp), compiled for any CPU, and its
 /// kernels, compiled for AMX, for dot products of bf16 pairs and for the emulated unit. Plain data, as in ../tile_kernels.h.
-namespace periplus::kernels::cpu::amx {
+namespace periplus::kernels::cpu::bf16 {
 
 inline constexpr std::int64_t kUnit = 32;         ///< Rows, and keys, of the smallest rectangle that is computed.
 inline constexpr std::int64_t kBlock = 256;       ///< Keys of a packed block.
@@ -96,4 +96,4 @@ Kernels amx_kernels() noexcept;
 Kernels dot_kernels() noexcept;
 Kernels emulated_kernels() noexcept;
 
-}  // namespace periplus::kernels::cpu::amx
+}  // namespace periplus::kernels::cpu::bf16

@@ -1,9 +1,9 @@
-// The tile unit of CPUs with AMX. Included by tiles_amx.cpp only, which is compiled for it; unit_dot.h and unit_emulated.h
+// The tile unit of CPUs with AMX. Included by level_amx.cpp only, which is compiled for it; unit_dot.h and unit_emulated.h
 // are its twins.
 // Inline assembly and not the intrinsics: these expand to the same, but with register numbers that templates cannot give.
 #pragma once
 
-#include "kernels/cpu/amx/vector_unit.h"
+#include "kernels/cpu/bf16/vector_unit.h"
 
 namespace periplus::kernels::cpu {
 namespace {

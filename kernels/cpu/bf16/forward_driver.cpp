@@ -9,10 +9,10 @@
 #include <omp.h>
 
 #include "kernels/band_tiles.h"
-#include "kernels/cpu/amx/attention.h"
+#include "kernels/cpu/bf16/attention.h"
 #include "kernels/cpu/scratch.h"
 
-namespace periplus::kernels::cpu::amx {
+namespace periplus::kernels::cpu::bf16 {
 namespace {
 
 constexpr std::int64_t kPartKeys = 32768;
@@ -189,4 +189,4 @@ void attend(const Kernels& kernels, const ForwardProblem<bfloat16, float>& probl
   }
 }
 
-}  // namespace periplus::kernels::cpu::amx
+}  // namespace periplus::kernels::cpu::bf16

@@ -1,4 +1,4 @@
-// Packed operands of the tile products. Included by tiles_<unit>.cpp after a unit.
+// Packed operands of the tile products. Included by level_<unit>.cpp after a unit.
 //
 // A tile product reads A as 16 rows of 32 bf16 along the summed index, and B as 16 rows that each hold, for 16 columns, two
 // neighbours along the summed index. So

@@ -3,7 +3,7 @@
 // products share the vector unit here, so running them between each other gains nothing and costs little.
 #pragma once
 
-#include "kernels/cpu/amx/vector_unit.h"
+#include "kernels/cpu/bf16/vector_unit.h"
 
 namespace periplus::kernels::cpu {
 namespace {

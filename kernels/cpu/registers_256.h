@@ -1,15 +1,10 @@
+// What fits the registers where a vector has 256 bits. First include of each level_<level>.cpp of such a level.
+#pragma once
+
 namespace periplus::kernels::cpu {
 namespace {
 constexpr int kLanes = 8;       // f32 in a vector
 constexpr int kMaxVectors = 2;  // kMaxRows x kMaxVectors sums and kMaxVectors operands fit the registers
 constexpr int kMaxRows = 6;
 }  // namespace
-}  // namespace periplus::kernels::cpu
-
-#include "kernels/cpu/tiles.h"
-
-namespace periplus::kernels::cpu {
-
-TileKernels avx2_tile_kernels() noexcept { return kTileKernels; }
-
 }  // namespace periplus::kernels::cpu

@@ -1,12 +1,12 @@
-// Bands on units of 32 query rows x 32 keys. Included by tiles_<unit>.cpp after a unit.
+// Bands on units of 32 query rows x 32 keys. Included by level_<unit>.cpp after a unit.
 //
 // A unit is skipped, computed as it is, or computed and then masked. Most are one of the first two: only units that an edge
 // of a band crosses pay for their mask. A unit may be crossed by several bands (documents shorter than 32 rows); a mask is
 // one word for each key, whose bits are the query rows that may see it, and bands are or-ed into it.
 #pragma once
 
-#include "kernels/cpu/amx/kernels.h"
-#include "kernels/cpu/amx/softmax.h"
+#include "kernels/cpu/bf16/kernels.h"
+#include "kernels/cpu/bf16/softmax.h"
 
 namespace periplus::kernels::cpu {
 namespace {
@@ -26,7 +26,7 @@ inline std::uint32_t row_bits(std::int64_t begin, std::int64_t end) {
 }
 
 /// The rows that may see key `k`.
-inline std::uint32_t rows_that_see(const amx::TileBands& tile, const UnitPlace& at, std::int64_t k) {
+inline std::uint32_t rows_that_see(const bf16::TileBands& tile, const UnitPlace& at, std::int64_t k) {
   std::uint32_t bits = 0;
   for (std::int64_t b = 0; b < tile.count; ++b) {
     const Band& band = tile.bands[b];
@@ -37,8 +37,8 @@ inline std::uint32_t rows_that_see(const amx::TileBands& tile, const UnitPlace& 
 }
 
 /// Whether one band allows every pair of the unit.
-inline bool wholly_allowed(const amx::TileBands& tile, const UnitPlace& at) {
-  if (at.k1 - at.k0 < amx::kUnit) return false;  // lanes past the last key must be hidden
+inline bool wholly_allowed(const bf16::TileBands& tile, const UnitPlace& at) {
+  if (at.k1 - at.k0 < bf16::kUnit) return false;  // lanes past the last key must be hidden
   for (std::int64_t b = 0; b < tile.count; ++b) {
     const Band& band = tile.bands[b];
     if (band.q0 <= at.q0 && band.q1 >= at.q1 && band.k0 <= at.k0 && band.k1 >= at.k1 && at.k0 - (at.q1 - 1) >= band.lo &&
@@ -50,9 +50,9 @@ inline bool wholly_allowed(const amx::TileBands& tile, const UnitPlace& at) {
 }
 
 /// Hides the pairs that no band allows.
-inline void hide(const amx::TileBands& tile, const UnitPlace& at, float* scores) {
+inline void hide(const bf16::TileBands& tile, const UnitPlace& at, float* scores) {
   const Vec hidden = splat(-kInfinity);
-  for (std::int64_t key = 0; key < amx::kUnit; ++key) {
+  for (std::int64_t key = 0; key < bf16::kUnit; ++key) {
     const std::uint32_t bits = at.k0 + key < at.k1 ? rows_that_see(tile, at, at.k0 + key) : 0;
     for (std::int64_t half = 0; half < 2; ++half) {
       float* row = score_row(scores, half, key);
@@ -62,7 +62,7 @@ inline void hide(const amx::TileBands& tile, const UnitPlace& at, float* scores)
 }
 
 /// The keys of [k0, k1) that any row of the tile may see lie in the returned range.
-inline KeyRange keys_seen(const amx::TileBands& tile, std::int64_t k0, std::int64_t k1) {
+inline KeyRange keys_seen(const bf16::TileBands& tile, std::int64_t k0, std::int64_t k1) {
   KeyRange range{k1, k0};
   for (std::int64_t b = 0; b < tile.count; ++b) {
     range.begin = smaller(range.begin, larger(k0, tile.bands[b].k0));

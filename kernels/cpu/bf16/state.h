@@ -1,5 +1,5 @@
 // The running state (out, lse) of a tile of 32 query rows, between memory and the form the products use. Included by
-// tiles_<unit>.cpp after a unit.
+// level_<unit>.cpp after a unit.
 //
 // In memory a row is out = sums / total and lse = (top + log2 total) ln 2. Here the sums are tiles: 16 values by 16 query
 // rows, transposed. Loading takes top = ceil(lse in base 2), so that total is in (1/2, 1] and a block that raises nothing
@@ -7,8 +7,8 @@
 // this, and packing the queries, is all that a sequence of blocks costs more than one call.
 #pragma once
 
-#include "kernels/cpu/amx/kernels.h"
-#include "kernels/cpu/amx/mask.h"
+#include "kernels/cpu/bf16/kernels.h"
+#include "kernels/cpu/bf16/mask.h"
 
 namespace periplus::kernels::cpu {
 namespace {
@@ -21,7 +21,7 @@ struct QueryTile {
 };
 
 /// Rows of the tile that some band mentions: the others keep their state bit for bit.
-inline std::uint32_t rows_touched(const amx::TileBands& bands, std::int64_t first_row) {
+inline std::uint32_t rows_touched(const bf16::TileBands& bands, std::int64_t first_row) {
   std::uint32_t bits = 0;
   for (std::int64_t b = 0; b < bands.count; ++b) bits |= row_bits(bands.bands[b].q0 - first_row, bands.bands[b].q1 - first_row);
   return bits;
@@ -34,13 +34,13 @@ inline Vec load_lse(const ForwardProblem<bfloat16, float>& p, std::int64_t head,
   return lse;
 }
 
-inline void load_tile(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, std::int64_t t, float scale,
+inline void load_tile(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t, float scale,
                       QueryTile& tile) {
-  const std::int64_t first = item.first_row + t * amx::kUnit, rows = smaller(amx::kUnit, item.first_row + item.rows - first);
+  const std::int64_t first = item.first_row + t * bf16::kUnit, rows = smaller(bf16::kUnit, item.first_row + item.rows - first);
   pack_rows_as_b(p.q.data + first * p.q.row + item.head * p.q.head, p.q.row, rows, p.shape.width_qk,
-                 amx::padded(p.shape.width_qk) / amx::kUnit, tile.queries);
+                 bf16::padded(p.shape.width_qk) / bf16::kUnit, tile.queries);
   tile.running.scale = splat(scale);
-  const std::int64_t width = amx::padded(p.shape.width_v);
+  const std::int64_t width = bf16::padded(p.shape.width_v);
   for (std::int64_t half = 0; half < 2; ++half) {
     const std::int64_t row = first + half * kLanes, count = larger(0, rows - half * kLanes);
     tile.running.fresh[half] = tile.running.total[half] = tile.running.bf16[half] = Vec{};
@@ -62,16 +62,16 @@ inline void load_tile(const ForwardProblem<bfloat16, float>& p, const amx::Forwa
 }
 
 /// Adds what packing took out of the values: NaN and infinity, to the rows that see them.
-inline void add_poison(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, std::int64_t t) {
-  const std::int64_t first = item.first_row + t * amx::kUnit, kv = item.head / (p.shape.heads / p.shape.kv_heads);
+inline void add_poison(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t) {
+  const std::int64_t first = item.first_row + t * bf16::kUnit, kv = item.head / (p.shape.heads / p.shape.kv_heads);
   const KeyRange seen = keys_seen(item.tiles[t], item.packed.first_key, item.packed.keys_end);
   for (std::int64_t k = seen.begin; k < seen.end; ++k) {
     const std::int64_t local = k - item.packed.first_key;
     // Others may be packing blocks that this tile does not see.
-    if (__atomic_load_n(item.packed.blocks + local / amx::kBlock, __ATOMIC_ACQUIRE) != amx::kPacked) continue;
+    if (__atomic_load_n(item.packed.blocks + local / bf16::kBlock, __ATOMIC_ACQUIRE) != bf16::kPacked) continue;
     if (item.packed.poisoned[local] == 0) continue;
-    const std::uint32_t bits = rows_that_see(item.tiles[t], {first, first + amx::kUnit, k, k + 1}, k);
-    for (std::int64_t row = 0; row < amx::kUnit; ++row) {
+    const std::uint32_t bits = rows_that_see(item.tiles[t], {first, first + bf16::kUnit, k, k + 1}, k);
+    for (std::int64_t row = 0; row < bf16::kUnit; ++row) {
       if ((bits >> row & 1) == 0) continue;
       for (std::int64_t e = 0; e < p.shape.width_v; ++e) {
         const float value = static_cast<float>(p.v.data[k * p.v.row + kv * p.v.head + e]);
@@ -98,10 +98,10 @@ inline void add_poison(const ForwardProblem<bfloat16, float>& p, const amx::Forw
   }
 }
 
-inline void store_tile(const ForwardProblem<bfloat16, float>& p, const amx::ForwardItem& item, std::int64_t t, const QueryTile& tile) {
-  const amx::TileBands& bands = item.tiles[t];
+inline void store_tile(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t, const QueryTile& tile) {
+  const bf16::TileBands& bands = item.tiles[t];
   if (bands.count == 0 && !item.overwrite) return;
-  const std::int64_t first = item.first_row + t * amx::kUnit, rows = smaller(amx::kUnit, item.first_row + item.rows - first);
+  const std::int64_t first = item.first_row + t * bf16::kUnit, rows = smaller(bf16::kUnit, item.first_row + item.rows - first);
   const std::uint32_t touched = (item.overwrite ? ~0u : rows_touched(bands, first)) & row_bits(0, rows);
   for (std::int64_t half = 0; half < 2; ++half) {
     const std::int64_t row = first + half * kLanes;
