@@ -10,6 +10,7 @@
 #include <fmt/ranges.h>
 
 #include "parallel/train/agree.h"
+#include "parallel/train/hugging_face.h"
 #include "runtime/device_tensor.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
@@ -170,11 +171,21 @@ Manifest::File from_line(const std::string& line) {
 Manifest::File write_own_file(const fs::path& folder, const ShardedAdamw& optimizer, const NamedTensors& tensors) {
   Manifest::File file;
   file.name = fmt::format("rank-{:05}-of-{:05}.safetensors", optimizer.communicator().rank(), optimizer.communicator().size());
-  write_safetensors(folder / file.name, tensors);
+  write_safetensors(folder / file.name, tensors, {{"format", "pt"}});  // transformers refuses files without
   file.digest = digest_of_file(folder / file.name);
   file.bytes = fs::file_size(folder / file.name);
   for (const auto& [name, tensor] : tensors) file.tensors.push_back(name);
   return file;
+}
+
+/// Nothing of it is read here.
+void write_for_transformers(const fs::path& folder, const Manifest& manifest, const ShardedAdamw& optimizer) {
+  const DType dtype = optimizer.master().dtype();
+  const auto bytes = optimizer.parameters().elements() * static_cast<std::int64_t>(size_of(dtype));
+  write_file_atomically(folder / "model.safetensors.index.json", hugging_face_index(manifest, bytes));
+  if (const std::string config = hugging_face_config(manifest, dtype); !config.empty()) {
+    write_file_atomically(folder / "config.json", config);
+  }
 }
 
 /// The manifest goes first: without it the rest is no checkpoint any more, whatever interrupts the removal.
@@ -298,6 +309,7 @@ void save_checkpoint(const fs::path& run_directory, Manifest manifest, const Sha
   manifest.ranks = communicator.size();
   for (const std::string& line : communicator.all_gather_bytes(to_line(own), Stream())) manifest.files.push_back(from_line(line));
   on_rank0(communicator, [&] {
+    write_for_transformers(unfinished, manifest, optimizer);
     write_file_atomically(unfinished / "manifest.json", to_text(manifest));
     sync_directory(unfinished);
     if (fs::exists(checkpoints / name)) remove_checkpoint(checkpoints / name);

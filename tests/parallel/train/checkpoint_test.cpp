@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "runtime/error.h"
 #include "runtime/file.h"
@@ -117,6 +118,47 @@ TEST_F(Checkpoint, HoldsWholeTensorsOnceUnderHuggingFaceNames) {
   }
 }
 
+nlohmann::json json_of(const fs::path& path) { return nlohmann::json::parse(read_file(path, 1 << 20)); }
+
+TEST_F(Checkpoint, TransformersFindsEveryWeightAndTheModel) {
+  Config config = config_in("run");
+  config.model.rope_theta = 500000;
+  run_training(config, 3);
+  const fs::path checkpoint = checkpoint_folder(config, 8);
+  const nlohmann::json index = json_of(checkpoint / "model.safetensors.index.json");
+  const ParameterTable table(config.model);
+  EXPECT_EQ(index.at("weight_map").size(), table.all().size());
+  for (const Parameter& parameter : table.all()) {
+    const SafetensorsFile file(checkpoint / index.at("weight_map").at(parameter.name).get<std::string>());
+    EXPECT_TRUE(file.contains(parameter.name));
+    EXPECT_EQ(file.metadata().at("format"), "pt");
+  }
+  EXPECT_EQ(index.at("metadata").at("total_size"), 4 * table.elements());
+  const nlohmann::json model = json_of(checkpoint / "config.json");
+  EXPECT_EQ(model.at("model_type"), "llama");
+  EXPECT_EQ(model.at("head_dim"), 4);
+  EXPECT_EQ(model.at("num_key_value_heads"), 2);
+  EXPECT_EQ(model.at("rope_theta"), 500000);
+  EXPECT_EQ(model.at("tie_word_embeddings"), true);
+  EXPECT_FALSE(model.contains("sliding_window"));
+}
+
+TEST_F(Checkpoint, TransformersIsToldTheModelOnlyIfItHasIt) {
+  for (const std::string pattern : {"W", "SW", "SL"}) {
+    Config config = config_in(pattern);
+    config.model.pattern = pattern;
+    config.model.window = pattern == "SL" ? 0 : 8;
+    config.model.gate = pattern == "SL" ? "basic" : "";
+    config.parallel.layout = "zigzag";
+    run_training(config, 1);
+    const fs::path file = checkpoint_folder(config, 8) / "config.json";
+    ASSERT_EQ(fs::exists(file), pattern == "W") << pattern;
+    if (pattern != "W") continue;
+    EXPECT_EQ(json_of(file).at("model_type"), "mistral");
+    EXPECT_EQ(json_of(file).at("sliding_window"), 9);
+  }
+}
+
 TEST_F(Checkpoint, KeepsTheNewestTwoAndIgnoresUnfinishedOnes) {
   Config config = config_in("run");
   config.run.checkpoint_every = 2;
@@ -172,9 +214,10 @@ TEST_F(Checkpoint, EveryDamageIsFoundAndNamed) {
   config.run.checkpoint_every = 4;
   run_training(config, 2);
   const fs::path checkpoint = checkpoint_folder(config, 8);
-  for (const auto& entry : std::vector<fs::directory_entry>(fs::directory_iterator(checkpoint), {})) {
-    const fs::path path = entry.path();
-    const std::string name = path.filename().string();
+  std::vector<std::string> names = {"manifest.json"};
+  for (const Manifest::File& file : read_manifest(checkpoint).files) names.push_back(file.name);
+  for (const std::string& name : names) {
+    const fs::path path = checkpoint / name;
     const std::string contents = read_file(path, 64 << 20);
     SCOPED_TRACE(name);
     for (const std::size_t position : {std::size_t{3}, contents.size() / 2, contents.size() - 3}) {
