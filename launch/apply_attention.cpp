@@ -16,13 +16,16 @@ struct Options {
   AttentionOptions how;
   std::string layout = "zigzag";
   MaskOptions mask;
-  double scale = 0;
+  double scale = 0, softcap = 0;
   RankOptions ranks;
 };
 
 void add_options(OptionTable& table, Options& options) {
-  add_file_options(table, options.files, "q, k, v and, if wanted, grad_out, grad_lse, cu_seqlens, sink.",
-                   "out, lse and, with grad_out, the gradients");
+  add_file_options(table, options.files,
+                   "q [tokens, heads, size], k [tokens, KV heads, size], v [tokens, KV heads, value size] and, if wanted, grad_out "
+                   "[tokens, heads, value size], of one type: F64, F32, BF16 or F16; grad_lse [tokens, heads], sink [heads]: F32, or F64 "
+                   "for F64; cu_seqlens [documents + 1]: I32 or I64, from 0 to all tokens.",
+                   "out, lse and, with grad_out, grad_q, grad_k, grad_v and grad_sink");
   add_strategy_options(table, options.how, options.layout);
   add_mask_options(table, options.mask);
   table.add({.key = "attention.scale",
@@ -30,6 +33,12 @@ void add_options(OptionTable& table, Options& options) {
              .target = &options.scale,
              .value = "X",
              .help = "Factor of the scores; 0: 1/sqrt(head size).",
+             .least = 0});
+  table.add({.key = "attention.softcap",
+             .flag = "softcap",
+             .target = &options.softcap,
+             .value = "X",
+             .help = "Scores s become X tanh(s / X) before the mask; 0: they stay.",
              .least = 0});
   add_rank_options(table, options.ranks, Devices::any);
   add_print_launch_option(table, options.ranks);
@@ -44,6 +53,7 @@ AttentionProblem make_problem(const Options& options, const OptionTable& table, 
   problem.value_size = file.value_size();
   problem.dtype = file.dtype();
   problem.scale = options.scale;
+  problem.softcap = options.softcap;
   problem.sink = file.tensors().sink.dims() > 0;
   problem.lse_gradient = file.tensors().dlse.dims() > 0;
   return problem;

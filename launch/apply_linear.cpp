@@ -21,10 +21,13 @@ struct Options {
 };
 
 void add_options(OptionTable& table, const std::string& operation, Options& options) {
-  add_file_options(table, options.files,
-                   operation == "delta_rule" ? "q, k, v, beta and, if wanted, log_decay, grad_out, cu_seqlens."
-                                             : "q, k, v and, if wanted, log_decay, grad_out, cu_seqlens.",
-                   "out and, with grad_out, the gradients");
+  add_file_options(
+      table, options.files,
+      fmt::format("q, k [tokens, heads, size], v [tokens, heads, value size] and, if wanted, grad_out (shape of v), of one type: "
+                  "F64, F32, BF16 or F16; {}log_decay [tokens, heads] or [tokens, heads, size], at most 0: that type, F32, or F64 for F64; "
+                  "cu_seqlens [documents + 1]: I32 or I64, from 0 to all tokens.",
+                  operation == "delta_rule" ? "beta [tokens, heads] and, if wanted, " : "if wanted "),
+      "out and, with grad_out, the gradients (grad_q, ...)");
   add_linear_strategy_options(table, options.how, options.layout);
   table.add({.key = "linear.scale",
              .flag = "scale",
