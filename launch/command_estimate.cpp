@@ -17,7 +17,7 @@ namespace {
 using simulate::Candidate;
 
 const char* name_of(simulate::Recompute recompute) {
-  constexpr const char* kNames[] = {"nothing", "all but attention", "all"};
+  constexpr const char* kNames[] = {"nothing", "all but hidden", "all but attention", "all"};
   return kNames[static_cast<int>(recompute)];
 }
 

@@ -30,7 +30,7 @@ struct Options {
   Training training;
 };
 
-const std::vector<std::string> kRecompute = {"none", "but_attention", "all"};
+const std::vector<std::string> kRecompute = {"none", "but_hidden", "but_attention", "all"};
 
 void add_options(OptionTable& table, Options& o) {
   table.add({.flag = "model", .target = &o.model, .value = "NAME|FILE", .help = "Built-in model or a TOML file, as in examples/models."});

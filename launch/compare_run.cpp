@@ -52,6 +52,7 @@ train::Config config_of(const train::Manifest& manifest) {
   }
   config.run.seed = std::stoull(text.at("run.seed"));
   config.run.dtype = text.at("run.dtype");
+  if (const auto recompute = text.find("run.recompute"); recompute != text.end()) config.run.recompute = recompute->second;
   return config;
 }
 
@@ -98,6 +99,7 @@ Training training_of(const train::Config& config, int ranks, std::span<const tra
     training.documents.push_back(piece.length);
     training.tokens += piece.length;
   }
+  if (config.run.keeps_hidden()) training.recompute = simulate::Recompute::but_hidden;
   training.context = ranks, training.layout = layout_kind_from_string(config.parallel.layout), training.tiled_loss = true;
   training.gradient_bytes = sizeof(float), training.gradients_last = true;
   training.attention = config.parallel.attention, training.linear = config.parallel.linear;

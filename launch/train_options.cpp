@@ -149,6 +149,12 @@ void add_run(OptionTable& table, train::RunConfig& run) {
              .value = "N",
              .help = "Steps between checkpoints; 0: at the end and on a stop signal.",
              .least = 0});
+  table.add({.key = "run.recompute",
+             .flag = "recompute",
+             .target = &run.recompute,
+             .value = "NAME",
+             .help = "What backward computes again: all but attention, or less for 2 ffn elements of a token and layer:",
+             .choices = {"but_attention", "but_hidden"}});
   table.add(
       {.key = "run.trace", .flag = "trace", .target = &run.trace, .help = "Writes trace.json of the last step, for ui.perfetto.dev."});
 }

@@ -18,7 +18,7 @@ bool fits(const Shape& shape, const Machine& machine, const Training& training, 
 /// From the least recomputation and ZeRO stage on, those that fit as far as is known before attention is planned.
 std::vector<Training> fitted(const Shape& shape, const Machine& machine, Training training) {
   std::vector<Training> result;
-  for (const Recompute recompute : {Recompute::none, Recompute::but_attention, Recompute::all}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::but_hidden, Recompute::but_attention, Recompute::all}) {
     for (const int zero : {1, 2, 3}) {
       training.recompute = recompute, training.zero = zero;
       if (fits(shape, machine, training)) result.push_back(training);

@@ -54,9 +54,10 @@ class Dense {
     return seconds(2 * rows * (q * h + shape_.ffn_matrices * h * f) / tensor_, rows * (7 * h + (q + 2 * shape_.ffn_matrices * f) / tensor_),
                    5);
   }
-  /// What backward needs of `after`: all but the last matrix.
-  double after_again(double rows) const {
-    return after(rows) - 2 * rows * shape_.hidden * static_cast<double>(shape_.ffn_size()) / tensor_ / kernels_.matmul_flops_per_second;
+  /// What backward needs of `after`: all but the last matrix, or but those of the feed-forward part where their results are kept.
+  double after_again(double rows, Recompute recompute) const {
+    const double spared = (recompute == Recompute::but_hidden ? shape_.ffn_matrices : 1) * static_cast<double>(shape_.ffn_size());
+    return after(rows) - 2 * rows * shape_.hidden * spared / tensor_ / kernels_.matmul_flops_per_second;
   }
   /// The gradient of the input of qkv's matrix, and of ffn's first ones; that of their weights takes as long.
   double qkv_input(double rows) const {
@@ -220,7 +221,8 @@ class Run {
         attend(layer, Pass::forward);
       }
       const bool all = training_.recompute == Recompute::all;
-      compute(fmt::format("ffn {} again", layer), [&](double rows) { return all ? dense_.after(rows) : dense_.after_again(rows); });
+      compute(fmt::format("ffn {} again", layer),
+              [&](double rows) { return all ? dense_.after(rows) : dense_.after_again(rows, training_.recompute); });
     }
     // As Megatron-LM (core/tensor_parallel/layers.py): gradients of what the result's and the last matrix made are gathered; of the inputs
     // of qkv and ffn parts only are kept, so that they are gathered once more, beside the matrix that makes their gradients; these are

@@ -14,8 +14,9 @@
 
 namespace periplus::simulate {
 
-/// What backward runs again: nothing; all of a layer but its attention, whose results are kept (algorithms.md 10.7); all.
-enum class Recompute { none, but_attention, all };
+/// What backward runs again: nothing; all of a layer but its attention and the hidden values of its feed-forward part; all but attention,
+/// whose results are kept (algorithms.md 10.7); all.
+enum class Recompute { none, but_hidden, but_attention, all };
 
 /// How a model is trained: one sequence of `tokens` over `context` ranks, `replicas` of that, each with micro-batches.
 struct Training {

@@ -41,6 +41,9 @@ Share share_of(const Training& training) {
 /// Elements of a token that the feed-forward part of a layer holds between its matrices.
 double ffn_elements(const Shape& shape) { return (shape.ffn_matrices == 3 ? 3.0 : 2.0) * static_cast<double>(shape.ffn_size()); }
 
+/// Of these, what its first matrices make.
+double hidden_elements(const Shape& shape) { return (shape.ffn_matrices == 3 ? 2.0 : 1.0) * static_cast<double>(shape.ffn_size()); }
+
 /// All else of a layer: inputs of both norms and what they make of them, which matrices do not split; and queries, keys, values, result.
 double norm_elements(const Shape& shape) { return 4.0 * shape.hidden; }
 double attention_elements(const Shape& shape) {
@@ -56,8 +59,12 @@ double kept_bytes(const Shape& shape, const Training& training, const Share& sha
       return whole * (shape.element_bytes * norm_elements(shape) + shape.mask_bytes * shape.hidden) +
              split * shape.element_bytes * (attention_elements(shape) + ffn_elements(shape)) + lse +
              share.scores * shape.score_bytes * shape.heads / training.tensor;
-    case Recompute::but_attention:
-      return whole * shape.element_bytes * shape.hidden + split * shape.element_bytes * static_cast<double>(shape.q_size()) + lse;
+    case Recompute::but_hidden:
+    case Recompute::but_attention: {
+      const double hidden = training.recompute == Recompute::but_hidden ? hidden_elements(shape) : 0;
+      return whole * shape.element_bytes * shape.hidden + split * shape.element_bytes * (static_cast<double>(shape.q_size()) + hidden) +
+             lse;
+    }
     case Recompute::all:
       return whole * shape.element_bytes * shape.hidden;
   }
@@ -72,7 +79,8 @@ double working_bytes(const Shape& shape, const Training& training, const Share& 
   const double attention = whole * norm_elements(shape) + split * attention_elements(shape);
   const double head_scores = share.scores * shape.heads / training.tensor;
   const double scores = shape.score_bytes > 0 ? 2 * head_scores * shape.element_bytes : 0;
-  const double values = training.recompute == Recompute::none ? 0 : attention + ffn + head_scores * shape.score_bytes;
+  const double hidden = training.recompute == Recompute::but_hidden && !training.tiled_ffn ? split * hidden_elements(shape) : 0;
+  const double values = training.recompute == Recompute::none ? 0 : attention + ffn - hidden + head_scores * shape.score_bytes;
   // Tensor-parallel matrices work on the rows of all: the gathered input of one and its gradient.
   const double gathered = training.tensor > 1 && training.split_norms ? 2 * share.tokens * shape.element_bytes * shape.hidden : 0;
   return values + std::max(ffn, attention + scores + workspace) + gathered;

@@ -24,6 +24,7 @@ constexpr std::array<std::string_view, 5> kGates = {"basic", "retention", "light
 constexpr std::int64_t kLargestConvolution = 64;
 constexpr std::array<std::string_view, 3> kPackings = {"best_fit", "concat", "decompose"};
 constexpr std::array<std::string_view, 4> kPlanners = {"none", "static", "adaptive", "flexible"};
+constexpr std::array<std::string_view, 2> kRecompute = {"but_attention", "but_hidden"};
 constexpr std::array<std::string_view, 4> kDtypes = {"auto", "bf16", "f32", "f64"};
 constexpr std::int64_t kByteValues = 256;
 /// Keeps every product of two sizes, and the parameter count, far from overflow.
@@ -186,6 +187,7 @@ void check(const Config& config) {
   require(std::isfinite(config.run.deadline_seconds) && config.run.deadline_seconds > 0, "run.deadline_seconds",
           config.run.deadline_seconds, "a positive number");
   require_one_of("run.dtype", config.run.dtype, kDtypes);
+  require_one_of("run.recompute", config.run.recompute, kRecompute);
 }
 
 DType storage_dtype(const RunConfig& run, Device device) {
@@ -235,7 +237,8 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"run.dtype", std::string(to_string(storage_dtype(run)))},
           {"run.checkpoint_every", text(run.checkpoint_every)},
           {"run.deadline_seconds", text(run.deadline_seconds)},
-          {"run.trace", text(run.trace)}};
+          {"run.trace", text(run.trace)},
+          {"run.recompute", run.recompute}};
 }
 
 }  // namespace periplus::train

@@ -64,6 +64,11 @@ struct RunConfig {
   std::int64_t checkpoint_every = 0;  ///< Steps between checkpoints; 0: only when told to (signal) and at the end.
   double deadline_seconds = 120;
   bool trace = false;  ///< Write trace.json of the last step.
+  /// What backward computes again: but_attention, all of a layer but its attention | but_hidden, nor the hidden values of its
+  /// feed-forward part, which take 2 ffn elements of a token and layer. The numbers are the same.
+  std::string recompute = "but_attention";
+
+  bool keeps_hidden() const noexcept { return recompute == "but_hidden"; }
 };
 
 struct Config {

@@ -29,17 +29,29 @@ void project_input(const LayerContext& on, const LayerWeights& weights, const Mi
   });
 }
 
+/// [tile, ffn]: before they are multiplied with each other.
+struct HiddenTile {
+  TensorView gate, up;
+};
+HiddenTile hidden_of(const LayerContext& on, const Tile& tile) {
+  if (on.hidden.gate.empty()) return {tile.top(on.scratch.gate), tile.top(on.scratch.up)};
+  return {tile.of(on.hidden.gate), tile.of(on.hidden.up)};
+}
+
 /// residual = x + mixed W_o^T, normed and rstd of it, gate, up and their product: what the feed-forward part needs in
 /// both directions.
-void feed_forward_hidden(const LayerContext& on, const LayerWeights& weights, ConstTensorView mixed, ConstTensorView x, const Tile& tile) {
+void feed_forward_hidden(const LayerContext& on, const LayerWeights& weights, ConstTensorView mixed, ConstTensorView x, const Tile& tile,
+                         Pass pass) {
   const LayerScratch& scratch = on.scratch;
   const TensorView residual = tile.top(scratch.residual), normed = tile.top(scratch.normed);
-  const TensorView gate = tile.top(scratch.gate), up = tile.top(scratch.up);
+  const auto [gate, up] = hidden_of(on, tile);
   project(mixed, weights.o, residual, on.stream);
   kernels::add_in_place(tile.of(x), residual, on.stream);
   kernels::rms_norm(residual, weights.post_norm, kNormEpsilon, normed, tile.top(scratch.rstd), on.stream);
-  project(normed, weights.gate, gate, on.stream);
-  project(normed, weights.up, up, on.stream);
+  if (pass == Pass::forward || on.hidden.gate.empty()) {
+    project(normed, weights.gate, gate, on.stream);
+    project(normed, weights.up, up, on.stream);
+  }
   kernels::swiglu(gate, up, tile.top(scratch.product), on.stream);
 }
 
@@ -47,8 +59,8 @@ void feed_forward_hidden(const LayerContext& on, const LayerWeights& weights, Co
 void feed_forward_backward(const LayerContext& on, const LayerWeights& weights, const LayerGradients& gradients, const Tile& tile,
                            TensorView dx) {
   const LayerScratch& scratch = on.scratch;
-  const TensorView gate = tile.top(scratch.gate), up = tile.top(scratch.up), dproduct = tile.top(scratch.dproduct);
-  const TensorView normed = tile.top(scratch.normed), sum = tile.top(scratch.sum);
+  const auto [gate, up] = hidden_of(on, tile);
+  const TensorView dproduct = tile.top(scratch.dproduct), normed = tile.top(scratch.normed), sum = tile.top(scratch.sum);
   add_weight_gradient(dx, tile.top(scratch.product), gradients.down, on.stream);
   project_back(dx, weights.down, dproduct, Update::overwrite, on.stream);
   kernels::swiglu_backward(dproduct, gate, up, gate, up, on.stream);  // gate and up become their own gradients
@@ -62,11 +74,14 @@ void feed_forward_backward(const LayerContext& on, const LayerWeights& weights, 
 
 }  // namespace
 
-LayerScratch::LayerScratch(const ModelConfig& model, DType dtype, std::int64_t rows, const Memory& memory) {
+LayerScratch::LayerScratch(const ModelConfig& model, DType dtype, std::int64_t rows, bool keeps_hidden, const Memory& memory) {
   const std::int64_t tile = std::min(rows, tile_rows(memory.device()));
   const DType accumulator = accumulator_of(dtype);
   for (Tensor* tensor : {&residual, &normed}) *tensor = Tensor({tile, model.hidden}, dtype, memory);
-  for (Tensor* tensor : {&gate, &up, &product, &dproduct}) *tensor = Tensor({tile, model.ffn}, dtype, memory);
+  for (Tensor* tensor : {&product, &dproduct}) *tensor = Tensor({tile, model.ffn}, dtype, memory);
+  if (!keeps_hidden) {
+    for (Tensor* tensor : {&gate, &up}) *tensor = Tensor({tile, model.ffn}, dtype, memory);
+  }
   rstd = Tensor({tile}, accumulator, memory);
   sum = Tensor({tile, model.hidden}, accumulator, memory);
   if (accumulator != dtype) narrow = Tensor({tile, model.hidden}, dtype, memory);
@@ -77,7 +92,7 @@ void layer_forward(const LayerContext& on, const LayerWeights& weights, ConstTen
   project_input(on, weights, mixing, x);
   on.mixer.forward(mixing);
   for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
-    feed_forward_hidden(on, weights, on.mixer.output(mixing, tile), x, tile);
+    feed_forward_hidden(on, weights, on.mixer.output(mixing, tile), x, tile, Pass::forward);
     project(tile.top(on.scratch.product), weights.down, tile.of(x_next), on.stream);
     kernels::add_in_place(tile.top(on.scratch.residual), tile.of(x_next), on.stream);
   });
@@ -90,7 +105,7 @@ void layer_backward(const LayerContext& on, const LayerWeights& weights, const L
   for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
     const TensorView dy = tile.of(dx);
     const ConstTensorView mixed = on.mixer.output(mixing, tile);
-    feed_forward_hidden(on, weights, mixed, x, tile);
+    feed_forward_hidden(on, weights, mixed, x, tile, Pass::backward);
     feed_forward_backward(on, weights, gradients, tile, dy);
     add_weight_gradient(dy, mixed, gradients.o, on.stream);
     project_back(dy, weights.o, on.mixer.doutput(tile), Update::overwrite, on.stream);

@@ -10,11 +10,11 @@
 
 namespace periplus::train {
 
-/// Temporaries of one tile of rows that all layers share.
+/// Temporaries of one tile of rows that all layers share. gate and up are left out where layers keep them.
 class LayerScratch {
  public:
   LayerScratch() = default;
-  LayerScratch(const ModelConfig& model, DType dtype, std::int64_t rows, const Memory& memory);
+  LayerScratch(const ModelConfig& model, DType dtype, std::int64_t rows, bool keeps_hidden, const Memory& memory);
 
   // [tile, hidden]; rstd [tile], sum in the accumulator type
   Tensor residual, normed, rstd, sum, narrow;
@@ -22,9 +22,15 @@ class LayerScratch {
   Tensor gate, up, product, dproduct;
 };
 
+/// [rows, ffn]: what a layer's feed-forward part keeps for backward. Empty: backward computes it again.
+struct LayerHidden {
+  Tensor gate, up;
+};
+
 /// A layer of one step: its mixer, and which of the mixer's layers it is.
 struct LayerContext {
   const LayerScratch& scratch;
+  const LayerHidden& hidden;
   Mixer& mixer;
   std::size_t slot;
   StreamView stream;
@@ -37,7 +43,7 @@ inline constexpr double kNormEpsilon = 1e-5;
 void layer_forward(const LayerContext& context, const LayerWeights& weights, ConstTensorView x, TensorView x_next);
 
 /// dx: in, the gradient of x_next; out, that of x. Weight gradients accumulate. What the mixer communicated is not communicated
-/// again; everything local is computed again from x (algorithms.md 10.7). Collective.
+/// again; everything local is, from x, but for hidden values that were kept (algorithms.md 10.7). Collective.
 void layer_backward(const LayerContext& context, const LayerWeights& weights, const LayerGradients& gradients, ConstTensorView x,
                     TensorView dx);
 

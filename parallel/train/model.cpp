@@ -13,10 +13,11 @@ std::int64_t loss_rows(std::int64_t vocabulary, Device device) {
   return std::clamp((std::int64_t{1} << 26) / vocabulary, defaults.tile_rows, tile_rows(device));
 }
 
-Model::Model(const ModelConfig& config, DType dtype, const Memory& memory)
+Model::Model(const ModelConfig& config, DType dtype, const Memory& memory, bool keeps_hidden)
     : config_(config),
       dtype_(dtype),
       memory_(memory),
+      keeps_hidden_(keeps_hidden),
       parameters_(config),
       weights_({parameters_.elements()}, dtype, memory),
       gradients_(Tensor::zeros({parameters_.elements()}, accumulator_of(dtype), memory)) {
@@ -54,10 +55,13 @@ void Model::reserve(std::int64_t rows) {
   // Old tensors go first: two generations at once would double the peak.
   scratch_ = LayerScratch();
   inputs_.clear();
+  hidden_.clear();
   for (Tensor* tensor : {&normed_, &rstd_, &dnormed_, &dx_}) *tensor = Tensor();
   const Extents hidden = {rows, config_.hidden};
-  scratch_ = LayerScratch(config_, dtype_, rows, memory_);
+  scratch_ = LayerScratch(config_, dtype_, rows, keeps_hidden_, memory_);
   for (std::int64_t layer = 0; layer <= config_.layers; ++layer) inputs_.emplace_back(hidden, dtype_, memory_);
+  const auto kept = [&] { return keeps_hidden_ ? Tensor({rows, config_.ffn}, dtype_, memory_) : Tensor(); };
+  for (std::int64_t layer = 0; layer < config_.layers; ++layer) hidden_.push_back({kept(), kept()});
   for (Tensor* tensor : {&normed_, &dnormed_, &dx_}) *tensor = Tensor(hidden, dtype_, memory_);
   rstd_ = Tensor({rows}, accumulator_of(dtype_), memory_);
   capacity_ = rows;
@@ -65,7 +69,7 @@ void Model::reserve(std::int64_t rows) {
 
 LayerContext Model::context(std::int64_t layer, StreamView stream) const {
   const auto& [mixer, slot] = mixing_[static_cast<std::size_t>(layer)];
-  return {scratch_, *mixer, slot, stream};
+  return {scratch_, hidden_[static_cast<std::size_t>(layer)], *mixer, slot, stream};
 }
 
 void Model::forward_layers(StreamView stream) {

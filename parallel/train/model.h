@@ -21,7 +21,8 @@ std::int64_t loss_rows(std::int64_t vocabulary, Device device);
 /// rank's rows of the activations.
 class Model {
  public:
-  Model(const ModelConfig& config, DType dtype, const Memory& memory);
+  /// keeps_hidden: backward finds gate and up of all layers instead of computing them again; the numbers are the same.
+  Model(const ModelConfig& config, DType dtype, const Memory& memory, bool keeps_hidden = false);
   Model(const Model&) = delete;  // mixers refer to the configuration
   Model& operator=(const Model&) = delete;
 
@@ -66,6 +67,7 @@ class Model {
   ModelConfig config_;
   DType dtype_;
   Memory memory_;
+  bool keeps_hidden_;
   ParameterTable parameters_;
   Tensor weights_;
   Tensor gradients_;
@@ -75,6 +77,7 @@ class Model {
   const Batch* batch_ = nullptr;                // the planned one
   LayerScratch scratch_;
   std::vector<Tensor> inputs_;
+  std::vector<LayerHidden> hidden_;
   Tensor normed_, rstd_, dnormed_, dx_;
 };
 

@@ -23,16 +23,17 @@ simulate::Shape shape_of(const ModelConfig& model, DType dtype) {
   return shape;
 }
 
-simulate::Training training_of(std::int64_t tokens, int ranks) {
+simulate::Training training_of(const RunConfig& run, std::int64_t tokens, int ranks) {
   simulate::Training training;
+  if (run.keeps_hidden()) training.recompute = simulate::Recompute::but_hidden;
   training.tokens = tokens, training.context = ranks;
   training.tiled_ffn = training.tiled_loss = true;
   return training;
 }
 
 /// Of one micro-batch of one sequence on one rank: a second one adds it without what a step costs once.
-double micro_batch_seconds(const simulate::Shape& shape, const simulate::Machine& machine, std::int64_t tokens) {
-  simulate::Training training = training_of(tokens, 1);
+double micro_batch_seconds(const RunConfig& run, const simulate::Shape& shape, const simulate::Machine& machine, std::int64_t tokens) {
+  simulate::Training training = training_of(run, tokens, 1);
   const double once = simulate::simulate_iteration(shape, machine, training).seconds;
   training.micro_batches = 2;
   return simulate::simulate_iteration(shape, machine, training).seconds - once;
@@ -63,9 +64,10 @@ std::array<double, 3> fit(const std::vector<double>& lengths, const std::vector<
 }
 
 /// Bytes of a rank's token. Two ranks, so that what attention holds of others is counted.
-double activation_bytes(const simulate::Shape& shape, const simulate::Machine& machine, DType dtype, std::int64_t tokens) {
+double activation_bytes(const RunConfig& run, const simulate::Shape& shape, const simulate::Machine& machine, DType dtype,
+                        std::int64_t tokens) {
   const int ranks = std::min(2, machine.devices);
-  const simulate::Memory memory = simulate::simulate_iteration(shape, machine, training_of(tokens, ranks)).memory;
+  const simulate::Memory memory = simulate::simulate_iteration(shape, machine, training_of(run, tokens, ranks)).memory;
   const double scale = static_cast<double>(size_of(dtype)) / shape.element_bytes;
   return scale * (memory.checkpoints + memory.working) * ranks / static_cast<double>(tokens);
 }
@@ -79,7 +81,7 @@ planner::Model planner_model(const Config& config, DType dtype, const simulate::
   const std::int64_t longest = std::max(config.data.context, kLeastLongest);
   for (std::int64_t length = longest; length >= kShortest && lengths.size() < 8; length /= 2) {
     lengths.insert(lengths.begin(), static_cast<double>(length));
-    times.insert(times.begin(), micro_batch_seconds(shape, machine, length));
+    times.insert(times.begin(), micro_batch_seconds(config.run, shape, machine, length));
   }
   const auto [start, token, pair] = fit(lengths, times);
   planner::Model model{.name = "trained", .layers = shape.layers, .heads = shape.heads, .kv_heads = shape.kv_heads};
@@ -88,7 +90,7 @@ planner::Model planner_model(const Config& config, DType dtype, const simulate::
   // Of a fit that no rounding may push below 0; a token takes at least its matrices' time.
   model.seconds_per_micro_batch = std::max(0.0, start), model.seconds_per_pair = std::max(0.0, pair);
   model.seconds_per_token = std::max(token, 6 * shape.weights() / machine.kernels.matmul_flops_per_second);
-  model.activation_bytes = activation_bytes(shape, machine, dtype, longest);
+  model.activation_bytes = activation_bytes(config.run, shape, machine, dtype, longest);
   // Master weights, two moments and the summed gradient.
   model.state_bytes =
       4.0 * static_cast<double>(ParameterTable(config.model).elements()) * static_cast<double>(size_of(accumulator_of(dtype)));

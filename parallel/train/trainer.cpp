@@ -71,7 +71,7 @@ class Run {
         corpus_(open_corpus(config, communicator_)),
         packing_(config.data.packing, corpus_.lengths(), config.data.context),
         planner_(config, packing_, dtype_, options.machine ? &*options.machine : nullptr, options.device, communicator_),
-        model_(config.model, dtype_, memory_),
+        model_(config.model, dtype_, memory_, config.run.keeps_hidden()),
         optimizer_(model_.parameters(), dtype_, communicator_, memory_),
         tracer_(communicator_.rank()) {}
 

@@ -151,6 +151,13 @@ TEST(Iteration, OneDeviceIsTheSumOfItsFlops) {
   training.recompute = Recompute::all;
   const Iteration again = simulate_iteration(shape, even_machine(1, 1), training);
   EXPECT_GT(again.seconds, iteration.seconds * 1.2);
+  // Of the matrices, backward repeats those of queries, keys, values and result; or those of the feed-forward part but its last as well.
+  training.recompute = Recompute::but_hidden;
+  const double but_hidden = simulate_iteration(shape, even_machine(1, 1), training).seconds;
+  training.recompute = Recompute::but_attention;
+  const double but_attention = simulate_iteration(shape, even_machine(1, 1), training).seconds;
+  EXPECT_NEAR((but_hidden - iteration.seconds) * 1e12, 2e3 * 3 * 64 * 192, 1e-3);
+  EXPECT_NEAR((but_attention - but_hidden) * 1e12, 2e3 * 3 * 64 * 256, 1e-3);
   EXPECT_EQ(again.flops, iteration.flops);
 }
 
@@ -332,6 +339,9 @@ TEST(MemoryOf, CountsWhatIsKept) {
   EXPECT_NEAR(memory_of(shape, training, 1e6).working, 1000 * 2 * (2 * 448 + 2 * 256) + 1e6, 1);
   training.recompute = Recompute::but_attention;
   EXPECT_NEAR(memory_of(shape, training).checkpoints, 3 * 1000 * (64 * 2 + 64 * 2 + 4 * 4), 1);
+  training.recompute = Recompute::but_hidden;
+  EXPECT_NEAR(memory_of(shape, training).checkpoints, 3 * 1000 * (64 * 2 + (64 + 256) * 2 + 4 * 4), 1);
+  EXPECT_NEAR(memory_of(shape, training).working, 1000 * 2 * (4 * 64 + 2 * 64 + 2 * 32 + 256 + 2 * 256), 1);
   training.recompute = Recompute::none;
   EXPECT_GT(memory_of(shape, training).checkpoints, 2 * all.checkpoints);
   training.zero = 3, training.optimizer_on_host = true;

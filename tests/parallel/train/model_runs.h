@@ -48,12 +48,12 @@ inline void fill_weights(Model& model, double factor) {
 
 /// Sum over ranks of what each rank computes with the same weights; `change` edits the weights beforehand.
 inline Gradients run(const ModelConfig& config, const Row& row, LayoutKind kind, int ranks, bool backward = true,
-                     const std::function<void(std::span<double>)>& change = {}) {
+                     const std::function<void(std::span<double>)>& change = {}, bool keeps_hidden = false) {
   Gradients result;
   comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
     const Stream stream([communicator] { communicator.progress(); });
     const Memory memory;
-    Model model(config, DType::f64, memory);
+    Model model(config, DType::f64, memory, keeps_hidden);
     fill_weights(model, 8);
     if (change) change(model.weights().span<double>());
     const Batch batch = shard_row(row.bytes, row.cu_seqlens, kind, communicator.size(), communicator.rank());

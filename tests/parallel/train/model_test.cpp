@@ -49,6 +49,18 @@ TEST(Model, RepeatsBitForBit) {
   }
 }
 
+TEST(Model, KeptHiddenValuesGiveTheSameBits) {
+  for (const std::initializer_list<std::int64_t> lengths : {std::initializer_list<std::int64_t>{1, 9, 2300, 2, 38}, {2}}) {
+    const Row row = make_row(lengths);
+    for (const int ranks : {1, 3}) {
+      const Gradients again = run(tiny_model(true), row, LayoutKind::zigzag, ranks),
+                      kept = run(tiny_model(true), row, LayoutKind::zigzag, ranks, true, {}, true);
+      EXPECT_EQ(kept.loss, again.loss);
+      EXPECT_EQ(kept.values, again.values);
+    }
+  }
+}
+
 TEST(Model, RowsShorterThanTheRanksAndBelowEarlierOnesWork) {
   const Row row = make_row({2});
   const Gradients single = run(tiny_model(true), row, LayoutKind::contiguous, 1),
@@ -58,12 +70,12 @@ TEST(Model, RowsShorterThanTheRanksAndBelowEarlierOnesWork) {
 }
 
 /// Peak bytes above what the model itself holds, largest over ranks.
-std::int64_t activation_bytes(const Row& row, int ranks) {
+std::int64_t activation_bytes(const Row& row, int ranks, bool keeps_hidden = false) {
   std::atomic<std::int64_t> largest_peak{0};
   comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
     const Stream stream([communicator] { communicator.progress(); });
     const Memory memory;
-    Model model(tiny_model(true), DType::f32, memory);
+    Model model(tiny_model(true), DType::f32, memory, keeps_hidden);
     fill_zero(model.weights());
     const auto before = static_cast<std::int64_t>(memory.account().current_bytes());
     const Batch batch = shard_row(row.bytes, row.cu_seqlens, LayoutKind::document_zigzag, communicator.size(), communicator.rank());
@@ -85,6 +97,8 @@ TEST(Model, ActivationMemoryFallsWithTheRanks) {
   RecordProperty("bytes_4", static_cast<int>(four));
   EXPECT_LT(static_cast<double>(two), 0.65 * static_cast<double>(one));
   EXPECT_LT(static_cast<double>(four), 0.65 * static_cast<double>(two));
+  // Gate and up of both layers and 12,288 rows, less the tile of 1,024 rows that all layers share.
+  EXPECT_EQ(activation_bytes(row, 1, true) - one, 2 * 24 * 4 * (2 * 12288 - 1024));
 }
 
 TEST(Model, FlopsCountMatricesAndTheTrueMaskArea) {
