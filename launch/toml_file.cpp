@@ -3,6 +3,11 @@
 #include <algorithm>
 
 #include <fmt/format.h>
+
+// What the parser asserts, and in optimised builds assumes, of the first character of a key does not hold for a header such as [=].
+// It finds the error itself where it may look.
+#undef NDEBUG
+#define TOML_ASSERT(condition) static_cast<void>(0)
 #include <toml++/toml.h>
 
 #include "launch/paths.h"
@@ -48,9 +53,12 @@ void collect(const toml::table& table, const std::string& prefix, const std::str
       collect(*inner, entry.key + ".", file, entries);
       continue;
     }
-    entry.is_table = inner != nullptr;
-    if (entry.is_table && prefix.empty()) entry.key += ".";
-    if (!entry.is_table) entry.given = given_of(node, fmt::format("{}:{}:{}: {}", file, entry.line, entry.column, entry.key));
+    entry.is_table = inner != nullptr && prefix.empty();
+    if (entry.is_table) {
+      entry.key += ".";
+    } else {
+      entry.given = given_of(node, fmt::format("{}:{}:{}: {}", file, entry.line, entry.column, entry.key));
+    }
     entries.push_back(std::move(entry));
   }
 }

@@ -9,7 +9,7 @@
 
 namespace periplus::launch {
 
-/// One value of a TOML file, or (`is_table`) an empty table, which only an unknown name can make worth reporting.
+/// One value of a TOML file, or (`is_table`) an empty table of the file, which only an unknown name can make worth reporting.
 struct TomlEntry {
   std::string key;  ///< "table.name"
   Given given;

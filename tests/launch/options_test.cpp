@@ -113,6 +113,10 @@ TEST_F(Options, FileErrorsNameLineAndColumn) {
   EXPECT_EQ(message_of({"--config", write_toml("[model]\nlayers = 1979-05-27\n")}),
             name + ":2:1: model.layers: dates, tables and lists of lists are not values of any key");
   EXPECT_EQ(message_of({"--config", write_toml("[model]\nlayers = = 3\n")}).find(name + ":2:10: "), 0u);
+  EXPECT_EQ(message_of({"--config", write_toml("[model]\nlayers = {}\n")}),
+            name + ":2:1: model.layers: dates, tables and lists of lists are not values of any key");
+  EXPECT_EQ(message_of({"--config", write_toml("[=]\n")}).find(name + ":1:2: "), 0u);
+  EXPECT_EQ(message_of({"--config", write_toml("[[[run]]]\n")}).find(name + ":1:3: "), 0u);
   EXPECT_EQ(message_of({"--config", "/no/such/file.toml"}), "--config: there is no file '/no/such/file.toml'");
 }
 
