@@ -119,7 +119,7 @@ void check_recurrent(const ModelConfig& model, const ParallelConfig& parallel) {
             fmt::format("left out: no layer of model.pattern '{}' passes a state on", model.pattern));
   }
   if (parallel.linear.keep_transitions) {
-    const std::string_view used = std::string_view(model.pattern).substr(0, static_cast<std::size_t>(model.layers));
+    const std::string used = model.pattern_of_layers();
     require(used.find('D') != used.npos && strategy::linear::find_strategy(parallel.linear.strategy).gathers_transitions,
             "parallel.keep_transitions", true,
             "left out: only D layers with parallel.linear_strategy lasp2 gather transitions worth keeping");
@@ -142,7 +142,7 @@ void check_planner(const ModelConfig& model, const ParallelConfig& parallel) {
   }
   require(parallel.attention.digest() == AttentionOptions().digest(), "parallel.strategy", parallel.attention.strategy,
           fmt::format("left out, with all that belongs to it: parallel.planner {} chooses for each group", parallel.planner));
-  const std::string_view used = std::string_view(model.pattern).substr(0, static_cast<std::size_t>(model.layers));
+  const std::string used = model.pattern_of_layers();
   require(used.find_first_not_of('S') == used.npos, "model.pattern", model.pattern,
           fmt::format("of S layers only with parallel.planner {}: its cost model knows softmax attention over whole documents",
                       parallel.planner));

@@ -27,6 +27,8 @@ struct ModelConfig {
   bool tie_embeddings = true;
   double rope_theta = 10000;
 
+  /// Without the letters that no layer gets.
+  std::string pattern_of_layers() const { return pattern.substr(0, static_cast<std::size_t>(layers)); }
   char letter_of(std::int64_t layer) const { return pattern[static_cast<std::size_t>(layer) % pattern.size()]; }
   std::int64_t convolution_width() const noexcept { return conv_width != 0 ? conv_width : 4; }
 };

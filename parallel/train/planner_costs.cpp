@@ -18,7 +18,7 @@ simulate::Shape shape_of(const ModelConfig& model, DType dtype) {
   simulate::Shape shape{.name = "trained", .layers = static_cast<int>(model.layers), .hidden = static_cast<int>(model.hidden)};
   shape.heads = static_cast<int>(model.heads), shape.kv_heads = static_cast<int>(model.kv_heads);
   shape.head_size = static_cast<int>(model.head_size), shape.ffn = static_cast<int>(model.ffn), shape.ffn_matrices = 3;
-  shape.vocabulary = model.vocabulary, shape.pattern = model.pattern, shape.tie_embeddings = model.tie_embeddings;
+  shape.vocabulary = model.vocabulary, shape.pattern = model.pattern_of_layers(), shape.tie_embeddings = model.tie_embeddings;
   shape.element_bytes = size_of(dtype) == 2 ? 2 : 4;  // the simulator has no f64
   return shape;
 }

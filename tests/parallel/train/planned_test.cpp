@@ -275,6 +275,14 @@ TEST(PlannerCosts, AreWhatTheSimulatorPredicts) {
   EXPECT_NEAR(cost.kinds()[0].pair / (3 * 7 * q / rate), 1, 0.05);
 }
 
+TEST(PlannerCosts, DoNotMindLettersThatNoLayerGets) {
+  Config config;
+  config.data.context = 1024;
+  const MachineDescription machine = machine_for(config, DType::f32, 2, 1024);
+  config.model.layers = 1, config.model.pattern = "SD";
+  EXPECT_GT(planner_model(config, DType::f32, machine.simulated).seconds_per_token, 0);
+}
+
 TEST(PlannerCosts, DegreesBetweenThoseOfTheFileHaveTheRateOfTheNext) {
   planner::Machine machine{.name = "m", .devices = 24, .devices_per_node = 8, .all_to_all = {{4, 5e9}, {8, 4e9}, {16, 1e9}}};
   machine.link_bytes_per_second = 9e9, machine.node_bytes_per_second = 8e9;
