@@ -1,7 +1,6 @@
 // periplus report: training runs side by side, as a table and a picture of their losses.
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <set>
 #include <string>
 #include <vector>
@@ -15,6 +14,7 @@
 #include "launch/progress.h"
 #include "launch/ranks.h"
 #include "launch/svg.h"
+#include "parallel/train/metrics.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
 
@@ -27,38 +27,26 @@ struct Run {
   std::int64_t steps = 0;
   double last_loss = 0;          ///< Mean of the last ten.
   double tokens_per_second = 0;  ///< Median of all steps but the first.
-  double peak_bytes = 0, exposed_share = 0;
+  std::int64_t peak_bytes = 0;
+  double exposed_share = 0;
 };
-
-/// A line that a crash cut short is left out, as training does.
-std::vector<nlohmann::json> read_steps(const std::filesystem::path& file) {
-  std::ifstream lines(file);
-  if (!lines) throw InvalidArgument(fmt::format("report: there is no {}; name folders that periplus train has written", file.string()));
-  std::vector<nlohmann::json> steps;
-  for (std::string line; std::getline(lines, line);) {
-    nlohmann::json step = nlohmann::json::parse(line, nullptr, false);
-    if (step.is_object() && step.contains("step") && step.contains("loss")) steps.push_back(std::move(step));
-  }
-  if (steps.empty()) throw InvalidArgument(fmt::format("report: {} has no step yet", file.string()));
-  return steps;
-}
 
 Run read_run(const std::string& folder) {
   constexpr std::size_t kLast = 10;
-  const std::vector<nlohmann::json> steps = read_steps(std::filesystem::path(folder) / "metrics.jsonl");
+  const std::vector<train::StepMetrics> steps = train::read_metrics(folder);
+  if (steps.empty()) throw InvalidArgument(fmt::format("report: {} has no step yet", folder));
   Run run{.name = (std::filesystem::path(folder) / "").lexically_normal().parent_path().string(), .losses = {}};
   run.losses.name = run.name;
   std::vector<double> rates;
   double seconds = 0, exposed = 0;
   for (std::size_t i = 0; i < steps.size(); ++i) {
-    const nlohmann::json& step = steps[i];
-    const double loss = step["loss"].get<double>();
-    run.losses.points.emplace_back(step["step"].get<double>(), loss);
-    if (i + kLast >= steps.size()) run.last_loss += loss / static_cast<double>(std::min(kLast, steps.size()));
-    run.peak_bytes = std::max(run.peak_bytes, step.value("peak_memory_bytes", 0.0));
+    const train::StepMetrics& step = steps[i];
+    run.losses.points.emplace_back(static_cast<double>(step.step), step.loss);
+    if (i + kLast >= steps.size()) run.last_loss += step.loss / static_cast<double>(std::min(kLast, steps.size()));
+    run.peak_bytes = std::max(run.peak_bytes, step.peak_memory_bytes);
     if (i == 0 && steps.size() > 1) continue;
-    rates.push_back(step.value("tokens_per_second", 0.0));
-    seconds += step.value("step_seconds", 0.0), exposed += step.value("exposed_comm_seconds", 0.0);
+    rates.push_back(step.tokens_per_second);
+    seconds += step.step_seconds, exposed += step.exposed_comm_seconds;
   }
   run.steps = std::ssize(steps);
   run.tokens_per_second = bench::median(std::move(rates));
@@ -103,12 +91,12 @@ int report_command(Arguments arguments) {
   nlohmann::json results = nlohmann::json::array();
   for (const Run& run : runs) {
     say(table, fmt::format("{:<{}} {:>6} {:>10.4f} {:>10.0f} {:>10} {:>8.1f}%", run.name, width, run.steps, run.last_loss,
-                           run.tokens_per_second, bytes_text(run.peak_bytes), 100 * run.exposed_share));
+                           run.tokens_per_second, bytes_text(static_cast<double>(run.peak_bytes)), 100 * run.exposed_share));
     results.push_back({{"run", run.name},
                        {"steps", run.steps},
                        {"mean_last_losses", run.last_loss},
                        {"tokens_per_second", run.tokens_per_second},
-                       {"peak_memory_bytes", static_cast<std::int64_t>(run.peak_bytes)},
+                       {"peak_memory_bytes", run.peak_bytes},
                        {"exposed_share", run.exposed_share}});
   }
   say(table,

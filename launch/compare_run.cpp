@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -15,6 +13,7 @@
 #include "parallel/simulate/iteration.h"
 #include "parallel/train/checkpoint.h"
 #include "parallel/train/corpus.h"
+#include "parallel/train/metrics.h"
 #include "parallel/train/packing.h"
 #include "runtime/error.h"
 
@@ -77,19 +76,13 @@ struct Step {
 };
 
 std::vector<Step> measured_steps(const std::string& folder) {
-  const std::filesystem::path file = std::filesystem::path(folder) / "metrics.jsonl";
-  std::ifstream lines(file);
-  if (!lines)
-    throw InvalidArgument(fmt::format("simulate: --compare: there is no {}; name a folder that periplus train has written", file.string()));
   std::vector<Step> steps;
-  for (std::string line; std::getline(lines, line);) {
-    const nlohmann::json json = nlohmann::json::parse(line, nullptr, false);
-    if (json.is_object() && json.contains("step") && json.contains("step_seconds"))
-      steps.push_back({.number = json["step"], .ranks = json.value("ranks", 1), .measured = json["step_seconds"]});
+  for (const train::StepMetrics& step : train::read_metrics(folder)) {
+    if (step.step_seconds > 0) steps.push_back({.number = step.step, .ranks = step.ranks, .measured = step.step_seconds});
   }
   if (steps.size() < 2)
     throw InvalidArgument(
-        fmt::format("simulate: --compare: {} has {} steps; two are needed, as the first does not count", file.string(), steps.size()));
+        fmt::format("simulate: --compare: {} has {} steps; two are needed, as the first does not count", folder, steps.size()));
   steps.erase(steps.begin());
   return steps;
 }

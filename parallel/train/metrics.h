@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "parallel/train/trainer.h"
 
@@ -10,6 +11,10 @@ namespace periplus::train {
 
 /// One line of metrics.jsonl, without the line end. Numbers read back bit for bit.
 std::string to_json_line(const StepMetrics& metrics);
+
+/// The lines of a run folder's metrics.jsonl. One that a crash cut short is left out, as training does; keys that an older version did
+/// not write keep their defaults. Errors: InvalidArgument if the file is not there or holds what training does not write.
+std::vector<StepMetrics> read_metrics(const std::filesystem::path& run_directory);
 
 /// metrics.jsonl of a run folder. Used by rank 0 only.
 class MetricsFile {
