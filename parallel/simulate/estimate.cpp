@@ -54,10 +54,11 @@ Training start(const Shape& shape, const EstimateOptions& options, int devices, 
 }
 
 std::vector<int> degrees(int devices) {
+  constexpr int kMost = 1024;  // a plan has steps for every pair of ranks
   std::vector<int> result;
-  for (int degree = 1; degree <= devices; degree *= 2)
+  for (int degree = 1; degree <= std::min(devices, kMost); degree *= 2)
     if (devices % degree == 0) result.push_back(degree);
-  if (result.back() != devices) result.push_back(devices);
+  if (result.back() != devices && devices <= kMost) result.push_back(devices);
   return result;
 }
 

@@ -27,9 +27,9 @@ struct Estimate {
 };
 
 /// How fast a model trains on a machine with sequences of a length: which strategy, over how many ranks, what is computed again
-/// and what ZeRO splits. Of the degrees that fit, powers of two and all devices, the least and the next two doublings are
-/// simulated, with each strategy and the least recomputation and ZeRO stage that fit; the other devices are replicas. The loss
-/// runs in tiles, as in our trainer.
+/// and what ZeRO splits. Of the degrees that fit, powers of two and all devices, up to 1024, the least and the next two doublings
+/// are simulated, with each strategy and the least recomputation and ZeRO stage that fit; the other devices are replicas. The
+/// loss runs in tiles, as in our trainer.
 ///
 /// Errors   InvalidArgument as simulate_iteration.
 /// Cost     Some ten simulated iterations: 1 s for 64 devices.

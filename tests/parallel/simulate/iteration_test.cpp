@@ -315,6 +315,12 @@ TEST(Estimate, OffersWhatFitsAndTheLongestSequence) {
   EXPECT_THROW(estimate(shape, machine, {.tokens = 10, .devices = 5}), InvalidArgument);
 }
 
+TEST(Estimate, PlansForAThousandRanksAtMost) {
+  for (const Candidate& candidate : estimate(small_shape(), even_machine(65535, 8), {.tokens = 4096}).candidates) {
+    EXPECT_EQ(candidate.training.context, 1);
+  }
+}
+
 TEST(Iteration, FasterLinksAndMoreDevicesNeverTakeLonger) {
   double last = 1e300;
   for (const double rate : {1e7, 1e8, 1e9, 1e10}) {
