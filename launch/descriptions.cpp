@@ -135,12 +135,13 @@ std::vector<Option> kernel_rows(simulate::Kernels& kernels) {
 
 /// Groups of powers of two inside a node and of whole nodes; a device's share of the cards is all it has for what leaves its node.
 void derive_all_to_all(planner::Machine& machine) {
-  for (int degree = 2; degree <= machine.devices; degree *= 2) {
+  for (std::int64_t degree = 2; degree <= machine.devices; degree *= 2) {
     if (degree > machine.devices_per_node && degree % machine.devices_per_node != 0) continue;
-    const double leaving = degree > machine.devices_per_node ? 1 - static_cast<double>(machine.devices_per_node) / degree : 0;
+    const double leaving =
+        degree > machine.devices_per_node ? 1 - static_cast<double>(machine.devices_per_node) / static_cast<double>(degree) : 0;
     const double card = machine.node_bytes_per_second / machine.devices_per_node;
     machine.all_to_all.push_back(
-        {degree, leaving > 0 ? std::min(machine.link_bytes_per_second, card / leaving) : machine.link_bytes_per_second});
+        {static_cast<int>(degree), leaving > 0 ? std::min(machine.link_bytes_per_second, card / leaving) : machine.link_bytes_per_second});
   }
 }
 
@@ -185,8 +186,8 @@ MachineFile read_machine(const std::vector<TomlEntry>& entries, const std::strin
     machine.all_to_all.push_back({static_cast<int>(degrees[i]), rates[i]});
     if (degrees[i] > 2) simulated.all_to_all[static_cast<int>(degrees[i])] = rates[i];
   }
-  if (degrees.empty()) derive_all_to_all(machine);
   planner::check(machine);
+  if (degrees.empty()) derive_all_to_all(machine);
   simulated.devices = machine.devices, simulated.devices_per_node = machine.devices_per_node;
   simulated.memory_bytes = machine.memory_bytes, simulated.node_bytes_per_second = machine.node_bytes_per_second;
   simulated.links.inside.bytes_per_second = machine.link_bytes_per_second;

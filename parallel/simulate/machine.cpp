@@ -196,7 +196,9 @@ void check(const Machine& machine) {
     require(value > 0 && value <= 1, machine, key, value, "above 0 and at most 1");
   }
   for (const auto& [key, value] : {std::pair{"kernels.tile_queries", kernels.tile_queries}, {"kernels.tile_keys", kernels.tile_keys}}) {
-    require(value == 0 || (value >= 1 && std::floor(value) == value), machine, key, value, "a number of rows, or 0");
+    constexpr double kMost = 1 << 20;
+    require(value == 0 || (value >= 1 && value <= kMost && std::floor(value) == value), machine, key, value,
+            "a number of rows up to 1048576, or 0");
   }
   require((kernels.tile_queries > 0) == (kernels.tile_keys > 0), machine, "kernels.tile_keys", kernels.tile_keys,
           "given with kernels.tile_queries");

@@ -81,6 +81,11 @@ TEST_F(Descriptions, ErrorsNameFileKeyAndValue) {
   expect("[kernels]\nbase = \"fa2-h10\"\n", "did you mean 'fa2-h100'");
   expect("[kernels]\nbase = \"fa2-h100\"\nforward_lengths = [1, 2]\n", "kernels.forward_lengths has 2 lengths, 6 causal and 6 full rates");
   expect("[kernels]\nbase = \"fa2-h100\"\nlinear_efficiency = 2\n", "kernels.linear_efficiency is 2; it must be above 0 and at most 1");
+  expect("[kernels]\nbase = \"fa2-h100\"\ntile_queries = 9223372036854775807\ntile_keys = 64\n", "kernels.tile_queries is 9.22337e+18");
+  const std::string nodes = "per_node = 8";
+  std::string empty_nodes = text;
+  empty_nodes.replace(text.find(nodes), nodes.size(), "per_node = 0");
+  EXPECT_NE(error_of(write("e.toml", empty_nodes)).find("devices.per_node is 0; it must be"), std::string::npos);
   const std::string without = error_of(write("n.toml", "[devices]\ncount = 1\n"));
   EXPECT_NE(without.find("the key devices.per_node is missing, which every machine needs"), std::string::npos) << without;
   EXPECT_THROW(load_model("llama3-8b"), InvalidArgument) << "the planner has no times of it";
