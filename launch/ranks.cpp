@@ -171,11 +171,14 @@ int exit_code_of(const std::exception& error) {
   return dynamic_cast<const InvalidArgument*>(&error) != nullptr ? kBadInput : kRuntimeFailure;
 }
 
-/// The standard library's exceptions say little.
+/// The standard library's exceptions say little, and what a message quotes of a file must not control the terminal.
 std::string message_of(const std::exception& error) {
   if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr)
     return "memory: the system has no more; use more ranks, fewer tokens or a smaller model, or raise the limit (ulimit -v, a container's)";
-  return error.what();
+  std::string message = error.what();
+  const auto controls = [](char c) { return (static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f; };
+  std::ranges::replace_if(message, controls, '?');
+  return message;
 }
 
 void say(const std::string& line) {
