@@ -20,7 +20,8 @@ TrainingSample train_briefly(const train::Config& base, const comm::Communicator
   config.run.directory = communicator.all_gather_bytes(mine, Stream()).front();
   TrainingSample sample;
   train::TrainOptions options;
-  options.checkpoints = options.measure_peak = false;
+  options.checkpoints = false;
+  options.measure_peak = {};
   options.on_step = [&](const train::StepMetrics& metrics) {
     if (metrics.step == 1) sample.first_loss = metrics.loss;
     if (metrics.step > 1) sample.tokens_per_second.push_back(metrics.tokens_per_second);

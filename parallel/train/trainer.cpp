@@ -83,7 +83,7 @@ class Run {
     describe();
     restore_or_initialise();
     on_rank0(communicator_, [&] { metrics_file_.emplace(directory_, result_.last_step); });
-    measure_peak();
+    if (result_.last_step < config_.run.steps) measure_peak();
     while (result_.last_step < config_.run.steps && !result_.stopped_by_request) {
       const StepMetrics metrics = run_step(result_.last_step + 1);
       report(metrics);
@@ -219,14 +219,21 @@ class Run {
   }
 
   void measure_peak() {
-    const bool measurable = options_.measure_peak && dtype_ != DType::f64 && result_.last_step < config_.run.steps;
-    if (!measurable) return;
+    if (!options_.measure_peak || dtype_ == DType::f64) return;
     cuda::synchronize(stream_);       // weights are on their way
     communicator_.barrier(Stream());  // ranks share cores and caches, or a GPU, in training too, so they measure at the same time
-    std::array<double, 1> peak = {kernels::measure_matmul_peak(dtype_, options_.device)};
+    std::array<double, 1> peak = {options_.measure_peak(dtype_, options_.device)};
     all_reduce(communicator_, peak, comm::Reduce::sum);
-    peak_flops_ = peak[0];
+    peak_flops_ = std::max(peak_flops_, peak[0]);
     say("matrix peak of all ranks together: {:.1f} Gflop/s in {}", peak_flops_ * 1e-9, to_string(dtype_));
+  }
+
+  /// After a step with so many flops per second. Not on a GPU, where the step may have left no memory to measure in.
+  void correct_peak(double reached) {
+    if (peak_flops_ == 0 || reached <= peak_flops_ || options_.device.kind != DeviceKind::cpu) return;
+    say("a step was faster than the matrix peak, which others must have slowed: it is measured again");
+    measure_peak();
+    peak_flops_ = std::max(peak_flops_, reached);
   }
 
   /// The options of softmax layers in this step; with strategy "auto" the choice is told whenever it changes.
@@ -322,13 +329,15 @@ class Run {
     }
 
     const double waits_outside = communicator_.traffic().wait_seconds - waited - sums.waited;
-    std::array<double, 2> largest = {waits_outside + sums.exposed, static_cast<double>(memory_.account().peak_bytes())};
+    std::array<double, 3> largest = {waits_outside + sums.exposed, static_cast<double>(memory_.account().peak_bytes()),
+                                     totals[1] / seconds_since(begin)};
     all_reduce(communicator_, largest, comm::Reduce::max);
     metrics.exposed_comm_seconds = largest[0];
     metrics.peak_memory_bytes = static_cast<std::int64_t>(largest[1]);
     metrics.step_seconds = seconds_since(begin);
     metrics.tokens_per_second = static_cast<double>(metrics.tokens) / metrics.step_seconds;
     metrics.flops_per_second = totals[1] / metrics.step_seconds;
+    correct_peak(largest[2]);
     metrics.mfu = peak_flops_ > 0 ? metrics.flops_per_second / peak_flops_ : 0;
     return metrics;
   }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "kernels/matmul.h"
 #include "parallel/train/config.h"
 #include "parallel/train/planner_costs.h"
 #include "runtime/comm/communicator.h"
@@ -39,8 +40,10 @@ struct StepMetrics {
 struct TrainOptions {
   /// Continue from the newest complete checkpoint in run.directory. Without it, a directory that holds checkpoints is refused.
   bool resume = false;
-  bool checkpoints = true;   ///< Benchmarks turn it off: nothing is saved, whatever the configuration says.
-  bool measure_peak = true;  ///< Measure the matrix peak before the first step; else mfu is 0.
+  bool checkpoints = true;  ///< Benchmarks turn it off: nothing is saved, whatever the configuration says.
+  /// Measures the matrix peak of a rank, flops per second, before the first step, and again when a step was faster: others then slowed
+  /// the measurement. Not there: mfu is 0.
+  std::function<double(DType, Device)> measure_peak = kernels::measure_matmul_peak;
   /// Where this rank computes. Ranks that are threads may share a GPU; checkpoints are the same for all devices.
   Device device = {};
   /// What parallel.planner plans for; equal on all ranks. Its text goes to run.directory as machine.toml.

@@ -87,13 +87,13 @@ struct Outcome {
 
 /// Trains on thread ranks; a positive stop_after asks for a stop on the last rank once rank 0 has reported that step.
 inline Outcome run_training(const Config& config, int ranks, bool resume = false, std::int64_t stop_after = 0, Device device = {},
-                            const std::optional<MachineDescription>& machine = {}) {
+                            const std::optional<MachineDescription>& machine = {}, const std::function<double(DType, Device)>& peak = {}) {
   Outcome outcome;
   std::atomic<bool> stop{false};
   comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
     const bool first = communicator.rank() == 0, last = communicator.rank() == communicator.size() - 1;
     TrainOptions options{.resume = resume,
-                         .measure_peak = false,
+                         .measure_peak = peak,
                          .device = device,
                          .machine = machine,
                          .stop_requested = last ? &stop : nullptr,

@@ -60,6 +60,26 @@ TEST_F(Trainer, LearnsAndWritesOneMetricsLineForEveryStep) {
   }
 }
 
+TEST_F(Trainer, MeasuresAPeakAgainThatAStepExceeds) {
+  Config config = tiny_config(folder_.path());
+  config.run.steps = 3;
+  std::atomic<int> measured{0};
+  const auto disturbed_at_first = [&](DType, Device) { return measured++ < 2 ? 1.0 : 1e15; };
+  const Outcome outcome = run_training(config, 2, false, 0, {}, {}, disturbed_at_first);
+  EXPECT_EQ(measured, 4);
+  for (const StepMetrics& metrics : outcome.steps) EXPECT_DOUBLE_EQ(metrics.mfu, metrics.flops_per_second / 2e15);
+}
+
+TEST_F(Trainer, MfuIsAtMostOneWhateverPeakWasMeasured) {
+  Config config = tiny_config(folder_.path());
+  const Outcome outcome = run_training(config, 2, false, 0, {}, {}, [](DType, Device) { return 1.0; });
+  ASSERT_EQ(outcome.steps.size(), 8u);
+  for (const StepMetrics& metrics : outcome.steps) {
+    EXPECT_GT(metrics.mfu, 0);
+    EXPECT_LE(metrics.mfu, 1);
+  }
+}
+
 TEST_F(Trainer, LossesDoNotDependOnRanksOrLayout) {
   Config config = tiny_config(folder_.path());
   config.run.dtype = "f64";
