@@ -169,13 +169,16 @@ inline void fetch_rows(const ForwardProblem<bfloat16, float>& p, const bf16::For
   if (out) fetch.add(p.out.data + first * p.out.row + item.head * p.out.head, p.out.row * 4, rows, p.shape.width_v * 4);
 }
 
-/// What tile `t` fetches while it is at a range: its own result, if it is stored after this range; what the next tile loads; and its
-/// share of the keys of the next range, or of the next item.
+/// What tile `t` fetches while it is at a range: its own result, if it is stored after this range; what the next tile loads, or the one
+/// after it, where the next tile's is loaded meanwhile; and its share of the keys of the next range, or of the next item.
 inline void fetch_ahead(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, const ItemPlace& at, std::int64_t t,
                         Fetch& fetch) {
   if (at.seen[t].end <= at.range.end) fetch_rows(p, item, t, false, true, fetch);
-  if (t + 1 < at.tiles && at.seen[t + 1].begin < at.seen[t + 1].end && at.seen[t + 1].begin >= at.range.begin) {
-    fetch_rows(p, item, t + 1, true, !item.overwrite, fetch);
+  const std::int64_t ahead = Unit::kTilesRunBeside ? 2 : 1;
+  for (std::int64_t next = t == 0 ? 1 : t + ahead; next <= t + ahead; ++next) {
+    if (next < at.tiles && at.seen[next].begin < at.seen[next].end && at.seen[next].begin >= at.range.begin) {
+      fetch_rows(p, item, next, true, !item.overwrite, fetch);
+    }
   }
   const bool more = at.range.end < at.all.end;
   const std::int64_t share = (more ? kRangeKeys : item.next.rows) / at.tiles;
@@ -183,7 +186,8 @@ inline void fetch_ahead(const ForwardProblem<bfloat16, float>& p, const bf16::Fo
   fetch_keys(p, more ? item.packed : item.next.packed, {first, first + share}, more, t * share / bf16::kBlock, fetch);
 }
 
-/// Hands out the runs of a range, tile by tile, those of a tile of even length. A tile is loaded just before its first.
+/// Hands out the runs of a range, tile by tile, those of a tile of even length. A tile is loaded just before its first, or beside the
+/// products of the tile before.
 class RangeRuns {
  public:
   RangeRuns(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, const ForwardCall& call, const ItemPlace& at,
@@ -197,8 +201,11 @@ class RangeRuns {
       start(++tile_);
     }
     const std::int64_t q0 = item_.first_row + tile_ * bf16::kUnit, count = (units_ + runs_ - 1) / runs_;
-    run = {tile_, item_.tiles[tile_], q0,     smaller(q0 + bf16::kUnit, item_.first_row + item_.rows), first_, count,
-           adds_, units_ == count,    &fetch_};
+    run = {tile_,   item_.tiles[tile_],
+           q0,      smaller(q0 + bf16::kUnit, item_.first_row + item_.rows),
+           first_,  count,
+           adds_,   units_ == count,
+           &fetch_, &slices_};
     adds_ = true;
     first_ += count;
     units_ -= count;
@@ -207,11 +214,17 @@ class RangeRuns {
   }
 
  private:
+  /// Keys of the range that a tile sees.
+  KeyRange part_of(std::int64_t t) const { return {larger(at_.range.begin, at_.seen[t].begin), smaller(at_.range.end, at_.seen[t].end)}; }
+  bool is_first_range(std::int64_t t) const { return at_.seen[t].begin >= at_.range.begin; }
+  TileLoad load_of(std::int64_t t) const { return {p_, item_, t, scale_, call_.on.tiles[t]}; }
+
   void start(std::int64_t t) {
-    const KeyRange seen{larger(at_.range.begin, at_.seen[t].begin), smaller(at_.range.end, at_.seen[t].end)};
+    const KeyRange seen = part_of(t);
     if (seen.begin >= seen.end) return;
-    const bool first_range = at_.seen[t].begin >= at_.range.begin;
-    if (first_range) load_tile(p_, item_, t, scale_, call_.on.tiles[t]);
+    if constexpr (Unit::kTilesRunBeside) slices_.finish();
+    const bool first_range = is_first_range(t);
+    if (first_range && t != loaded_) load_of(t).all();
     adds_ = !first_range || !item_.overwrite;
     const std::int64_t begin = seen.begin - item_.packed.first_key, end = seen.end - item_.packed.first_key;
     for (std::int64_t block = begin / bf16::kBlock; block * bf16::kBlock < end; ++block) wait_until_packed(item_, block);
@@ -220,7 +233,21 @@ class RangeRuns {
     runs_ = (units_ + kRunUnits - 1) / kRunUnits;
     fetch_ = Fetch();
     fetch_ahead(p_, item_, at_, t, fetch_);
-    fetch_.start(units_ * 4 * (call_.value_pairs - 1));
+    const std::int64_t products = units_ * 4 * (call_.value_pairs - 1);
+    fetch_.start(products);
+    if constexpr (Unit::kTilesRunBeside) work_beside(t, products);
+  }
+
+  /// Work of other tiles for the products of tile `t`.
+  void work_beside(std::int64_t t, std::int64_t products) {
+    std::int64_t next = t + 1;
+    while (next < at_.tiles && part_of(next).begin >= part_of(next).end) ++next;
+    if (next < at_.tiles && is_first_range(next)) {
+      load_ = load_of(next);
+      loaded_ = next;
+      slices_.add(load_, load_.slices());
+    }
+    slices_.start(products);
   }
 
   const ForwardProblem<bfloat16, float>& p_;
@@ -231,6 +258,9 @@ class RangeRuns {
   std::int64_t tile_ = -1, first_ = 0, units_ = 0, runs_ = 0;
   bool adds_ = false;
   Fetch fetch_;
+  Slices slices_;
+  TileLoad load_;
+  std::int64_t loaded_ = -1;
 };
 
 /// The tiles of the item against a range.
@@ -264,7 +294,7 @@ inline void forward_item(const ForwardProblem<bfloat16, float>& p, const bf16::F
     at.seen[t] = keys_seen(item.tiles[t], first, item.packed.keys_end);
     at.all = {smaller(at.all.begin, at.seen[t].begin), larger(at.all.end, at.seen[t].end)};
     if (at.seen[t].begin < at.seen[t].end || !item.overwrite) continue;
-    load_tile(p, item, t, scale, call.on.tiles[t]);
+    TileLoad(p, item, t, scale, call.on.tiles[t]).all();
     __builtin_memset(call.on.tiles[t].sums, 0, static_cast<std::size_t>(call.value_pairs * kUnitScores) * sizeof(float));
     store_tile(p, item, t, call.on.tiles[t]);
   }

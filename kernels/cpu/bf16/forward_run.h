@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/cpu/bf16/fetch.h"
+#include "kernels/cpu/bf16/slices.h"
 #include "kernels/cpu/bf16/state.h"
 
 namespace periplus::kernels::cpu {
@@ -41,6 +42,7 @@ struct TileRun {
   bool adds;                  ///< To what was summed before; else there is nothing.
   bool last;                  ///< Of the tile in this range.
   Fetch* fetch;               ///< For later.
+  Slices* slices;             ///< Of other tiles.
 };
 
 inline UnitPlace place_of(const ForwardCall& call, const TileRun& run, std::int64_t unit) {
@@ -114,15 +116,23 @@ struct ValueOperands {
 /// What the vector unit does beside products of weights and values.
 class ValueWork {
  public:
-  ValueWork(Fetch& fetch, WeightSums& sums) : fetch_(fetch), sums_(sums) {}
+  ValueWork(const TileRun& run, WeightSums& sums) : fetch_(*run.fetch), slices_(*run.slices), sums_(sums) {}
   template <int I>
   [[gnu::always_inline]] void operator()(std::int64_t, Product<I>) {
     fetch_.some();
+    if constexpr (Unit::kTilesRunBeside) {
+      if (slices_.due()) [[unlikely]] {
+        sums_.park(slices_.space());
+        slices_.next();
+        sums_.resume(slices_.space());
+      }
+    }
     sums_();
   }
 
  private:
   Fetch& fetch_;
+  Slices& slices_;
   WeightSums& sums_;
 };
 
@@ -175,7 +185,7 @@ void attend_run(const ForwardCall& call, Pending& pending, const TileRun& run) {
     pending.multiply(run.adds, on, run.units, tile.sums);
   }
   WeightSums sums(call.on.weights, run.units);
-  ValueWork work(*run.fetch, sums);
+  ValueWork work(run, sums);
   for (std::int64_t pair = 1; pair < call.value_pairs; ++pair) {
     on.column = pair * kUnitsPerBlock * 2 * kTile;
     pending.multiply(run.adds, on, run.units, tile.sums + pair * kUnitScores, work);

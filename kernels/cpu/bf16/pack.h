@@ -81,16 +81,20 @@ class Corner {
   alignas(64) std::byte space_[kRows * kRowBytes];
 };
 
+/// Tile `i` of those that pack_rows_as_b makes.
+[[gnu::always_inline]] inline void pack_tile_as_b(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width,
+                                                  std::int64_t i, bfloat16* to) {
+  const std::int64_t row = i % 2 * kTileRows, column = i / 2 * 32;
+  const Corner<bfloat16, 16, 32> corner(from + row * stride + column, stride, larger(0, rows - row), larger(0, width - column));
+  Vec block[kTileRows];
+  Unit::transpose_words(corner.data(), corner.row_bytes(), block);
+  for (std::int64_t n = 0; n < kTileRows; ++n) store_bits(to + i * kTile + n * 32, block[n]);
+}
+
 /// to: [steps][2 tiles of 16 pairs of columns x 16 rows] from 32 rows, of which `rows` exist.
 inline void pack_rows_as_b(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width, std::int64_t steps,
                            bfloat16* to) {
-  for (std::int64_t i = 0; i < 2 * steps; ++i) {
-    const std::int64_t row = i % 2 * kTileRows, column = i / 2 * 32;
-    const Corner<bfloat16, 16, 32> corner(from + row * stride + column, stride, larger(0, rows - row), larger(0, width - column));
-    Vec block[kTileRows];
-    Unit::transpose_words(corner.data(), corner.row_bytes(), block);
-    for (std::int64_t n = 0; n < kTileRows; ++n) store_bits(to + i * kTile + n * 32, block[n]);
-  }
+  for (std::int64_t i = 0; i < 2 * steps; ++i) pack_tile_as_b(from, stride, rows, width, i, to);
 }
 
 /// Pairs of rows: lane n of `low` holds (upper[n], lower[n]) of the first 16 columns, of `high` those of the next 16.

@@ -9,6 +9,7 @@ namespace {
 
 struct Unit {
   static constexpr bool kHasTiles = true;
+  static constexpr bool kTilesRunBeside = true;
 
   class Session {
    public:
