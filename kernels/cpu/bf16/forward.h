@@ -213,10 +213,22 @@ class RangeRuns {
     return true;
   }
 
+  /// Stores a tile whose sums have left the tile unit, if this was its last range.
+  void store_tile(std::int64_t t) const {
+    if (is_last_range(t)) store_of(t).all();
+  }
+  /// What has waited for the products of another tile.
+  void finish() {
+    slices_.finish();
+    if (tile_at_work_ >= 0) store_tile(tile_at_work_);
+  }
+
  private:
   /// Keys of the range that a tile sees.
   KeyRange part_of(std::int64_t t) const { return {larger(at_.range.begin, at_.seen[t].begin), smaller(at_.range.end, at_.seen[t].end)}; }
   bool is_first_range(std::int64_t t) const { return at_.seen[t].begin >= at_.range.begin; }
+  bool is_last_range(std::int64_t t) const { return at_.seen[t].end <= at_.range.end; }
+  TileStore store_of(std::int64_t t) const { return {p_, item_, t, call_.on.tiles[t]}; }
   TileLoad load_of(std::int64_t t) const { return {p_, item_, t, scale_, call_.on.tiles[t]}; }
 
   void start(std::int64_t t) {
@@ -238,8 +250,13 @@ class RangeRuns {
     if constexpr (Unit::kTilesRunBeside) work_beside(t, products);
   }
 
-  /// Work of other tiles for the products of tile `t`.
+  /// Work of other tiles for the products of tile `t`. The sums of the tile before leave the tile unit with the first of these.
   void work_beside(std::int64_t t, std::int64_t products) {
+    if (tile_at_work_ >= 0 && is_last_range(tile_at_work_)) {
+      store_ = store_of(tile_at_work_);
+      slices_.add(store_, store_.slices());
+    }
+    tile_at_work_ = t;
     std::int64_t next = t + 1;
     while (next < at_.tiles && part_of(next).begin >= part_of(next).end) ++next;
     if (next < at_.tiles && is_first_range(next)) {
@@ -259,8 +276,9 @@ class RangeRuns {
   bool adds_ = false;
   Fetch fetch_;
   Slices slices_;
+  TileStore store_;
   TileLoad load_;
-  std::int64_t loaded_ = -1;
+  std::int64_t tile_at_work_ = -1, loaded_ = -1;
 };
 
 /// The tiles of the item against a range.
@@ -274,9 +292,13 @@ inline void attend_range(const ForwardProblem<bfloat16, float>& p, const bf16::F
   while (runs.next(run)) {
     attend(call, pending, run);
     pacer.did(flop * static_cast<double>(run.units));
-    if (!run.last) continue;
+    if (Unit::kTilesRunBeside || !run.last) continue;
     pending.flush();
-    if (at.seen[run.tile].end <= at.range.end) store_tile(p, item, run.tile, call.on.tiles[run.tile]);
+    runs.store_tile(run.tile);
+  }
+  if constexpr (Unit::kTilesRunBeside) {
+    pending.flush();
+    runs.finish();
   }
 }
 
@@ -296,7 +318,7 @@ inline void forward_item(const ForwardProblem<bfloat16, float>& p, const bf16::F
     if (at.seen[t].begin < at.seen[t].end || !item.overwrite) continue;
     TileLoad(p, item, t, scale, call.on.tiles[t]).all();
     __builtin_memset(call.on.tiles[t].sums, 0, static_cast<std::size_t>(call.value_pairs * kUnitScores) * sizeof(float));
-    store_tile(p, item, t, call.on.tiles[t]);
+    TileStore(p, item, t, call.on.tiles[t]).all();
   }
   Pacer pacer(item.progress);
   for (std::int64_t range = first + round_down(at.all.begin - first, kRangeKeys); range < at.all.end; range += kRangeKeys) {

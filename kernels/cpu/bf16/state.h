@@ -141,30 +141,65 @@ inline void add_poison(const ForwardProblem<bfloat16, float>& p, const bf16::For
   }
 }
 
-inline void store_tile(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t, const QueryTile& tile) {
-  const bf16::TileBands& bands = item.tiles[t];
-  if (bands.count == 0 && !item.overwrite) return;
-  const std::int64_t first = item.first_row + t * bf16::kUnit, rows = smaller(bf16::kUnit, item.first_row + item.rows - first);
-  const std::uint32_t touched = (item.overwrite ? ~0u : rows_touched(bands, first)) & row_bits(0, rows);
-  for (std::int64_t half = 0; half < 2; ++half) {
-    const std::int64_t row = first + half * kLanes;
-    const std::uint32_t mine = touched >> (half * kLanes) & 0xffffu;
-    const Vec total = tile.running.total[half], zero = {};
+/// Stores the result of a tile: at once, or in slices.
+class TileStore {
+ public:
+  TileStore() = default;
+  TileStore(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t, const QueryTile& tile)
+      : p_(&p), item_(&item), tile_(&tile), t_(t), first_(item.first_row + t * bf16::kUnit) {
+    const std::uint32_t rows = row_bits(0, item.first_row + item.rows - first_);
+    lanes_ = (item.overwrite ? ~0u : rows_touched(item.tiles[t], first_)) & rows;
+  }
+
+  void all() {
+    if (lanes_ == 0) return;
+    for (std::int64_t half = 0; half < 2; ++half) {
+      store_running(half);
+      for (std::int64_t i = 0; i < half_blocks(); ++i) store_sums(half, i);
+    }
+    finish();
+  }
+
+  std::int64_t slices() const { return lanes_ == 0 ? 0 : 2 * half_blocks() + 3; }
+  void slice(std::int64_t i) {
+    const std::int64_t half_slices = half_blocks() + 1, half = i / half_slices;
+    if (half == 2) return finish();
+    if (i % half_slices == 0) return store_running(half);
+    store_sums(half, i % half_slices - 1);
+  }
+
+ private:
+  std::int64_t half_blocks() const { return (p_->shape.width_v + kLanes - 1) / kLanes; }
+  std::uint32_t lanes_of(std::int64_t half) const { return lanes_ >> (half * kLanes) & 0xffffu; }
+
+  /// The half's lse, and what its sums are divided by.
+  [[gnu::always_inline]] void store_running(std::int64_t half) {
+    const Vec total = tile_->running.total[half], zero = {};
     // Compare with zero, not "> 0": a NaN must stay visible.
     const Ints empty = total == zero;
-    alignas(64) float factor[kLanes];
-    store(factor, empty ? zero : 1.0f / tile.running.bf16[half]);
-    const Vec lse = empty ? splat(-kInfinity) : tile.running.top[half] * kLn2 + natural_log(total);
+    store(factor_, empty ? zero : 1.0f / tile_->running.bf16[half]);
+    const Vec lse = empty ? splat(-kInfinity) : tile_->running.top[half] * kLn2 + natural_log(total);
     for (std::int64_t i = 0; i < kLanes; ++i) {
-      if ((mine >> i & 1) != 0) p.lse.data[(row + i) * p.lse.row + item.head * p.lse.head] = lse[i];
-    }
-    for (std::int64_t e = 0; e < p.shape.width_v; e += kLanes) {
-      const float* from = tile.sums + e / 32 * kUnitScores + (e / 16 % 2 * 2 + half) * 256;
-      store_transposed(from, factor, mine, p.out.data + row * p.out.row + item.head * p.out.head + e, p.out.row, p.shape.width_v - e);
+      if ((lanes_of(half) >> i & 1) == 0) continue;
+      p_->lse.data[(first_ + half * kLanes + i) * p_->lse.row + item_->head * p_->lse.head] = lse[i];
     }
   }
-  if (__atomic_load_n(item.packed.any_poisoned, __ATOMIC_RELAXED) != 0) add_poison(p, item, t);
-}
+  /// 16 values of the rows of a half.
+  [[gnu::always_inline]] void store_sums(std::int64_t half, std::int64_t i) const {
+    float* to = p_->out.data + (first_ + half * kLanes) * p_->out.row + item_->head * p_->out.head + i * kLanes;
+    store_transposed(sums_of(*tile_, half, i), factor_, lanes_of(half), to, p_->out.row, p_->shape.width_v - i * kLanes);
+  }
+  void finish() const {
+    if (__atomic_load_n(item_->packed.any_poisoned, __ATOMIC_RELAXED) != 0) add_poison(*p_, *item_, t_);
+  }
+
+  const ForwardProblem<bfloat16, float>* p_;
+  const bf16::ForwardItem* item_;
+  const QueryTile* tile_;
+  std::int64_t t_, first_;
+  std::uint32_t lanes_;
+  alignas(64) float factor_[kLanes];  // of the half at work
+};
 
 }  // namespace
 }  // namespace periplus::kernels::cpu
