@@ -7,6 +7,7 @@
 // scores (8) stay in the first-level cache while keys, values and sums stream past them.
 #pragma once
 
+#include "kernels/cpu/bf16/blocks.h"
 #include "kernels/cpu/bf16/fetch.h"
 #include "kernels/cpu/bf16/slices.h"
 #include "kernels/cpu/bf16/state.h"
@@ -14,7 +15,6 @@
 namespace periplus::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kUnitsPerBlock = bf16::kBlock / bf16::kUnit;
 constexpr std::int64_t kRunUnits = 10;  ///< At most.
 
 struct ForwardScratch {
