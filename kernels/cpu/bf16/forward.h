@@ -5,6 +5,8 @@
 // units that the tile may see by runs (forward_run.h).
 #pragma once
 
+#include <sched.h>
+
 #include "kernels/cpu/bf16/forward_run.h"
 
 namespace periplus::kernels::cpu {
@@ -31,6 +33,88 @@ inline ForwardScratch carve_forward(const AttentionShape& shape, std::byte* scra
     on.tiles[t].sums = reinterpret_cast<float*>(take(bf16::kUnit * bf16::padded(shape.width_v) * 4));
   }
   return on;
+}
+
+/// Packs one block of keys and values.
+inline void pack_block(const ForwardProblem<bfloat16, float>& p, std::int64_t block, const bf16::PackedKeys& packed) {
+  const std::int64_t steps = bf16::padded(p.shape.width_qk) / bf16::kUnit, value_pairs = bf16::padded(p.shape.width_v) / bf16::kUnit;
+  const Strided<const bfloat16> k{p.k.data + packed.kv_head * p.k.head, p.k.row, 0}, v{p.v.data + packed.kv_head * p.v.head, p.v.row, 0};
+  const std::int64_t slot = packed.slots[block] * packed.block_stride;
+  __builtin_memset(packed.poisoned + block * bf16::kBlock, 0, static_cast<std::size_t>(bf16::kBlock));
+  for (std::int64_t unit = 0; unit < kUnitsPerBlock; ++unit) {
+    const std::int64_t local = block * bf16::kBlock + unit * bf16::kUnit, key = packed.first_key + local;
+    const std::int64_t keys = larger(0, smaller(bf16::kUnit, packed.keys_end - key));
+    pack_rows_as_a(k.data + key * k.row, k.row, keys, p.shape.width_qk, steps, packed.keys + slot + unit * steps * 2 * kTile);
+    const bool bad = pack_rows_transposed(v.data + key * v.row, v.row, keys, p.shape.width_v, value_pairs, kUnitsPerBlock * 2 * kTile,
+                                          packed.values + slot + unit * 2 * kTile, packed.poisoned + local);
+    if (bad) __atomic_store_n(packed.any_poisoned, std::uint8_t{1}, __ATOMIC_RELAXED);
+  }
+}
+
+/// Whether nobody has begun to pack the block of a key.
+inline bool is_unpacked(const bf16::PackedKeys& packed, std::int64_t key) {
+  return __atomic_load_n(packed.blocks + (key - packed.first_key) / bf16::kBlock, __ATOMIC_RELAXED) == bf16::kUnpacked;
+}
+
+/// Who changes the list of free slots.
+class SpareSlots {
+ public:
+  explicit SpareSlots(const bf16::PackedKeys& packed) : spare_(packed.spare) {
+    while (__atomic_exchange_n(spare_, std::int32_t{1}, __ATOMIC_ACQUIRE) != 0) sched_yield();
+  }
+  ~SpareSlots() { __atomic_store_n(spare_, std::int32_t{0}, __ATOMIC_RELEASE); }
+  SpareSlots(const SpareSlots&) = delete;
+  SpareSlots& operator=(const SpareSlots&) = delete;
+
+  std::int32_t take() {
+    set(1, spare_[1] - 1);
+    return spare_[2 + spare_[1]];
+  }
+  void give(std::int32_t slot) {
+    set(2 + spare_[1], slot);
+    set(1, spare_[1] + 1);
+  }
+
+ private:
+  // next_slot() looks without the lock.
+  void set(std::int64_t i, std::int32_t value) { __atomic_store_n(spare_ + i, value, __ATOMIC_RELAXED); }
+
+  std::int32_t* spare_;
+};
+
+/// Packs those blocks of `range` that the item sees and nobody has begun.
+inline void pack_range(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, KeyRange range) {
+  const bf16::PackedKeys& packed = item.packed;
+  for (std::int64_t i = 0; i < item.seen_count; ++i) {
+    const std::int64_t block = item.seen[i], key = packed.first_key + block * bf16::kBlock;
+    if (key < range.begin || key >= range.end || !is_unpacked(packed, key)) continue;
+    std::int32_t expected = bf16::kUnpacked;
+    if (!__atomic_compare_exchange_n(packed.blocks + block, &expected, std::int32_t{bf16::kBeingPacked}, false, __ATOMIC_RELAXED,
+                                     __ATOMIC_RELAXED)) {
+      continue;
+    }
+    __atomic_store_n(packed.slots + block, SpareSlots(packed).take(), __ATOMIC_RELAXED);
+    pack_block(p, block, packed);
+    __atomic_store_n(packed.blocks + block, std::int32_t{bf16::kPacked}, __ATOMIC_RELEASE);
+    item.progress();
+  }
+}
+
+/// Frees the slots of blocks that nobody will need again.
+inline void release_blocks(const bf16::ForwardItem& item) {
+  const bf16::PackedKeys& packed = item.packed;
+  for (std::int64_t i = 0; i < item.seen_count; ++i) {
+    const std::int64_t block = item.seen[i];
+    if (__atomic_sub_fetch(packed.uses + block, 1, __ATOMIC_ACQ_REL) == 0) SpareSlots(packed).give(packed.slots[block]);
+  }
+}
+
+/// Another thread may still be at it: it waits for nobody.
+inline void wait_until_packed(const bf16::ForwardItem& item, std::int64_t block) {
+  for (int spins = 0; __atomic_load_n(item.packed.blocks + block, __ATOMIC_ACQUIRE) != bf16::kPacked; ++spins) {
+    if (spins % 64 == 63) item.progress();
+    if (spins > 100) sched_yield();
+  }
 }
 
 inline ForwardCall forward_call(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item) {
@@ -63,20 +147,18 @@ inline std::int64_t next_slot(const bf16::PackedKeys& packed, std::int64_t ahead
 
 /// Keys [begin, end) of a tile's share, packed or still to be packed `ahead` blocks on.
 inline void fetch_keys(const ForwardProblem<bfloat16, float>& p, const bf16::PackedKeys& packed, KeyRange keys, bool if_packed,
-                       std::int64_t ahead, const BlockPacking& packing, Fetch& fetch) {
+                       std::int64_t ahead, Fetch& fetch) {
   keys = {larger(keys.begin, packed.first_key), smaller(keys.end, packed.keys_end)};
   if (keys.begin >= keys.end) return;
-  const std::int64_t block = (keys.begin - packed.first_key) / bf16::kBlock;
-  const bool begun = Unit::kTilesRunBeside && packing.is_at(packed, block);
-  if (begun || is_unpacked(packed, keys.begin)) {
+  if (is_unpacked(packed, keys.begin)) {
     const std::int64_t count = keys.end - keys.begin;
     fetch.add(p.k.data + keys.begin * p.k.row + packed.kv_head * p.k.head, p.k.row * 2, count, p.shape.width_qk * 2);
     fetch.add(p.v.data + keys.begin * p.v.row + packed.kv_head * p.v.head, p.v.row * 2, count, p.shape.width_v * 2);
     // What an item leaves behind for the next one is in the cache.
-    const std::int64_t slot = begun ? packed.slots[block] : next_slot(packed, ahead - packing.begun());
-    if (if_packed && slot >= 0) fetch_slot(packed, slot, keys, fetch);
+    if (const std::int64_t slot = next_slot(packed, ahead); if_packed && slot >= 0) fetch_slot(packed, slot, keys, fetch);
   } else if (if_packed) {
-    fetch_slot(packed, __atomic_load_n(packed.slots + block, __ATOMIC_RELAXED), keys, fetch);
+    const std::int64_t local = keys.begin - packed.first_key;
+    fetch_slot(packed, __atomic_load_n(packed.slots + local / bf16::kBlock, __ATOMIC_RELAXED), keys, fetch);
   }
 }
 
@@ -87,30 +169,26 @@ inline void fetch_rows(const ForwardProblem<bfloat16, float>& p, const bf16::For
   if (out) fetch.add(p.out.data + first * p.out.row + item.head * p.out.head, p.out.row * 4, rows, p.shape.width_v * 4);
 }
 
-/// What tile `t` fetches while it is at a range: its own result, if it is stored after this range; what the next tile loads, or the one
-/// after it, where the next tile's is loaded meanwhile; and its share of the keys of the next range, or of the next item.
+/// What tile `t` fetches while it is at a range: its own result, if it is stored after this range; what the next tile loads; and its
+/// share of the keys of the next range, or of the next item.
 inline void fetch_ahead(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, const ItemPlace& at, std::int64_t t,
-                        const BlockPacking& packing, Fetch& fetch) {
+                        Fetch& fetch) {
   if (at.seen[t].end <= at.range.end) fetch_rows(p, item, t, false, true, fetch);
-  const std::int64_t ahead = Unit::kTilesRunBeside ? 2 : 1;
-  for (std::int64_t next = t == 0 ? 1 : t + ahead; next <= t + ahead; ++next) {
-    if (next < at.tiles && at.seen[next].begin < at.seen[next].end && at.seen[next].begin >= at.range.begin) {
-      fetch_rows(p, item, next, true, !item.overwrite, fetch);
-    }
+  if (t + 1 < at.tiles && at.seen[t + 1].begin < at.seen[t + 1].end && at.seen[t + 1].begin >= at.range.begin) {
+    fetch_rows(p, item, t + 1, true, !item.overwrite, fetch);
   }
   const bool more = at.range.end < at.all.end;
   const std::int64_t share = (more ? kRangeKeys : item.next.rows) / at.tiles;
   const std::int64_t first = (more ? at.range.end : item.next.first_row) + t * share;
-  fetch_keys(p, more ? item.packed : item.next.packed, {first, first + share}, more, t * share / bf16::kBlock, packing, fetch);
+  fetch_keys(p, more ? item.packed : item.next.packed, {first, first + share}, more, t * share / bf16::kBlock, fetch);
 }
 
-/// Hands out the runs of a range, tile by tile, those of a tile of even length. A tile is loaded just before its first, or beside the
-/// products of the tile before.
+/// Hands out the runs of a range, tile by tile, those of a tile of even length. A tile is loaded just before its first.
 class RangeRuns {
  public:
   RangeRuns(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, const ForwardCall& call, const ItemPlace& at,
-            float scale, BlockPacking& packing)
-      : p_(p), item_(item), call_(call), at_(at), scale_(scale), packing_(packing) {}
+            float scale)
+      : p_(p), item_(item), call_(call), at_(at), scale_(scale) {}
 
   /// False: there are no more.
   bool next(TileRun& run) {
@@ -119,11 +197,8 @@ class RangeRuns {
       start(++tile_);
     }
     const std::int64_t q0 = item_.first_row + tile_ * bf16::kUnit, count = (units_ + runs_ - 1) / runs_;
-    run = {tile_,   item_.tiles[tile_],
-           q0,      smaller(q0 + bf16::kUnit, item_.first_row + item_.rows),
-           first_,  count,
-           adds_,   units_ == count,
-           &fetch_, &slices_};
+    run = {tile_, item_.tiles[tile_], q0,     smaller(q0 + bf16::kUnit, item_.first_row + item_.rows), first_, count,
+           adds_, units_ == count,    &fetch_};
     adds_ = true;
     first_ += count;
     units_ -= count;
@@ -131,70 +206,21 @@ class RangeRuns {
     return true;
   }
 
-  /// Stores a tile whose sums have left the tile unit, if this was its last range.
-  void store_tile(std::int64_t t) const {
-    if (is_last_range(t)) store_of(t).all();
-  }
-  /// What has waited for the products of another tile.
-  void finish() {
-    slices_.finish();
-    if (tile_at_work_ >= 0) store_tile(tile_at_work_);
-  }
-
  private:
-  /// Keys of the range that a tile sees.
-  KeyRange part_of(std::int64_t t) const { return {larger(at_.range.begin, at_.seen[t].begin), smaller(at_.range.end, at_.seen[t].end)}; }
-  std::int64_t units_of(std::int64_t t) const {
-    const KeyRange part = part_of(t);
-    if (part.begin >= part.end) return 0;
-    return round_up(part.end - item_.packed.first_key, bf16::kUnit) / bf16::kUnit - (part.begin - item_.packed.first_key) / bf16::kUnit;
-  }
-  bool is_first_range(std::int64_t t) const { return at_.seen[t].begin >= at_.range.begin; }
-  bool is_last_range(std::int64_t t) const { return at_.seen[t].end <= at_.range.end; }
-  TileStore store_of(std::int64_t t) const { return {p_, item_, t, call_.on.tiles[t]}; }
-  TileLoad load_of(std::int64_t t) const { return {p_, item_, t, scale_, call_.on.tiles[t]}; }
-
   void start(std::int64_t t) {
-    const KeyRange seen = part_of(t);
+    const KeyRange seen{larger(at_.range.begin, at_.seen[t].begin), smaller(at_.range.end, at_.seen[t].end)};
     if (seen.begin >= seen.end) return;
-    if constexpr (Unit::kTilesRunBeside) slices_.finish();
-    const bool first_range = is_first_range(t);
-    if (first_range && t != loaded_) load_of(t).all();
+    const bool first_range = at_.seen[t].begin >= at_.range.begin;
+    if (first_range) load_tile(p_, item_, t, scale_, call_.on.tiles[t]);
     adds_ = !first_range || !item_.overwrite;
     const std::int64_t begin = seen.begin - item_.packed.first_key, end = seen.end - item_.packed.first_key;
-    for (std::int64_t block = begin / bf16::kBlock; block * bf16::kBlock < end; ++block) wait_until_packed(item_, block, packing_);
+    for (std::int64_t block = begin / bf16::kBlock; block * bf16::kBlock < end; ++block) wait_until_packed(item_, block);
     first_ = begin / bf16::kUnit;
-    units_ = units_of(t);
+    units_ = (end + bf16::kUnit - 1) / bf16::kUnit - first_;
     runs_ = (units_ + kRunUnits - 1) / kRunUnits;
     fetch_ = Fetch();
-    fetch_ahead(p_, item_, at_, t, packing_, fetch_);
-    const std::int64_t products = units_ * 4 * (call_.value_pairs - 1);
-    fetch_.start(products);
-    if constexpr (Unit::kTilesRunBeside) work_beside(t, products);
-  }
-
-  /// Work of other tiles for the products of tile `t`. The sums of the tile before leave the tile unit with the first of these.
-  void work_beside(std::int64_t t, std::int64_t products) {
-    if (tile_at_work_ >= 0 && is_last_range(tile_at_work_)) {
-      store_ = store_of(tile_at_work_);
-      slices_.add(store_, store_.slices());
-    }
-    std::int64_t next = t + 1;
-    while (next < at_.tiles && units_of(next) == 0) ++next;
-    if (next < at_.tiles && is_first_range(next)) {
-      load_ = load_of(next);
-      loaded_ = next;
-      slices_.add(load_, load_.slices());
-    }
-    if (tile_at_work_ < 0) {  // what it has to fetch first
-      for (std::int64_t i = t + 1; i < at_.tiles; ++i) units_behind_ += units_of(i);
-    } else {
-      const std::int64_t share = products > 0 ? (packing_.slices() * units_ + units_behind_ - 1) / units_behind_ : 0;
-      if (share > 0) slices_.add(packing_, share);
-      units_behind_ -= units_;
-    }
-    tile_at_work_ = t;
-    slices_.start(products);
+    fetch_ahead(p_, item_, at_, t, fetch_);
+    fetch_.start(units_ * 4 * (call_.value_pairs - 1));
   }
 
   const ForwardProblem<bfloat16, float>& p_;
@@ -202,48 +228,25 @@ class RangeRuns {
   const ForwardCall& call_;
   const ItemPlace& at_;
   float scale_;
-  BlockPacking& packing_;
   std::int64_t tile_ = -1, first_ = 0, units_ = 0, runs_ = 0;
   bool adds_ = false;
   Fetch fetch_;
-  Slices slices_;
-  TileStore store_;
-  TileLoad load_;
-  std::int64_t tile_at_work_ = -1, loaded_ = -1;
-  std::int64_t units_behind_ = 0;  ///< Of the tiles that come after the first: they share the packing.
 };
 
 /// The tiles of the item against a range.
 inline void attend_range(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, const ForwardCall& call,
-                         const ItemPlace& at, float scale, BlockPacking& packing, Pacer& pacer) {
+                         const ItemPlace& at, float scale, Pacer& pacer) {
   const AttendRun attend = kAttendRun[bf16::padded(p.shape.width_qk) / bf16::kUnit - 1];
   const double flop = 2.0 * bf16::kUnit * bf16::kUnit * static_cast<double>(p.shape.width_qk + p.shape.width_v);
-  RangeRuns runs(p, item, call, at, scale, packing);
+  RangeRuns runs(p, item, call, at, scale);
   Pending pending(call.on.discard);
   TileRun run;
   while (runs.next(run)) {
     attend(call, pending, run);
     pacer.did(flop * static_cast<double>(run.units));
-    if (Unit::kTilesRunBeside || !run.last) continue;
+    if (!run.last) continue;
     pending.flush();
-    runs.store_tile(run.tile);
-  }
-  if constexpr (Unit::kTilesRunBeside) {
-    pending.flush();
-    runs.finish();
-  }
-}
-
-/// What is packed beside the products of a range: blocks of the item's next range, or of the first one of the item to come.
-inline void aim_packing(BlockPacking& packing, const bf16::ForwardItem& item, const ItemPlace& at) {
-  const auto& next = item.next;
-  if (at.range.end < at.all.end) {
-    packing.aim(item.packed, item.seen, item.seen_count, {at.range.end, at.range.end + kRangeKeys});
-  } else if (next.rows > 0 && next.seen_count > 0) {
-    const std::int64_t range = next.packed.first_key + round_down(next.seen[0] * bf16::kBlock, kRangeKeys);
-    packing.aim(next.packed, next.seen, next.seen_count, {range, range + kRangeKeys});
-  } else {
-    packing.aim_at_nothing();
+    if (at.seen[run.tile].end <= at.range.end) store_tile(p, item, run.tile, call.on.tiles[run.tile]);
   }
 }
 
@@ -261,20 +264,16 @@ inline void forward_item(const ForwardProblem<bfloat16, float>& p, const bf16::F
     at.seen[t] = keys_seen(item.tiles[t], first, item.packed.keys_end);
     at.all = {smaller(at.all.begin, at.seen[t].begin), larger(at.all.end, at.seen[t].end)};
     if (at.seen[t].begin < at.seen[t].end || !item.overwrite) continue;
-    TileLoad(p, item, t, scale, call.on.tiles[t]).all();
+    load_tile(p, item, t, scale, call.on.tiles[t]);
     __builtin_memset(call.on.tiles[t].sums, 0, static_cast<std::size_t>(call.value_pairs * kUnitScores) * sizeof(float));
-    TileStore(p, item, t, call.on.tiles[t]).all();
+    store_tile(p, item, t, call.on.tiles[t]);
   }
   Pacer pacer(item.progress);
-  BlockPacking packing(p);
   for (std::int64_t range = first + round_down(at.all.begin - first, kRangeKeys); range < at.all.end; range += kRangeKeys) {
     at.range = {range, smaller(range + kRangeKeys, item.packed.keys_end)};
-    packing.finish();
     pack_range(p, item, at.range);
-    if constexpr (Unit::kTilesRunBeside) aim_packing(packing, item, at);
-    attend_range(p, item, call, at, scale, packing, pacer);
+    attend_range(p, item, call, at, scale, pacer);
   }
-  packing.finish();
   release_blocks(item);
 }
 

@@ -133,11 +133,8 @@ class ForwardPart {
     const auto rows_of = [&](std::int64_t item) { return std::min(item_rows, shape.query_rows - first_row_of(item)); };
     for_each_item_on(team, row_items * heads, stream_, [&](std::int64_t item, int thread, const Progress& progress) {
       const std::int64_t first_row = first_row_of(item), head = item % heads;
-      const auto seen_by = [&](std::int64_t row) -> const std::vector<std::int32_t>& {
-        return seen[static_cast<std::size_t>(row / item_rows)];
-      };
+      const std::vector<std::int32_t>& blocks = seen[static_cast<std::size_t>(first_row / item_rows)];
       const std::int64_t next = std::min(item + team, row_items * heads - 1);
-      const std::vector<std::int32_t>&blocks = seen_by(first_row), &next_blocks = seen_by(first_row_of(next));
       kernels_.forward(problem_, {first * group + head,
                                   first_row,
                                   rows_of(item),
@@ -145,8 +142,7 @@ class ForwardPart {
                                   keys_of(head),
                                   blocks.data(),
                                   static_cast<std::int64_t>(blocks.size()),
-                                  {first_row_of(next), next == item ? 0 : rows_of(next), keys_of(next % heads), next_blocks.data(),
-                                   static_cast<std::int64_t>(next_blocks.size())},
+                                  {first_row_of(next), next == item ? 0 : rows_of(next), keys_of(next % heads)},
                                   overwrite,
                                   threads + thread * thread_bytes,
                                   progress});

@@ -7,14 +7,13 @@
 // scores (8) stay in the first-level cache while keys, values and sums stream past them.
 #pragma once
 
-#include "kernels/cpu/bf16/blocks.h"
 #include "kernels/cpu/bf16/fetch.h"
-#include "kernels/cpu/bf16/slices.h"
 #include "kernels/cpu/bf16/state.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
+constexpr std::int64_t kUnitsPerBlock = bf16::kBlock / bf16::kUnit;
 constexpr std::int64_t kRunUnits = 10;  ///< At most.
 
 struct ForwardScratch {
@@ -42,7 +41,6 @@ struct TileRun {
   bool adds;                  ///< To what was summed before; else there is nothing.
   bool last;                  ///< Of the tile in this range.
   Fetch* fetch;               ///< For later.
-  Slices* slices;             ///< Of other tiles.
 };
 
 inline UnitPlace place_of(const ForwardCall& call, const TileRun& run, std::int64_t unit) {
@@ -116,23 +114,15 @@ struct ValueOperands {
 /// What the vector unit does beside products of weights and values.
 class ValueWork {
  public:
-  ValueWork(const TileRun& run, WeightSums& sums) : fetch_(*run.fetch), slices_(*run.slices), sums_(sums) {}
+  ValueWork(Fetch& fetch, WeightSums& sums) : fetch_(fetch), sums_(sums) {}
   template <int I>
   [[gnu::always_inline]] void operator()(std::int64_t, Product<I>) {
     fetch_.some();
-    if constexpr (Unit::kTilesRunBeside) {
-      if (slices_.due()) [[unlikely]] {
-        sums_.park(slices_.space());
-        slices_.next();
-        sums_.resume(slices_.space());
-      }
-    }
     sums_();
   }
 
  private:
   Fetch& fetch_;
-  Slices& slices_;
   WeightSums& sums_;
 };
 
@@ -185,7 +175,7 @@ void attend_run(const ForwardCall& call, Pending& pending, const TileRun& run) {
     pending.multiply(run.adds, on, run.units, tile.sums);
   }
   WeightSums sums(call.on.weights, run.units);
-  ValueWork work(run, sums);
+  ValueWork work(*run.fetch, sums);
   for (std::int64_t pair = 1; pair < call.value_pairs; ++pair) {
     on.column = pair * kUnitsPerBlock * 2 * kTile;
     pending.multiply(run.adds, on, run.units, tile.sums + pair * kUnitScores, work);

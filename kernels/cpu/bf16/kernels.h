@@ -34,8 +34,7 @@ struct PackedKeys {
   std::int64_t first_key, keys_end;  ///< Of the problem.
 };
 
-/// Awaited: being packed, and another thread waits for it.
-enum BlockState : std::int32_t { kUnpacked, kBeingPacked, kAwaited, kPacked };
+enum BlockState : std::int32_t { kUnpacked, kBeingPacked, kPacked };
 
 /// The bands of one tile of kUnit query rows.
 struct TileBands {
@@ -54,8 +53,6 @@ struct ForwardItem {
   struct {
     std::int64_t first_row, rows;
     PackedKeys packed;
-    const std::int32_t* seen;
-    std::int64_t seen_count;
   } next;
   bool overwrite;
   std::byte* scratch;

@@ -34,19 +34,15 @@ inline Vec load_pairs(const bfloat16* row, std::int64_t column, std::int64_t wid
   return bits;
 }
 
-/// Row `row` of those that pack_rows_as_a packs.
-[[gnu::always_inline]] inline void pack_row_as_a(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width,
-                                                 std::int64_t steps, std::int64_t row, bfloat16* to) {
-  bfloat16* at = to + row / kTileRows * kTile + row % kTileRows * 32;
-  for (std::int64_t step = 0; step < steps; ++step) {
-    store_bits(at + step * 2 * kTile, row < rows ? load_pairs(from + row * stride, step * 32, width) : Vec{});
-  }
-}
-
 /// to: [steps][2 tiles of 16 rows x 32 columns] from 32 rows, of which `rows` exist.
 inline void pack_rows_as_a(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width, std::int64_t steps,
                            bfloat16* to) {
-  for (std::int64_t row = 0; row < 2 * kTileRows; ++row) pack_row_as_a(from, stride, rows, width, steps, row, to);
+  for (std::int64_t row = 0; row < 2 * kTileRows; ++row) {
+    bfloat16* at = to + row / kTileRows * kTile + row % kTileRows * 32;
+    for (std::int64_t step = 0; step < steps; ++step) {
+      store_bits(at + step * 2 * kTile, row < rows ? load_pairs(from + row * stride, step * 32, width) : Vec{});
+    }
+  }
 }
 
 /// A corner of a matrix to be read column by column, or a copy that has zeros for rows and columns that do not exist. Also a copy where
@@ -57,17 +53,7 @@ class Corner {
   static constexpr std::int64_t kFar = 65536 / kRows;  // 8 lines in each set that rows share, of 64 sets
 
  public:
-  Corner() = default;
-  [[gnu::always_inline]] Corner(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t width) {
-    aim(from, stride, rows, width);
-  }
-  /// The copy lies in this object.
-  Corner(const Corner&) = delete;
-  Corner& operator=(const Corner&) = delete;
-
-  [[gnu::always_inline]] void aim(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t width) {
-    data_ = from;
-    stride_ = stride;
+  [[gnu::always_inline]] Corner(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t width) : data_(from), stride_(stride) {
     const bool whole = rows >= kRows && width >= kColumns;
     if (whole && row_bytes() % kFar != 0) return;
     if (whole) {
@@ -95,20 +81,16 @@ class Corner {
   alignas(64) std::byte space_[kRows * kRowBytes];
 };
 
-/// Tile `i` of those that pack_rows_as_b makes.
-[[gnu::always_inline]] inline void pack_tile_as_b(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width,
-                                                  std::int64_t i, bfloat16* to) {
-  const std::int64_t row = i % 2 * kTileRows, column = i / 2 * 32;
-  const Corner<bfloat16, 16, 32> corner(from + row * stride + column, stride, larger(0, rows - row), larger(0, width - column));
-  Vec block[kTileRows];
-  Unit::transpose_words(corner.data(), corner.row_bytes(), block);
-  for (std::int64_t n = 0; n < kTileRows; ++n) store_bits(to + i * kTile + n * 32, block[n]);
-}
-
 /// to: [steps][2 tiles of 16 pairs of columns x 16 rows] from 32 rows, of which `rows` exist.
 inline void pack_rows_as_b(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width, std::int64_t steps,
                            bfloat16* to) {
-  for (std::int64_t i = 0; i < 2 * steps; ++i) pack_tile_as_b(from, stride, rows, width, i, to);
+  for (std::int64_t i = 0; i < 2 * steps; ++i) {
+    const std::int64_t row = i % 2 * kTileRows, column = i / 2 * 32;
+    const Corner<bfloat16, 16, 32> corner(from + row * stride + column, stride, larger(0, rows - row), larger(0, width - column));
+    Vec block[kTileRows];
+    Unit::transpose_words(corner.data(), corner.row_bytes(), block);
+    for (std::int64_t n = 0; n < kTileRows; ++n) store_bits(to + i * kTile + n * 32, block[n]);
+  }
 }
 
 /// Pairs of rows: lane n of `low` holds (upper[n], lower[n]) of the first 16 columns, of `high` those of the next 16.
@@ -143,36 +125,31 @@ inline void mark_poison(const Corner<bfloat16, 32, 32>& corner, std::uint8_t* ba
   }
 }
 
-using Brains = std::uint16_t __attribute__((vector_size(64)));
-
-/// Columns [first, first + 8) of a corner. most: the largest magnitude so far.
-[[gnu::always_inline]] inline void pack_8_columns(const Corner<bfloat16, 32, 32>& corner, std::int64_t first, bfloat16* to, Brains& most) {
-  Vec columns[8];
-  Unit::transpose_halves(corner.data(first), corner.row_bytes(), columns);
-  for (std::int64_t c = 0; c < 8; ++c) {
-    const Brains magnitude = Brains(columns[c]) & 0x7fff;
-    most = magnitude > most ? magnitude : most;
-    store_bits(to + (first + c) * 32, columns[c]);
-  }
-}
-/// After all 32: bad[row] becomes 1 for rows with NaN or infinity, which are then packed as 0. True if there are any.
-[[gnu::always_inline]] inline bool clean_columns(const Corner<bfloat16, 32, 32>& corner, Brains most, bfloat16* to, std::uint8_t* bad) {
-  if (!any(Ints(most >= 0x7f80))) return false;
-  mark_poison(corner, bad);
-  for (std::int64_t c = 0; c < 32; ++c) store_bits(to + c * 32, without_poison(load_bits(to + c * 32)));
-  return true;
-}
-
 /// to: for each 32 columns, pair_stride apart, 2 tiles of 16 columns x 32 rows, of which `rows` exist. bad[row] becomes 1 for
 /// rows with NaN or infinity, which are packed as 0. True if there are any.
 inline bool pack_rows_transposed(const bfloat16* from, std::int64_t stride, std::int64_t rows, std::int64_t width,
                                  std::int64_t column_pairs, std::int64_t pair_stride, bfloat16* to, std::uint8_t* bad) {
+  using Brains = std::uint16_t __attribute__((vector_size(64)));
   bool any_bad = false;
   for (std::int64_t pair = 0; pair < column_pairs; ++pair) {
     const Corner<bfloat16, 32, 32> corner(from + pair * 32, stride, rows, larger(0, width - pair * 32));
-    Brains most = {};
-    for (std::int64_t column = 0; column < 32; column += 8) pack_8_columns(corner, column, to + pair * pair_stride, most);
-    if (clean_columns(corner, most, to + pair * pair_stride, bad)) any_bad = true;
+    Brains most = {};  // of the magnitudes
+    for (std::int64_t column = 0; column < 32; column += 8) {
+      Vec columns[8];
+      Unit::transpose_halves(corner.data(column), corner.row_bytes(), columns);
+      for (std::int64_t c = 0; c < 8; ++c) {
+        const Brains magnitude = Brains(columns[c]) & 0x7fff;
+        most = magnitude > most ? magnitude : most;
+        store_bits(to + pair * pair_stride + (column + c) * 32, columns[c]);
+      }
+    }
+    if (!any(Ints(most >= 0x7f80))) continue;
+    any_bad = true;
+    mark_poison(corner, bad);
+    for (std::int64_t c = 0; c < 32; ++c) {
+      bfloat16* at = to + pair * pair_stride + c * 32;
+      store_bits(at, without_poison(load_bits(at)));
+    }
   }
   return any_bad;
 }

@@ -168,15 +168,6 @@ class WeightSums {
     next_ += 4 * 32;
     if (++quarter_ % 4 == 0) next_ += kTile;  // over the other half
   }
-  /// Before and after a call that needs the registers: if the sums lived through it, they would be in memory between all products.
-  [[gnu::always_inline]] void park(float* to) const {
-#pragma GCC unroll 8
-    for (std::int64_t i = 0; i < 8; ++i) store(to + i * kLanes, sums_[i]);
-  }
-  [[gnu::always_inline]] void resume(const float* from) {
-#pragma GCC unroll 8
-    for (std::int64_t i = 0; i < 8; ++i) sums_[i] = load(from + i * kLanes);
-  }
   void finish(Running& running) {
     while (next_ != end_) (*this)();
     running.bf16[0] += (sums_[0] + sums_[1]) + (sums_[2] + sums_[3]);

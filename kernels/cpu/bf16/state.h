@@ -20,11 +20,6 @@ struct QueryTile {
   Running running;
 };
 
-/// Sums of values [16 i, 16 i + 16) for the rows of a half.
-[[gnu::always_inline]] inline float* sums_of(const QueryTile& tile, std::int64_t half, std::int64_t i) {
-  return tile.sums + i / 2 * kUnitScores + (i % 2 * 2 + half) * 256;
-}
-
 /// Rows of the tile that some band mentions: the others keep their state bit for bit.
 inline std::uint32_t rows_touched(const bf16::TileBands& bands, std::int64_t first_row) {
   std::uint32_t bits = 0;
@@ -39,70 +34,32 @@ inline Vec load_lse(const ForwardProblem<bfloat16, float>& p, std::int64_t head,
   return lse;
 }
 
-/// Packs a tile's queries and loads its state: at once, or in slices.
-class TileLoad {
- public:
-  TileLoad() = default;
-  TileLoad(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t, float scale, QueryTile& tile)
-      : p_(&p),
-        item_(&item),
-        tile_(&tile),
-        scale_(scale),
-        first_(item.first_row + t * bf16::kUnit),
-        rows_(smaller(bf16::kUnit, item.first_row + item.rows - first_)) {}
-
-  void all() {
-    pack_rows_as_b(queries(), p_->q.row, rows_, p_->shape.width_qk, query_tiles() / 2, tile_->queries);
-    for (std::int64_t half = 0; half < 2; ++half) {
-      load_running(half);
-      if (item_->overwrite) continue;
-      for (std::int64_t i = 0; i < half_blocks(); ++i) load_sums(half, i);
+inline void load_tile(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t, float scale,
+                      QueryTile& tile) {
+  const std::int64_t first = item.first_row + t * bf16::kUnit, rows = smaller(bf16::kUnit, item.first_row + item.rows - first);
+  pack_rows_as_b(p.q.data + first * p.q.row + item.head * p.q.head, p.q.row, rows, p.shape.width_qk,
+                 bf16::padded(p.shape.width_qk) / bf16::kUnit, tile.queries);
+  tile.running.scale = splat(scale);
+  const std::int64_t width = bf16::padded(p.shape.width_v);
+  for (std::int64_t half = 0; half < 2; ++half) {
+    const std::int64_t row = first + half * kLanes, count = larger(0, rows - half * kLanes);
+    tile.running.fresh[half] = tile.running.total[half] = tile.running.bf16[half] = Vec{};
+    tile.running.top[half] = splat(kFreshTop);
+    if (item.overwrite) continue;
+    const Vec lse = load_lse(p, item.head, row, count) * kLog2E;
+    const Ints empty = lse == splat(-kInfinity);
+    tile.running.top[half] = empty ? tile.running.top[half] : Unit::ceil(lse);
+    tile.running.total[half] = tile.running.bf16[half] = empty ? Vec{} : exp2(lse - tile.running.top[half]);
+    for (std::int64_t e = 0; e < width; e += kLanes) {
+      const Corner<float, kLanes, kLanes> corner(p.out.data + row * p.out.row + item.head * p.out.head + e, p.out.row, count,
+                                                 larger(0, p.shape.width_v - e));
+      Vec block[kLanes];
+      Unit::transpose_words(corner.data(), corner.row_bytes(), block);
+      float* to = tile.sums + e / 32 * kUnitScores + (e / 16 % 2 * 2 + half) * 256;
+      for (std::int64_t i = 0; i < kLanes; ++i) store(to + i * kLanes, block[i] * tile.running.total[half]);
     }
   }
-
-  std::int64_t slices() const { return query_tiles() + 1 + (item_->overwrite ? 0 : 2 * half_blocks()); }
-  void slice(std::int64_t i) {
-    if (i < query_tiles()) return pack_tile_as_b(queries(), p_->q.row, rows_, p_->shape.width_qk, i, tile_->queries);
-    i -= query_tiles() + 1;
-    if (i >= 0) return load_sums(i / half_blocks(), i % half_blocks());
-    load_running(0);
-    load_running(1);
-  }
-
- private:
-  const bfloat16* queries() const { return p_->q.data + first_ * p_->q.row + item_->head * p_->q.head; }
-  std::int64_t query_tiles() const { return bf16::padded(p_->shape.width_qk) / kTileRows; }
-  std::int64_t half_blocks() const { return bf16::padded(p_->shape.width_v) / kLanes; }
-
-  [[gnu::always_inline]] void load_running(std::int64_t half) {
-    Running& running = tile_->running;
-    running.scale = splat(scale_);
-    running.fresh[half] = running.total[half] = running.bf16[half] = Vec{};
-    running.top[half] = splat(kFreshTop);
-    if (item_->overwrite) return;
-    const Vec lse = load_lse(*p_, item_->head, first_ + half * kLanes, larger(0, rows_ - half * kLanes)) * kLog2E;
-    const Ints empty = lse == splat(-kInfinity);
-    running.top[half] = empty ? running.top[half] : Unit::ceil(lse);
-    running.total[half] = running.bf16[half] = empty ? Vec{} : exp2(lse - running.top[half]);
-  }
-
-  /// 16 values of the rows of a half.
-  [[gnu::always_inline]] void load_sums(std::int64_t half, std::int64_t i) {
-    const std::int64_t row = first_ + half * kLanes, e = i * kLanes;
-    const Corner<float, kLanes, kLanes> corner(p_->out.data + row * p_->out.row + item_->head * p_->out.head + e, p_->out.row,
-                                               larger(0, rows_ - half * kLanes), larger(0, p_->shape.width_v - e));
-    Vec block[kLanes];
-    Unit::transpose_words(corner.data(), corner.row_bytes(), block);
-    float* to = sums_of(*tile_, half, i);
-    for (std::int64_t n = 0; n < kLanes; ++n) store(to + n * kLanes, block[n] * tile_->running.total[half]);
-  }
-
-  const ForwardProblem<bfloat16, float>* p_;
-  const bf16::ForwardItem* item_;
-  QueryTile* tile_;
-  float scale_;
-  std::int64_t first_, rows_;
-};
+}
 
 /// Adds what packing took out of the values: NaN and infinity, to the rows that see them.
 inline void add_poison(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t) {
@@ -141,65 +98,30 @@ inline void add_poison(const ForwardProblem<bfloat16, float>& p, const bf16::For
   }
 }
 
-/// Stores the result of a tile: at once, or in slices.
-class TileStore {
- public:
-  TileStore() = default;
-  TileStore(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t, const QueryTile& tile)
-      : p_(&p), item_(&item), tile_(&tile), t_(t), first_(item.first_row + t * bf16::kUnit) {
-    const std::uint32_t rows = row_bits(0, item.first_row + item.rows - first_);
-    lanes_ = (item.overwrite ? ~0u : rows_touched(item.tiles[t], first_)) & rows;
-  }
-
-  void all() {
-    if (lanes_ == 0) return;
-    for (std::int64_t half = 0; half < 2; ++half) {
-      store_running(half);
-      for (std::int64_t i = 0; i < half_blocks(); ++i) store_sums(half, i);
-    }
-    finish();
-  }
-
-  std::int64_t slices() const { return lanes_ == 0 ? 0 : 2 * half_blocks() + 3; }
-  void slice(std::int64_t i) {
-    const std::int64_t half_slices = half_blocks() + 1, half = i / half_slices;
-    if (half == 2) return finish();
-    if (i % half_slices == 0) return store_running(half);
-    store_sums(half, i % half_slices - 1);
-  }
-
- private:
-  std::int64_t half_blocks() const { return (p_->shape.width_v + kLanes - 1) / kLanes; }
-  std::uint32_t lanes_of(std::int64_t half) const { return lanes_ >> (half * kLanes) & 0xffffu; }
-
-  /// The half's lse, and what its sums are divided by.
-  [[gnu::always_inline]] void store_running(std::int64_t half) {
-    const Vec total = tile_->running.total[half], zero = {};
+inline void store_tile(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t, const QueryTile& tile) {
+  const bf16::TileBands& bands = item.tiles[t];
+  if (bands.count == 0 && !item.overwrite) return;
+  const std::int64_t first = item.first_row + t * bf16::kUnit, rows = smaller(bf16::kUnit, item.first_row + item.rows - first);
+  const std::uint32_t touched = (item.overwrite ? ~0u : rows_touched(bands, first)) & row_bits(0, rows);
+  for (std::int64_t half = 0; half < 2; ++half) {
+    const std::int64_t row = first + half * kLanes;
+    const std::uint32_t mine = touched >> (half * kLanes) & 0xffffu;
+    const Vec total = tile.running.total[half], zero = {};
     // Compare with zero, not "> 0": a NaN must stay visible.
     const Ints empty = total == zero;
-    store(factor_, empty ? zero : 1.0f / tile_->running.bf16[half]);
-    const Vec lse = empty ? splat(-kInfinity) : tile_->running.top[half] * kLn2 + natural_log(total);
+    alignas(64) float factor[kLanes];
+    store(factor, empty ? zero : 1.0f / tile.running.bf16[half]);
+    const Vec lse = empty ? splat(-kInfinity) : tile.running.top[half] * kLn2 + natural_log(total);
     for (std::int64_t i = 0; i < kLanes; ++i) {
-      if ((lanes_of(half) >> i & 1) == 0) continue;
-      p_->lse.data[(first_ + half * kLanes + i) * p_->lse.row + item_->head * p_->lse.head] = lse[i];
+      if ((mine >> i & 1) != 0) p.lse.data[(row + i) * p.lse.row + item.head * p.lse.head] = lse[i];
+    }
+    for (std::int64_t e = 0; e < p.shape.width_v; e += kLanes) {
+      const float* from = tile.sums + e / 32 * kUnitScores + (e / 16 % 2 * 2 + half) * 256;
+      store_transposed(from, factor, mine, p.out.data + row * p.out.row + item.head * p.out.head + e, p.out.row, p.shape.width_v - e);
     }
   }
-  /// 16 values of the rows of a half.
-  [[gnu::always_inline]] void store_sums(std::int64_t half, std::int64_t i) const {
-    float* to = p_->out.data + (first_ + half * kLanes) * p_->out.row + item_->head * p_->out.head + i * kLanes;
-    store_transposed(sums_of(*tile_, half, i), factor_, lanes_of(half), to, p_->out.row, p_->shape.width_v - i * kLanes);
-  }
-  void finish() const {
-    if (__atomic_load_n(item_->packed.any_poisoned, __ATOMIC_RELAXED) != 0) add_poison(*p_, *item_, t_);
-  }
-
-  const ForwardProblem<bfloat16, float>* p_;
-  const bf16::ForwardItem* item_;
-  const QueryTile* tile_;
-  std::int64_t t_, first_;
-  std::uint32_t lanes_;
-  alignas(64) float factor_[kLanes];  // of the half at work
-};
+  if (__atomic_load_n(item.packed.any_poisoned, __ATOMIC_RELAXED) != 0) add_poison(p, item, t);
+}
 
 }  // namespace
 }  // namespace periplus::kernels::cpu

@@ -11,8 +11,7 @@ namespace {
 /// Eight registers of 16 rows of 64 bytes. The compiler knows nothing of what they read from memory: put fence() between
 /// vector stores and the tile loads that read them. It does know what tile stores write.
 struct Unit : VectorUnit {
-  static constexpr bool kHasTiles = true;        ///< Products cost little beside everything else.
-  static constexpr bool kTilesRunBeside = true;  ///< The vector unit has time between products.
+  static constexpr bool kHasTiles = true;  ///< Products cost little beside everything else.
 
   /// Tile state is on while this lives: a thread that keeps it on pays for 8 KiB more at every context switch.
   class Session {

@@ -11,7 +11,6 @@ namespace {
 /// Unlike the hardware, load() only notes where a tile lies: the memory must stay as it is until the last product or store that reads it.
 struct Unit : VectorUnit {
   static constexpr bool kHasTiles = false;
-  static constexpr bool kTilesRunBeside = false;
 
   struct Tile {
     const float* at;  ///< Its 16 rows, whatever their type.

@@ -9,7 +9,6 @@ namespace {
 
 struct Unit {
   static constexpr bool kHasTiles = true;
-  static constexpr bool kTilesRunBeside = true;
 
   class Session {
    public:
