@@ -1,5 +1,6 @@
 #include "runtime/comm/tcp_transport.h"
 
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -8,6 +9,7 @@
 
 #include <boost/asio.hpp>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "conformance.h"
 #include "runtime/error.h"
@@ -24,10 +26,19 @@ using conformance::stream;
 using conformance::to;
 using std::chrono::milliseconds;
 
-/// Nobody else binds it soon: the system deals out such ports in turn.
+/// Below the ports that the system gives to those who connect: one of these may be taken before a rank listens there.
 std::uint16_t free_port() {
+  constexpr int kFirst = 30000, kCount = 2768;
+  static std::atomic<int> next{getpid() * 37};
   asio::io_context io;
-  return tcp::acceptor(io, {tcp::v4(), 0}).local_endpoint().port();
+  for (int tries = 0; tries < kCount; ++tries) {
+    const auto port = static_cast<std::uint16_t>(kFirst + next++ % kCount);
+    boost::system::error_code code;
+    tcp::acceptor acceptor(io, tcp::v4());
+    acceptor.bind({tcp::v4(), port}, code);
+    if (!code) return port;
+  }
+  throw DeviceError("no port is free");
 }
 
 /// Runs a rank on each of `ranks` threads and returns what each threw. All communicators live until all ranks have ended, as
