@@ -16,11 +16,6 @@ namespace {
 
 using simulate::Candidate;
 
-const char* name_of(simulate::Recompute recompute) {
-  constexpr const char* kNames[] = {"nothing", "all but hidden", "all but attention", "all"};
-  return kNames[static_cast<int>(recompute)];
-}
-
 std::string strategy_of(const simulate::Shape& shape, const simulate::Training& training) {
   if (training.context == 1) return "one device";
   if (shape.pattern.find('S') == std::string::npos) return training.linear.strategy;
@@ -30,8 +25,8 @@ std::string strategy_of(const simulate::Shape& shape, const simulate::Training& 
 
 void show(const OptionTable& table, const simulate::Shape& shape, const simulate::Machine& machine, const Candidate& c) {
   say(table,
-      fmt::format("{:<20} {:>7} {:>8} {:>5} {:<18} {:>10.4g} {:>11.5g} {:>7.1f} {:>10} {:>8.1f}", strategy_of(shape, c.training),
-                  c.training.context, c.training.replicas, c.training.zero, name_of(c.training.recompute), c.iteration.seconds,
+      fmt::format("{:<20} {:>7} {:>8} {:>5} {:<13} {:>10.4g} {:>11.5g} {:>7.1f} {:>10} {:>8.1f}", strategy_of(shape, c.training),
+                  c.training.context, c.training.replicas, c.training.zero, to_string(c.training.recompute), c.iteration.seconds,
                   c.iteration.tokens_per_second(c.training), 100 * c.iteration.mfu(machine, c.training),
                   bytes_text(c.iteration.memory.total()), 100 * std::max(0.0, c.iteration.ranks[0].attention_wait) / c.iteration.seconds));
 }
@@ -44,7 +39,7 @@ nlohmann::ordered_json to_json(const simulate::Shape& shape, const simulate::Mac
           {"context", c.training.context},
           {"replicas", c.training.replicas},
           {"zero", c.training.zero},
-          {"recompute", name_of(c.training.recompute)},
+          {"recompute", to_string(c.training.recompute)},
           {"seconds", c.iteration.seconds},
           {"tokens_per_second", c.iteration.tokens_per_second(c.training)},
           {"mfu", c.iteration.mfu(machine, c.training)},
@@ -83,8 +78,8 @@ int estimate_command(Arguments arguments) {
   if (estimate.candidates.empty()) {
     say(table, fmt::format("{} with {} tokens does not fit {}", shape.name, options.tokens, machine.name));
   } else {
-    say(table, fmt::format("{:<20} {:>7} {:>8} {:>5} {:<18} {:>10} {:>11} {:>7} {:>10} {:>8}", "strategy", "context", "replicas", "ZeRO",
-                           "computed again", "s / step", "tokens/s", "MFU %", "memory", "waits %"));
+    say(table, fmt::format("{:<20} {:>7} {:>8} {:>5} {:<13} {:>10} {:>11} {:>7} {:>10} {:>8}", "strategy", "context", "replicas", "ZeRO",
+                           "recompute", "s / step", "tokens/s", "MFU %", "memory", "waits %"));
   }
   for (const Candidate& candidate : estimate.candidates) {
     show(table, shape, machine, candidate);

@@ -30,7 +30,11 @@ struct Options {
   Training training;
 };
 
-const std::vector<std::string> kRecompute = {"none", "but_hidden", "but_attention", "all"};
+std::vector<std::string> recompute_names() {
+  std::vector<std::string> names;
+  for (const simulate::Recompute recompute : simulate::kRecomputes) names.emplace_back(to_string(recompute));
+  return names;
+}
 
 void add_options(OptionTable& table, Options& o) {
   table.add({.flag = "model", .target = &o.model, .value = "NAME|FILE", .help = "Built-in model or a TOML file, as in examples/models."});
@@ -46,8 +50,12 @@ void add_options(OptionTable& table, Options& o) {
              .value = "A,B,...",
              .help = "Lengths that it is packed of; none: one document.",
              .least = 0});
-  table.add(
-      {.flag = "context", .target = &o.training.context, .value = "N", .help = "Ranks that share a sequence.", .least = 1, .most = 1024});
+  table.add({.flag = "context",
+             .target = &o.training.context,
+             .value = "N",
+             .help = "Ranks that share a sequence.",
+             .least = 1,
+             .most = simulate::kMostContext});
   table.add({.flag = "replicas", .target = &o.training.replicas, .value = "N", .help = "Groups of such ranks.", .least = 1});
   table.add({.flag = "tensor",
              .target = &o.training.tensor,
@@ -72,7 +80,8 @@ void add_options(OptionTable& table, Options& o) {
              .value = "NAME",
              .help = "Of linear attention:",
              .choices = linear_strategy_names()});
-  table.add({.flag = "recompute", .target = &o.recompute, .value = "NAME", .help = "What backward runs again:", .choices = kRecompute});
+  table.add(
+      {.flag = "recompute", .target = &o.recompute, .value = "NAME", .help = "What backward runs again:", .choices = recompute_names()});
   table.add({.flag = "zero", .target = &o.training.zero, .value = "N", .help = "ZeRO stage.", .least = 0, .most = 3});
   table.add(
       {.flag = "optimizer-on-host", .target = &o.training.optimizer_on_host, .help = "Master weights and moments take no device memory."});
@@ -169,7 +178,7 @@ int simulate_command(Arguments arguments) {
   if (table.given("picture")) throw InvalidArgument("simulate: --picture goes with --reproduce");
   if (!table.given("tokens") && !table.given("documents")) throw InvalidArgument("simulate: --tokens N or --documents A,B,... is missing");
   options.training.layout = layout_kind_from_string(options.layout);
-  options.training.recompute = static_cast<simulate::Recompute>(std::ranges::find(kRecompute, options.recompute) - kRecompute.begin());
+  options.training.recompute = *std::ranges::find(simulate::kRecomputes, options.recompute, simulate::to_string);
   if (options.training.tokens == 0) {
     for (const std::int64_t length : options.training.documents) options.training.tokens += length;
   }

@@ -15,6 +15,7 @@
 #include "parallel/train/corpus.h"
 #include "parallel/train/metrics.h"
 #include "parallel/train/packing.h"
+#include "parallel/train/planner_costs.h"
 #include "runtime/error.h"
 
 namespace periplus::launch {
@@ -56,17 +57,10 @@ train::Config config_of(const train::Manifest& manifest) {
 }
 
 simulate::Shape shape_of(const train::Config& config) {
-  const train::ModelConfig& model = config.model;
-  const std::string pattern = model.pattern_of_layers();
+  const std::string pattern = config.model.pattern_of_layers();
   if (pattern.find_first_not_of("SL") != std::string::npos)
     throw InvalidArgument(fmt::format("simulate: --compare: layers '{}'; only S and L are simulated", pattern));
-  simulate::Shape shape;
-  shape.name = "run", shape.layers = static_cast<int>(model.layers), shape.hidden = static_cast<int>(model.hidden);
-  shape.heads = static_cast<int>(model.heads), shape.kv_heads = static_cast<int>(model.kv_heads);
-  shape.head_size = static_cast<int>(model.head_size), shape.ffn = static_cast<int>(model.ffn), shape.ffn_matrices = 3;
-  shape.vocabulary = model.vocabulary, shape.pattern = pattern, shape.tie_embeddings = model.tie_embeddings;
-  shape.element_bytes = config.run.dtype == "bf16" ? 2 : 4;
-  return shape;
+  return train::simulated_shape(config.model, dtype_from_string(config.run.dtype));
 }
 
 struct Step {

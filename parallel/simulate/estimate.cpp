@@ -18,7 +18,7 @@ bool fits(const Shape& shape, const Machine& machine, const Training& training, 
 /// From the least recomputation and ZeRO stage on, those that fit as far as is known before attention is planned.
 std::vector<Training> fitted(const Shape& shape, const Machine& machine, Training training) {
   std::vector<Training> result;
-  for (const Recompute recompute : {Recompute::none, Recompute::but_hidden, Recompute::but_attention, Recompute::all}) {
+  for (const Recompute recompute : kRecomputes) {
     for (const int zero : {1, 2, 3}) {
       training.recompute = recompute, training.zero = zero;
       if (fits(shape, machine, training)) result.push_back(training);
@@ -54,11 +54,10 @@ Training start(const Shape& shape, const EstimateOptions& options, int devices, 
 }
 
 std::vector<int> degrees(int devices) {
-  constexpr int kMost = 1024;  // a plan has steps for every pair of ranks
   std::vector<int> result;
-  for (int degree = 1; degree <= std::min(devices, kMost); degree *= 2)
+  for (int degree = 1; degree <= std::min(devices, kMostContext); degree *= 2)
     if (devices % degree == 0) result.push_back(degree);
-  if (result.back() != devices && devices <= kMost) result.push_back(devices);
+  if (result.back() != devices && devices <= kMostContext) result.push_back(devices);
   return result;
 }
 

@@ -27,7 +27,7 @@ struct Estimate {
 };
 
 /// How fast a model trains on a machine with sequences of a length: which strategy, over how many ranks, what is computed again
-/// and what ZeRO splits. Of the degrees that fit, powers of two and all devices, up to 1024, the least and the next two doublings
+/// and what ZeRO splits. Of the degrees that fit, powers of two and all devices, up to kMostContext, the least and the next two doublings
 /// are simulated, with each strategy and the least recomputation and ZeRO stage that fit; the other devices are replicas. The
 /// loss runs in tiles, as in our trainer.
 ///

@@ -11,6 +11,12 @@
 #include "runtime/error.h"
 
 namespace periplus::simulate {
+
+std::string_view to_string(Recompute recompute) noexcept {
+  constexpr std::string_view kNames[] = {"none", "but_hidden", "but_attention", "all"};
+  return kNames[static_cast<int>(recompute)];
+}
+
 namespace {
 
 void check(const Shape& shape, const Machine& machine, const Training& training) {

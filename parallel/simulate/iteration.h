@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -17,6 +18,10 @@ namespace periplus::simulate {
 /// What backward runs again: nothing; all of a layer but its attention and the hidden values of its feed-forward part; all but attention,
 /// whose results are kept (algorithms.md 10.7); all.
 enum class Recompute { none, but_hidden, but_attention, all };
+inline constexpr std::array kRecomputes = {Recompute::none, Recompute::but_hidden, Recompute::but_attention, Recompute::all};
+std::string_view to_string(Recompute recompute) noexcept;
+
+inline constexpr int kMostContext = 1024;  ///< Ranks of a sequence whose plans, which have steps for every pair, are quickly made.
 
 /// How a model is trained: one sequence of `tokens` over `context` ranks, `replicas` of that, each with micro-batches.
 struct Training {

@@ -38,11 +38,12 @@ Share share_of(const Training& training) {
   return share;
 }
 
-/// Elements of a token that the feed-forward part of a layer holds between its matrices.
-double ffn_elements(const Shape& shape) { return (shape.ffn_matrices == 3 ? 3.0 : 2.0) * static_cast<double>(shape.ffn_size()); }
-
-/// Of these, what its first matrices make.
-double hidden_elements(const Shape& shape) { return (shape.ffn_matrices == 3 ? 2.0 : 1.0) * static_cast<double>(shape.ffn_size()); }
+/// Elements of a token that the feed-forward part of a layer holds between its matrices: what all but the last make, and what that takes.
+double ffn_elements(const Shape& shape) { return shape.ffn_matrices * static_cast<double>(shape.ffn_size()); }
+/// Of these, what is kept for backward while the rest is computed again.
+double hidden_elements(const Shape& shape, const Training& training) {
+  return training.recompute == Recompute::but_hidden ? (shape.ffn_matrices - 1) * static_cast<double>(shape.ffn_size()) : 0;
+}
 
 /// All else of a layer: inputs of both norms and what they make of them, which matrices do not split; and queries, keys, values, result.
 double norm_elements(const Shape& shape) { return 4.0 * shape.hidden; }
@@ -60,11 +61,9 @@ double kept_bytes(const Shape& shape, const Training& training, const Share& sha
              split * shape.element_bytes * (attention_elements(shape) + ffn_elements(shape)) + lse +
              share.scores * shape.score_bytes * shape.heads / training.tensor;
     case Recompute::but_hidden:
-    case Recompute::but_attention: {
-      const double hidden = training.recompute == Recompute::but_hidden ? hidden_elements(shape) : 0;
-      return whole * shape.element_bytes * shape.hidden + split * shape.element_bytes * (static_cast<double>(shape.q_size()) + hidden) +
-             lse;
-    }
+    case Recompute::but_attention:
+      return whole * shape.element_bytes * shape.hidden +
+             split * shape.element_bytes * (static_cast<double>(shape.q_size()) + hidden_elements(shape, training)) + lse;
     case Recompute::all:
       return whole * shape.element_bytes * shape.hidden;
   }
@@ -79,7 +78,7 @@ double working_bytes(const Shape& shape, const Training& training, const Share& 
   const double attention = whole * norm_elements(shape) + split * attention_elements(shape);
   const double head_scores = share.scores * shape.heads / training.tensor;
   const double scores = shape.score_bytes > 0 ? 2 * head_scores * shape.element_bytes : 0;
-  const double hidden = training.recompute == Recompute::but_hidden && !training.tiled_ffn ? split * hidden_elements(shape) : 0;
+  const double hidden = training.tiled_ffn ? 0 : split * hidden_elements(shape, training);
   const double values = training.recompute == Recompute::none ? 0 : attention + ffn - hidden + head_scores * shape.score_bytes;
   // Tensor-parallel matrices work on the rows of all: the gathered input of one and its gradient.
   const double gathered = training.tensor > 1 && training.split_norms ? 2 * share.tokens * shape.element_bytes * shape.hidden : 0;

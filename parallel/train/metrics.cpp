@@ -24,46 +24,42 @@ bool belongs_before(const std::string& line, std::int64_t last_step) {
   return step != object.end() && step->is_number_integer() && step->get<std::int64_t>() <= last_step;
 }
 
-/// Reads the values of a line. `where` names it.
-class LineReader {
- public:
-  LineReader(const nlohmann::json& object, std::string where) : object_(object), where_(std::move(where)) {}
+constexpr double kAny = std::numeric_limits<double>::lowest();
 
-  template <class Number>
-  void read(const char* key, Number& number, double least = std::numeric_limits<double>::lowest()) const {
-    const auto value = object_.find(key);
-    if (value == object_.end()) return;
-    const bool fits = std::is_floating_point_v<Number> ? value->is_number() : value->is_number_integer();
-    if (!fits || value->get<double>() < least || value->get<double>() > kLargest<Number>)
-      throw InvalidArgument(fmt::format("{}: {} is {}, which training does not write", where_, key, value->dump().substr(0, 40)));
-    number = value->get<Number>();
-  }
+/// value(key, number, least that training writes) for all values of a line.
+template <class Metrics, class Value>
+void for_each_value(Metrics& metrics, const Value& value) {
+  value("step", metrics.step, 1);
+  value("loss", metrics.loss, kAny);
+  value("grad_norm", metrics.grad_norm, 0);
+  value("tokens", metrics.tokens, 0);
+  value("tokens_per_second", metrics.tokens_per_second, 0);
+  value("step_seconds", metrics.step_seconds, 0);
+  value("flops_per_second", metrics.flops_per_second, 0);
+  value("mfu", metrics.mfu, 0);
+  value("exposed_comm_seconds", metrics.exposed_comm_seconds, kAny);
+  value("peak_memory_bytes", metrics.peak_memory_bytes, 0);
+  value("ranks", metrics.ranks, 1);
+  value("learning_rate", metrics.learning_rate, 0);
+  value("micro_batches", metrics.micro_batches, 0);
+  value("predicted_seconds", metrics.predicted_seconds, 0);
+}
 
- private:
-  template <class Number>
-  static constexpr auto kLargest = static_cast<double>(std::numeric_limits<Number>::max() / 2);  // 2: f64 rounds it
-
-  const nlohmann::json& object_;
-  std::string where_;
-};
+/// number := value. False if training cannot have written it.
+template <class Number>
+bool read_number(const nlohmann::json& value, double least, Number& number) {
+  constexpr auto kLargest = static_cast<double>(std::numeric_limits<Number>::max() / 2);  // 2: f64 rounds it
+  const bool fits = std::is_floating_point_v<Number> ? value.is_number() : value.is_number_integer();
+  if (!fits || value.get<double>() < least || value.get<double>() > kLargest) return false;
+  number = value.get<Number>();
+  return true;
+}
 
 }  // namespace
 
 std::string to_json_line(const StepMetrics& metrics) {
-  const nlohmann::ordered_json object = {{"step", metrics.step},
-                                         {"loss", metrics.loss},
-                                         {"grad_norm", metrics.grad_norm},
-                                         {"tokens", metrics.tokens},
-                                         {"tokens_per_second", metrics.tokens_per_second},
-                                         {"step_seconds", metrics.step_seconds},
-                                         {"flops_per_second", metrics.flops_per_second},
-                                         {"mfu", metrics.mfu},
-                                         {"exposed_comm_seconds", metrics.exposed_comm_seconds},
-                                         {"peak_memory_bytes", metrics.peak_memory_bytes},
-                                         {"ranks", metrics.ranks},
-                                         {"learning_rate", metrics.learning_rate},
-                                         {"micro_batches", metrics.micro_batches},
-                                         {"predicted_seconds", metrics.predicted_seconds}};
+  nlohmann::ordered_json object;
+  for_each_value(metrics, [&](const char* key, auto number, double) { object[key] = number; });
   return object.dump();
 }
 
@@ -78,22 +74,12 @@ std::vector<StepMetrics> read_metrics(const fs::path& run_directory) {
     ++number;
     const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
     if (!object.is_object() || !object.contains("step")) continue;
-    const LineReader reader(object, fmt::format("{}:{}", path.string(), number));
-    StepMetrics& step = steps.emplace_back();
-    reader.read("step", step.step, 1);
-    reader.read("loss", step.loss);
-    reader.read("grad_norm", step.grad_norm, 0);
-    reader.read("tokens", step.tokens, 0);
-    reader.read("tokens_per_second", step.tokens_per_second, 0);
-    reader.read("step_seconds", step.step_seconds, 0);
-    reader.read("flops_per_second", step.flops_per_second, 0);
-    reader.read("mfu", step.mfu, 0);
-    reader.read("exposed_comm_seconds", step.exposed_comm_seconds);
-    reader.read("peak_memory_bytes", step.peak_memory_bytes, 0);
-    reader.read("ranks", step.ranks, 1);
-    reader.read("learning_rate", step.learning_rate, 0);
-    reader.read("micro_batches", step.micro_batches, 0);
-    reader.read("predicted_seconds", step.predicted_seconds, 0);
+    for_each_value(steps.emplace_back(), [&](const char* key, auto& to, double least) {
+      const auto value = object.find(key);
+      if (value == object.end() || read_number(*value, least, to)) return;
+      throw InvalidArgument(
+          fmt::format("{}:{}: {} is {}, which training does not write", path.string(), number, key, value->dump().substr(0, 40)));
+    });
   }
   return steps;
 }

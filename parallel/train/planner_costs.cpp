@@ -12,9 +12,8 @@
 #include "runtime/error.h"
 
 namespace periplus::train {
-namespace {
 
-simulate::Shape shape_of(const ModelConfig& model, DType dtype) {
+simulate::Shape simulated_shape(const ModelConfig& model, DType dtype) {
   simulate::Shape shape{.name = "trained", .layers = static_cast<int>(model.layers), .hidden = static_cast<int>(model.hidden)};
   shape.heads = static_cast<int>(model.heads), shape.kv_heads = static_cast<int>(model.kv_heads);
   shape.head_size = static_cast<int>(model.head_size), shape.ffn = static_cast<int>(model.ffn), shape.ffn_matrices = 3;
@@ -22,6 +21,8 @@ simulate::Shape shape_of(const ModelConfig& model, DType dtype) {
   shape.element_bytes = size_of(dtype) == 2 ? 2 : 4;  // the simulator has no f64
   return shape;
 }
+
+namespace {
 
 simulate::Training training_of(const RunConfig& run, std::int64_t tokens, int ranks) {
   simulate::Training training;
@@ -76,7 +77,7 @@ double activation_bytes(const RunConfig& run, const simulate::Shape& shape, cons
 
 planner::Model planner_model(const Config& config, DType dtype, const simulate::Machine& machine) {
   constexpr std::int64_t kShortest = 64, kLeastLongest = 1024;
-  const simulate::Shape shape = shape_of(config.model, dtype);
+  const simulate::Shape shape = simulated_shape(config.model, dtype);
   std::vector<double> lengths, times;
   const std::int64_t longest = std::max(config.data.context, kLeastLongest);
   for (std::int64_t length = longest; length >= kShortest && lengths.size() < 8; length /= 2) {

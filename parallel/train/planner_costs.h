@@ -5,6 +5,7 @@
 
 #include "parallel/planner/cost.h"
 #include "parallel/simulate/machine.h"
+#include "parallel/simulate/shape.h"
 #include "parallel/train/config.h"
 #include "runtime/device.h"
 #include "runtime/dtype.h"
@@ -17,6 +18,9 @@ struct MachineDescription {
   simulate::Machine simulated;
   std::string text;
 };
+
+/// The model for the simulator, weights and activations in `dtype`.
+simulate::Shape simulated_shape(const ModelConfig& model, DType dtype);
 
 /// What the planner needs to know of training the model: times as simulate_iteration predicts them for one rank, as
 /// micro_batch + token * s + pair * s^2 by least squares of the relative error over lengths s up to the context; memory of the

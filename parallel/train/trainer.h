@@ -41,8 +41,8 @@ struct TrainOptions {
   /// Continue from the newest complete checkpoint in run.directory. Without it, a directory that holds checkpoints is refused.
   bool resume = false;
   bool checkpoints = true;  ///< Benchmarks turn it off: nothing is saved, whatever the configuration says.
-  /// Measures the matrix peak of a rank, flops per second, before the first step, and again when a step was faster: others then slowed
-  /// the measurement. Not there: mfu is 0.
+  /// Measures the matrix peak of a rank, flops per second, before the first step, and on CPUs again when a step was faster: others then
+  /// slowed the measurement. Not there: mfu is 0.
   std::function<double(DType, Device)> measure_peak = kernels::measure_matmul_peak;
   /// Where this rank computes. Ranks that are threads may share a GPU; checkpoints are the same for all devices.
   Device device = {};
