@@ -1,6 +1,7 @@
 // periplus report: training runs side by side, as a table and a picture of their losses.
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -23,9 +24,9 @@ namespace {
 
 struct Run {
   std::string name;
-  Curve losses;
-  std::int64_t steps = 0;
-  double last_loss = 0;          ///< Mean of the last ten.
+  std::vector<train::StepMetrics> steps;
+  double last_loss = 0;  ///< Mean of the last ten.
+  std::optional<double> validation_loss = {};
   double tokens_per_second = 0;  ///< Median of all steps but the first.
   std::int64_t peak_bytes = 0;
   double exposed_share = 0;
@@ -33,22 +34,20 @@ struct Run {
 
 Run read_run(const std::string& folder) {
   constexpr std::size_t kLast = 10;
-  const std::vector<train::StepMetrics> steps = train::read_metrics(folder);
+  Run run{.name = (std::filesystem::path(folder) / "").lexically_normal().parent_path().string(), .steps = train::read_metrics(folder)};
+  const std::vector<train::StepMetrics>& steps = run.steps;
   if (steps.empty()) throw InvalidArgument(fmt::format("report: {} has no step yet", folder));
-  Run run{.name = (std::filesystem::path(folder) / "").lexically_normal().parent_path().string(), .losses = {}};
-  run.losses.name = run.name;
   std::vector<double> rates;
   double seconds = 0, exposed = 0;
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const train::StepMetrics& step = steps[i];
-    run.losses.points.emplace_back(static_cast<double>(step.step), step.loss);
     if (i + kLast >= steps.size()) run.last_loss += step.loss / static_cast<double>(std::min(kLast, steps.size()));
+    if (step.validation_loss) run.validation_loss = step.validation_loss;
     run.peak_bytes = std::max(run.peak_bytes, step.peak_memory_bytes);
     if (i == 0 && steps.size() > 1) continue;
     rates.push_back(step.tokens_per_second);
     seconds += step.step_seconds, exposed += step.exposed_comm_seconds;
   }
-  run.steps = std::ssize(steps);
   run.tokens_per_second = bench::median(std::move(rates));
   run.exposed_share = seconds > 0 ? exposed / seconds : 0;
   return run;
@@ -59,12 +58,14 @@ void shorten_names(std::vector<Run>& runs) {
   std::set<std::string> names;
   for (const Run& run : runs) names.insert(std::filesystem::path(run.name).filename().string());
   if (names.size() < runs.size()) return;
-  for (Run& run : runs) run.losses.name = run.name = std::filesystem::path(run.name).filename().string();
+  for (Run& run : runs) run.name = std::filesystem::path(run.name).filename().string();
 }
 
 void write_chart(const std::vector<Run>& runs, const std::string& output) {
-  Chart chart{.title = "Training loss", .x_label = "step", .y_label = "nats per byte"};
-  for (const Run& run : runs) chart.curves.push_back(run.losses);
+  Chart chart{.title = "Loss", .x_label = "step", .y_label = "nats per byte"};
+  for (const Run& run : runs) {
+    for (Curve& curve : loss_curves(run.steps, run.name, run.name + ", validation")) chart.curves.push_back(std::move(curve));
+  }
   write_file_atomically(output, to_svg(chart));
 }
 
@@ -87,20 +88,24 @@ int report_command(Arguments arguments) {
   if (!output.empty()) write_chart(runs, output);
   std::size_t width = 3;
   for (const Run& run : runs) width = std::max(width, run.name.size());
-  say(table, fmt::format("{:<{}} {:>6} {:>10} {:>10} {:>10} {:>9}", "run", width, "steps", "last loss", "tokens/s", "memory", "exposed"));
+  say(table, fmt::format("{:<{}} {:>6} {:>10} {:>10} {:>10} {:>10} {:>9}", "run", width, "steps", "last loss", "validation", "tokens/s",
+                         "memory", "exposed"));
   nlohmann::json results = nlohmann::json::array();
   for (const Run& run : runs) {
-    say(table, fmt::format("{:<{}} {:>6} {:>10.4f} {:>10.0f} {:>10} {:>8.1f}%", run.name, width, run.steps, run.last_loss,
-                           run.tokens_per_second, bytes_text(static_cast<double>(run.peak_bytes)), 100 * run.exposed_share));
+    say(table, fmt::format("{:<{}} {:>6} {:>10.4f} {:>10} {:>10.0f} {:>10} {:>8.1f}%", run.name, width, run.steps.size(), run.last_loss,
+                           run.validation_loss ? fmt::format("{:.4f}", *run.validation_loss) : "-", run.tokens_per_second,
+                           bytes_text(static_cast<double>(run.peak_bytes)), 100 * run.exposed_share));
     results.push_back({{"run", run.name},
-                       {"steps", run.steps},
+                       {"steps", run.steps.size()},
                        {"mean_last_losses", run.last_loss},
+                       {"validation_loss", run.validation_loss ? nlohmann::json(*run.validation_loss) : nlohmann::json()},
                        {"tokens_per_second", run.tokens_per_second},
                        {"peak_memory_bytes", run.peak_bytes},
                        {"exposed_share", run.exposed_share}});
   }
   say(table,
-      "last loss: mean of the last ten steps; tokens/s: median of all steps but the first; exposed: of their time, waiting for messages");
+      "last loss: mean of the last ten steps; validation: its last loss; tokens/s: median of all steps but the first; exposed: of their "
+      "time, waiting for messages");
   print_result(table, {{"runs", results}});
   return kOk;
 }

@@ -37,6 +37,7 @@ void say_result(const OptionTable& table, const train::Config& config, const tra
     say(table, fmt::format("Mean loss of the last ten steps         {:.4f} nats, {:+.4f} from the unigram entropy", result.mean_last_losses,
                            result.mean_last_losses - result.unigram_entropy));
   }
+  if (result.validation_loss) say(table, fmt::format("Validation loss                         {:.4f} nats", *result.validation_loss));
   say_where_to_look(table, config);
 }
 
@@ -47,23 +48,27 @@ nlohmann::json to_json(const train::Config& config, const train::TrainResult& re
           {"unigram_entropy", result.unigram_entropy},
           {"order1_entropy", result.order1_entropy},
           {"mean_last_losses", result.mean_last_losses},
+          {"validation_loss", result.validation_loss ? nlohmann::json(*result.validation_loss) : nlohmann::json()},
           {"directory", config.run.directory},
           {"ranks", communicator.size()},
           {"transport", communicator.transport_name()},
           {"device", to_string(device)}};
 }
 
-/// The library knows keys only; who typed --data must find it in the message about a path.
+/// The library knows keys only; who typed --data or --validation must find it in the message about a path.
 train::TrainResult train_or_name_flag(const train::Config& config, const train::TrainOptions& options,
                                       const comm::Communicator& communicator) {
   try {
     return train::train(config, options, communicator);
   } catch (const InvalidArgument& error) {
-    constexpr std::string_view kKey = "data.paths";
+    constexpr std::pair<std::string_view, std::string_view> kFlags[] = {{"data.paths", "--data"},
+                                                                        {"data.validation_paths", "--validation"}};
     std::string message = error.what();
-    const std::size_t position = message.find(kKey);
-    if (position == std::string::npos) throw;
-    throw InvalidArgument(message.replace(position, kKey.size(), "--data (data.paths)"));
+    for (const auto& [key, flag] : kFlags) {
+      const std::size_t position = message.find(key);
+      if (position != std::string::npos) message.replace(position, key.size(), fmt::format("{} ({})", flag, key));
+    }
+    throw InvalidArgument(message);
   }
 }
 

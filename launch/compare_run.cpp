@@ -37,15 +37,15 @@ train::Config config_of(const train::Manifest& manifest) {
   OptionTable table("train", "", "");
   add_train_options(table, config, ranks);
   std::vector<std::string> arguments;
-  for (const auto& [key, value] : manifest.config) {
-    if (key == "data.paths" || key == "optimizer.betas" || key.starts_with("run.")) continue;
+  const std::map<std::string, std::string>& text = manifest.config;
+  const bool is_list = text.at("data.paths").starts_with('[');  // older runs wrote it with ", " between the paths
+  for (const auto& [key, value] : text) {
+    if ((key == "data.paths" && !is_list) || key == "optimizer.betas" || key.starts_with("run.")) continue;
     arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", key, value)});
   }
   table.parse(arguments);
-  const std::map<std::string, std::string>& text = manifest.config;
-  // Paths hold commas seldom; a list is written with ", " between them.
   std::string_view paths = text.at("data.paths");
-  for (std::size_t begin = 0; begin <= paths.size();) {
+  for (std::size_t begin = 0; begin <= paths.size() && !is_list;) {
     const std::size_t end = std::min(paths.find(", ", begin), paths.size());
     config.data.paths.emplace_back(paths.substr(begin, end - begin));
     begin = end + 2;
@@ -106,7 +106,7 @@ int compare_with_run(const OptionTable& table, const std::string& folder, const 
                     "are simulated; predicted_seconds of metrics.jsonl is what the planner predicted",
                     folder, config.data.rows_per_step, config.parallel.planner));
   const simulate::Shape shape = shape_of(config);
-  const train::Corpus corpus(config.data.paths);
+  const train::Corpus corpus = train::open_corpora(config.data).training;
   if (corpus.digest() != manifest.corpus_digest)
     throw InvalidArgument(fmt::format("simulate: --compare {}: its files ({}) have changed since, and with them the rows of its steps",
                                       folder, manifest.config.at("data.paths")));

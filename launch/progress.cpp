@@ -3,13 +3,11 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <map>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "launch/svg.h"
+#include "parallel/train/metrics.h"
 #include "runtime/file.h"
 
 namespace periplus::launch {
@@ -21,18 +19,6 @@ std::string clock_text(double seconds) {
   return fmt::format("{}:{:02}", whole / 60, whole % 60);
 }
 
-/// Later lines win: a resumed run repeats the steps after its checkpoint.
-std::map<std::int64_t, double> read_losses(const std::filesystem::path& file) {
-  std::map<std::int64_t, double> losses;
-  std::ifstream lines(file);
-  for (std::string line; std::getline(lines, line);) {
-    const auto record = nlohmann::json::parse(line, nullptr, false);
-    if (!record.is_object() || !record.contains("step") || !record.contains("loss")) continue;
-    if (record["step"].is_number_integer() && record["loss"].is_number()) losses[record["step"]] = record["loss"];
-  }
-  return losses;
-}
-
 }  // namespace
 
 std::string bytes_text(double bytes) {
@@ -40,6 +26,19 @@ std::string bytes_text(double bytes) {
   std::size_t unit = 0;
   for (; bytes >= 1024 && unit + 1 < kUnits.size(); ++unit) bytes /= 1024;
   return fmt::format("{:.{}f} {}", bytes, unit == 0 ? 0 : 1, kUnits[unit]);
+}
+
+std::vector<Curve> loss_curves(const std::vector<train::StepMetrics>& steps, const std::string& name, const std::string& validation_name) {
+  Curve losses{.name = name, .points = {}}, validation{.name = validation_name, .points = {}};
+  for (const train::StepMetrics& metrics : steps) {
+    const auto step = static_cast<double>(metrics.step);
+    losses.points.emplace_back(step, metrics.loss);
+    if (metrics.validation_loss) validation.points.emplace_back(step, *metrics.validation_loss);
+  }
+  validation.joined = validation.points.size() > 1;
+  std::vector<Curve> curves = {std::move(losses)};
+  if (!validation.points.empty()) curves.push_back(std::move(validation));
+  return curves;
 }
 
 std::string progress_header() {
@@ -52,20 +51,19 @@ std::string progress_line(const train::StepMetrics& metrics, std::int64_t steps)
   return fmt::format("{:>6} {:>9.4f} {:>10.3f} {:>10.0f} {:>9.1f} {:>5.1f}% {:>12.1f}% {:>11} {:>8}", metrics.step, metrics.loss,
                      metrics.grad_norm, metrics.tokens_per_second, metrics.flops_per_second / 1e9, 100 * metrics.mfu, 100 * exposed,
                      bytes_text(static_cast<double>(metrics.peak_memory_bytes)),
-                     clock_text(static_cast<double>(steps - metrics.step) * metrics.step_seconds));
+                     clock_text(static_cast<double>(steps - metrics.step) * metrics.step_seconds)) +
+         (metrics.validation_loss ? fmt::format("  validation loss {:.4f}", *metrics.validation_loss) : "");
 }
 
 void write_loss_chart(const std::string& directory, const train::TrainResult& result) {
-  const std::filesystem::path folder(directory);
-  Curve curve{"loss", {}};
-  for (const auto& [step, loss] : read_losses(folder / "metrics.jsonl")) curve.points.emplace_back(static_cast<double>(step), loss);
-  if (curve.points.empty()) return;
-  const Chart chart{.title = "Training loss",
+  const std::vector<train::StepMetrics> steps = train::read_metrics(directory);
+  if (steps.empty()) return;
+  const Chart chart{.title = "Loss",
                     .x_label = "step",
                     .y_label = "nats per byte",
-                    .curves = {curve},
+                    .curves = loss_curves(steps, "loss", "validation loss"),
                     .levels = {{"unigram entropy", result.unigram_entropy}, {"order-1 entropy", result.order1_entropy}}};
-  write_file_atomically(folder / "loss.svg", to_svg(chart));
+  write_file_atomically(std::filesystem::path(directory) / "loss.svg", to_svg(chart));
 }
 
 }  // namespace periplus::launch

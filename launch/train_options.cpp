@@ -149,6 +149,12 @@ void add_run(OptionTable& table, train::RunConfig& run) {
              .value = "N",
              .help = "Steps between checkpoints; 0: at the end and on a stop signal.",
              .least = 0});
+  table.add({.key = "run.validate_every",
+             .flag = "validate-every",
+             .target = &run.validate_every,
+             .value = "N",
+             .help = "Steps between losses of the validation text; 0: at the end.",
+             .least = 0});
   table.add({.key = "run.recompute",
              .flag = "recompute",
              .target = &run.recompute,
@@ -181,6 +187,17 @@ void add_train_options(OptionTable& table, train::Config& config, RankOptions& r
              .value = "N",
              .help = "Rows of a training step; a planner deals their documents out.",
              .least = 1});
+  table.add({.key = "data.validation_paths",
+             .flag = "validation",
+             .target = &config.data.validation_paths,
+             .value = "PATH ...",
+             .help = "Text that is not trained on, and whose loss is measured."});
+  table.add({.key = "data.validation_rows",
+             .flag = "validation-rows",
+             .target = &config.data.validation_rows,
+             .value = "N",
+             .help = "Rows of it that the seed picks; 0: all.",
+             .least = 0});
   add_run(table, config.run);
   add_strategy_options(table, config.parallel.attention, config.parallel.layout);
   add_linear_strategy(table, config.parallel.linear);

@@ -41,4 +41,9 @@ void on_rank0(const comm::Communicator& communicator, const std::function<void()
   });
 }
 
+void all_reduce(const comm::Communicator& communicator, std::span<double> values, comm::Reduce reduce) {
+  const TensorView view(reinterpret_cast<std::byte*>(values.data()), DType::f64, {static_cast<std::int64_t>(values.size())});
+  communicator.all_reduce(view, reduce, Stream());
+}
+
 }  // namespace periplus::train

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <functional>
-#include <string_view>
+#include <span>
 
 #include "runtime/comm/communicator.h"
 
@@ -13,5 +13,8 @@ void all_or_none(const comm::Communicator& communicator, const std::function<voi
 
 /// The same for work that only rank 0 does.
 void on_rank0(const comm::Communicator& communicator, const std::function<void()>& work);
+
+/// values := their sum (or largest) over all ranks. In host memory, whatever the ranks compute on. Collective.
+void all_reduce(const comm::Communicator& communicator, std::span<double> values, comm::Reduce reduce);
 
 }  // namespace periplus::train

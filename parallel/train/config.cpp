@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
 
 #include "kernels/matmul.h"
 #include "parallel/layout.h"
@@ -148,6 +149,17 @@ void check_planner(const ModelConfig& model, const ParallelConfig& parallel) {
                       parallel.planner));
 }
 
+void check_validation(const Config& config) {
+  const DataConfig& data = config.data;
+  const RunConfig& run = config.run;
+  require(data.validation_rows >= 0, "data.validation_rows", data.validation_rows, "0 (all) or more");
+  require(run.validate_every >= 0, "run.validate_every", run.validate_every, "0 (only at the end) or more");
+  if (!data.validation_paths.empty()) return;
+  constexpr std::string_view kLeftOut = "left out: data.validation_paths names no text to measure losses on";
+  require(data.validation_rows == 0, "data.validation_rows", data.validation_rows, kLeftOut);
+  require(run.validate_every == 0, "run.validate_every", run.validate_every, kLeftOut);
+}
+
 void check_optimizer(const OptimizerConfig& optimizer) {
   require_finite("optimizer.learning_rate", optimizer.learning_rate, 0);
   require(optimizer.warmup_steps >= 0, "optimizer.warmup_steps", optimizer.warmup_steps, "0 or more");
@@ -169,6 +181,7 @@ void check(const Config& config) {
           fmt::format("2 to {} tokens", kLargestContext));
   require_one_of("data.packing", config.data.packing, kPackings);
   require_size("data.rows_per_step", config.data.rows_per_step);
+  check_validation(config);
   try {
     if (config.parallel.attention.strategy != "auto") strategy::find_strategy(config.parallel.attention.strategy);
   } catch (const InvalidArgument& error) {
@@ -198,6 +211,9 @@ DType storage_dtype(const RunConfig& run, Device device) {
 std::vector<std::pair<std::string, std::string>> key_values(const Config& config) {
   const auto& [model, data, parallel, optimizer, run] = config;
   const auto text = [](const auto& value) { return fmt::format("{}", value); };
+  const auto list = [](const std::vector<std::string>& values) {
+    return nlohmann::json(values).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  };
   return {{"model.layers", text(model.layers)},
           {"model.hidden", text(model.hidden)},
           {"model.heads", text(model.heads)},
@@ -211,10 +227,12 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"model.conv_width", text(model.conv_width)},
           {"model.tie_embeddings", text(model.tie_embeddings)},
           {"model.rope_theta", text(model.rope_theta)},
-          {"data.paths", fmt::format("{}", fmt::join(data.paths, ", "))},
+          {"data.paths", list(data.paths)},
           {"data.context", text(data.context)},
           {"data.packing", data.packing},
           {"data.rows_per_step", text(data.rows_per_step)},
+          {"data.validation_paths", list(data.validation_paths)},
+          {"data.validation_rows", text(data.validation_rows)},
           {"parallel.strategy", parallel.attention.strategy},
           {"parallel.linear_strategy", parallel.linear.strategy},
           {"parallel.keep_transitions", text(parallel.linear.keep_transitions)},
@@ -236,6 +254,7 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"run.seed", text(run.seed)},
           {"run.dtype", std::string(to_string(storage_dtype(run)))},
           {"run.checkpoint_every", text(run.checkpoint_every)},
+          {"run.validate_every", text(run.validate_every)},
           {"run.deadline_seconds", text(run.deadline_seconds)},
           {"run.trace", text(run.trace)},
           {"run.recompute", run.recompute}};

@@ -34,10 +34,12 @@ struct ModelConfig {
 };
 
 struct DataConfig {
-  std::vector<std::string> paths;    ///< Files, folders or globs; one document per file, byte-level tokens.
-  std::int64_t context = 8192;       ///< Tokens of one row.
-  std::string packing = "best_fit";  ///< best_fit | concat | decompose
-  std::int64_t rows_per_step = 1;    ///< Rows of a training step.
+  std::vector<std::string> paths;                  ///< Files, folders or globs; one document per file, byte-level tokens.
+  std::int64_t context = 8192;                     ///< Tokens of one row.
+  std::string packing = "best_fit";                ///< best_fit | concat | decompose
+  std::int64_t rows_per_step = 1;                  ///< Rows of a training step.
+  std::vector<std::string> validation_paths = {};  ///< As paths: text that losses are measured on and that is not trained on.
+  std::int64_t validation_rows = 0;                ///< Rows of it that the seed picks; 0: all.
 };
 
 struct ParallelConfig {
@@ -64,6 +66,7 @@ struct RunConfig {
   std::uint64_t seed = 1;
   std::string dtype = "auto";         ///< auto | bf16 | f32 | f64; auto = bf16 where the CPU multiplies it natively, else f32
   std::int64_t checkpoint_every = 0;  ///< Steps between checkpoints; 0: only when told to (signal) and at the end.
+  std::int64_t validate_every = 0;    ///< Steps between losses of the validation text; 0: only at the end.
   double deadline_seconds = 120;
   bool trace = false;  ///< Write trace.json of the last step.
   /// What backward computes again: but_attention, all of a layer but its attention | but_hidden, nor the hidden values of its

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <numeric>
 
 #include <fcntl.h>
@@ -23,15 +24,17 @@ namespace {
 
 namespace fs = std::filesystem;
 
-InvalidArgument cannot_use(const fs::path& path, std::string_view reason) {
-  return InvalidArgument(fmt::format("corpus: {}: {}; correct data.paths", path.string(), reason));
-}
-
 /// Of the effective user, who will open the file (access() asks about the real one).
 bool readable(const fs::path& path) { return ::faccessat(AT_FDCWD, path.c_str(), R_OK, AT_EACCESS) == 0; }
 
 class FileCollector {
  public:
+  explicit FileCollector(std::string_view key) : key_(key) {}
+
+  InvalidArgument cannot_use(const fs::path& path, std::string_view reason) const {
+    return InvalidArgument(fmt::format("corpus: {}: {}; correct {}", path.string(), reason, key_));
+  }
+
   void add(const std::string& entry) {
     std::error_code error;
     const fs::file_status status = fs::status(entry, error);
@@ -103,6 +106,7 @@ class FileCollector {
     }
   }
 
+  std::string key_;
   std::vector<fs::path> files_;
   std::int64_t skipped_ = 0;
 };
@@ -117,26 +121,54 @@ double entropy_of(std::span<const std::int64_t> counts, double total) {
 
 }  // namespace
 
-Corpus::Corpus(std::span<const std::string> paths) {
-  FileCollector collector;
+Corpus::Corpus(std::span<const std::string> paths, std::string_view key) {
+  FileCollector collector(key);
   for (const std::string& path : paths) collector.add(path);
   skipped_files_ = collector.skipped();
-  std::string listing;
   for (fs::path& path : collector.take_sorted()) {
     std::error_code error;
     const auto bytes = static_cast<std::int64_t>(fs::file_size(path, error));
-    if (error) throw cannot_use(path, error.message());
-    if (bytes == 0) continue;
-    listing += fmt::format("{}\n{}\n", path.string(), bytes);
-    bytes_ += bytes;
-    documents_.push_back({std::move(path), bytes});
+    if (error) throw collector.cannot_use(path, error.message());
+    if (bytes > 0) documents_.push_back({std::move(path), bytes});
   }
   if (documents_.empty()) {
-    throw InvalidArgument(
-        fmt::format("corpus: data.paths ({} given, first {}) hold no readable file that is not empty ({} unreadable skipped)", paths.size(),
-                    paths.empty() ? "none" : paths.front(), skipped_files_));
+    throw InvalidArgument(fmt::format("corpus: {} ({} given, first {}) hold no readable file that is not empty ({} unreadable skipped)",
+                                      key, paths.size(), paths.empty() ? "none" : paths.front(), skipped_files_));
+  }
+  count();
+}
+
+void Corpus::count() {
+  std::string listing;
+  bytes_ = 0;
+  for (const Document& document : documents_) {
+    listing += fmt::format("{}\n{}\n", document.path.string(), document.bytes);
+    bytes_ += document.bytes;
   }
   digest_ = digest_of_bytes(listing);
+}
+
+void Corpus::leave_out(const Corpus& other) {
+  const auto by_path = [](const Document& a, const Document& b) { return a.path < b.path; };
+  std::vector<Document> kept;
+  std::set_difference(documents_.begin(), documents_.end(), other.documents_.begin(), other.documents_.end(), std::back_inserter(kept),
+                      by_path);
+  if (kept.empty()) {
+    throw InvalidArgument(
+        fmt::format("corpus: all {} files of data.paths are data.validation_paths too, which are not trained on; keep some out of those",
+                    documents_.size()));
+  }
+  documents_ = std::move(kept);
+  count();
+}
+
+Corpora open_corpora(const DataConfig& data) {
+  Corpora corpora{Corpus(data.paths), std::nullopt};
+  if (!data.validation_paths.empty()) {
+    corpora.validation.emplace(data.validation_paths, "data.validation_paths");
+    corpora.training.leave_out(*corpora.validation);
+  }
+  return corpora;
 }
 
 std::vector<std::int64_t> Corpus::lengths() const {

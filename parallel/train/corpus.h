@@ -3,9 +3,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "parallel/train/config.h"
 
 namespace periplus::train {
 
@@ -20,8 +24,12 @@ class Corpus {
   /// Expands files, folders (walked to the bottom) and globs to a sorted list of readable regular files without
   /// duplicates. Found by walking: symbolic links are not followed, unreadable files and all that is no regular file are
   /// skipped. Empty files are no documents.
-  /// Errors: InvalidArgument naming the path if it does not exist, cannot be read, matches nothing, or nothing is left.
-  explicit Corpus(std::span<const std::string> paths);
+  /// Errors: InvalidArgument naming the path, and `key` as what to correct, if it does not exist, cannot be read, matches nothing, or
+  /// nothing is left.
+  explicit Corpus(std::span<const std::string> paths, std::string_view key = "data.paths");
+
+  /// Without the files that the other has. InvalidArgument if none is left.
+  void leave_out(const Corpus& other);
 
   std::span<const Document> documents() const noexcept { return documents_; }
   std::vector<std::int64_t> lengths() const;
@@ -34,11 +42,21 @@ class Corpus {
   void read(std::size_t document, std::int64_t offset, std::span<std::uint8_t> to) const;
 
  private:
+  void count();
+
   std::vector<Document> documents_;
   std::int64_t bytes_ = 0;
   std::int64_t skipped_files_ = 0;
   std::string digest_;
 };
+
+/// The text of a run: what it trains on, and what it only measures losses on.
+struct Corpora {
+  Corpus training;
+  std::optional<Corpus> validation;
+};
+/// data.validation_paths, and data.paths without its files.
+Corpora open_corpora(const DataConfig& data);
 
 /// Entropies in nats per byte. Pairs of bytes are counted inside documents only.
 struct Entropy {

@@ -24,6 +24,7 @@ bool belongs_before(const std::string& line, std::int64_t last_step) {
   return step != object.end() && step->is_number_integer() && step->get<std::int64_t>() <= last_step;
 }
 
+constexpr const char* kValidationLoss = "validation_loss";  // of the steps that have one
 constexpr double kAny = std::numeric_limits<double>::lowest();
 
 /// value(key, number, least that training writes) for all values of a line.
@@ -60,6 +61,7 @@ bool read_number(const nlohmann::json& value, double least, Number& number) {
 std::string to_json_line(const StepMetrics& metrics) {
   nlohmann::ordered_json object;
   for_each_value(metrics, [&](const char* key, auto number, double) { object[key] = number; });
+  if (metrics.validation_loss) object[kValidationLoss] = *metrics.validation_loss;
   return object.dump();
 }
 
@@ -74,12 +76,15 @@ std::vector<StepMetrics> read_metrics(const fs::path& run_directory) {
     ++number;
     const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
     if (!object.is_object() || !object.contains("step")) continue;
-    for_each_value(steps.emplace_back(), [&](const char* key, auto& to, double least) {
+    StepMetrics& metrics = steps.emplace_back();
+    const auto read = [&](const char* key, auto& to, double least) {
       const auto value = object.find(key);
       if (value == object.end() || read_number(*value, least, to)) return;
       throw InvalidArgument(
           fmt::format("{}:{}: {} is {}, which training does not write", path.string(), number, key, value->dump().substr(0, 40)));
-    });
+    };
+    for_each_value(metrics, read);
+    if (object.contains(kValidationLoss)) read(kValidationLoss, metrics.validation_loss.emplace(), kAny);
   }
   return steps;
 }

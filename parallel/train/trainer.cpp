@@ -19,8 +19,10 @@
 #include "parallel/train/model.h"
 #include "parallel/train/optimizer.h"
 #include "parallel/train/packing.h"
+#include "parallel/train/start.h"
 #include "parallel/train/step_plan.h"
 #include "parallel/train/trace_file.h"
+#include "parallel/train/validation.h"
 #include "runtime/cuda/device.h"
 #include "runtime/cuda/home_stream.h"
 #include "runtime/file.h"
@@ -35,27 +37,6 @@ constexpr std::size_t kLastLosses = 10;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-/// What ranks tell each other about a step is in host memory, whatever they compute on.
-void all_reduce(const comm::Communicator& communicator, std::span<double> values, comm::Reduce reduce) {
-  const TensorView view(reinterpret_cast<std::byte*>(values.data()), DType::f64, {static_cast<std::int64_t>(values.size())});
-  communicator.all_reduce(view, reduce, Stream());
-}
-
-/// Checks what does not need the data, so that a mistake is reported before a corpus is walked.
-void check_on_all_ranks(const Config& config, const TrainOptions& options, const comm::Communicator& communicator) {
-  all_or_none(communicator, [&] { check(config); });
-  std::string text = options.resume ? "resume" : "start";
-  for (const auto& [key, value] : key_values(config)) text += fmt::format("\n{} = {}", key, value);
-  comm::require_same_on_all_ranks(communicator, hash64(text), "the configuration", Stream());
-}
-
-Corpus open_corpus(const Config& config, const comm::Communicator& communicator) {
-  std::optional<Corpus> corpus;
-  all_or_none(communicator, [&] { corpus.emplace(config.data.paths); });
-  comm::require_same_on_all_ranks(communicator, hash64(corpus->digest()), "the list of training files", Stream());
-  return std::move(*corpus);
-}
-
 /// One training run of one rank.
 class Run {
  public:
@@ -68,12 +49,14 @@ class Run {
         dtype_(storage_dtype(config.run, options.device)),
         layout_(layout_kind_from_string(config.parallel.layout)),
         memory_(options.device),
-        corpus_(open_corpus(config, communicator_)),
-        packing_(config.data.packing, corpus_.lengths(), config.data.context),
+        corpora_(open_on_all_ranks(config, communicator_)),
+        packing_(config.data.packing, corpora_.training.lengths(), config.data.context),
         planner_(config, packing_, dtype_, options.machine ? &*options.machine : nullptr, options.device, communicator_),
         model_(config.model, dtype_, memory_, config.run.keeps_hidden()),
         optimizer_(model_.parameters(), dtype_, communicator_, memory_),
-        tracer_(communicator_.rank()) {}
+        tracer_(communicator_.rank()) {
+    if (corpora_.validation) all_or_none(communicator_, [&] { validation_.emplace(config, *corpora_.validation); });
+  }
 
   TrainResult train() {
     prepare_directory();
@@ -85,10 +68,14 @@ class Run {
     on_rank0(communicator_, [&] { metrics_file_.emplace(directory_, result_.last_step); });
     if (result_.last_step < config_.run.steps) measure_peak();
     while (result_.last_step < config_.run.steps && !result_.stopped_by_request) {
-      const StepMetrics metrics = run_step(result_.last_step + 1);
+      StepMetrics metrics = run_step(result_.last_step + 1);
+      if (validation_ && validation_->due(metrics.step) && !result_.stopped_by_request) metrics.validation_loss = validate();
       report(metrics);
       const bool due = config_.run.checkpoint_every > 0 && metrics.step % config_.run.checkpoint_every == 0;
       if (due || metrics.step == config_.run.steps || result_.stopped_by_request) save();
+    }
+    if (validation_ && result_.steps_run == 0) {
+      if (const auto loss = validate()) say("validation loss of step {}: {:.4f} nats per token", result_.last_step, *loss);
     }
     if (config_.run.trace && result_.steps_run > 0) {
       cuda::synchronize(stream_);
@@ -126,26 +113,15 @@ class Run {
   }
 
   void measure_entropy() {
-    std::array<double, 3> values{};
-    on_rank0(communicator_, [&] {
-      const Entropy entropy = sampled_entropy(corpus_, config_.run.seed);
-      values = {entropy.unigram, entropy.order1, static_cast<double>(entropy.counted_bytes)};
-    });
-    all_reduce(communicator_, values, comm::Reduce::sum);
-    result_.unigram_entropy = values[0];
-    result_.order1_entropy = values[1];
+    const Corpus& corpus = corpora_.training;
+    const Entropy entropy = entropy_on_all_ranks(corpus, config_.run.seed, communicator_);
+    result_.unigram_entropy = entropy.unigram;
+    result_.order1_entropy = entropy.order1;
     say("data: {} documents, {} bytes{}; entropy in nats per byte: {:.4f} unigram, {:.4f} given the byte before ({} bytes counted)",
-        corpus_.documents().size(), corpus_.bytes(),
-        corpus_.skipped_files() > 0 ? fmt::format(" ({} unreadable files skipped)", corpus_.skipped_files()) : "", values[0], values[1],
-        static_cast<std::int64_t>(values[2]));
-  }
-
-  /// As in "SLLLS with gla gates".
-  std::string layer_kinds() const {
-    std::string text;
-    for (std::int64_t layer = 0; layer < config_.model.layers; ++layer) text += config_.model.letter_of(layer);
-    if (!config_.model.gate.empty()) text += fmt::format(" with {} gates", config_.model.gate);
-    return text;
+        corpus.documents().size(), corpus.bytes(),
+        corpus.skipped_files() > 0 ? fmt::format(" ({} unreadable files skipped)", corpus.skipped_files()) : "", entropy.unigram,
+        entropy.order1, entropy.counted_bytes);
+    if (validation_) say("{}", validation_->description());
   }
 
   void describe() const {
@@ -158,8 +134,9 @@ class Run {
         "optimizer state "
         "here",
         model_.parameters().elements(), to_string(dtype_), communicator_.size(), communicator_.size() == 1 ? "rank" : "ranks",
-        communicator_.transport_name(), layer_kinds(), planner_.cost() == nullptr ? config_.parallel.attention.strategy : "by the planner",
-        config_.parallel.layout, static_cast<double>(result_.state_bytes) / (1 << 20));
+        communicator_.transport_name(), description_of_layers(config_.model),
+        planner_.cost() == nullptr ? config_.parallel.attention.strategy : "by the planner", config_.parallel.layout,
+        static_cast<double>(result_.state_bytes) / (1 << 20));
     if (planner_.cost() != nullptr) describe_planner();
     if (const Device device = options_.device; device.kind == DeviceKind::cuda) {
       say("device: {}, {}", to_string(device), cuda::properties(device.index).name);
@@ -176,7 +153,7 @@ class Run {
 
   Manifest manifest() const {
     const auto entries = key_values(config_);
-    Manifest manifest{.step = result_.last_step, .corpus_digest = corpus_.digest(), .config = {entries.begin(), entries.end()}};
+    Manifest manifest{.step = result_.last_step, .corpus_digest = corpora_.training.digest(), .config = {entries.begin(), entries.end()}};
     manifest.epoch = planner_.epoch_of_step(result_.last_step + 1);
     manifest.config["run.dtype"] = to_string(dtype_);  // what auto means differs between machines
     return manifest;
@@ -208,7 +185,7 @@ class Run {
     result_.last_step = saved.step;
     saved_step_ = saved.step;
     say("resumed from {} (step {}, written by {} ranks)", found, saved.step, saved.ranks);
-    if (saved.step >= config_.run.steps) say("run.steps = {} is already reached; nothing to do", config_.run.steps);
+    if (saved.step >= config_.run.steps) say("run.steps = {} is already reached; nothing is left to train", config_.run.steps);
   }
 
   void save() {
@@ -260,7 +237,7 @@ class Run {
   };
 
   /// All of a step at once: afterwards no rank can fail alone for its data while others wait for it.
-  std::vector<Share> read_shares(const StepPlan& plan, Tracer* tracer) {
+  std::vector<Share> read_shares(const Corpus& corpus, const StepPlan& plan, Tracer* tracer) {
     std::vector<Share> shares;
     all_or_none(communicator_, [&] {
       const TraceScope scope(tracer, "read pieces", Stream());
@@ -270,7 +247,7 @@ class Run {
           if (rank < 0 || rank >= of.ranks) continue;
           shares.push_back({.group = communicator_.group(of.first_rank, of.ranks),
                             .attention = of.attention,
-                            .batch = make_batch(corpus_, of.pieces, layout_, of.ranks, rank)});
+                            .batch = make_batch(corpus, of.pieces, layout_, of.ranks, rank)});
           shares.back().batch.valid_labels = plan.labels;
         }
       }
@@ -278,8 +255,8 @@ class Run {
     return shares;
   }
 
-  void train_on(const Share& share, Tracer* tracer, Sums& sums) {
-    // What the micro-batch before enqueued still uses the plans that this one replaces.
+  void plan_model(const Share& share, Tracer* tracer) {
+    // What the batch before enqueued still uses the plans that this one replaces.
     cuda::synchronize(stream_);
     model_.plan(share.batch, {.communicator = share.group,
                               .linear = config_.parallel.linear,
@@ -289,6 +266,10 @@ class Run {
                                   },
                               .tracer = tracer,
                               .stream = stream_});
+  }
+
+  void train_on(const Share& share, Tracer* tracer, Sums& sums) {
+    plan_model(share, tracer);
     const double before = communicator_.traffic().wait_seconds;
     const TraceScope scope(tracer, "forward and backward", stream_);
     sums.loss += model_.loss_and_gradients(stream_);
@@ -306,7 +287,7 @@ class Run {
     }
     const double waited = communicator_.traffic().wait_seconds;
     const StepPlan plan = planner_.plan(step);
-    std::vector<Share> shares = read_shares(plan, tracer);
+    std::vector<Share> shares = read_shares(corpora_.training, plan, tracer);
     model_.zero_gradients(stream_);
     Sums sums;
     for (Share& share : shares) train_on(share, tracer, sums);
@@ -316,8 +297,7 @@ class Run {
     metrics.learning_rate = learning_rate_at(config_.optimizer, step, config_.run.steps);
     metrics.grad_norm = update(step, metrics.learning_rate, plan.labels > 0, tracer);
     // One message decides for all ranks whether to stop: a signal may reach them in different steps.
-    const bool stop = options_.stop_requested != nullptr && options_.stop_requested->load();
-    std::array<double, 3> totals = {sums.loss, sums.flops, stop ? 1.0 : 0.0};
+    std::array<double, 3> totals = {sums.loss, sums.flops, stop_requested()};
     all_reduce(communicator_, totals, comm::Reduce::sum);
     result_.stopped_by_request = totals[2] > 0;
     result_.last_step = step;
@@ -340,6 +320,36 @@ class Run {
     correct_peak(largest[2]);
     metrics.mfu = peak_flops_ > 0 ? metrics.flops_per_second / peak_flops_ : 0;
     return metrics;
+  }
+
+  double stop_requested() const { return options_.stop_requested != nullptr && options_.stop_requested->load() ? 1 : 0; }
+
+  /// Loss of the validation text, all ranks on each row. Nothing if somebody asked to stop meanwhile.
+  std::optional<double> validate() {
+    constexpr double kSilence = 10;  // seconds
+    double loss = 0;
+    Clock::time_point told = Clock::now();
+    for (std::int64_t row = 0; row < validation_->rows(); ++row) {
+      if (communicator_.rank() == 0 && seconds_since(told) > kSilence) {
+        say("validation: {} of {} rows", row, validation_->rows());
+        told = Clock::now();
+      }
+      const std::vector<Share> shares = read_shares(*corpora_.validation, validation_->plan(row, communicator_.size()), nullptr);
+      plan_model(shares.front(), nullptr);
+      std::array<double, 2> totals = {model_.loss(stream_), stop_requested()};
+      all_reduce(communicator_, totals, comm::Reduce::sum);
+      if (totals[1] > 0) {
+        result_.stopped_by_request = true;
+        return std::nullopt;
+      }
+      loss += totals[0];
+    }
+    loss /= static_cast<double>(validation_->labels());
+    if (!std::isfinite(loss))
+      throw InvalidArgument(
+          fmt::format("train: the validation loss of step {} is not finite; lower optimizer.learning_rate", result_.last_step));
+    result_.validation_loss = loss;
+    return loss;
   }
 
   /// Returns the gradient norm of all ranks. A row of one-byte documents predicts nothing and changes nothing.
@@ -373,11 +383,12 @@ class Run {
   DType dtype_;
   LayoutKind layout_;
   Memory memory_;
-  Corpus corpus_;
+  Corpora corpora_;
   Packing packing_;
   StepPlanner planner_;
   Model model_;
   ShardedAdamw optimizer_;
+  std::optional<Validation> validation_;
   Tracer tracer_;
   std::optional<MetricsFile> metrics_file_;
   std::deque<double> last_losses_;
@@ -390,7 +401,7 @@ class Run {
 }  // namespace
 
 TrainResult train(const Config& config, const TrainOptions& options, comm::Communicator communicator) {
-  check_on_all_ranks(config, options, communicator);
+  check_on_all_ranks(config, options.resume, communicator);
   const bool on_device = options.device.kind == DeviceKind::cuda;
   std::optional<cuda::CurrentDevice> current;
   if (on_device) current.emplace(options.device.index);

@@ -33,7 +33,8 @@ struct StepMetrics {
   int ranks = 1;
   double learning_rate = 0;
   std::int64_t micro_batches = 1;
-  double predicted_seconds = 0;  ///< By the planner, without the update of the weights; 0: there is none.
+  double predicted_seconds = 0;                ///< By the planner, without the update of the weights; 0: there is none.
+  std::optional<double> validation_loss = {};  ///< nats per predicted token of the validation text, after the update; if it was due
 };
 
 /// What a training run is asked to do besides its configuration.
@@ -60,10 +61,11 @@ struct TrainResult {
   std::int64_t last_step = 0;
   std::int64_t steps_run = 0;  ///< By this call; a resumed run may have nothing left to do.
   bool stopped_by_request = false;
-  double unigram_entropy = 0;    ///< nats per byte of the training bytes, order 0
-  double order1_entropy = 0;     ///< nats per byte given the byte before
-  std::int64_t state_bytes = 0;  ///< weights, gradients and optimizer state of rank 0; the rest of the peak is activations
-  double mean_last_losses = 0;   ///< mean loss of the last ten steps
+  double unigram_entropy = 0;                  ///< nats per byte of the training bytes, order 0
+  double order1_entropy = 0;                   ///< nats per byte given the byte before
+  std::int64_t state_bytes = 0;                ///< weights, gradients and optimizer state of rank 0; the rest of the peak is activations
+  double mean_last_losses = 0;                 ///< mean loss of the last ten steps
+  std::optional<double> validation_loss = {};  ///< The last one measured. A resumed run with no step left measures it, too.
 };
 
 /// Trains a language model on all ranks of the communicator as one context-parallel group. Collective.

@@ -44,6 +44,13 @@ TEST(Config, DefaultsNeedOnlyData) {
 
 TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
   const std::vector<std::pair<std::string, std::function<void(Config&)>>> mistakes = {
+      {"run.validate_every is 5; it must be left out: data.validation_paths names no text", [](Config& c) { c.run.validate_every = 5; }},
+      {"data.validation_rows is 5; it must be left out", [](Config& c) { c.data.validation_rows = 5; }},
+      {"data.validation_rows is -1",
+       [](Config& c) {
+         c.data.validation_paths = {"/usr/include/linux"};
+         c.data.validation_rows = -1;
+       }},
       {"model.layers", [](Config& c) { c.model.layers = 0; }},
       {"model.hidden", [](Config& c) { c.model.hidden = -3; }},
       {"model.kv_heads", [](Config& c) { c.model.kv_heads = 3; }},
@@ -134,7 +141,7 @@ TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
     EXPECT_TRUE(keys.insert(key).second) << key;
     EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
   }
-  EXPECT_EQ(keys.size(), 41u);
+  EXPECT_EQ(keys.size(), 44u);
 }
 
 }  // namespace

@@ -70,6 +70,34 @@ TEST(Corpus, ReadsPiecesAndDigestsPathsAndSizes) {
   EXPECT_THROW(corpus.read(0, 0, bytes), DeviceError);  // the file became shorter
 }
 
+TEST(Corpus, ValidationFilesAreLeftOutOfTheTrainingText) {
+  const TemporaryFolder folder;
+  for (const char* const name : {"a.txt", "b.txt", "c.txt"}) write_text(folder / "text" / name, name);
+  write_text(folder / "other/d.txt", "d");
+  const std::string text = (folder / "text").string(), b = (folder / "text/b.txt").string(), other = (folder / "other").string();
+  DataConfig data{.paths = {text}};
+  EXPECT_FALSE(open_corpora(data).validation);
+  data.validation_paths = {b, other};
+  const Corpora corpora = open_corpora(data);
+  EXPECT_EQ(names_of(corpora.training), (std::vector<std::string>{"a.txt", "c.txt"}));
+  EXPECT_EQ(names_of(*corpora.validation), (std::vector<std::string>{"d.txt", "b.txt"}));
+  EXPECT_EQ(corpora.training.bytes(), 10);
+  EXPECT_EQ(corpora.training.digest(), open({(folder / "text/[ac].txt").string()}).digest());
+
+  const auto refusal = [&] {
+    try {
+      open_corpora(data);
+    } catch (const InvalidArgument& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  data.validation_paths = {(folder / "missing").string()};
+  EXPECT_NE(refusal().find("correct data.validation_paths"), std::string::npos) << refusal();
+  data.validation_paths = {folder.path().string()};
+  EXPECT_NE(refusal().find("all 3 files of data.paths are data.validation_paths"), std::string::npos) << refusal();
+}
+
 TEST(Corpus, RefusesWhatIsNotThereAndNamesIt) {
   const TemporaryFolder folder;
   expect_refused({(folder / "missing").string()}, "missing");

@@ -30,6 +30,9 @@ TEST_F(Metrics, ReadBackAsWritten) {
   write(to_json_line(step) + "\n");
   ASSERT_EQ(read().size(), 1u);
   EXPECT_EQ(to_json_line(read()[0]), to_json_line(step));
+  EXPECT_FALSE(read()[0].validation_loss);
+  write(to_json_line({.step = 8, .validation_loss = 0.7}) + "\n");
+  EXPECT_EQ(read()[0].validation_loss, 0.7);
 }
 
 TEST_F(Metrics, LeaveOutALineThatACrashCutShort) {
@@ -44,7 +47,7 @@ TEST_F(Metrics, RefuseWhatTrainingDoesNotWrite) {
   for (const char* const line :
        {R"({"step": 0})", R"({"step": -9223372036854775808})", R"({"step": 18446744073709551615})", R"({"step": 1.5})", R"({"step": null})",
         R"({"step": 2, "ranks": 0})", R"({"step": 2, "ranks": 4294967297})", R"({"step": 2, "step_seconds": -1})",
-        R"({"step": 2, "peak_memory_bytes": 1e300})"}) {
+        R"({"step": 2, "peak_memory_bytes": 1e300})", R"({"step": 2, "validation_loss": null})"}) {
     EXPECT_NE(refusal(line), "") << line;
   }
   std::filesystem::remove(folder_.path() / "metrics.jsonl");

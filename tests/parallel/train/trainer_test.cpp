@@ -152,6 +152,83 @@ TEST_F(Trainer, TwoRunsAreEqualBitForBit) {
   }
 }
 
+TEST_F(Trainer, MeasuresLossesOfTextThatItDoesNotTrainOn) {
+  Config config = tiny_config(folder_.path());
+  config.run.dtype = "f64";
+  config.data.validation_paths = {(folder_ / "corpus/7.txt").string(), (folder_ / "corpus/8.txt").string()};
+  config.run.validate_every = 3;
+  const Outcome outcome = run_training(config, 1);
+  ASSERT_EQ(outcome.steps.size(), 8u);
+  for (const StepMetrics& metrics : outcome.steps)
+    EXPECT_EQ(metrics.validation_loss.has_value(), metrics.step % 3 == 0 || metrics.step == 8) << metrics.step;
+  EXPECT_EQ(outcome.result.validation_loss, outcome.steps.back().validation_loss);
+  EXPECT_LT(*outcome.result.validation_loss, *outcome.steps[2].validation_loss);
+
+  // Measuring changes nothing, and nothing is learnt from the text.
+  Config without = config;
+  without.data.paths = {(folder_ / "corpus/[0-6].txt").string(), (folder_ / "corpus/9.txt").string(), (folder_ / "corpus/1?.txt").string()};
+  without.data.validation_paths = {};
+  without.run.validate_every = 0;
+  without.run.directory = (folder_ / "without").string();
+  EXPECT_EQ(run_training(without, 1).losses(), outcome.losses());
+
+  for (const int ranks : {2, 3}) {
+    config.run.directory = (folder_ / std::to_string(ranks)).string();
+    const Outcome spread = run_training(config, ranks);
+    for (const std::size_t i : {2u, 5u, 7u}) EXPECT_NEAR(*spread.steps[i].validation_loss, *outcome.steps[i].validation_loss, 1e-10);
+  }
+}
+
+TEST_F(Trainer, ValidationLossIsTheMeanOverAllLabels) {
+  // With weights that stay, losses of training on the same rows, weighted by their labels, are its parts.
+  Config config = tiny_config(folder_.path());
+  config.run.dtype = "f64";
+  config.optimizer.learning_rate = 0;
+  Config on_it = config;
+  on_it.data.paths = {(folder_ / "corpus/9.txt").string(), (folder_ / "corpus/11.txt").string()};  // 33 and 250 bytes: 5 rows of one piece
+  on_it.run.steps = 5;
+  on_it.run.directory = (folder_ / "on it").string();
+  double sum = 0, labels = 0;
+  for (const StepMetrics& metrics : run_training(on_it, 2).steps) {
+    sum += metrics.loss * static_cast<double>(metrics.tokens - 1);
+    labels += static_cast<double>(metrics.tokens - 1);
+  }
+  config.data.validation_paths = on_it.data.paths;
+  const Outcome all = run_training(config, 2);
+  EXPECT_NEAR(*all.result.validation_loss, sum / labels, 1e-12);
+
+  config.data.validation_rows = 2;
+  config.run.validate_every = 1;
+  config.run.directory = (folder_ / "two rows").string();
+  const Outcome two = run_training(config, 2);
+  EXPECT_NE(two.result.validation_loss, all.result.validation_loss);
+  for (const StepMetrics& metrics : two.steps) EXPECT_EQ(metrics.validation_loss, two.result.validation_loss);
+}
+
+TEST_F(Trainer, AFinishedRunCanBeValidated) {
+  Config config = tiny_config(folder_.path());
+  config.data.validation_paths = {(folder_ / "corpus/7.txt").string()};
+  const Outcome trained = run_training(config, 2), again = run_training(config, 3, true);
+  EXPECT_EQ(again.result.steps_run, 0);
+  EXPECT_NEAR(again.result.validation_loss.value(), trained.result.validation_loss.value(), 1e-5);
+
+  const std::atomic<bool> stop{true};
+  comm::run_thread_ranks(2, [&](const comm::Communicator& communicator) {
+    const TrainResult stopped =
+        train(config, {.resume = true, .measure_peak = {}, .stop_requested = &stop, .on_step = {}, .on_message = {}}, communicator);
+    EXPECT_TRUE(stopped.stopped_by_request);
+    EXPECT_FALSE(stopped.validation_loss);
+  });
+  config.data.validation_paths = {(folder_ / "corpus/0.txt").string()};
+  config.run.directory = (folder_ / "other").string();
+  try {
+    run_training(config, 2);
+    FAIL() << "measured the loss of one byte";
+  } catch (const InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("where nothing is predicted"), std::string::npos) << error.what();
+  }
+}
+
 TEST_F(Trainer, AStopRequestOnOneRankSavesAndStopsAllInTheSameStep) {
   const Config config = tiny_config(folder_.path());
   const Outcome outcome = run_training(config, 3, false, 4);

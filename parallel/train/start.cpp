@@ -1,0 +1,45 @@
+#include "parallel/train/start.h"
+
+#include <array>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "parallel/train/agree.h"
+#include "runtime/file.h"
+
+namespace periplus::train {
+
+void check_on_all_ranks(const Config& config, bool resume, const comm::Communicator& communicator) {
+  all_or_none(communicator, [&] { check(config); });
+  std::string text = resume ? "resume" : "start";
+  for (const auto& [key, value] : key_values(config)) text += fmt::format("\n{} = {}", key, value);
+  comm::require_same_on_all_ranks(communicator, hash64(text), "the configuration", Stream());
+}
+
+Corpora open_on_all_ranks(const Config& config, const comm::Communicator& communicator) {
+  std::optional<Corpora> corpora;
+  all_or_none(communicator, [&] { corpora.emplace(open_corpora(config.data)); });
+  const std::string digests = corpora->training.digest() + (corpora->validation ? corpora->validation->digest() : "");
+  comm::require_same_on_all_ranks(communicator, hash64(digests), "the list of training and validation files", Stream());
+  return std::move(*corpora);
+}
+
+Entropy entropy_on_all_ranks(const Corpus& corpus, std::uint64_t seed, const comm::Communicator& communicator) {
+  std::array<double, 3> values{};
+  on_rank0(communicator, [&] {
+    const Entropy entropy = sampled_entropy(corpus, seed);
+    values = {entropy.unigram, entropy.order1, static_cast<double>(entropy.counted_bytes)};
+  });
+  all_reduce(communicator, values, comm::Reduce::sum);
+  return {.unigram = values[0], .order1 = values[1], .counted_bytes = static_cast<std::int64_t>(values[2])};
+}
+
+std::string description_of_layers(const ModelConfig& model) {
+  std::string text;
+  for (std::int64_t layer = 0; layer < model.layers; ++layer) text += model.letter_of(layer);
+  if (!model.gate.empty()) text += fmt::format(" with {} gates", model.gate);
+  return text;
+}
+
+}  // namespace periplus::train
