@@ -62,7 +62,7 @@ void shorten_names(std::vector<Run>& runs) {
 }
 
 void write_chart(const std::vector<Run>& runs, const std::string& output) {
-  Chart chart{.title = "Loss", .x_label = "step", .y_label = "nats per byte"};
+  Chart chart{.title = "Loss", .x_label = "step", .y_label = "nats per token"};
   for (const Run& run : runs) {
     for (Curve& curve : loss_curves(run.steps, run.name, run.name + ", validation")) chart.curves.push_back(std::move(curve));
   }

@@ -31,8 +31,8 @@ void say_result(const OptionTable& table, const train::Config& config, const tra
   if (result.stopped_by_request) {
     say(table, fmt::format("\nStopped on request after step {}; a checkpoint is saved, --resume continues.", result.last_step));
   }
-  say(table, fmt::format("\nUnigram entropy of the training bytes   {:.4f} nats", result.unigram_entropy));
-  say(table, fmt::format("Order-1 entropy (given one byte before) {:.4f} nats", result.order1_entropy));
+  say(table, fmt::format("\nUnigram entropy of the training text    {:.4f} nats", result.unigram_entropy));
+  if (result.order1_entropy) say(table, fmt::format("Order-1 entropy (given one byte before) {:.4f} nats", *result.order1_entropy));
   if (result.steps_run > 0) {
     say(table, fmt::format("Mean loss of the last ten steps         {:.4f} nats, {:+.4f} from the unigram entropy", result.mean_last_losses,
                            result.mean_last_losses - result.unigram_entropy));
@@ -46,7 +46,7 @@ nlohmann::json to_json(const train::Config& config, const train::TrainResult& re
   return {{"last_step", result.last_step},
           {"stopped_by_request", result.stopped_by_request},
           {"unigram_entropy", result.unigram_entropy},
-          {"order1_entropy", result.order1_entropy},
+          {"order1_entropy", result.order1_entropy ? nlohmann::json(*result.order1_entropy) : nlohmann::json()},
           {"mean_last_losses", result.mean_last_losses},
           {"validation_loss", result.validation_loss ? nlohmann::json(*result.validation_loss) : nlohmann::json()},
           {"directory", config.run.directory},

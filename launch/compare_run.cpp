@@ -106,7 +106,7 @@ int compare_with_run(const OptionTable& table, const std::string& folder, const 
                     "are simulated; predicted_seconds of metrics.jsonl is what the planner predicted",
                     folder, config.data.rows_per_step, config.parallel.planner));
   const simulate::Shape shape = shape_of(config);
-  const train::Corpus corpus = train::open_corpora(config.data).training;
+  const train::Corpus corpus = train::open_corpora(config).training;
   if (corpus.digest() != manifest.corpus_digest)
     throw InvalidArgument(fmt::format("simulate: --compare {}: its files ({}) have changed since, and with them the rows of its steps",
                                       folder, manifest.config.at("data.paths")));

@@ -58,11 +58,12 @@ std::string progress_line(const train::StepMetrics& metrics, std::int64_t steps)
 void write_loss_chart(const std::string& directory, const train::TrainResult& result) {
   const std::vector<train::StepMetrics> steps = train::read_metrics(directory);
   if (steps.empty()) return;
-  const Chart chart{.title = "Loss",
-                    .x_label = "step",
-                    .y_label = "nats per byte",
-                    .curves = loss_curves(steps, "loss", "validation loss"),
-                    .levels = {{"unigram entropy", result.unigram_entropy}, {"order-1 entropy", result.order1_entropy}}};
+  Chart chart{.title = "Loss",
+              .x_label = "step",
+              .y_label = "nats per token",
+              .curves = loss_curves(steps, "loss", "validation loss"),
+              .levels = {{"unigram entropy", result.unigram_entropy}}};
+  if (result.order1_entropy) chart.levels.push_back({"order-1 entropy", *result.order1_entropy});
   write_file_atomically(std::filesystem::path(directory) / "loss.svg", to_svg(chart));
 }
 

@@ -31,7 +31,7 @@ void add_model(OptionTable& table, train::ModelConfig& model) {
              .flag = "vocabulary",
              .target = &model.vocabulary,
              .value = "N",
-             .help = "Tokens there are; bytes need 256.",
+             .help = "Token ids there are; bytes need 256.",
              .least = 2});
   table.add({.key = "model.pattern",
              .flag = "pattern",
@@ -168,11 +168,19 @@ void add_run(OptionTable& table, train::RunConfig& run) {
 }  // namespace
 
 void add_train_options(OptionTable& table, train::Config& config, RankOptions& ranks, Devices devices) {
-  table.add({.key = "data.paths",
-             .flag = "data",
-             .target = &config.data.paths,
-             .value = "PATH ...",
-             .help = "Files, folders or globs; one document per file, tokens are bytes."});
+  table.add({.key = "data.paths", .flag = "data", .target = &config.data.paths, .value = "PATH ...", .help = "Files, folders or globs."});
+  table.add({.key = "data.token_type",
+             .flag = "token-type",
+             .target = &config.data.token_type,
+             .value = "TYPE",
+             .help = "What they hold: bytes, or token ids of 2 or 4 bytes, the lowest first, as numpy's tofile writes them:",
+             .choices = {"u8", "u16", "u32"}});
+  table.add({.key = "data.document_end",
+             .flag = "document-end",
+             .target = &config.data.document_end,
+             .value = "ID",
+             .help = "Token that is the last one of a document; -1: a file is a document.",
+             .least = -1});
   table.add(
       {.key = "data.context", .flag = "context", .target = &config.data.context, .value = "N", .help = "Tokens of one row.", .least = 2});
   table.add({.key = "data.packing",

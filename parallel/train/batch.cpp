@@ -8,7 +8,7 @@
 namespace periplus::train {
 namespace {
 
-std::vector<std::int32_t> shifted_labels(std::span<const std::uint8_t> row, std::span<const std::int64_t> cu_seqlens) {
+std::vector<std::int32_t> shifted_labels(std::span<const std::int32_t> row, std::span<const std::int64_t> cu_seqlens) {
   std::vector<std::int32_t> labels(row.size(), kernels::kIgnoreLabel);
   for (std::size_t piece = 0; piece + 1 < cu_seqlens.size(); ++piece) {
     for (std::int64_t i = cu_seqlens[piece]; i + 1 < cu_seqlens[piece + 1]; ++i) {
@@ -20,7 +20,7 @@ std::vector<std::int32_t> shifted_labels(std::span<const std::uint8_t> row, std:
 
 }  // namespace
 
-Batch shard_row(std::span<const std::uint8_t> row, std::span<const std::int64_t> cu_seqlens, LayoutKind kind, int ranks, int rank) {
+Batch shard_row(std::span<const std::int32_t> row, std::span<const std::int64_t> cu_seqlens, LayoutKind kind, int ranks, int rank) {
   Batch batch{make_layout(kind, ranks, Mask({}, cu_seqlens)), {}, {}, {}, 0};
   const std::vector<std::int32_t> labels = shifted_labels(row, cu_seqlens);
   batch.valid_labels = std::count_if(labels.begin(), labels.end(), [](std::int32_t label) { return label != kernels::kIgnoreLabel; });
@@ -35,7 +35,7 @@ Batch shard_row(std::span<const std::uint8_t> row, std::span<const std::int64_t>
 Batch make_batch(const Corpus& corpus, std::span<const Piece> pieces, LayoutKind kind, int ranks, int rank) {
   std::vector<std::int64_t> cu_seqlens = {0};
   for (const Piece& piece : pieces) cu_seqlens.push_back(cu_seqlens.back() + piece.length);
-  std::vector<std::uint8_t> row(static_cast<std::size_t>(cu_seqlens.back()));
+  std::vector<std::int32_t> row(static_cast<std::size_t>(cu_seqlens.back()));
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     const auto to = std::span(row).subspan(static_cast<std::size_t>(cu_seqlens[i]), static_cast<std::size_t>(pieces[i].length));
     corpus.read(static_cast<std::size_t>(pieces[i].document), pieces[i].offset, to);

@@ -19,11 +19,11 @@ struct Batch {
   std::int64_t valid_labels = 0;        ///< What the loss is a mean over: of all these ranks, or of all groups and micro-batches of a step.
 };
 
-/// row: the bytes of all pieces one after the other; cu_seqlens: their borders. Labels are shifted on the whole row, then
+/// row: the tokens of all pieces one after the other; cu_seqlens: their borders. Labels are shifted on the whole row, then
 /// sharded: shifting inside a shard would be wrong at every border.
-Batch shard_row(std::span<const std::uint8_t> row, std::span<const std::int64_t> cu_seqlens, LayoutKind kind, int ranks, int rank);
+Batch shard_row(std::span<const std::int32_t> row, std::span<const std::int64_t> cu_seqlens, LayoutKind kind, int ranks, int rank);
 
-/// Reads the pieces of a row and shards them. Every rank reads the whole row: one byte a token.
+/// Reads the pieces of a row and shards them. Every rank reads the whole row.
 Batch make_batch(const Corpus& corpus, std::span<const Piece> pieces, LayoutKind kind, int ranks, int rank);
 
 }  // namespace periplus::train

@@ -23,6 +23,7 @@ namespace {
 
 constexpr std::array<std::string_view, 5> kGates = {"basic", "retention", "lightning", "gla", "mamba2"};
 constexpr std::int64_t kLargestConvolution = 64;
+constexpr std::array<std::string_view, 3> kTokenTypes = {"u8", "u16", "u32"};
 constexpr std::array<std::string_view, 3> kPackings = {"best_fit", "concat", "decompose"};
 constexpr std::array<std::string_view, 4> kPlanners = {"none", "static", "adaptive", "flexible"};
 constexpr std::array<std::string_view, 2> kRecompute = {"but_attention", "but_hidden"};
@@ -97,7 +98,6 @@ void check_model(const ModelConfig& model) {
   require_size("model.vocabulary", model.vocabulary);
   require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, fmt::format("a divisor of model.heads = {}", model.heads));
   require(model.head_size % 2 == 0, "model.head_size", model.head_size, "even (rotary positions turn pairs)");
-  require(model.vocabulary >= kByteValues, "model.vocabulary", model.vocabulary, "at least 256: tokens are bytes");
   require(std::isfinite(model.rope_theta) && model.rope_theta > 0, "model.rope_theta", model.rope_theta, "a positive number");
   check_pattern(model.pattern);
   check_layer_kinds(model);
@@ -149,6 +149,15 @@ void check_planner(const ModelConfig& model, const ParallelConfig& parallel) {
                       parallel.planner));
 }
 
+void check_tokens(const DataConfig& data, std::int64_t vocabulary) {
+  require_one_of("data.token_type", data.token_type, kTokenTypes);
+  const bool bytes = data.token_type == "u8";
+  require(!bytes || vocabulary >= kByteValues, "model.vocabulary", vocabulary, "at least 256: tokens are bytes (data.token_type u8)");
+  const std::int64_t ids = std::min(vocabulary, bytes ? kByteValues : data.token_type == "u16" ? kByteValues * kByteValues : vocabulary);
+  require(data.document_end >= -1 && data.document_end < ids, "data.document_end", data.document_end,
+          fmt::format("-1 (a file is a document) or a token id below {}", ids));
+}
+
 void check_validation(const Config& config) {
   const DataConfig& data = config.data;
   const RunConfig& run = config.run;
@@ -181,6 +190,7 @@ void check(const Config& config) {
           fmt::format("2 to {} tokens", kLargestContext));
   require_one_of("data.packing", config.data.packing, kPackings);
   require_size("data.rows_per_step", config.data.rows_per_step);
+  check_tokens(config.data, config.model.vocabulary);
   check_validation(config);
   try {
     if (config.parallel.attention.strategy != "auto") strategy::find_strategy(config.parallel.attention.strategy);
@@ -228,6 +238,8 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"model.tie_embeddings", text(model.tie_embeddings)},
           {"model.rope_theta", text(model.rope_theta)},
           {"data.paths", list(data.paths)},
+          {"data.token_type", data.token_type},
+          {"data.document_end", text(data.document_end)},
           {"data.context", text(data.context)},
           {"data.packing", data.packing},
           {"data.rows_per_step", text(data.rows_per_step)},

@@ -34,7 +34,9 @@ struct ModelConfig {
 };
 
 struct DataConfig {
-  std::vector<std::string> paths;                  ///< Files, folders or globs; one document per file, byte-level tokens.
+  std::vector<std::string> paths;                  ///< Files, folders or globs.
+  std::string token_type = "u8";                   ///< What they hold: bytes, or token ids as u16 | u32, the lowest byte first.
+  std::int64_t document_end = -1;                  ///< Token that is the last one of a document; -1: a file is a document.
   std::int64_t context = 8192;                     ///< Tokens of one row.
   std::string packing = "best_fit";                ///< best_fit | concat | decompose
   std::int64_t rows_per_step = 1;                  ///< Rows of a training step.

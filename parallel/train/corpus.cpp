@@ -1,19 +1,17 @@
-// Finds the files of the training text and reads pieces of them.
+// Where the documents of the training text are, and their tokens.
 #include "parallel/train/corpus.h"
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cmath>
-#include <cstring>
-#include <iterator>
+#include <limits>
 #include <numeric>
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <glob.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "parallel/train/files.h"
 #include "parallel/train/random.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
@@ -24,92 +22,30 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Of the effective user, who will open the file (access() asks about the real one).
-bool readable(const fs::path& path) { return ::faccessat(AT_FDCWD, path.c_str(), R_OK, AT_EACCESS) == 0; }
+static_assert(std::endian::native == std::endian::little, "files of token ids are read as they are");
 
-class FileCollector {
- public:
-  explicit FileCollector(std::string_view key) : key_(key) {}
+constexpr std::int64_t kChunk = std::int64_t{1} << 20;  ///< Tokens read at a time where all are.
 
-  InvalidArgument cannot_use(const fs::path& path, std::string_view reason) const {
-    return InvalidArgument(fmt::format("corpus: {}: {}; correct {}", path.string(), reason, key_));
+/// Calls work with a value of the type of an id.
+template <class Work>
+void visit_id(int bytes, const Work& work) {
+  switch (bytes) {
+    case 1:
+      return work(std::uint8_t{});
+    case 2:
+      return work(std::uint16_t{});
+    case 4:
+      return work(std::uint32_t{});
   }
+  throw InternalError(fmt::format("corpus: token ids of {} bytes", bytes));
+}
 
-  void add(const std::string& entry) {
-    std::error_code error;
-    const fs::file_status status = fs::status(entry, error);
-    if (fs::exists(status)) {
-      add_named(entry, status);
-    } else if (status.type() != fs::file_type::not_found) {
-      throw cannot_use(entry, error.message());
-    } else if (entry.find_first_of("*?[") != std::string::npos) {
-      add_glob(entry);
-    } else {
-      throw cannot_use(entry, "there is no such file or folder");
-    }
-  }
-
-  std::vector<fs::path> take_sorted() {
-    std::sort(files_.begin(), files_.end());
-    files_.erase(std::unique(files_.begin(), files_.end()), files_.end());
-    return std::move(files_);
-  }
-  std::int64_t skipped() const { return skipped_; }
-
- private:
-  void add_named(const fs::path& path, const fs::file_status& status) {
-    if (fs::is_directory(status)) {
-      walk(path);
-    } else if (!fs::is_regular_file(status)) {
-      throw cannot_use(path, "this is neither a regular file nor a folder");
-    } else if (!readable(path)) {
-      throw cannot_use(path, std::strerror(errno));
-    } else {
-      files_.push_back(fs::absolute(path).lexically_normal());
-    }
-  }
-
-  void walk(const fs::path& folder) {
-    std::error_code error;
-    fs::directory_iterator entries(folder, error);
-    if (error) throw cannot_use(folder, "the folder cannot be read: " + error.message());
-    for (; entries != fs::directory_iterator(); entries.increment(error)) {
-      const fs::file_status status = entries->symlink_status(error);
-      if (fs::is_directory(status)) {
-        walk(entries->path());
-      } else if (fs::is_regular_file(status)) {
-        add_walked(entries->path());
-      }
-    }
-    if (error) throw cannot_use(folder, "the folder cannot be read: " + error.message());
-  }
-
-  void add_walked(const fs::path& file) {
-    if (readable(file)) {
-      files_.push_back(fs::absolute(file).lexically_normal());
-    } else {
-      ++skipped_;
-    }
-  }
-
-  void add_glob(const std::string& pattern) {
-    glob_t found{};
-    const int status = ::glob(pattern.c_str(), GLOB_ERR, nullptr, &found);
-    const std::vector<std::string> matches(found.gl_pathv, found.gl_pathv + found.gl_pathc);
-    ::globfree(&found);
-    if (status == GLOB_NOMATCH) throw cannot_use(pattern, "nothing matches this pattern");
-    if (status != 0) throw cannot_use(pattern, "a folder of this pattern cannot be read");
-    for (const std::string& match : matches) {
-      const fs::file_status match_status = fs::status(match);
-      // A pattern such as /data/* also meets sockets and devices; nobody asked for those by name.
-      if (fs::is_directory(match_status) || fs::is_regular_file(match_status)) add_named(match, match_status);
-    }
-  }
-
-  std::string key_;
-  std::vector<fs::path> files_;
-  std::int64_t skipped_ = 0;
-};
+/// Of documents, for a corpus whose files do not say where they end.
+std::string digest_of(std::span<const Corpus::Document> documents) {
+  std::string text;
+  for (const Corpus::Document& document : documents) text += fmt::format("{} ", document.tokens);
+  return digest_of_bytes(text);
+}
 
 double entropy_of(std::span<const std::int64_t> counts, double total) {
   double sum = 0;
@@ -119,116 +55,179 @@ double entropy_of(std::span<const std::int64_t> counts, double total) {
   return sum;
 }
 
+/// How often each token, and each pair of tokens that follow each other, is met.
+class Counts {
+ public:
+  explicit Counts(const TokenFormat& format)
+      : values_(format.bytes == 1 ? 256 : static_cast<std::size_t>(format.vocabulary)),
+        single_(values_),
+        before_(format.bytes == 1 ? values_ : 0),
+        pairs_(before_.size() * values_) {}
+
+  void begin_document() { previous_ = -1; }
+  void add(std::span<const std::int32_t> tokens) {
+    for (const std::int32_t token : tokens) {
+      ++single_[static_cast<std::size_t>(token)];
+      if (!pairs_.empty() && previous_ >= 0) {
+        ++before_[static_cast<std::size_t>(previous_)];
+        ++pairs_[static_cast<std::size_t>(previous_) * values_ + static_cast<std::size_t>(token)];
+      }
+      previous_ = token;
+    }
+  }
+  Entropy entropy() const {
+    const auto sum = [](const std::vector<std::int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), std::int64_t{0}); };
+    Entropy result{.counted_tokens = sum(single_)};
+    result.unigram = entropy_of(single_, static_cast<double>(result.counted_tokens));
+    if (pairs_.empty()) return result;
+    const auto total = static_cast<double>(sum(before_));
+    result.order1 = total > 0 ? entropy_of(pairs_, total) - entropy_of(before_, total) : 0;
+    return result;
+  }
+
+ private:
+  std::size_t values_;
+  std::vector<std::int64_t> single_, before_, pairs_;
+  std::int32_t previous_ = -1;
+};
+
 }  // namespace
 
-Corpus::Corpus(std::span<const std::string> paths, std::string_view key) {
-  FileCollector collector(key);
-  for (const std::string& path : paths) collector.add(path);
-  skipped_files_ = collector.skipped();
-  for (fs::path& path : collector.take_sorted()) {
+Corpus::Corpus(std::span<const std::string> paths, const TokenFormat& format, std::string_view key, const Corpus* without)
+    : format_(format) {
+  FoundFiles found = find_files(paths, key);
+  skipped_files_ = found.skipped;
+  std::string listing;
+  std::int64_t left_out = 0;
+  for (fs::path& path : found.paths) {
     std::error_code error;
     const auto bytes = static_cast<std::int64_t>(fs::file_size(path, error));
-    if (error) throw collector.cannot_use(path, error.message());
-    if (bytes > 0) documents_.push_back({std::move(path), bytes});
+    if (error) throw InvalidArgument(fmt::format("corpus: {}: {}; correct {}", path.string(), error.message(), key));
+    if (bytes == 0) continue;
+    if (without != nullptr && std::binary_search(without->files_.begin(), without->files_.end(), path)) {
+      ++left_out;
+      continue;
+    }
+    if (bytes % format.bytes != 0) {
+      throw InvalidArgument(fmt::format("corpus: {} has {} bytes, no whole number of tokens of {}; correct {} or data.token_type",
+                                        path.string(), bytes, format.bytes, key));
+    }
+    listing += fmt::format("{}\n{}\n", path.string(), bytes);
+    files_.push_back(std::move(path));
+    add_documents(static_cast<std::int32_t>(files_.size() - 1), bytes / format.bytes);
   }
-  if (documents_.empty()) {
-    throw InvalidArgument(fmt::format("corpus: {} ({} given, first {}) hold no readable file that is not empty ({} unreadable skipped)",
-                                      key, paths.size(), paths.empty() ? "none" : paths.front(), skipped_files_));
+  if (files_.empty()) {
+    throw InvalidArgument(
+        left_out > 0 ? fmt::format("corpus: all {} files of {} are data.validation_paths too, which are not trained on; keep some out "
+                                   "of those",
+                                   left_out, key)
+                     : fmt::format("corpus: {} ({} given, first {}) hold no readable file that is not empty ({} unreadable skipped)", key,
+                                   paths.size(), paths.empty() ? "none" : paths.front(), skipped_files_));
   }
-  count();
-}
-
-void Corpus::count() {
-  std::string listing;
-  bytes_ = 0;
-  for (const Document& document : documents_) {
-    listing += fmt::format("{}\n{}\n", document.path.string(), document.bytes);
-    bytes_ += document.bytes;
-  }
+  if (std::ssize(documents_) > std::numeric_limits<std::int32_t>::max())
+    throw InvalidArgument(
+        fmt::format("corpus: {} hold {} documents, more than are numbered; correct {} or data.document_end", key, documents_.size(), key));
+  if (format.document_end >= 0) listing += digest_of(documents_);
   digest_ = digest_of_bytes(listing);
 }
 
-void Corpus::leave_out(const Corpus& other) {
-  const auto by_path = [](const Document& a, const Document& b) { return a.path < b.path; };
-  std::vector<Document> kept;
-  std::set_difference(documents_.begin(), documents_.end(), other.documents_.begin(), other.documents_.end(), std::back_inserter(kept),
-                      by_path);
-  if (kept.empty()) {
-    throw InvalidArgument(
-        fmt::format("corpus: all {} files of data.paths are data.validation_paths too, which are not trained on; keep some out of those",
-                    documents_.size()));
+void Corpus::add_documents(std::int32_t file, std::int64_t tokens) {
+  tokens_ += tokens;
+  std::int64_t begin = 0;
+  const auto end_at = [&](std::int64_t end) {
+    if (end > begin) documents_.push_back({file, begin, end - begin});
+    begin = end;
+  };
+  if (format_.document_end >= 0) {
+    visit_id(format_.bytes, [&]<class T>(T) {
+      const T last = static_cast<T>(format_.document_end);
+      std::vector<T> chunk;
+      for (std::int64_t at = 0; at < tokens; at += kChunk) {
+        chunk.resize(static_cast<std::size_t>(std::min(kChunk, tokens - at)));
+        read_bytes(file, at * format_.bytes, std::as_writable_bytes(std::span(chunk)));
+        for (auto found = std::find(chunk.begin(), chunk.end(), last); found != chunk.end();
+             found = std::find(found + 1, chunk.end(), last))
+          end_at(at + (found - chunk.begin()) + 1);
+      }
+    });
   }
-  documents_ = std::move(kept);
-  count();
-}
-
-Corpora open_corpora(const DataConfig& data) {
-  Corpora corpora{Corpus(data.paths), std::nullopt};
-  if (!data.validation_paths.empty()) {
-    corpora.validation.emplace(data.validation_paths, "data.validation_paths");
-    corpora.training.leave_out(*corpora.validation);
-  }
-  return corpora;
+  end_at(tokens);
 }
 
 std::vector<std::int64_t> Corpus::lengths() const {
   std::vector<std::int64_t> lengths;
   lengths.reserve(documents_.size());
-  for (const Document& document : documents_) lengths.push_back(document.bytes);
+  for (const Document& document : documents_) lengths.push_back(document.tokens);
   return lengths;
 }
 
-void Corpus::read(std::size_t document, std::int64_t offset, std::span<std::uint8_t> to) const {
-  const fs::path& path = documents_.at(document).path;
+void Corpus::read_bytes(std::int32_t file, std::int64_t offset, std::span<std::byte> to) const {
+  const fs::path& path = files_.at(static_cast<std::size_t>(file));
   std::uint64_t size = 0;
-  const FileDescriptor file = open_regular_file(path, size);
+  const FileDescriptor descriptor = open_regular_file(path, size);
   std::size_t filled = 0;
   while (filled < to.size()) {
-    const ssize_t got = ::pread(file.get(), to.data() + filled, to.size() - filled, offset + static_cast<std::int64_t>(filled));
+    const std::int64_t at = offset + static_cast<std::int64_t>(filled);
+    const ssize_t got = ::pread(descriptor.get(), to.data() + filled, to.size() - filled, at);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) throw_system_error("read", path);
-    if (got == 0) {
+    if (got == 0)
       throw DeviceError(
-          fmt::format("corpus: {} had {} bytes when the run started and now ends at {}; do not change the data of a running job",
-                      path.string(), documents_[document].bytes, offset + static_cast<std::int64_t>(filled)));
-    }
+          fmt::format("corpus: {} was longer when the run started and now ends at {} bytes; do not change the data of a running job",
+                      path.string(), at));
     filled += static_cast<std::size_t>(got);
   }
 }
 
-Entropy sampled_entropy(const Corpus& corpus, std::uint64_t seed, std::int64_t limit_bytes) {
+void Corpus::read(std::size_t document, std::int64_t offset, std::span<std::int32_t> to) const {
+  const Document& from = documents_.at(document);
+  visit_id(format_.bytes, [&]<class T>(T) {
+    std::vector<T> ids(to.size());
+    read_bytes(from.file, (from.first + offset) * format_.bytes, std::as_writable_bytes(std::span(ids)));
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      if (ids[i] >= format_.vocabulary) {
+        throw InvalidArgument(fmt::format("corpus: {}: token {} is {}, and model.vocabulary is {}; raise it, or correct data.token_type",
+                                          path_of(from).string(), from.first + offset + static_cast<std::int64_t>(i), ids[i],
+                                          format_.vocabulary));
+      }
+      to[i] = static_cast<std::int32_t>(ids[i]);
+    }
+  });
+}
+
+Corpora open_corpora(const Config& config) {
+  const DataConfig& data = config.data;
+  const TokenFormat format{.bytes = data.token_type == "u8"    ? 1
+                                    : data.token_type == "u16" ? 2
+                                                               : 4,
+                           .document_end = data.document_end,
+                           .vocabulary = config.model.vocabulary};
+  if (data.validation_paths.empty()) return {Corpus(data.paths, format), std::nullopt};
+  Corpus validation(data.validation_paths, format, "data.validation_paths");
+  return {Corpus(data.paths, format, "data.paths", &validation), std::move(validation)};
+}
+
+Entropy sampled_entropy(const Corpus& corpus, std::uint64_t seed, std::int64_t limit) {
   std::vector<std::size_t> order(corpus.documents().size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  if (corpus.bytes() > limit_bytes) {
+  if (corpus.tokens() > limit) {
     std::mt19937_64 engine = engine_for(seed, "entropy sample");
     shuffle(std::span(order), engine);
   }
-  constexpr std::size_t kValues = 256;
-  constexpr std::int64_t kChunk = std::int64_t{1} << 20;
-  std::vector<std::int64_t> single(kValues), before(kValues), pairs(kValues * kValues);
-  Entropy result;
-  std::vector<std::uint8_t> chunk;
+  Counts counts(corpus.format());
+  std::vector<std::int32_t> chunk;
   for (const std::size_t document : order) {
-    const std::int64_t wanted = std::min(corpus.documents()[document].bytes, limit_bytes - result.counted_bytes);
-    int previous = -1;
+    if (limit == 0) break;
+    const std::int64_t wanted = std::min(corpus.documents()[document].tokens, limit);
+    counts.begin_document();
     for (std::int64_t offset = 0; offset < wanted; offset += kChunk) {
       chunk.resize(static_cast<std::size_t>(std::min(kChunk, wanted - offset)));
       corpus.read(document, offset, chunk);
-      for (const std::uint8_t byte : chunk) {
-        ++single[byte];
-        if (previous >= 0) {
-          ++before[static_cast<std::size_t>(previous)];
-          ++pairs[static_cast<std::size_t>(previous) * kValues + byte];
-        }
-        previous = byte;
-      }
+      counts.add(chunk);
     }
-    result.counted_bytes += wanted;
+    limit -= wanted;
   }
-  const auto total_pairs = static_cast<double>(std::accumulate(before.begin(), before.end(), std::int64_t{0}));
-  result.unigram = entropy_of(single, static_cast<double>(result.counted_bytes));
-  if (total_pairs > 0) result.order1 = entropy_of(pairs, total_pairs) - entropy_of(before, total_pairs);
-  return result;
+  return counts.entropy();
 }
 
 }  // namespace periplus::train

@@ -13,39 +13,48 @@
 
 namespace periplus::train {
 
-/// The training text: one document per file, tokens are bytes. Only names and sizes are held; bytes are read when asked for.
+/// What files hold: token ids one after the other, the lowest byte of each first, as numpy's tofile writes them.
+struct TokenFormat {
+  int bytes = 1;                   ///< Of an id: 1, 2 or 4.
+  std::int64_t document_end = -1;  ///< The id that is the last token of a document; -1: a file is a document.
+  std::int64_t vocabulary = 256;   ///< All ids are below it.
+};
+
+/// The training text. Only names and lengths are held; tokens are read when asked for.
 class Corpus {
  public:
   struct Document {
-    std::filesystem::path path;
-    std::int64_t bytes = 0;
+    std::int32_t file = 0;
+    std::int64_t first = 0;  ///< Tokens of the file before it.
+    std::int64_t tokens = 0;
   };
 
-  /// Expands files, folders (walked to the bottom) and globs to a sorted list of readable regular files without
-  /// duplicates. Found by walking: symbolic links are not followed, unreadable files and all that is no regular file are
-  /// skipped. Empty files are no documents.
-  /// Errors: InvalidArgument naming the path, and `key` as what to correct, if it does not exist, cannot be read, matches nothing, or
-  /// nothing is left.
-  explicit Corpus(std::span<const std::string> paths, std::string_view key = "data.paths");
-
-  /// Without the files that the other has. InvalidArgument if none is left.
-  void leave_out(const Corpus& other);
+  /// Documents of the files that find_files() finds, without those of another corpus. Empty files hold none. With document_end every file
+  /// is read once. Errors: as find_files(); InvalidArgument if nothing is left, or for a file that ends inside an id.
+  explicit Corpus(std::span<const std::string> paths, const TokenFormat& format = {}, std::string_view key = "data.paths",
+                  const Corpus* without = nullptr);
 
   std::span<const Document> documents() const noexcept { return documents_; }
+  const std::filesystem::path& path_of(const Document& document) const { return files_.at(static_cast<std::size_t>(document.file)); }
+  const TokenFormat& format() const noexcept { return format_; }
   std::vector<std::int64_t> lengths() const;
-  std::int64_t bytes() const noexcept { return bytes_; }
+  std::int64_t tokens() const noexcept { return tokens_; }
   std::int64_t skipped_files() const noexcept { return skipped_files_; }  ///< Unreadable files met while walking.
-  /// Over paths and sizes, not contents.
+  /// Over paths, sizes and, with document_end, lengths of documents; not over contents.
   const std::string& digest() const noexcept { return digest_; }
 
-  /// Reads bytes [offset, offset + to.size()) of a document. DeviceError if the file no longer has them.
-  void read(std::size_t document, std::int64_t offset, std::span<std::uint8_t> to) const;
+  /// Reads tokens [offset, offset + to.size()) of a document. DeviceError if the file no longer has them; InvalidArgument for an id that
+  /// is not below the vocabulary.
+  void read(std::size_t document, std::int64_t offset, std::span<std::int32_t> to) const;
 
  private:
-  void count();
+  void add_documents(std::int32_t file, std::int64_t tokens);
+  void read_bytes(std::int32_t file, std::int64_t offset, std::span<std::byte> to) const;
 
+  TokenFormat format_;
+  std::vector<std::filesystem::path> files_;
   std::vector<Document> documents_;
-  std::int64_t bytes_ = 0;
+  std::int64_t tokens_ = 0;
   std::int64_t skipped_files_ = 0;
   std::string digest_;
 };
@@ -56,15 +65,15 @@ struct Corpora {
   std::optional<Corpus> validation;
 };
 /// data.validation_paths, and data.paths without its files.
-Corpora open_corpora(const DataConfig& data);
+Corpora open_corpora(const Config& config);
 
-/// Entropies in nats per byte. Pairs of bytes are counted inside documents only.
+/// Entropies in nats per token. Pairs of tokens are counted inside documents only.
 struct Entropy {
   double unigram = 0;
-  double order1 = 0;  ///< Given the byte before.
-  std::int64_t counted_bytes = 0;
+  std::optional<double> order1 = {};  ///< Given the token before; of bytes only, since larger vocabularies have too many pairs to count.
+  std::int64_t counted_tokens = 0;
 };
-/// Counts whole documents in an order that only the seed decides, up to `limit_bytes`; of all bytes if they fit.
-Entropy sampled_entropy(const Corpus& corpus, std::uint64_t seed, std::int64_t limit_bytes = std::int64_t{64} << 20);
+/// Counts whole documents in an order that only the seed decides, up to `limit` tokens; all tokens if they fit.
+Entropy sampled_entropy(const Corpus& corpus, std::uint64_t seed, std::int64_t limit = std::int64_t{64} << 20);
 
 }  // namespace periplus::train

@@ -15,6 +15,8 @@ std::string hugging_face_config(const Manifest& manifest, DType dtype) {
   const std::string used = text("model.pattern").substr(0, value("model.layers").get<std::size_t>());
   const bool whole = used.find_first_not_of('S') == used.npos, window = used.find_first_not_of('W') == used.npos;
   if (!whole && !window) return {};
+  const auto end = manifest.config.find("data.document_end");  // older manifests have none
+  const std::int64_t document_end = end == manifest.config.end() ? -1 : std::stoll(end->second);
   json config = {{"architectures", json::array({whole ? "LlamaForCausalLM" : "MistralForCausalLM"})},
                  {"model_type", whole ? "llama" : "mistral"},
                  {"num_hidden_layers", value("model.layers")},
@@ -30,7 +32,7 @@ std::string hugging_face_config(const Manifest& manifest, DType dtype) {
                  {"rms_norm_eps", kNormEpsilon},
                  {"max_position_embeddings", value("data.context")},
                  {"bos_token_id", nullptr},
-                 {"eos_token_id", nullptr},
+                 {"eos_token_id", document_end < 0 ? json() : json(document_end)},
                  {"torch_dtype", dtype == DType::f64 ? "float64" : "float32"}};
   if (window) config["sliding_window"] = value("model.window").get<std::int64_t>() + 1;  // it counts the token itself
   return config.dump(1) + "\n";

@@ -54,8 +54,8 @@ Manifest from_json(const json& object) {
 
 /// What the numbers of a run depend on. Schedule, layout, strategy and rank count may change on the way.
 bool decides_numbers(std::string_view key) {
-  return key.starts_with("model.") || key == "data.context" || key == "data.packing" || key == "data.rows_per_step" || key == "run.seed" ||
-         key == "run.dtype";
+  return key.starts_with("model.") || key == "data.token_type" || key == "data.document_end" || key == "data.context" ||
+         key == "data.packing" || key == "data.rows_per_step" || key == "run.seed" || key == "run.dtype";
 }
 
 InvalidArgument differs(std::string_view key, std::string_view saved, std::string_view now) {

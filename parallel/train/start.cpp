@@ -19,20 +19,22 @@ void check_on_all_ranks(const Config& config, bool resume, const comm::Communica
 
 Corpora open_on_all_ranks(const Config& config, const comm::Communicator& communicator) {
   std::optional<Corpora> corpora;
-  all_or_none(communicator, [&] { corpora.emplace(open_corpora(config.data)); });
+  all_or_none(communicator, [&] { corpora.emplace(open_corpora(config)); });
   const std::string digests = corpora->training.digest() + (corpora->validation ? corpora->validation->digest() : "");
   comm::require_same_on_all_ranks(communicator, hash64(digests), "the list of training and validation files", Stream());
   return std::move(*corpora);
 }
 
 Entropy entropy_on_all_ranks(const Corpus& corpus, std::uint64_t seed, const comm::Communicator& communicator) {
-  std::array<double, 3> values{};
+  std::array<double, 4> values{};
   on_rank0(communicator, [&] {
     const Entropy entropy = sampled_entropy(corpus, seed);
-    values = {entropy.unigram, entropy.order1, static_cast<double>(entropy.counted_bytes)};
+    values = {entropy.unigram, entropy.order1.value_or(0), entropy.order1 ? 1.0 : 0.0, static_cast<double>(entropy.counted_tokens)};
   });
   all_reduce(communicator, values, comm::Reduce::sum);
-  return {.unigram = values[0], .order1 = values[1], .counted_bytes = static_cast<std::int64_t>(values[2])};
+  return {.unigram = values[0],
+          .order1 = values[2] > 0 ? std::optional(values[1]) : std::nullopt,
+          .counted_tokens = static_cast<std::int64_t>(values[3])};
 }
 
 std::string description_of_layers(const ModelConfig& model) {

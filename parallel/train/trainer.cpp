@@ -117,10 +117,9 @@ class Run {
     const Entropy entropy = entropy_on_all_ranks(corpus, config_.run.seed, communicator_);
     result_.unigram_entropy = entropy.unigram;
     result_.order1_entropy = entropy.order1;
-    say("data: {} documents, {} bytes{}; entropy in nats per byte: {:.4f} unigram, {:.4f} given the byte before ({} bytes counted)",
-        corpus.documents().size(), corpus.bytes(),
-        corpus.skipped_files() > 0 ? fmt::format(" ({} unreadable files skipped)", corpus.skipped_files()) : "", entropy.unigram,
-        entropy.order1, entropy.counted_bytes);
+    say("data: {} documents, {} tokens{}; entropy in nats per token: {:.4f} unigram{} ({} tokens counted)", corpus.documents().size(),
+        corpus.tokens(), corpus.skipped_files() > 0 ? fmt::format(" ({} unreadable files skipped)", corpus.skipped_files()) : "",
+        entropy.unigram, entropy.order1 ? fmt::format(", {:.4f} given the byte before", *entropy.order1) : "", entropy.counted_tokens);
     if (validation_) say("{}", validation_->description());
   }
 
@@ -352,7 +351,7 @@ class Run {
     return loss;
   }
 
-  /// Returns the gradient norm of all ranks. A row of one-byte documents predicts nothing and changes nothing.
+  /// Returns the gradient norm of all ranks. A row of one-token documents predicts nothing and changes nothing.
   double update(std::int64_t step, double learning_rate, bool has_labels, Tracer* tracer) {
     double norm = 0;
     {

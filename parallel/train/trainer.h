@@ -61,8 +61,8 @@ struct TrainResult {
   std::int64_t last_step = 0;
   std::int64_t steps_run = 0;  ///< By this call; a resumed run may have nothing left to do.
   bool stopped_by_request = false;
-  double unigram_entropy = 0;                  ///< nats per byte of the training bytes, order 0
-  double order1_entropy = 0;                   ///< nats per byte given the byte before
+  double unigram_entropy = 0;                  ///< nats per token of the training text, order 0
+  std::optional<double> order1_entropy = {};   ///< nats per token given the one before, where tokens are bytes
   std::int64_t state_bytes = 0;                ///< weights, gradients and optimizer state of rank 0; the rest of the peak is activations
   double mean_last_losses = 0;                 ///< mean loss of the last ten steps
   std::optional<double> validation_loss = {};  ///< The last one measured. A resumed run with no step left measures it, too.

@@ -20,7 +20,7 @@ Validation::Validation(const Config& config, const Corpus& corpus)
   }
   if (labels_ == 0)
     throw InvalidArgument(
-        fmt::format("validation: {} rows of data.validation_paths hold documents of one byte only, where nothing is predicted", rows));
+        fmt::format("validation: {} rows of data.validation_paths hold documents of one token only, where nothing is predicted", rows));
 }
 
 StepPlan Validation::plan(std::int64_t index, int ranks) const {
@@ -30,7 +30,7 @@ StepPlan Validation::plan(std::int64_t index, int ranks) const {
 }
 
 std::string Validation::description() const {
-  return fmt::format("validation: {} documents, {} bytes; {} of {} rows {}", corpus_.documents().size(), corpus_.bytes(), rows(),
+  return fmt::format("validation: {} documents, {} tokens; {} of {} rows {}", corpus_.documents().size(), corpus_.tokens(), rows(),
                      packing_.rows(),
                      run_.validate_every > 0 ? fmt::format("every {} steps and at the end", run_.validate_every) : "at the end");
 }

@@ -12,7 +12,7 @@ constexpr auto kNone = kernels::kIgnoreLabel;
 
 TEST(Batch, LabelsCrossShardBordersButNotDocumentBorders) {
   // algorithms.md 9: zigzag, 2 ranks, one document of 8: rank 0 owns globals 0,1,6,7 and its second label lives on rank 1.
-  const std::vector<std::uint8_t> row = {10, 11, 12, 13, 14, 15, 16, 17};
+  const std::vector<std::int32_t> row = {10, 11, 12, 13, 14, 15, 16, 17};
   const std::vector<std::int64_t> whole = {0, 8};
   const Batch batch = shard_row(row, whole, LayoutKind::zigzag, 2, 0);
   EXPECT_EQ(batch.tokens, (std::vector<std::int32_t>{10, 11, 16, 17}));
@@ -29,8 +29,8 @@ TEST(Batch, LabelsCrossShardBordersButNotDocumentBorders) {
 
 TEST(Batch, TogetherTheRanksHoldTheRowWhateverTheirNumber) {
   const std::vector<std::int64_t> cu_seqlens = {0, 1, 8, 41, 43, 60};
-  std::vector<std::uint8_t> row(60);
-  for (std::size_t i = 0; i < row.size(); ++i) row[i] = static_cast<std::uint8_t>(i);
+  std::vector<std::int32_t> row(60);
+  for (std::size_t i = 0; i < row.size(); ++i) row[i] = static_cast<std::int32_t>(i);
   const Batch whole = shard_row(row, cu_seqlens, LayoutKind::contiguous, 1, 0);
   for (const LayoutKind kind : {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped, LayoutKind::document_zigzag}) {
     for (const int ranks : {1, 2, 3, 5, 8}) {

@@ -51,6 +51,19 @@ TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
          c.data.validation_paths = {"/usr/include/linux"};
          c.data.validation_rows = -1;
        }},
+      {"u8, u16, u32", [](Config& c) { c.data.token_type = "u64"; }},
+      {"data.document_end is 256; it must be -1 (a file is a document) or a token id below 256",
+       [](Config& c) {
+         c.model.vocabulary = 1000;
+         c.data.document_end = 256;
+       }},
+      {"data.document_end is -2", [](Config& c) { c.data.document_end = -2; }},
+      {"token id below 100",
+       [](Config& c) {
+         c.model.vocabulary = 100;
+         c.data.token_type = "u16";
+         c.data.document_end = 100;
+       }},
       {"model.layers", [](Config& c) { c.model.layers = 0; }},
       {"model.hidden", [](Config& c) { c.model.hidden = -3; }},
       {"model.kv_heads", [](Config& c) { c.model.kv_heads = 3; }},
@@ -141,7 +154,7 @@ TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
     EXPECT_TRUE(keys.insert(key).second) << key;
     EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
   }
-  EXPECT_EQ(keys.size(), 44u);
+  EXPECT_EQ(keys.size(), 46u);
 }
 
 }  // namespace

@@ -54,8 +54,8 @@ TEST(Mixers, GradientsOfEveryTensorMatchFiniteDifferences) {
 
 TEST(Mixers, DocumentsOfARowAreAsIfAlone) {
   const Row together = make_row({9, 23});
-  Row second{{together.bytes.begin() + 9, together.bytes.end()}, {0, 23}},
-      first{{together.bytes.begin(), together.bytes.begin() + 9}, {0, 9}};
+  Row second{{together.tokens.begin() + 9, together.tokens.end()}, {0, 23}},
+      first{{together.tokens.begin(), together.tokens.begin() + 9}, {0, 9}};
   for (const ModelConfig& model : models()) {
     SCOPED_TRACE(name_of(model));
     const double apart = run(model, first, LayoutKind::contiguous, 1).loss * 8 + run(model, second, LayoutKind::contiguous, 1).loss * 22;
@@ -81,7 +81,7 @@ TEST(Mixers, EarlierBatchesLeaveNoTrace) {
     std::vector<double> losses;
     for (const std::int64_t length : {20, 31, 5, 20}) {
       const Row row = make_row({length});
-      const Batch batch = shard_row(row.bytes, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
+      const Batch batch = shard_row(row.tokens, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
       model.plan(batch, {.communicator = comm::Communicator()});
       model.zero_gradients(stream);
       losses.push_back(model.loss_and_gradients(stream) / static_cast<double>(batch.valid_labels));
@@ -121,7 +121,7 @@ TEST(Mixers, ParametersOfEachKindAreNamedAndStartAsTheyShould) {
 
 TEST(Mixers, FlopsCountMatricesTapsAndStates) {
   const Row row = make_row({4, 6});
-  const Batch batch = shard_row(row.bytes, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
+  const Batch batch = shard_row(row.tokens, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
   const Memory memory;
   const Model model(hybrid("WD"), DType::f32, memory);
   // Heads 2 of 4: q, o 8x12, k, v 4x12; z, o 8x12, qkv 24x12, a, b 2x12, taps 24x4; gate, up, down 16x12 twice; head 256x12.
@@ -132,7 +132,7 @@ TEST(Mixers, FlopsCountMatricesTapsAndStates) {
 
 TEST(Mixers, NarrowTypesFollowF64) {
   const Row row = make_row({40, 24});
-  const Batch batch = shard_row(row.bytes, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
+  const Batch batch = shard_row(row.tokens, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
   const Stream stream;
   for (ModelConfig config : models()) {
     config.head_size = 16;  // the norm of a head of few channels turns small errors into large ones

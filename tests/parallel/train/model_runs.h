@@ -21,7 +21,7 @@ struct Gradients {
 
 /// A packed row with documents of one byte, odd lengths and one that spans all ranks.
 struct Row {
-  std::vector<std::uint8_t> bytes;
+  std::vector<std::int32_t> tokens;
   std::vector<std::int64_t> cu_seqlens;
 };
 
@@ -30,7 +30,7 @@ inline Row make_row(std::initializer_list<std::int64_t> lengths) {
   std::mt19937_64 engine(7);
   for (const std::int64_t length : lengths) {
     row.cu_seqlens.push_back(row.cu_seqlens.back() + length);
-    for (std::int64_t i = 0; i < length; ++i) row.bytes.push_back(static_cast<std::uint8_t>(engine() % 256));
+    for (std::int64_t i = 0; i < length; ++i) row.tokens.push_back(static_cast<std::int32_t>(engine() % 256));
   }
   return row;
 }
@@ -56,7 +56,7 @@ inline Gradients run(const ModelConfig& config, const Row& row, LayoutKind kind,
     Model model(config, DType::f64, memory, keeps_hidden);
     fill_weights(model, 8);
     if (change) change(model.weights().span<double>());
-    const Batch batch = shard_row(row.bytes, row.cu_seqlens, kind, communicator.size(), communicator.rank());
+    const Batch batch = shard_row(row.tokens, row.cu_seqlens, kind, communicator.size(), communicator.rank());
     model.plan(batch, {.communicator = communicator});
     double loss = backward ? model.loss_and_gradients(stream) : model.loss(stream);
     communicator.all_reduce(TensorView(reinterpret_cast<std::byte*>(&loss), DType::f64, {1}), comm::Reduce::sum, stream);

@@ -78,7 +78,7 @@ std::int64_t activation_bytes(const Row& row, int ranks, bool keeps_hidden = fal
     Model model(tiny_model(true), DType::f32, memory, keeps_hidden);
     fill_zero(model.weights());
     const auto before = static_cast<std::int64_t>(memory.account().current_bytes());
-    const Batch batch = shard_row(row.bytes, row.cu_seqlens, LayoutKind::document_zigzag, communicator.size(), communicator.rank());
+    const Batch batch = shard_row(row.tokens, row.cu_seqlens, LayoutKind::document_zigzag, communicator.size(), communicator.rank());
     model.plan(batch, {.communicator = communicator});
     model.loss_and_gradients(stream);
     const std::int64_t peak = static_cast<std::int64_t>(memory.account().peak_bytes()) - before;
@@ -89,7 +89,7 @@ std::int64_t activation_bytes(const Row& row, int ranks, bool keeps_hidden = fal
 }
 
 TEST(Model, ActivationMemoryFallsWithTheRanks) {
-  Row row{std::vector<std::uint8_t>(24 * 512, 'x'), {0}};
+  Row row{std::vector<std::int32_t>(24 * 512, 'x'), {0}};
   for (int document = 0; document < 24; ++document) row.cu_seqlens.push_back(row.cu_seqlens.back() + 512);
   const std::int64_t one = activation_bytes(row, 1), two = activation_bytes(row, 2), four = activation_bytes(row, 4);
   RecordProperty("bytes_1", static_cast<int>(one));
@@ -106,7 +106,7 @@ TEST(Model, FlopsCountMatricesAndTheTrueMaskArea) {
   const Memory memory;
   const Model model(config, DType::f32, memory);
   const Row row = make_row({4, 6});
-  const Batch batch = shard_row(row.bytes, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
+  const Batch batch = shard_row(row.tokens, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
   // Per layer: q, o 16x16; k, v 8x16; gate, up, down 24x16. Head 256x16. Area: 4*5/2 + 6*7/2.
   const double matrices = 2 * (2 * 256 + 2 * 128 + 3 * 384) + 256 * 16;
   EXPECT_DOUBLE_EQ(model.flops(batch), 6 * matrices * 10 + 14.0 * 2 * 16 * 31);

@@ -179,6 +179,27 @@ TEST_F(Trainer, MeasuresLossesOfTextThatItDoesNotTrainOn) {
   }
 }
 
+TEST_F(Trainer, TokenIdsOfOneFileAreTheSameTextAsBytesOfMany) {
+  Config config = tiny_config(folder_.path());
+  config.run.dtype = "f64";
+  std::vector<std::uint16_t> ids;
+  for (const char* const name : {"3", "5", "9"}) {
+    const std::string text = read_file(folder_ / "corpus" / (std::string(name) + ".txt"), 1 << 20) + "\xff";
+    write_text(folder_ / "ended" / name, text);
+    for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+  }
+  write_text(folder_ / "ids/all.bin", std::string(reinterpret_cast<const char*>(ids.data()), 2 * ids.size()));
+  config.data.paths = {(folder_ / "ended").string()};
+  const Outcome bytes = run_training(config, 2);
+  config.data.paths = {(folder_ / "ids").string()};
+  config.data.token_type = "u16", config.data.document_end = 0xff;
+  config.run.directory = (folder_ / "from ids").string();
+  const Outcome from_ids = run_training(config, 2);
+  EXPECT_EQ(from_ids.losses(), bytes.losses());
+  EXPECT_EQ(from_ids.result.unigram_entropy, bytes.result.unigram_entropy);
+  EXPECT_NE(read_file(checkpoint_folder(config, 8) / "config.json", 1 << 20).find("\"eos_token_id\": 255"), std::string::npos);
+}
+
 TEST_F(Trainer, ValidationLossIsTheMeanOverAllLabels) {
   // With weights that stay, losses of training on the same rows, weighted by their labels, are its parts.
   Config config = tiny_config(folder_.path());
