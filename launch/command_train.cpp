@@ -1,4 +1,5 @@
 // periplus train: configuration, progress and summary around train::train.
+#include <array>
 #include <filesystem>
 
 #include <fmt/format.h>
@@ -11,6 +12,8 @@
 #include "launch/ranks.h"
 #include "launch/signals.h"
 #include "launch/train_options.h"
+#include "parallel/train/checkpoint.h"
+#include "parallel/train/initial_weights.h"
 #include "parallel/train/trainer.h"
 #include "runtime/error.h"
 
@@ -55,14 +58,14 @@ nlohmann::json to_json(const train::Config& config, const train::TrainResult& re
           {"device", to_string(device)}};
 }
 
-/// The library knows keys only; who typed --data or --validation must find it in the message about a path.
-train::TrainResult train_or_name_flag(const train::Config& config, const train::TrainOptions& options,
-                                      const comm::Communicator& communicator) {
+/// The library knows keys only; who typed a flag must find it in the message about a path.
+template <class Work>
+auto with_flags_named(const Work& work) {
   try {
-    return train::train(config, options, communicator);
+    return work();
   } catch (const InvalidArgument& error) {
-    constexpr std::pair<std::string_view, std::string_view> kFlags[] = {{"data.paths", "--data"},
-                                                                        {"data.validation_paths", "--validation"}};
+    constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kFlags = {
+        {{"data.paths", "--data"}, {"data.validation_paths", "--validation"}, {"run.initial_weights", "--initial-weights"}}};
     std::string message = error.what();
     for (const auto& [key, flag] : kFlags) {
       const std::size_t position = message.find(key);
@@ -70,6 +73,15 @@ train::TrainResult train_or_name_flag(const train::Config& config, const train::
     }
     throw InvalidArgument(message);
   }
+}
+
+/// With --initial-weights the model is theirs, but for what is given. A run that goes on has it in its checkpoint.
+void take_model(OptionTable& table, const train::Config& config, bool resume) {
+  const std::string& folder = config.run.initial_weights;
+  if (folder.empty()) return;
+  const auto checkpoint = resume ? train::newest_checkpoint(config.run.directory) : std::nullopt;
+  const auto model = with_flags_named([&] { return train::model_of_weights(checkpoint.value_or(folder)); });
+  for (const auto& [key, value] : model) table.set_unless_given(key, value, "--initial-weights");
 }
 
 int train_rank(const OptionTable& table, const train::Config& config, train::TrainOptions options, const comm::Communicator& communicator,
@@ -84,7 +96,7 @@ int train_rank(const OptionTable& table, const train::Config& config, train::Tra
     if (!std::exchange(header_shown, true)) say(table, progress_header());
     say(table, progress_line(metrics, config.run.steps));
   };
-  const train::TrainResult result = train_or_name_flag(config, options, communicator);
+  const train::TrainResult result = with_flags_named([&] { return train::train(config, options, communicator); });
   if (communicator.rank() == 0) {
     write_loss_chart(config.run.directory, result);
     say_result(table, config, result);
@@ -105,6 +117,7 @@ int train_command(Arguments arguments) {
   table.add({.flag = "resume", .target = &options.resume, .help = "Continues from the newest complete checkpoint in the run folder."});
   table.parse(arguments);
   config.run.deadline_seconds = ranks.deadline_seconds;
+  if (!table.help_wanted()) take_model(table, config, options.resume);
   if (answered(table) || launch_printed("train", arguments, ranks)) return kOk;
   if (config.data.paths.empty()) throw InvalidArgument("there is no text to train on; name files, folders or globs with --data PATH ...");
   check_planner_options(table, config);

@@ -133,10 +133,20 @@ void OptionTable::apply_settings() {
     const std::string text = setting.substr(equals + 1);
     Row* row = find_key(key);
     if (row == nullptr) throw_unknown_key("--set", key, false);
-    const std::string where = "--set " + key;
-    const bool is_toml = !text.empty() && (text[0] == '[' || text[0] == '"');
-    set(*row, is_toml ? read_toml_value(text, where) : given_from_texts(row->option, {text}, where), where, "--set");
+    set_text(*row, text, "--set");
   }
+}
+
+void OptionTable::set_text(Row& row, const std::string& text, const std::string& origin) {
+  const std::string where = origin + " " + row.option.key;
+  const bool is_toml = !text.empty() && (text[0] == '[' || text[0] == '"');
+  set(row, is_toml ? read_toml_value(text, where) : given_from_texts(row.option, {text}, where), where, origin);
+}
+
+void OptionTable::set_unless_given(const std::string& key, const std::string& text, const std::string& origin) {
+  Row* const row = find_key(key);
+  if (row == nullptr) throw_unknown_key(origin, key, false);
+  if (row->origin.empty()) set_text(*row, text, origin);
 }
 
 void OptionTable::set(Row& row, const Given& given, std::string_view where, std::string origin) {

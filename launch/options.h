@@ -25,6 +25,9 @@ class OptionTable {
   /// the nearest known name if it is unknown.
   void parse(std::span<const std::string> arguments);
 
+  /// After parse(): the same for a key that nothing has set, as --set would. `origin`: where it comes from, for resolved_toml().
+  void set_unless_given(const std::string& key, const std::string& text, const std::string& origin);
+
   bool help_wanted() const noexcept { return help_wanted_; }
   bool json() const noexcept { return json_; }
   bool dump_wanted() const noexcept { return dump_wanted_; }
@@ -48,6 +51,7 @@ class OptionTable {
   void add_common_options();
   void read_file();
   void apply_settings();
+  void set_text(Row& row, const std::string& text, const std::string& origin);
   void set(Row& row, const Given& given, std::string_view where, std::string origin);
   Row* find_key(std::string_view key);
   Row& row_of_flag(std::string_view flag);

@@ -137,6 +137,11 @@ void add_run(OptionTable& table, train::RunConfig& run) {
              .value = "FOLDER",
              .help = "Run folder: metrics, checkpoints, loss curve."});
   table.add({.key = "run.seed", .flag = "seed", .target = &run.seed, .value = "N", .help = "Start of all random numbers.", .least = 0});
+  table.add({.key = "run.initial_weights",
+             .flag = "initial-weights",
+             .target = &run.initial_weights,
+             .value = "FOLDER",
+             .help = "Starts from a trained model: a checkpoint, or what transformers saved of a Llama or Mistral model."});
   table.add({.key = "run.dtype",
              .flag = "dtype",
              .target = &run.dtype,

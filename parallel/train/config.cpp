@@ -264,6 +264,7 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"run.steps", text(run.steps)},
           {"run.directory", run.directory},
           {"run.seed", text(run.seed)},
+          {"run.initial_weights", run.initial_weights},
           {"run.dtype", std::string(to_string(storage_dtype(run)))},
           {"run.checkpoint_every", text(run.checkpoint_every)},
           {"run.validate_every", text(run.validate_every)},

@@ -66,6 +66,7 @@ struct RunConfig {
   std::int64_t steps = 50;
   std::string directory = "runs/train";
   std::uint64_t seed = 1;
+  std::string initial_weights = {};   ///< Folder of a trained model that the first step starts from; empty: start values of the seed.
   std::string dtype = "auto";         ///< auto | bf16 | f32 | f64; auto = bf16 where the CPU multiplies it natively, else f32
   std::int64_t checkpoint_every = 0;  ///< Steps between checkpoints; 0: only when told to (signal) and at the end.
   std::int64_t validate_every = 0;    ///< Steps between losses of the validation text; 0: only at the end.

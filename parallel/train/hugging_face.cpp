@@ -1,9 +1,14 @@
 // What lets transformers read a checkpoint's folder: from_pretrained("RUN/checkpoints/step-XXXXXXXX").
 #include "parallel/train/hugging_face.h"
 
+#include <array>
+#include <string_view>
+
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "parallel/train/layer.h"
+#include "runtime/error.h"
 
 namespace periplus::train {
 
@@ -36,6 +41,60 @@ std::string hugging_face_config(const Manifest& manifest, DType dtype) {
                  {"torch_dtype", dtype == DType::f64 ? "float64" : "float32"}};
   if (window) config["sliding_window"] = value("model.window").get<std::int64_t>() + 1;  // it counts the token itself
   return config.dump(1) + "\n";
+}
+
+namespace {
+
+/// Keys that have one value here, or are not there.
+void require_computed(const json& config) {
+  const std::array<std::pair<const char*, json>, 6> only = {{{"hidden_act", "silu"},
+                                                             {"rms_norm_eps", kNormEpsilon},
+                                                             {"attention_bias", false},
+                                                             {"mlp_bias", false},
+                                                             {"rope_scaling", nullptr},
+                                                             {"pretraining_tp", 1}}};
+  for (const auto& [key, value] : only) {
+    const auto found = config.find(key);
+    if (found != config.end() && *found != value)
+      throw InvalidArgument(fmt::format("{} is {}, and only {} is computed here", key, found->dump(), value.dump()));
+  }
+}
+
+}  // namespace
+
+std::map<std::string, std::string> model_of_hugging_face(const std::string& text) {
+  try {
+    json config = json::parse(text);
+    const std::string type = config.at("model_type");
+    if (type != "llama" && type != "mistral")
+      throw InvalidArgument(fmt::format("model_type is {}, and only llama and mistral are computed here", json(type).dump()));
+    if (const auto rope = config.find("rope_parameters"); rope != config.end() && rope->is_object()) {  // since transformers 5
+      config["rope_theta"] = rope->value("rope_theta", 10000.0);
+      if (const std::string kind = rope->value("rope_type", "default"); kind != "default") config["rope_scaling"] = kind;
+    }
+    require_computed(config);
+    const auto integer = [&](const char* key, std::int64_t otherwise = -1) {
+      const bool given = config.contains(key) && !config[key].is_null();
+      return given || otherwise < 0 ? config.at(key).get<std::int64_t>() : otherwise;
+    };
+    const std::int64_t heads = integer("num_attention_heads"), hidden = integer("hidden_size");
+    if (heads < 1) throw InvalidArgument(fmt::format("num_attention_heads is {}", heads));
+    const std::int64_t window = type == "mistral" ? integer("sliding_window", 0) : 0;  // it counts the token itself
+    const auto number = [](std::int64_t value) { return fmt::format("{}", value); };
+    return {{"model.layers", number(integer("num_hidden_layers"))},
+            {"model.hidden", number(hidden)},
+            {"model.heads", number(heads)},
+            {"model.kv_heads", number(integer("num_key_value_heads", heads))},
+            {"model.head_size", number(integer("head_dim", hidden / heads))},
+            {"model.ffn", number(integer("intermediate_size"))},
+            {"model.vocabulary", number(integer("vocab_size"))},
+            {"model.pattern", window > 0 ? "W" : "S"},
+            {"model.window", number(window > 0 ? window - 1 : 0)},
+            {"model.tie_embeddings", fmt::format("{}", config.value("tie_word_embeddings", false))},
+            {"model.rope_theta", fmt::format("{}", config.value("rope_theta", 10000.0))}};
+  } catch (const json::exception& error) {
+    throw InvalidArgument(fmt::format("it cannot be read: {}", error.what()));
+  }
 }
 
 std::string hugging_face_index(const Manifest& manifest, std::int64_t bytes) {

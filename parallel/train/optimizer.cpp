@@ -82,6 +82,15 @@ ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm
 }
 
 void ShardedAdamw::initialise(std::uint64_t seed, StreamView stream) {
+  const auto values = [seed](const Parameter& parameter, std::int64_t first, TensorView to) {
+    const std::vector<double> all = initial_values(parameter, seed);
+    const ConstTensorView source(reinterpret_cast<const std::byte*>(all.data()), DType::f64, {parameter.elements});
+    copy(source.slice(0, first, to.elements()), to);
+  };
+  initialise(values, stream);
+}
+
+void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
   const bool on_cpu = stream.device().kind == DeviceKind::cpu;
   const Tensor staged = on_cpu ? Tensor() : Tensor(master_.shape(), master_.dtype(), Memory());
   const TensorView values = on_cpu ? master() : staged.view();
@@ -89,9 +98,7 @@ void ShardedAdamw::initialise(std::uint64_t seed, StreamView stream) {
 #pragma omp parallel for schedule(dynamic)
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const auto& [parameter, begin, part_count] = parts[i];
-    const std::vector<double> all = initial_values(*parameter, seed);
-    const ConstTensorView source(reinterpret_cast<const std::byte*>(all.data()), DType::f64, {parameter->elements});
-    copy(source.slice(0, begin - parameter->offset, part_count), values.slice(0, begin - begin_, part_count));
+    start(*parameter, begin - parameter->offset, values.slice(0, begin - begin_, part_count));
   }
   if (!on_cpu) upload(values, master(), stream);
   fill_zero(exp_avg_, stream);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -24,7 +25,11 @@ class ShardedAdamw {
  public:
   ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory);
 
-  /// Fills the master shard with the start values of the seed, and the moments with zeros.
+  /// to [n] := elements [first, first + n) of a parameter, in host memory.
+  using StartValues = std::function<void(const Parameter& parameter, std::int64_t first, TensorView to)>;
+  /// Fills the master shard with start values, asked for by several threads, and the moments with zeros.
+  void initialise(const StartValues& values, StreamView stream);
+  /// With those of the seed.
   void initialise(std::uint64_t seed, StreamView stream);
   /// weights (flat, storage type) := the master weights of all ranks.
   void publish(TensorView weights, StreamView stream) const;

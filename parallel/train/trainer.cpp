@@ -15,6 +15,7 @@
 #include "parallel/train/batch.h"
 #include "parallel/train/checkpoint.h"
 #include "parallel/train/corpus.h"
+#include "parallel/train/initial_weights.h"
 #include "parallel/train/metrics.h"
 #include "parallel/train/model.h"
 #include "parallel/train/optimizer.h"
@@ -161,6 +162,9 @@ class Run {
   void restore_or_initialise() {
     if (options_.resume) {
       restore();
+    } else if (const std::string& folder = config_.run.initial_weights; !folder.empty()) {
+      for (const std::string& remark : load_initial_weights(folder, config_, optimizer_, stream_)) say("initial weights: {}", remark);
+      say("initial weights are those of {}", folder);
     } else {
       optimizer_.initialise(config_.run.seed, stream_);
     }

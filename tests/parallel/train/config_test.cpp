@@ -154,7 +154,7 @@ TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
     EXPECT_TRUE(keys.insert(key).second) << key;
     EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
   }
-  EXPECT_EQ(keys.size(), 46u);
+  EXPECT_EQ(keys.size(), 47u);
 }
 
 }  // namespace

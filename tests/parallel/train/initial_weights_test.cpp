@@ -1,0 +1,216 @@
+#include "parallel/train/initial_weights.h"
+
+#include <algorithm>
+#include <functional>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "runtime/error.h"
+#include "runtime/safetensors.h"
+#include "tests/parallel/train/scenario.h"
+
+namespace periplus::train {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+json llama_config() {
+  return {{"model_type", "llama"},    {"num_hidden_layers", 2},  {"hidden_size", 16},    {"num_attention_heads", 4},
+          {"num_key_value_heads", 2}, {"intermediate_size", 24}, {"vocab_size", 256},    {"tie_word_embeddings", true},
+          {"rope_theta", 10000.0},    {"rms_norm_eps", 1e-5},    {"hidden_act", "silu"}, {"rope_scaling", nullptr},
+          {"attention_bias", false}};
+}
+
+class InitialWeights : public testing::Test {
+ protected:
+  InitialWeights() {
+    write_corpus(folder_ / "corpus");
+    config_ = tiny_config(folder_.path());
+    write_config(llama_config());
+  }
+
+  void write_config(const json& config) const { write_text(there() / "config.json", config.dump()); }
+  fs::path there() const { return folder_ / "there"; }
+
+  /// A tensor for each parameter, whose elements are value_of() it.
+  std::map<std::string, Tensor> tensors(DType dtype) const {
+    std::map<std::string, Tensor> made;
+    const ParameterTable parameters(config_.model);
+    for (const Parameter& parameter : parameters.all()) {
+      Tensor tensor(parameter.shape, dtype, Memory());
+      std::vector<float> values(static_cast<std::size_t>(parameter.elements));
+      for (std::size_t i = 0; i < values.size(); ++i) values[i] = value_of(parameter, static_cast<std::int64_t>(i));
+      copy(ConstTensorView(reinterpret_cast<const std::byte*>(values.data()), DType::f32, {parameter.elements}),
+           tensor.view().reshape({parameter.elements}));
+      made.emplace(parameter.name, std::move(tensor));
+    }
+    return made;
+  }
+  /// Exact in bf16.
+  static float value_of(const Parameter& parameter, std::int64_t i) { return static_cast<float>((parameter.offset + i) % 251) / 64; }
+  void write(const std::map<std::string, Tensor>& tensors, const std::string& file = "model.safetensors") const {
+    NamedTensors named;
+    for (const auto& [name, tensor] : tensors) named.emplace_back(name, tensor);
+    write_safetensors(there() / file, named);
+  }
+
+  /// Loads on three ranks and compares every element; returns what is said.
+  std::vector<std::string> load() const {
+    std::vector<std::string> remarks;
+    comm::run_thread_ranks(3, [&](const comm::Communicator& communicator) {
+      const ParameterTable parameters(config_.model);
+      ShardedAdamw optimizer(parameters, DType::bf16, communicator, Memory());
+      const std::vector<std::string> said = load_initial_weights(there(), config_, optimizer, Stream());
+      if (communicator.rank() == 0) remarks = said;
+      const auto master = optimizer.master().span<float>();
+      for (const Parameter& parameter : parameters.all()) {
+        for (std::int64_t i = 0; i < parameter.elements; ++i) {
+          const std::int64_t at = parameter.offset + i - optimizer.begin();
+          if (at >= 0 && at < optimizer.count()) {
+            ASSERT_EQ(master[static_cast<std::size_t>(at)], value_of(parameter, i)) << parameter.name << " " << i;
+          }
+        }
+      }
+    });
+    return remarks;
+  }
+  std::string refusal() const {
+    try {
+      load();
+    } catch (const InvalidArgument& error) {
+      return error.what();
+    }
+    return "";
+  }
+  void expect_refused(const std::string& part) const { EXPECT_NE(refusal().find(part), std::string::npos) << part << ": " << refusal(); }
+
+  TemporaryFolder folder_;
+  Config config_;
+};
+
+TEST_F(InitialWeights, OfACheckpointGiveItsLossesOnAnyRanks) {
+  for (const std::string pattern : {"S", "SD"}) {
+    Config config = config_;
+    config.model.pattern = pattern;
+    if (pattern == "SD") config.parallel.layout = "zigzag";
+    config.run.dtype = "f64";
+    config.data.validation_paths = {(folder_ / "corpus/7.txt").string()};
+    config.run.directory = (folder_ / ("trained" + pattern)).string();
+    const Outcome trained = run_training(config, 2);
+    config.run.initial_weights = checkpoint_folder(config, 8).string();
+    config.run.directory = (folder_ / ("from" + pattern)).string();
+    config.run.steps = 1;
+    config.run.seed = 7;
+    config.optimizer.learning_rate = 0;
+    EXPECT_NEAR(run_training(config, 3).result.validation_loss.value(), trained.result.validation_loss.value(), 1e-12);
+    // A run that goes on has its weights.
+    fs::remove_all(folder_ / ("trained" + pattern));
+    config.run.steps = 2;
+    EXPECT_NEAR(run_training(config, 1, true).result.validation_loss.value(), trained.result.validation_loss.value(), 1e-12);
+    config.model.ffn = 32;
+    config.run.initial_weights = checkpoint_folder(config, 2).string();
+    config.run.directory = (folder_ / "other").string();
+    EXPECT_THROW(run_training(config, 2), InvalidArgument);
+  }
+}
+
+TEST_F(InitialWeights, OfTransformersAreReadFromOneFileOrSeveral) {
+  for (const DType dtype : {DType::bf16, DType::f16, DType::f32, DType::f64}) {
+    write(tensors(dtype));
+    EXPECT_EQ(load(), std::vector<std::string>());
+  }
+  fs::remove(there() / "model.safetensors");
+  std::map<std::string, Tensor> all = tensors(DType::f32), first;
+  json index;
+  for (const auto& [name, tensor] : all) index["weight_map"][name] = "b.safetensors";
+  for (const std::string name : {"model.norm.weight", "model.layers.1.mlp.up_proj.weight"}) {
+    first.insert(all.extract(name));
+    index["weight_map"][name] = "a.safetensors";
+  }
+  write(first, "a.safetensors");
+  write(all, "b.safetensors");
+  write_text(there() / "model.safetensors.index.json", index.dump());
+  EXPECT_EQ(load(), std::vector<std::string>());
+  index["weight_map"]["model.norm.weight"] = "b.safetensors";
+  write_text(there() / "model.safetensors.index.json", index.dump());
+  expect_refused("b.safetensors does not hold tensor model.norm.weight");
+  index["weight_map"]["model.norm.weight"] = "../a.safetensors";
+  write_text(there() / "model.safetensors.index.json", index.dump());
+  expect_refused("../a.safetensors lies outside the folder");
+  write_text(there() / "model.safetensors.index.json", "{}");
+  expect_refused("has no weight_map");
+}
+
+TEST_F(InitialWeights, MayHaveAnotherRotaryBaseAndOtherWindows) {
+  write(tensors(DType::f32));
+  json config = llama_config();
+  config.erase("rope_theta");
+  config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 500000.0}};
+  write_config(config);
+  EXPECT_EQ(load(), std::vector<std::string>{"model.rope_theta is 500000 there and 10000 here"});
+  config = llama_config();
+  config["model_type"] = "mistral", config["sliding_window"] = 33;
+  write_config(config);
+  EXPECT_EQ(load(), (std::vector<std::string>{"model.pattern is W there and S here", "model.window is 32 there and 0 here"}));
+  config_.model.pattern = "W", config_.model.window = 32;
+  EXPECT_EQ(load(), std::vector<std::string>());
+}
+
+TEST_F(InitialWeights, OfOtherModelsAreRefused) {
+  const std::vector<std::pair<std::string, std::function<void(json&)>>> configs = {
+      {"is of another model than the configured one; set model.head_size=8 model.heads=2", [](json& c) { c["num_attention_heads"] = 2; }},
+      {"set model.layers=3", [](json& c) { c["num_hidden_layers"] = 3; }},
+      {"set model.tie_embeddings=false", [](json& c) { c.erase("tie_word_embeddings"); }},
+      {R"(model_type is "qwen2", and only llama and mistral)", [](json& c) { c["model_type"] = "qwen2"; }},
+      {"rope_scaling is {\"factor\":8.0",
+       [](json& c) {
+         c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "llama3"}};
+       }},
+      {"rope_scaling is \"yarn\"",
+       [](json& c) {
+         c["rope_parameters"] = {{"rope_type", "yarn"}};
+       }},
+      {"rms_norm_eps is 1e-06, and only 1e-05 is computed here", [](json& c) { c["rms_norm_eps"] = 1e-6; }},
+      {"attention_bias is true", [](json& c) { c["attention_bias"] = true; }},
+      {"hidden_act is \"gelu\"", [](json& c) { c["hidden_act"] = "gelu"; }},
+      {"it cannot be read", [](json& c) { c.erase("hidden_size"); }},
+      {"it cannot be read", [](json& c) { c["hidden_size"] = "wide"; }},
+      {"num_attention_heads is 0", [](json& c) { c["num_attention_heads"] = 0; }}};
+  write(tensors(DType::f32));
+  for (const auto& [part, spoil] : configs) {
+    json config = llama_config();
+    spoil(config);
+    write_config(config);
+    expect_refused(part);
+  }
+  write_text(there() / "config.json", "{");
+  expect_refused("config.json: it cannot be read");
+  fs::remove(there() / "config.json");
+  expect_refused("neither the config.json of transformers nor the manifest.json");
+}
+
+TEST_F(InitialWeights, WithOtherTensorsAreRefused) {
+  expect_refused("neither model.safetensors nor model.safetensors.index.json");
+  std::map<std::string, Tensor> all = tensors(DType::f32);
+  all["model.layers.0.self_attn.rotary_emb.inv_freq"] = Tensor({2}, DType::f32, Memory());
+  write(all);
+  EXPECT_EQ(refusal(), "");
+  all["model.layers.0.self_attn.q_proj.bias"] = Tensor({16}, DType::f32, Memory());
+  write(all);
+  expect_refused("tensor model.layers.0.self_attn.q_proj.bias is of no layer");
+  all = tensors(DType::f32);
+  all["model.norm.weight"] = Tensor({17}, DType::f32, Memory());
+  write(all);
+  expect_refused("tensor model.norm.weight is f32 [17], and [16] of a floating-point type is needed");
+  all["model.norm.weight"] = Tensor({16}, DType::i32, Memory());
+  write(all);
+  expect_refused("tensor model.norm.weight is i32 [16]");
+  all.erase("model.norm.weight");
+  write(all);
+  expect_refused("there is no tensor model.norm.weight");
+}
+
+}  // namespace
+}  // namespace periplus::train
