@@ -47,6 +47,14 @@ std::string digest_of(std::span<const Corpus::Document> documents) {
   return digest_of_bytes(text);
 }
 
+/// What symbolic links lead to.
+std::vector<fs::path> targets_of(std::span<const fs::path> files) {
+  std::vector<fs::path> targets;
+  for (const fs::path& file : files) targets.push_back(fs::weakly_canonical(file));
+  std::sort(targets.begin(), targets.end());
+  return targets;
+}
+
 double entropy_of(std::span<const std::int64_t> counts, double total) {
   double sum = 0;
   for (const std::int64_t count : counts) {
@@ -98,13 +106,14 @@ Corpus::Corpus(std::span<const std::string> paths, const TokenFormat& format, st
   FoundFiles found = find_files(paths, key);
   skipped_files_ = found.skipped;
   std::string listing;
+  const std::vector<fs::path> others = without != nullptr ? targets_of(without->files_) : std::vector<fs::path>();
   std::int64_t left_out = 0;
   for (fs::path& path : found.paths) {
     std::error_code error;
     const auto bytes = static_cast<std::int64_t>(fs::file_size(path, error));
     if (error) throw InvalidArgument(fmt::format("corpus: {}: {}; correct {}", path.string(), error.message(), key));
     if (bytes == 0) continue;
-    if (without != nullptr && std::binary_search(without->files_.begin(), without->files_.end(), path)) {
+    if (!others.empty() && std::binary_search(others.begin(), others.end(), fs::weakly_canonical(path))) {
       ++left_out;
       continue;
     }

@@ -29,8 +29,9 @@ class Corpus {
     std::int64_t tokens = 0;
   };
 
-  /// Documents of the files that find_files() finds, without those of another corpus. Empty files hold none. With document_end every file
-  /// is read once. Errors: as find_files(); InvalidArgument if nothing is left, or for a file that ends inside an id.
+  /// Documents of the files that find_files() finds, without those of another corpus, by whatever path. Empty files hold none. With
+  /// document_end every file is read once. Errors: as find_files(); InvalidArgument if nothing is left, or for a file that ends inside an
+  /// id.
   explicit Corpus(std::span<const std::string> paths, const TokenFormat& format = {}, std::string_view key = "data.paths",
                   const Corpus* without = nullptr);
 

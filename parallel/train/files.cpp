@@ -19,6 +19,13 @@ namespace fs = std::filesystem;
 /// Of the effective user, who will open the file (access() asks about the real one).
 bool readable(const fs::path& path) { return ::faccessat(AT_FDCWD, path.c_str(), R_OK, AT_EACCESS) == 0; }
 
+/// Without "." and "..". After a symbolic link ".." is not the folder that the text says.
+fs::path plain_path(const fs::path& path) {
+  const fs::path plain = fs::absolute(path).lexically_normal();
+  std::error_code error;
+  return std::find(path.begin(), path.end(), "..") == path.end() || fs::equivalent(path, plain, error) ? plain : fs::canonical(path);
+}
+
 class FileCollector {
  public:
   explicit FileCollector(std::string_view key) : key_(key) {}
@@ -56,7 +63,7 @@ class FileCollector {
     } else if (!readable(path)) {
       throw cannot_use(path, std::strerror(errno));
     } else {
-      files_.push_back(fs::absolute(path).lexically_normal());
+      files_.push_back(plain_path(path));
     }
   }
 
@@ -77,7 +84,7 @@ class FileCollector {
 
   void add_walked(const fs::path& file) {
     if (readable(file)) {
-      files_.push_back(fs::absolute(file).lexically_normal());
+      files_.push_back(plain_path(file));
     } else {
       ++skipped_;
     }

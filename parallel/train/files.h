@@ -9,7 +9,7 @@
 
 namespace periplus::train {
 
-/// Readable regular files, sorted, without duplicates.
+/// Absolute paths of readable regular files, sorted, without duplicates; a link and what it points to are two.
 struct FoundFiles {
   std::vector<std::filesystem::path> paths;
   std::int64_t skipped = 0;  ///< Unreadable files met while walking.

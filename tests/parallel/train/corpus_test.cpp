@@ -111,6 +111,30 @@ TEST(Corpus, RefusesWhatIsNotThereAndNamesIt) {
   expect_refused({"/dev/null"}, "/dev/null");
 }
 
+TEST(Corpus, LinksToValidationFilesAreLeftOutToo) {
+  const TemporaryFolder folder;
+  for (const char* const name : {"a.txt", "b.txt"}) write_text(folder / "text" / name, name);
+  fs::create_symlink(folder / "text/b.txt", folder / "link");
+  fs::create_directory_symlink(folder / "text", folder / "other");
+  Config config;
+  config.data.validation_paths = {(folder / "link").string()};
+  for (const char* const name : {"text", "other", "other/../text", "*/b.txt"}) {
+    config.data.paths = {(folder / "text/a.txt").string(), (folder / name).string()};
+    for (const std::string& kept : names_of(open_corpora(config).training)) EXPECT_EQ(kept, "a.txt") << name;
+  }
+}
+
+TEST(Corpus, ParentOfALinkedFolderIsWhereItReallyIs) {
+  const TemporaryFolder folder;
+  write_text(folder / "far/a.txt", "far");
+  write_text(folder / "a.txt", "near one");
+  fs::create_directories(folder / "far/deep");
+  fs::create_directory_symlink(folder / "far/deep", folder / "link");
+  EXPECT_EQ(open({(folder / "link/../a.txt").string()}).tokens(), 3);
+  EXPECT_EQ(open({(folder / "link/..").string()}).tokens(), 3);
+  EXPECT_EQ(open({(folder / "far/../a.txt").string()}).digest(), open({(folder / "a.txt").string()}).digest());
+}
+
 TEST(Corpus, UnreadableIsSkippedIfWalkedAndRefusedIfNamed) {
   const TemporaryFolder folder;
   fs::permissions(folder.path(), fs::perms::all);
