@@ -47,6 +47,15 @@ std::string digest_of(std::span<const Corpus::Document> documents) {
   return digest_of_bytes(text);
 }
 
+/// Throws for the first of a file's ids, `first` of which come before, that is not below the vocabulary.
+template <class T>
+void require_below(std::int64_t vocabulary, std::span<const T> ids, const fs::path& path, std::int64_t first) {
+  const auto found = std::find_if(ids.begin(), ids.end(), [&](T id) { return id >= vocabulary; });
+  if (found == ids.end()) return;
+  throw InvalidArgument(fmt::format("corpus: {}: token {} is {}, and model.vocabulary is {}; raise it, or correct data.token_type",
+                                    path.string(), first + (found - ids.begin()), *found, vocabulary));
+}
+
 /// What symbolic links lead to.
 std::vector<fs::path> targets_of(std::span<const fs::path> files) {
   std::vector<fs::path> targets;
@@ -154,6 +163,7 @@ void Corpus::add_documents(std::int32_t file, std::int64_t tokens) {
       for (std::int64_t at = 0; at < tokens; at += kChunk) {
         chunk.resize(static_cast<std::size_t>(std::min(kChunk, tokens - at)));
         read_bytes(file, at * format_.bytes, std::as_writable_bytes(std::span(chunk)));
+        require_below<T>(format_.vocabulary, chunk, files_.at(static_cast<std::size_t>(file)), at);
         for (auto found = std::find(chunk.begin(), chunk.end(), last); found != chunk.end();
              found = std::find(found + 1, chunk.end(), last))
           end_at(at + (found - chunk.begin()) + 1);
@@ -193,14 +203,8 @@ void Corpus::read(std::size_t document, std::int64_t offset, std::span<std::int3
   visit_id(format_.bytes, [&]<class T>(T) {
     std::vector<T> ids(to.size());
     read_bytes(from.file, (from.first + offset) * format_.bytes, std::as_writable_bytes(std::span(ids)));
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      if (ids[i] >= format_.vocabulary) {
-        throw InvalidArgument(fmt::format("corpus: {}: token {} is {}, and model.vocabulary is {}; raise it, or correct data.token_type",
-                                          path_of(from).string(), from.first + offset + static_cast<std::int64_t>(i), ids[i],
-                                          format_.vocabulary));
-      }
-      to[i] = static_cast<std::int32_t>(ids[i]);
-    }
+    require_below<T>(format_.vocabulary, ids, path_of(from), from.first + offset);
+    std::copy(ids.begin(), ids.end(), to.begin());
   });
 }
 

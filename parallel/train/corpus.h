@@ -30,8 +30,8 @@ class Corpus {
   };
 
   /// Documents of the files that find_files() finds, without those of another corpus, by whatever path. Empty files hold none. With
-  /// document_end every file is read once. Errors: as find_files(); InvalidArgument if nothing is left, or for a file that ends inside an
-  /// id.
+  /// document_end every file is read once. Errors: as find_files(); InvalidArgument if nothing is left, for a file that ends inside an id,
+  /// and for an id, if read, that is not below the vocabulary.
   explicit Corpus(std::span<const std::string> paths, const TokenFormat& format = {}, std::string_view key = "data.paths",
                   const Corpus* without = nullptr);
 

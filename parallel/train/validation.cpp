@@ -7,20 +7,36 @@
 #include "runtime/error.h"
 
 namespace periplus::train {
+namespace {
+
+Packing pack(const DataConfig& data, const Corpus& corpus) {
+  try {
+    return Packing(data.packing, corpus.lengths(), data.context);
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(fmt::format("data.validation_paths: {}", error.what()));
+  }
+}
+
+}  // namespace
 
 Validation::Validation(const Config& config, const Corpus& corpus)
-    : run_(config.run), corpus_(corpus), packing_(config.data.packing, corpus.lengths(), config.data.context) {
+    : run_(config.run), corpus_(corpus), packing_(pack(config.data, corpus)) {
   const std::int64_t wanted = config.data.validation_rows;
-  const std::int64_t rows = wanted == 0 ? packing_.rows() : std::min(wanted, packing_.rows());
+  const std::int64_t count = wanted == 0 ? packing_.rows() : std::min(wanted, packing_.rows());
   RowOrder order(packing_, config.run.seed);
-  for (std::int64_t i = 1; i <= rows; ++i) picked_.push_back(order.row_of_step(i));
+  for (std::int64_t i = 1; i <= count; ++i) picked_.push_back(order.row_of_step(i));
   std::sort(picked_.begin(), picked_.end());
-  for (std::int64_t i = 0; i < rows; ++i) {
-    for (const Piece& piece : row(i)) labels_ += piece.length - 1;
+  std::vector<std::int32_t> tokens;
+  for (std::int64_t i = 0; i < rows(); ++i) {
+    for (const Piece& piece : row(i)) {
+      labels_ += piece.length - 1;
+      tokens.resize(static_cast<std::size_t>(piece.length));
+      corpus.read(static_cast<std::size_t>(piece.document), piece.offset, tokens);  // now, not after hours of training
+    }
   }
   if (labels_ == 0)
     throw InvalidArgument(
-        fmt::format("validation: {} rows of data.validation_paths hold documents of one token only, where nothing is predicted", rows));
+        fmt::format("validation: {} rows of data.validation_paths hold documents of one token only, where nothing is predicted", rows()));
 }
 
 StepPlan Validation::plan(std::int64_t index, int ranks) const {

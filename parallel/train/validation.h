@@ -16,7 +16,8 @@ namespace periplus::train {
 /// whenever losses are measured.
 class Validation {
  public:
-  /// The corpus outlives it. InvalidArgument if no row has a label.
+  /// Config and corpus outlive it. Reads the rows, so that errors of Corpus::read() come before training. InvalidArgument if no row has a
+  /// label.
   Validation(const Config& config, const Corpus& corpus);
 
   std::int64_t rows() const noexcept { return std::ssize(picked_); }

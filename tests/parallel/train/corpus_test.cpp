@@ -210,6 +210,13 @@ TEST(Corpus, RefusesIdsThatAreNone) {
   write_ids<std::uint32_t>(folder / "a.bin", {1, 2, 0x80000003u});
   EXPECT_NE(refusal({.bytes = 4, .vocabulary = 1 << 24}).find("token 2 is 2147483651, and model.vocabulary is 16777216"),
             std::string::npos);
+  write_ids<std::uint16_t>(folder / "a.bin", {1, 9, 300, 9});
+  try {
+    const Corpus corpus(paths, {.bytes = 2, .document_end = 9, .vocabulary = 300});
+    FAIL() << "accepted an id that it has read";
+  } catch (const InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("token 2 is 300, and model.vocabulary is 300"), std::string::npos) << error.what();
+  }
   write_ids<std::uint8_t>(folder / "a.bin", {1, 2, 3});
   EXPECT_NE(refusal({.bytes = 2, .vocabulary = 65536}).find("has 3 bytes, no whole number of tokens of 2"), std::string::npos);
 }
