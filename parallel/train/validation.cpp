@@ -1,9 +1,11 @@
 #include "parallel/train/validation.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include <fmt/format.h>
 
+#include "parallel/train/random.h"
 #include "runtime/error.h"
 
 namespace periplus::train {
@@ -17,15 +19,25 @@ Packing pack(const DataConfig& data, const Corpus& corpus) {
   }
 }
 
+/// In ascending order. Not of the training's order, which has short pieces before long ones.
+std::vector<std::int64_t> pick_rows(std::int64_t wanted, std::int64_t rows, std::uint64_t seed) {
+  std::vector<std::int64_t> picked(static_cast<std::size_t>(rows));
+  std::iota(picked.begin(), picked.end(), std::int64_t{0});
+  if (wanted == 0 || wanted >= rows) return picked;
+  std::mt19937_64 engine = engine_for(seed, "validation rows");
+  shuffle(std::span(picked), engine);
+  picked.resize(static_cast<std::size_t>(wanted));
+  std::sort(picked.begin(), picked.end());
+  return picked;
+}
+
 }  // namespace
 
 Validation::Validation(const Config& config, const Corpus& corpus)
-    : run_(config.run), corpus_(corpus), packing_(pack(config.data, corpus)) {
-  const std::int64_t wanted = config.data.validation_rows;
-  const std::int64_t count = wanted == 0 ? packing_.rows() : std::min(wanted, packing_.rows());
-  RowOrder order(packing_, config.run.seed);
-  for (std::int64_t i = 1; i <= count; ++i) picked_.push_back(order.row_of_step(i));
-  std::sort(picked_.begin(), picked_.end());
+    : run_(config.run),
+      corpus_(corpus),
+      packing_(pack(config.data, corpus)),
+      picked_(pick_rows(config.data.validation_rows, packing_.rows(), config.run.seed)) {
   std::vector<std::int32_t> tokens;
   for (std::int64_t i = 0; i < rows(); ++i) {
     for (const Piece& piece : row(i)) {

@@ -1,5 +1,7 @@
 #include "parallel/train/validation.h"
 
+#include <set>
+
 #include <gtest/gtest.h>
 
 #include "runtime/error.h"
@@ -19,6 +21,24 @@ std::string refusal(const Config& config, const Corpus& corpus) {
     return error.what();
   }
   return "";
+}
+
+TEST(Validation, SeedPicksAmongRowsOfAllSizes) {
+  const TemporaryFolder folder;
+  for (int i = 0; i < 32; ++i) write_text(folder / "text" / std::to_string(i), seeded_text(i % 2 == 0 ? 16 : 64, 1));
+  const Corpus corpus = text_of(folder);
+  Config config = tiny_config(folder.path());
+  config.data.packing = "decompose";
+  config.data.validation_rows = 1;
+  std::set<std::int64_t> sizes;
+  for (config.run.seed = 1; config.run.seed <= 20; ++config.run.seed)
+    sizes.insert(Validation(config, corpus).plan(0, 1).micro_batches.front().front().pieces.front().length);
+  EXPECT_EQ(sizes, (std::set<std::int64_t>{16, 64}));
+
+  config.data.validation_rows = 0;
+  const Validation all(config, corpus);
+  EXPECT_EQ(all.rows(), 16 + 4);
+  EXPECT_EQ(all.labels(), 16 * 15 + 16 * 63);
 }
 
 TEST(Validation, TextThatCannotBeMeasuredIsRefusedBeforeTraining) {
