@@ -19,8 +19,8 @@ std::vector<StepMetrics> read_metrics(const std::filesystem::path& run_directory
 /// metrics.jsonl of a run folder. Used by rank 0 only.
 class MetricsFile {
  public:
-  /// Drops the lines of steps after `last_step` (and a line that a crash cut short), so that a continued run has one line
-  /// for every step.
+  /// Drops the lines of steps after `last_step` (and a line that a crash cut short), so that a continued run has no
+  /// step twice.
   MetricsFile(const std::filesystem::path& run_directory, std::int64_t last_step);
   /// Appends a line; DeviceError if it cannot be written.
   void append(const StepMetrics& metrics);

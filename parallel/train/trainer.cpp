@@ -70,10 +70,14 @@ class Run {
     if (result_.last_step < config_.run.steps) measure_peak();
     while (result_.last_step < config_.run.steps && !result_.stopped_by_request) {
       StepMetrics metrics = run_step(result_.last_step + 1);
-      if (validation_ && validation_->due(metrics.step) && !result_.stopped_by_request) metrics.validation_loss = validate();
+      const bool save_due =
+          metrics.step == config_.run.steps || (config_.run.checkpoint_every > 0 && metrics.step % config_.run.checkpoint_every == 0);
+      if (validation_ && validation_->due(metrics.step) && !result_.stopped_by_request) {
+        if (save_due) save();  // before it: a validation that fails or is killed costs no weights
+        metrics.validation_loss = validate();
+      }
       report(metrics);
-      const bool due = config_.run.checkpoint_every > 0 && metrics.step % config_.run.checkpoint_every == 0;
-      if (due || metrics.step == config_.run.steps || result_.stopped_by_request) save();
+      if (save_due || result_.stopped_by_request) save();
     }
     if (validation_ && result_.steps_run == 0) {
       if (const auto loss = validate()) say("validation loss of step {}: {:.4f} nats per token", result_.last_step, *loss);

@@ -250,6 +250,22 @@ TEST_F(Trainer, AFinishedRunCanBeValidated) {
   }
 }
 
+TEST_F(Trainer, WeightsAreSavedBeforeAValidationThatFails) {
+  Config config = tiny_config(folder_.path());
+  const fs::path held_out = folder_ / "corpus/7.txt";
+  config.data.validation_paths = {held_out.string()};
+  comm::run_thread_ranks(2, [&](const comm::Communicator& communicator) {
+    const auto shorten = [&](const StepMetrics& metrics) {
+      if (metrics.step == 7) fs::resize_file(held_out, 1);
+    };
+    EXPECT_THROW(train(config, {.measure_peak = {}, .on_step = shorten, .on_message = {}}, communicator), DeviceError);
+  });
+  config.data.validation_paths = {};
+  config.data.paths = {(folder_ / "corpus/[0-6].txt").string(), (folder_ / "corpus/[89].txt").string(),
+                       (folder_ / "corpus/1?.txt").string()};
+  EXPECT_EQ(run_training(config, 2, true).result.steps_run, 0);
+}
+
 TEST_F(Trainer, AStopRequestOnOneRankSavesAndStopsAllInTheSameStep) {
   const Config config = tiny_config(folder_.path());
   const Outcome outcome = run_training(config, 3, false, 4);
