@@ -29,7 +29,7 @@ void say(const OptionTable& table, const std::string& line) {
 
 void print_result(const OptionTable& table, const nlohmann::json& result) {
   if (!table.json()) return;
-  std::fputs((result.dump(2) + "\n").c_str(), stdout);
+  std::fputs((result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n").c_str(), stdout);
   std::fflush(stdout);
 }
 

@@ -19,6 +19,9 @@ using nlohmann::json;
 constexpr std::uint64_t kLargestManifest = std::uint64_t{256} << 20;
 constexpr int kFormat = 1;
 
+/// Paths need not be UTF-8, which JSON is.
+std::string dump(const json& object, int indent = -1) { return object.dump(indent, ' ', false, json::error_handler_t::replace); }
+
 json to_json(const Manifest& manifest) {
   json files = json::array();
   for (const Manifest::File& file : manifest.files) {
@@ -68,8 +71,8 @@ InvalidArgument differs(std::string_view key, std::string_view saved, std::strin
 
 std::string to_text(const Manifest& manifest) {
   json object = to_json(manifest);
-  object["xxh3_128"] = digest_of_bytes(object.dump());
-  return object.dump(1) + "\n";
+  object["xxh3_128"] = digest_of_bytes(dump(object));
+  return dump(object, 1) + "\n";
 }
 
 Manifest read_manifest(const fs::path& checkpoint) {
@@ -80,8 +83,7 @@ Manifest read_manifest(const fs::path& checkpoint) {
   try {
     const auto digest = object.at("xxh3_128").get<std::string>();
     object.erase("xxh3_128");
-    if (digest != digest_of_bytes(object.dump(-1, ' ', false, json::error_handler_t::replace)))
-      throw InvalidArgument("its digest does not match");
+    if (digest != digest_of_bytes(dump(object))) throw InvalidArgument("its digest does not match");
     return from_json(object);
   } catch (const json::exception& error) {
     throw refuse(error.what());

@@ -209,6 +209,12 @@ TEST_F(Checkpoint, MetricsHaveOneLineForEveryStepAfterACrash) {
   }
 }
 
+TEST_F(Checkpoint, RunFolderMayHaveAnyName) {
+  const Config config = config_in("na\xefve \"run\"");
+  run_training(config, 2, false, 4);
+  EXPECT_EQ(run_training(config, 2, true).result.last_step, 8);
+}
+
 TEST_F(Checkpoint, EveryDamageIsFoundAndNamed) {
   Config config = config_in("run");
   config.run.checkpoint_every = 4;
