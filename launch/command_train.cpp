@@ -23,7 +23,7 @@ namespace {
 void say_where_to_look(const OptionTable& table, const train::Config& config) {
   const std::filesystem::path folder(config.run.directory);
   say(table, fmt::format("\nRun folder: {}", std::filesystem::absolute(folder).lexically_normal().string()));
-  say(table, "  loss.svg        the loss curve beside both entropies; opens in any browser");
+  say(table, "  loss.svg        the losses beside the entropy of the text; opens in any browser");
   say(table, "  metrics.jsonl   one line per step: loss, tokens_per_second, mfu, exposed_comm_seconds, ...");
   if (config.run.trace) say(table, "  trace.json      the last step as a timeline; open it at https://ui.perfetto.dev");
   say(table, fmt::format("  checkpoints     the same command with --directory {} --resume and a larger --steps continues from the newest",

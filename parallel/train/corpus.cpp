@@ -1,4 +1,4 @@
-// Where the documents of the training text are, and their tokens.
+// Where the documents of a text are, and their tokens.
 #include "parallel/train/corpus.h"
 
 #include <algorithm>

@@ -20,7 +20,7 @@ struct TokenFormat {
   std::int64_t vocabulary = 256;   ///< All ids are below it.
 };
 
-/// The training text. Only names and lengths are held; tokens are read when asked for.
+/// Text to train on, or to validate with. Only names and lengths are held; tokens are read when asked for.
 class Corpus {
  public:
   struct Document {

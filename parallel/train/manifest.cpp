@@ -103,7 +103,7 @@ void require_same_run(const Manifest& saved, const Manifest& now) {
     if (before != value) throw differs(key, before, value);
   }
   if (saved.corpus_digest != now.corpus_digest)
-    throw differs("corpus digest (paths and sizes of data.paths)", saved.corpus_digest, now.corpus_digest);
+    throw differs("corpus digest (paths and sizes of data.paths without data.validation_paths)", saved.corpus_digest, now.corpus_digest);
 }
 
 }  // namespace periplus::train

@@ -9,12 +9,12 @@
 
 namespace periplus::train {
 
-// What all ranks of a run do before its first step. Each call is collective, and fails on all ranks if it fails on any.
+// What ranks of a run do before its first step. With a communicator: collective, and fails on all ranks if it fails on any.
 
 /// check(config), which must be the same everywhere. Needs no data, so that a mistake is reported before a corpus is walked.
 void check_on_all_ranks(const Config& config, bool resume, const comm::Communicator& communicator);
 
-/// open_corpora(config.data), which must find the same files everywhere.
+/// open_corpora(config), which must find the same files everywhere.
 Corpora open_on_all_ranks(const Config& config, const comm::Communicator& communicator);
 
 /// sampled_entropy() of rank 0.

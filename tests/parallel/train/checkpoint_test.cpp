@@ -257,6 +257,7 @@ TEST_F(Checkpoint, AnotherRunIsRefusedWithTheKeyAndBothValues) {
       {"data.context = 64, this run has 65", [](Config& c) { c.data.context = 65; }},
       {"data.packing = best_fit, this run has concat", [](Config& c) { c.data.packing = "concat"; }},
       {"corpus digest", [&](Config&) { write_text(folder_ / "corpus/new.txt", "more"); }},
+      {"without data.validation_paths", [&](Config& c) { c.data.validation_paths = {(folder_ / "corpus/7.txt").string()}; }},
   };
   for (const auto& [expected, change] : changes) {
     Config changed = config;
