@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "kernels/attention.h"
 #include "runtime/device.h"
@@ -24,9 +25,12 @@ void rms_norm_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView ga
 
 enum class RopeStyle { half, interleaved };  ///< Pairs (m, m+D/2) or (2m, 2m+1).
 enum class RopeDirection { forward, backward };
-/// Rotates x [N,H,D] (any row and head strides) in place by positions[n] * theta^(-2m/D); backward rotates by the
+/// theta^(-2m/D), m < D/2. Errors: InvalidArgument for an odd D, or unless theta > 0.
+std::vector<double> rope_frequencies(double theta, std::int64_t width);
+/// Rotates x [N,H,D] (any row and head strides) in place by positions[n] * frequencies[m]; backward rotates by the
 /// negative angle. Positions come from the layout, never from row numbers. D must be even.
-void rope(TensorView x, std::span<const std::int64_t> positions, double theta, RopeStyle style, RopeDirection direction, StreamView stream);
+void rope(TensorView x, std::span<const std::int64_t> positions, std::span<const double> frequencies, RopeStyle style,
+          RopeDirection direction, StreamView stream);
 
 /// h = silu(gate) * up.
 void swiglu(ConstTensorView gate, ConstTensorView up, TensorView h, StreamView stream);

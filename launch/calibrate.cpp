@@ -123,8 +123,9 @@ class Calibration {
     const Tensor dgamma({h}, DType::f32, memory_);
     std::vector<std::int64_t> positions(kRows);
     for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int64_t>(i);
+    const std::vector<double> frequencies = kernels::rope_frequencies(10000, options_.head_size);
     const auto turn = [&](kernels::RopeDirection direction) {
-      kernels::rope(turned, positions, 10000, kernels::RopeStyle::half, direction, stream_);
+      kernels::rope(turned, positions, frequencies, kernels::RopeStyle::half, direction, stream_);
     };
     const double forward = seconds([&] {
       for (int i = 0; i < 2; ++i) {

@@ -81,7 +81,11 @@ void take_model(OptionTable& table, const train::Config& config, bool resume) {
   if (folder.empty()) return;
   const auto checkpoint = resume ? train::newest_checkpoint(config.run.directory) : std::nullopt;
   const auto model = with_flags_named([&] { return train::model_of_weights(checkpoint.value_or(folder)); });
-  for (const auto& [key, value] : model) table.set_unless_given(key, value, "--initial-weights");
+  const bool other_scaling = table.given("rope-scaling");
+  for (const auto& [key, value] : model) {
+    const bool of_other_scaling = other_scaling && key.starts_with("model.rope_") && key != "model.rope_theta";
+    if (!of_other_scaling) table.set_unless_given(key, value, "--initial-weights");
+  }
 }
 
 int train_rank(const OptionTable& table, const train::Config& config, train::TrainOptions options, const comm::Communicator& communicator,

@@ -65,6 +65,29 @@ void add_model(OptionTable& table, train::ModelConfig& model) {
              .value = "X",
              .help = "Base of the rotary angles.",
              .least = 1});
+  table.add({.key = "model.rope_scaling",
+             .flag = "rope-scaling",
+             .target = &model.rope_scaling,
+             .value = "NAME",
+             .help = "How rotary angles are lowered for contexts longer than those trained on before:",
+             .choices = {"none", "linear", "llama3", "yarn"}});
+  table.add({.key = "model.rope_factor",
+             .flag = "rope-factor",
+             .target = &model.rope_factor,
+             .value = "X",
+             .help = "By what they are divided.",
+             .least = 0});
+  table.add({.key = "model.rope_original_context",
+             .flag = "rope-original-context",
+             .target = &model.rope_original_context,
+             .value = "N",
+             .help = "llama3, yarn: tokens of the contexts trained on before.",
+             .least = 0});
+  table.add({.key = "model.rope_turns",
+             .flag = "rope-turns",
+             .target = &model.rope_turns,
+             .value = "LOW,HIGH",
+             .help = "llama3, yarn: turns in those up to which a pair is lowered in full, and from which not; default 1,4 or 1,32."});
 }
 
 void add_linear_strategy(OptionTable& table, LinearAttentionOptions& linear) {

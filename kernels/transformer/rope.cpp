@@ -53,7 +53,7 @@ template <class T, class A>
   }
 }
 
-void check(const TensorView& x, std::span<const std::int64_t> positions, double theta) {
+void check(const TensorView& x, std::span<const std::int64_t> positions, std::span<const double> frequencies) {
   require_dims("rope", "x", x, 3);
   if (x.size(2) % 2 != 0) {
     throw InvalidArgument(fmt::format("rope: head width {} of x {} is odd; pairs need an even width", x.size(2), to_string(x.shape())));
@@ -65,20 +65,27 @@ void check(const TensorView& x, std::span<const std::int64_t> positions, double 
   if (static_cast<std::int64_t>(positions.size()) != x.size(0)) {
     throw InvalidArgument(fmt::format("rope: {} positions for {} rows; give one per row, from the layout", positions.size(), x.size(0)));
   }
-  if (!(theta > 0)) throw InvalidArgument(fmt::format("rope: theta is {}; it must be > 0 (usual: 10000)", theta));
+  if (std::ssize(frequencies) != x.size(2) / 2) {
+    throw InvalidArgument(fmt::format("rope: {} frequencies for the {} pairs of x {}; give one per pair", frequencies.size(), x.size(2) / 2,
+                                      to_string(x.shape())));
+  }
 }
 
 }  // namespace
 
-void rope(TensorView x, std::span<const std::int64_t> positions, double theta, RopeStyle style, RopeDirection direction,
-          StreamView stream) {
-  check(x, positions, theta);
+std::vector<double> rope_frequencies(double theta, std::int64_t width) {
+  if (width % 2 != 0) throw InvalidArgument(fmt::format("rope: head width {} is odd; pairs need an even width", width));
+  if (!(theta > 0)) throw InvalidArgument(fmt::format("rope: theta is {}; it must be > 0 (usual: 10000)", theta));
+  std::vector<double> frequencies;
+  for (std::int64_t m = 0; m < width; m += 2) frequencies.push_back(std::pow(theta, -static_cast<double>(m) / static_cast<double>(width)));
+  return frequencies;
+}
+
+void rope(TensorView x, std::span<const std::int64_t> positions, std::span<const double> frequency_list, RopeStyle style,
+          RopeDirection direction, StreamView stream) {
+  check(x, positions, frequency_list);
   const std::int64_t rows = x.size(0), heads = x.size(1), width = x.size(2), pairs = width / 2;
   const std::int64_t row_stride = x.stride(0), head_stride = x.stride(1);
-  std::vector<double> frequency_list(static_cast<std::size_t>(pairs));
-  for (std::int64_t m = 0; m < pairs; ++m) {
-    frequency_list[static_cast<std::size_t>(m)] = std::pow(theta, -2.0 * static_cast<double>(m) / static_cast<double>(width));
-  }
   if (on_cuda(stream)) return cuda::rope(x, positions, frequency_list, style, direction, stream);
   const double* frequencies = frequency_list.data();
   const double sign = direction == RopeDirection::forward ? 1 : -1;

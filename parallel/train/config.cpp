@@ -26,6 +26,7 @@ constexpr std::int64_t kLargestConvolution = 64;
 constexpr std::array<std::string_view, 3> kTokenTypes = {"u8", "u16", "u32"};
 constexpr std::array<std::string_view, 3> kPackings = {"best_fit", "concat", "decompose"};
 constexpr std::array<std::string_view, 4> kPlanners = {"none", "static", "adaptive", "flexible"};
+constexpr std::array<std::string_view, 4> kRopeScalings = {"none", "linear", "llama3", "yarn"};
 constexpr std::array<std::string_view, 2> kRecompute = {"but_attention", "but_hidden"};
 constexpr std::array<std::string_view, 4> kDtypes = {"auto", "bf16", "f32", "f64"};
 constexpr std::int64_t kByteValues = 256;
@@ -88,6 +89,35 @@ void check_layer_kinds(const ModelConfig& model) {
   }
 }
 
+/// A list as TOML, which --set takes.
+std::string list_text(const std::vector<double>& values) { return fmt::format("[{}]", fmt::join(values, ", ")); }
+
+void check_rope(const ModelConfig& model) {
+  require(std::isfinite(model.rope_theta) && model.rope_theta > 0, "model.rope_theta", model.rope_theta, "a positive number");
+  require_one_of("model.rope_scaling", model.rope_scaling, kRopeScalings);
+  const bool none = model.rope_scaling == "none", by_turns = model.rope_scaling == "llama3" || model.rope_scaling == "yarn";
+  const std::string kind = fmt::format("model.rope_scaling {}", model.rope_scaling);
+  if (none) {
+    require(model.rope_factor == 0, "model.rope_factor", model.rope_factor, fmt::format("left out with {}", kind));
+  } else {
+    require(std::isfinite(model.rope_factor) && model.rope_factor >= 1, "model.rope_factor", model.rope_factor,
+            fmt::format("a number of at least 1 with {}", kind));
+  }
+  const std::vector<double>& turns = model.rope_turns;
+  if (!by_turns) {
+    require(model.rope_original_context == 0, "model.rope_original_context", model.rope_original_context,
+            fmt::format("left out with {}", kind));
+    require(turns.empty(), "model.rope_turns", list_text(turns), fmt::format("left out with {}", kind));
+    return;
+  }
+  require(model.rope_original_context >= 1 && model.rope_original_context <= kLargestContext, "model.rope_original_context",
+          model.rope_original_context, fmt::format("1 to {} with {}", kLargestContext, kind));
+  require(turns.empty() || (turns.size() == 2 && turns[0] > 0 && turns[0] < turns[1] && std::isfinite(turns[1])), "model.rope_turns",
+          list_text(turns), "two rising positive numbers");
+  require(model.rope_scaling != "yarn" || model.rope_theta > 1, "model.rope_theta", model.rope_theta,
+          "above 1 with model.rope_scaling yarn");
+}
+
 void check_model(const ModelConfig& model) {
   require_size("model.layers", model.layers, 65536);
   require_size("model.hidden", model.hidden);
@@ -98,7 +128,7 @@ void check_model(const ModelConfig& model) {
   require_size("model.vocabulary", model.vocabulary);
   require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, fmt::format("a divisor of model.heads = {}", model.heads));
   require(model.head_size % 2 == 0, "model.head_size", model.head_size, "even (rotary positions turn pairs)");
-  require(std::isfinite(model.rope_theta) && model.rope_theta > 0, "model.rope_theta", model.rope_theta, "a positive number");
+  check_rope(model);
   check_pattern(model.pattern);
   check_layer_kinds(model);
 }
@@ -237,6 +267,10 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"model.conv_width", text(model.conv_width)},
           {"model.tie_embeddings", text(model.tie_embeddings)},
           {"model.rope_theta", text(model.rope_theta)},
+          {"model.rope_scaling", model.rope_scaling},
+          {"model.rope_factor", text(model.rope_factor)},
+          {"model.rope_original_context", text(model.rope_original_context)},
+          {"model.rope_turns", list_text(model.rope_turns)},
           {"data.paths", list(data.paths)},
           {"data.token_type", data.token_type},
           {"data.document_end", text(data.document_end)},

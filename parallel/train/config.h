@@ -26,6 +26,10 @@ struct ModelConfig {
   std::int64_t conv_width = 0;  ///< Tokens that the short convolution of D and mamba2 layers reads; 0: not set, 4.
   bool tie_embeddings = true;
   double rope_theta = 10000;
+  std::string rope_scaling = "none";       ///< none | linear | llama3 | yarn: how the frequencies of rope_theta are lowered (rotary.h).
+  double rope_factor = 0;                  ///< Unless none: by what; 0: not set.
+  std::int64_t rope_original_context = 0;  ///< llama3, yarn: tokens that the model was trained on before; 0: not set.
+  std::vector<double> rope_turns = {};     ///< llama3, yarn: turns in them, up to which frequencies are lowered in full and from which not.
 
   /// Without the letters that no layer gets.
   std::string pattern_of_layers() const { return pattern.substr(0, static_cast<std::size_t>(layers)); }

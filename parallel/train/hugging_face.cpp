@@ -2,21 +2,47 @@
 #include "parallel/train/hugging_face.h"
 
 #include <array>
-#include <string_view>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "parallel/train/layer.h"
+#include "parallel/train/rotary.h"
 #include "runtime/error.h"
 
 namespace periplus::train {
 
 using nlohmann::json;
+using Texts = std::map<std::string, std::string>;
+
+namespace {
+
+/// The names of the two turns.
+std::array<const char*, 2> turn_keys(const std::string& scaling) {
+  if (scaling == "llama3") return {"low_freq_factor", "high_freq_factor"};
+  return {"beta_slow", "beta_fast"};
+}
+
+/// rope_scaling of a config.json. YaRN's original context is not in it: all versions take max_position_embeddings then, and some take a
+/// factor from both if it is.
+json rope_scaling_of(const std::string& scaling, double factor, std::int64_t original, std::vector<double> turns) {
+  if (scaling == "none") return nullptr;
+  json object = {{"rope_type", scaling}, {"factor", factor}};
+  if (scaling == "linear") return object;
+  if (turns.empty()) turns = default_rope_turns(scaling);
+  const auto keys = turn_keys(scaling);
+  for (const std::size_t i : {0u, 1u}) object[keys[i]] = turns[i];
+  if (scaling == "llama3") object["original_max_position_embeddings"] = original;
+  return object;
+}
+
+}  // namespace
 
 std::string hugging_face_config(const Manifest& manifest, DType dtype) {
   const auto text = [&](const std::string& key) -> const std::string& { return manifest.config.at(key); };
   const auto value = [&](const std::string& key) { return json::parse(text(key)); };
+  const std::string& scaling = text("model.rope_scaling");
   const std::string used = text("model.pattern").substr(0, value("model.layers").get<std::size_t>());
   const bool whole = used.find_first_not_of('S') == used.npos, window = used.find_first_not_of('W') == used.npos;
   if (!whole && !window) return {};
@@ -35,7 +61,9 @@ std::string hugging_face_config(const Manifest& manifest, DType dtype) {
                  {"tie_word_embeddings", value("model.tie_embeddings")},
                  {"rope_theta", value("model.rope_theta")},
                  {"rms_norm_eps", kNormEpsilon},
-                 {"max_position_embeddings", value("data.context")},
+                 {"rope_scaling",
+                  rope_scaling_of(scaling, value("model.rope_factor"), value("model.rope_original_context"), value("model.rope_turns"))},
+                 {"max_position_embeddings", value(scaling == "yarn" ? "model.rope_original_context" : "data.context")},
                  {"bos_token_id", nullptr},
                  {"eos_token_id", document_end < 0 ? json() : json(document_end)},
                  {"torch_dtype", dtype == DType::f64 ? "float64" : "float32"}};
@@ -47,11 +75,11 @@ namespace {
 
 /// Keys that have one value here, or are not there.
 void require_computed(const json& config) {
-  const std::array<std::pair<const char*, json>, 6> only = {{{"hidden_act", "silu"},
+  const std::array<std::pair<const char*, json>, 5> only = {{{"hidden_act", "silu"},
                                                              {"rms_norm_eps", kNormEpsilon},
                                                              {"attention_bias", false},
                                                              {"mlp_bias", false},
-                                                             {"rope_scaling", nullptr},
+
                                                              {"pretraining_tp", 1}}};
   for (const auto& [key, value] : only) {
     const auto found = config.find(key);
@@ -60,38 +88,67 @@ void require_computed(const json& config) {
   }
 }
 
+/// model.rope_* keys.
+Texts rope_of(const json& config) {
+  json rope = config.value("rope_scaling", json());
+  if (const auto parameters = config.find("rope_parameters"); parameters != config.end()) rope = *parameters;  // since transformers 5
+  if (!rope.is_object()) rope = json::object();
+  const auto refuse = [&](const std::string& why) { return InvalidArgument(fmt::format("rope_scaling is {}, and {}", rope.dump(), why)); };
+  const std::string kind = rope.value("rope_type", rope.value("type", "default")), scaling = kind == "default" ? "none" : kind;
+  Texts keys = {{"model.rope_theta", fmt::format("{}", rope.value("rope_theta", config.value("rope_theta", 10000.0)))},
+                {"model.rope_scaling", scaling}};
+  if (scaling == "none") return keys;
+  if (scaling != "linear" && scaling != "llama3" && scaling != "yarn") throw refuse("only linear, llama3 and yarn are computed here");
+  const auto [low, high] = turn_keys(scaling);
+  for (const auto& [key, value] : rope.items()) {
+    const bool known = key == "rope_type" || key == "type" || key == "factor" || key == "rope_theta" || key == low || key == high ||
+                       key == "original_max_position_embeddings" || (key == "truncate" && value == true);
+    if (!known && !value.is_null()) throw refuse(fmt::format("{} is not computed here", key));
+  }
+  const double factor = rope.at("factor");
+  keys["model.rope_factor"] = fmt::format("{}", factor);
+  if (scaling == "linear") return keys;
+  const auto original = rope.value("original_max_position_embeddings", config.at("max_position_embeddings").get<std::int64_t>());
+  if (scaling == "yarn" && rope.contains("original_max_position_embeddings") &&
+      factor * static_cast<double>(original) != config.at("max_position_embeddings").get<double>())
+    throw refuse(fmt::format("max_position_embeddings is {}, which some versions of transformers divide by the original one for a factor",
+                             config.at("max_position_embeddings").dump()));
+  const std::vector<double> defaults = default_rope_turns(scaling);
+  const std::vector<double> turns = {rope.value(low, defaults[0]), rope.value(high, defaults[1])};
+  keys["model.rope_original_context"] = fmt::format("{}", original);
+  if (turns != defaults) keys["model.rope_turns"] = fmt::format("[{}, {}]", turns[0], turns[1]);
+  return keys;
+}
+
 }  // namespace
 
 std::map<std::string, std::string> model_of_hugging_face(const std::string& text) {
   try {
-    json config = json::parse(text);
+    const json config = json::parse(text);
     const std::string type = config.at("model_type");
     if (type != "llama" && type != "mistral")
       throw InvalidArgument(fmt::format("model_type is {}, and only llama and mistral are computed here", json(type).dump()));
-    if (const auto rope = config.find("rope_parameters"); rope != config.end() && rope->is_object()) {  // since transformers 5
-      config["rope_theta"] = rope->value("rope_theta", 10000.0);
-      if (const std::string kind = rope->value("rope_type", "default"); kind != "default") config["rope_scaling"] = kind;
-    }
     require_computed(config);
     const auto integer = [&](const char* key, std::int64_t otherwise = -1) {
-      const bool given = config.contains(key) && !config[key].is_null();
+      const bool given = config.contains(key) && !config.at(key).is_null();
       return given || otherwise < 0 ? config.at(key).get<std::int64_t>() : otherwise;
     };
     const std::int64_t heads = integer("num_attention_heads"), hidden = integer("hidden_size");
     if (heads < 1) throw InvalidArgument(fmt::format("num_attention_heads is {}", heads));
     const std::int64_t window = type == "mistral" ? integer("sliding_window", 0) : 0;  // it counts the token itself
     const auto number = [](std::int64_t value) { return fmt::format("{}", value); };
-    return {{"model.layers", number(integer("num_hidden_layers"))},
-            {"model.hidden", number(hidden)},
-            {"model.heads", number(heads)},
-            {"model.kv_heads", number(integer("num_key_value_heads", heads))},
-            {"model.head_size", number(integer("head_dim", hidden / heads))},
-            {"model.ffn", number(integer("intermediate_size"))},
-            {"model.vocabulary", number(integer("vocab_size"))},
-            {"model.pattern", window > 0 ? "W" : "S"},
-            {"model.window", number(window > 0 ? window - 1 : 0)},
-            {"model.tie_embeddings", fmt::format("{}", config.value("tie_word_embeddings", false))},
-            {"model.rope_theta", fmt::format("{}", config.value("rope_theta", 10000.0))}};
+    Texts keys = {{"model.layers", number(integer("num_hidden_layers"))},
+                  {"model.hidden", number(hidden)},
+                  {"model.heads", number(heads)},
+                  {"model.kv_heads", number(integer("num_key_value_heads", heads))},
+                  {"model.head_size", number(integer("head_dim", hidden / heads))},
+                  {"model.ffn", number(integer("intermediate_size"))},
+                  {"model.vocabulary", number(integer("vocab_size"))},
+                  {"model.pattern", window > 0 ? "W" : "S"},
+                  {"model.window", number(window > 0 ? window - 1 : 0)},
+                  {"model.tie_embeddings", fmt::format("{}", config.value("tie_word_embeddings", false))}};
+    keys.merge(rope_of(config));
+    return keys;
   } catch (const json::exception& error) {
     throw InvalidArgument(fmt::format("it cannot be read: {}", error.what()));
   }

@@ -129,7 +129,7 @@ std::vector<std::string> compare(const Weights& weights, const Config& config) {
     const auto entry = here.find(key);
     if (entry == here.end()) throw weights.unusable(fmt::format("its {} = {} is not known", key, there));
     if (entry->second == there) continue;
-    const bool free = key == "model.rope_theta" || key == "model.window" ||
+    const bool free = key.starts_with("model.rope_") || key == "model.window" ||
                       (key == "model.pattern" && only_softmax(there) && only_softmax(entry->second));
     if (free) {
       remarks.push_back(fmt::format("{} is {} there and {} here", key, there, entry->second));

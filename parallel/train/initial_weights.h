@@ -16,7 +16,7 @@ std::map<std::string, std::string> model_of_weights(const std::filesystem::path&
 /// Master weights := those of a trained model, of any floating-point type; moments := 0. `folder` is a checkpoint, of which nothing but the
 /// weights counts, or what transformers saved of a Llama or Mistral model: config.json, and model.safetensors or its index. Each rank reads
 /// its shard only.
-/// Returns sentences about what differs from that model but may: the rotary base, and which layers have which window.
+/// Returns sentences about what differs from that model but may: rotary frequencies, and which layers have which window.
 /// Errors: InvalidArgument, on all ranks, unless it is the configured model tensor by tensor. Collective.
 std::vector<std::string> load_initial_weights(const std::filesystem::path& folder, const Config& config, ShardedAdamw& optimizer,
                                               StreamView stream);

@@ -1,9 +1,11 @@
 // Softmax attention with rotary positions, over the whole document or a window.
+#include <cmath>
 #include <optional>
 
 #include "kernels/transformer.h"
 #include "parallel/attention.h"
 #include "parallel/train/mixer.h"
+#include "parallel/train/rotary.h"
 
 namespace periplus::train {
 namespace {
@@ -15,7 +17,13 @@ enum Role : std::size_t { kQ, kK, kV };
 class SoftmaxMixer : public Mixer {
  public:
   SoftmaxMixer(const MixerSetup& setup, char letter, const MaskSpec& mask)
-      : model_(setup.model), dtype_(setup.dtype), memory_(setup.memory), letter_(letter), mask_(mask), saved_(setup.layers.size()) {}
+      : model_(setup.model),
+        rotary_(rotary_of(setup.model)),
+        dtype_(setup.dtype),
+        memory_(setup.memory),
+        letter_(letter),
+        mask_(mask),
+        saved_(setup.layers.size()) {}
 
   void plan(const Batch& batch, const Planning& planning) override {
     attention_.reset();
@@ -27,7 +35,8 @@ class SoftmaxMixer : public Mixer {
                                       .kv_heads = static_cast<int>(model_.kv_heads),
                                       .head_size = static_cast<int>(model_.head_size),
                                       .value_size = static_cast<int>(model_.head_size),
-                                      .dtype = dtype_};
+                                      .dtype = dtype_,
+                                      .scale = rotary_.score_factor / std::sqrt(static_cast<double>(model_.head_size))};
     const AttentionOptions options = planning.attention ? planning.attention(letter_, problem) : AttentionOptions();
     attention_.emplace(problem, options, planning.communicator, memory_, planning.tracer, planning.stream);
     reserve();
@@ -97,7 +106,7 @@ class SoftmaxMixer : public Mixer {
     return {heads(saved.out), top(saved.lse, rows_)};
   }
   void rotate(TensorView x, kernels::RopeDirection direction, StreamView stream) const {
-    kernels::rope(x, positions_, model_.rope_theta, kernels::RopeStyle::half, direction, stream);
+    kernels::rope(x, positions_, rotary_.frequencies, kernels::RopeStyle::half, direction, stream);
   }
   /// Forward and backward both start with what project has just made.
   AttentionInputs rotated_inputs(StreamView stream) const {
@@ -107,6 +116,7 @@ class SoftmaxMixer : public Mixer {
   }
 
   const ModelConfig& model_;
+  Rotary rotary_;
   DType dtype_;
   Memory memory_;
   char letter_;

@@ -88,13 +88,14 @@ void check_rope(const Heads& h, RopeStyle style, RopeDirection direction, const 
   const auto strided_view = [&](const TensorView& flat) {
     return TensorView(flat.bytes(), flat.dtype(), {h.rows, h.heads, h.width}, {row, head, 1});
   };
+  const std::vector<double> frequencies = rope_frequencies(10000, h.width);
   std::vector<T> runs[2];
   for (std::vector<T>& result : runs) {
     const There<T> there(x, stream, h.skip);
-    rope(strided_view(there.view({h.rows * row})), positions, 10000, style, direction, stream);
+    rope(strided_view(there.view({h.rows * row})), positions, frequencies, style, direction, stream);
     result = there.back();
   }
-  rope(strided_view(view(x, {h.rows * row})), positions, 10000, style, direction, Stream());
+  rope(strided_view(view(x, {h.rows * row})), positions, frequencies, style, direction, Stream());
   expect_agreement(runs[0], runs[1], x, 2.02 * rounding<T>() + 16 * rounding<Sum<T>>());
 }
 

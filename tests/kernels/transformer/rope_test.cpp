@@ -29,7 +29,7 @@ std::vector<T> rotated(std::vector<T> x, const std::vector<std::int64_t>& positi
   const auto rows = static_cast<std::int64_t>(positions.size());
   const std::int64_t width = rows == 0 ? 8 : static_cast<std::int64_t>(x.size()) / (rows * heads);
   const Stream stream;
-  rope(view(x, {rows, heads, width}), positions, kTheta, style, direction, stream);
+  rope(view(x, {rows, heads, width}), positions, rope_frequencies(kTheta, width), style, direction, stream);
   return x;
 }
 
@@ -101,7 +101,7 @@ TEST(Rope, KeepsGapsOfStridedViews) {
   const Stream stream;
   const std::vector<std::int64_t> positions = {4, 5, 6, 7};
   const TensorView x(reinterpret_cast<std::byte*>(values.data()), DType::f32, {rows, heads, width}, {row_stride, head_stride, 1});
-  rope(x, positions, kTheta, RopeStyle::half, RopeDirection::forward, stream);
+  rope(x, positions, rope_frequencies(kTheta, width), RopeStyle::half, RopeDirection::forward, stream);
   for (std::int64_t i = 0; i < rows * row_stride; ++i) {
     const std::int64_t row = i / row_stride, head = i % row_stride / head_stride, at = i % row_stride % head_stride;
     const auto index = static_cast<std::size_t>(i);
@@ -130,12 +130,14 @@ TEST(Rope, AcceptsNoTokensAndRefusesOddWidthsAndMissingPositions) {
   std::vector<float> x(30);
   const Stream stream;
   const std::vector<std::int64_t> two = {0, 1}, three = {0, 1, 2};
-  const auto call = [&](const Extents& shape, const std::vector<std::int64_t>& positions, double theta) {
-    rope(view(x, shape), positions, theta, RopeStyle::half, RopeDirection::forward, stream);
+  const auto call = [&](const Extents& shape, const std::vector<std::int64_t>& positions) {
+    rope(view(x, shape), positions, rope_frequencies(kTheta, 2), RopeStyle::half, RopeDirection::forward, stream);
   };
-  expect_refused([&] { call({2, 3, 5}, two, kTheta); }, {"rope", "5", "even"});
-  expect_refused([&] { call({3, 5, 2}, two, kTheta); }, {"2 positions for 3 rows"});
-  expect_refused([&] { call({3, 5, 2}, three, -1); }, {"theta is -1"});
+  expect_refused([&] { call({2, 3, 5}, two); }, {"rope", "5", "even"});
+  expect_refused([&] { call({3, 5, 2}, two); }, {"2 positions for 3 rows"});
+  expect_refused([&] { call({3, 1, 10}, three); }, {"1 frequencies for the 5 pairs"});
+  expect_refused([&] { rope_frequencies(-1, 8); }, {"theta is -1"});
+  expect_refused([&] { rope_frequencies(kTheta, 5); }, {"width 5 is odd"});
 }
 
 TEST(VectorMath, SincosMatchesLibmUpToItsLimit) {

@@ -30,9 +30,9 @@ void rms_norm_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView ga
 }
 void rope(TensorView x, std::span<const std::int64_t> positions, std::span<const double> frequencies, RopeStyle style,
           RopeDirection direction, StreamView stream) {
-  // frequencies[1] = theta^(-2/D).
-  const double theta = frequencies.size() > 1 ? std::pow(frequencies[1], -static_cast<double>(frequencies.size())) : 1.0;
-  enqueue_on_fake(stream, [=, positions = copy_of(positions)] { kernels::rope(x, positions, theta, style, direction, Stream()); });
+  enqueue_on_fake(stream, [=, positions = copy_of(positions), frequencies = copy_of(frequencies)] {
+    kernels::rope(x, positions, frequencies, style, direction, Stream());
+  });
 }
 void swiglu(ConstTensorView gate, ConstTensorView up, TensorView h, StreamView stream) {
   enqueue_on_fake(stream, [=] { kernels::swiglu(gate, up, h, Stream()); });

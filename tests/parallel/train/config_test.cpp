@@ -64,6 +64,21 @@ TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
          c.data.token_type = "u16";
          c.data.document_end = 100;
        }},
+      {"model.rope_factor is 4; it must be left out with model.rope_scaling none", [](Config& c) { c.model.rope_factor = 4; }},
+      {"model.rope_factor is 0; it must be a number of at least 1 with model.rope_scaling linear",
+       [](Config& c) { c.model.rope_scaling = "linear"; }},
+      {"none, linear, llama3, yarn", [](Config& c) { c.model.rope_scaling = "dynamic"; }},
+      {"model.rope_turns is [1, 4]; it must be left out with model.rope_scaling linear",
+       [](Config& c) {
+         c.model.rope_scaling = "linear", c.model.rope_factor = 2;
+         c.model.rope_turns = {1, 4};
+       }},
+      {"model.rope_original_context is 0; it must be 1 to", [](Config& c) { c.model.rope_scaling = "yarn", c.model.rope_factor = 2; }},
+      {"model.rope_turns is [4, 1]; it must be two rising positive numbers",
+       [](Config& c) {
+         c.model.rope_scaling = "llama3", c.model.rope_factor = 2, c.model.rope_original_context = 4096;
+         c.model.rope_turns = {4, 1};
+       }},
       {"model.layers", [](Config& c) { c.model.layers = 0; }},
       {"model.hidden", [](Config& c) { c.model.hidden = -3; }},
       {"model.kv_heads", [](Config& c) { c.model.kv_heads = 3; }},
@@ -154,7 +169,7 @@ TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
     EXPECT_TRUE(keys.insert(key).second) << key;
     EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
   }
-  EXPECT_EQ(keys.size(), 47u);
+  EXPECT_EQ(keys.size(), 51u);
 }
 
 }  // namespace

@@ -151,6 +151,13 @@ TEST_F(InitialWeights, MayHaveAnotherRotaryBaseAndOtherWindows) {
   write_config(config);
   EXPECT_EQ(load(), std::vector<std::string>{"model.rope_theta is 500000 there and 10000 here"});
   config = llama_config();
+  config["max_position_embeddings"] = 32768;
+  config["rope_scaling"] = {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 8192}, {"beta_fast", 16}};
+  write_config(config);
+  EXPECT_EQ(load(),
+            (std::vector<std::string>{"model.rope_factor is 4 there and 0 here", "model.rope_original_context is 8192 there and 0 here",
+                                      "model.rope_scaling is yarn there and none here", "model.rope_turns is [1, 16] there and [] here"}));
+  config = llama_config();
   config["model_type"] = "mistral", config["sliding_window"] = 33;
   write_config(config);
   EXPECT_EQ(load(), (std::vector<std::string>{"model.pattern is W there and S here", "model.window is 32 there and 0 here"}));
@@ -164,13 +171,22 @@ TEST_F(InitialWeights, OfOtherModelsAreRefused) {
       {"set model.layers=3", [](json& c) { c["num_hidden_layers"] = 3; }},
       {"set model.tie_embeddings=false", [](json& c) { c.erase("tie_word_embeddings"); }},
       {R"(model_type is "qwen2", and only llama and mistral)", [](json& c) { c["model_type"] = "qwen2"; }},
-      {"rope_scaling is {\"factor\":8.0",
+      {"it cannot be read",
        [](json& c) {
          c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "llama3"}};
        }},
-      {"rope_scaling is \"yarn\"",
+      {R"(rope_scaling is {"rope_type":"dynamic"}, and only linear, llama3 and yarn)",
        [](json& c) {
-         c["rope_parameters"] = {{"rope_type", "yarn"}};
+         c["rope_parameters"] = {{"rope_type", "dynamic"}};
+       }},
+      {"mscale is not computed here",
+       [](json& c) {
+         c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "yarn"}, {"mscale", 0.707}};
+       }},
+      {"max_position_embeddings is 4096, which some versions",
+       [](json& c) {
+         c["max_position_embeddings"] = 4096;
+         c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "yarn"}, {"original_max_position_embeddings", 1024}};
        }},
       {"rms_norm_eps is 1e-06, and only 1e-05 is computed here", [](json& c) { c["rms_norm_eps"] = 1e-6; }},
       {"attention_bias is true", [](json& c) { c["attention_bias"] = true; }},
