@@ -127,6 +127,32 @@ TEST_F(TrainerOnCuda, LossesOfPlannedGroupsAreThoseOfTheCpu) {
   }
 }
 
+/// Forward alone, between steps; weights that come from files; angles and scores of YaRN.
+TEST_F(TrainerOnCuda, ValidationOfATrainedModelAtALongerContextIsThatOfTheCpu) {
+  for (const char* dtype : {"f64", "bf16"}) {
+    const Config trained = config(dtype);
+    run_on({}, trained, 1);
+    const auto longer = [&](Device device, int ranks) {
+      Config on = config(dtype);
+      on.run.initial_weights = checkpoint_folder(trained, 8).string();
+      on.model.rope_scaling = "yarn", on.model.rope_factor = 2, on.model.rope_original_context = 64;
+      on.data.context = 128;
+      on.data.validation_paths = {(folder_ / "corpus/7.txt").string(), (folder_ / "corpus/8.txt").string()};
+      on.run.validate_every = 1, on.run.steps = 3;
+      return run_on(device, on, ranks);
+    };
+    const Outcome on_cpu = longer({}, 1);
+    for (const int ranks : {1, 3}) {
+      SCOPED_TRACE(testing::Message() << dtype << ", " << ranks << " ranks");
+      const Outcome on_device = longer(kDevice, ranks);
+      expect_close(on_device, on_cpu, tolerance_of(dtype));
+      for (std::size_t i = 0; i < on_cpu.steps.size(); ++i) {
+        EXPECT_NEAR(on_device.steps[i].validation_loss.value() / on_cpu.steps[i].validation_loss.value(), 1, tolerance_of(dtype)) << i;
+      }
+    }
+  }
+}
+
 TEST_F(TrainerOnCuda, RepeatsBitForBit) {
   for (const int ranks : {1, 3})
     EXPECT_EQ(run_on(kDevice, config("bf16"), ranks).losses(), run_on(kDevice, config("bf16"), ranks).losses());
