@@ -15,7 +15,6 @@
 #include "parallel/train/random.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
-#include "runtime/file_descriptor.h"
 
 namespace periplus::train {
 namespace {
@@ -182,12 +181,14 @@ std::vector<std::int64_t> Corpus::lengths() const {
 
 void Corpus::read_bytes(std::int32_t file, std::int64_t offset, std::span<std::byte> to) const {
   const fs::path& path = files_.at(static_cast<std::size_t>(file));
-  std::uint64_t size = 0;
-  const FileDescriptor descriptor = open_regular_file(path, size);
+  if (open_.number != file) {
+    std::uint64_t size = 0;
+    open_ = {.number = file, .descriptor = open_regular_file(path, size)};
+  }
   std::size_t filled = 0;
   while (filled < to.size()) {
     const std::int64_t at = offset + static_cast<std::int64_t>(filled);
-    const ssize_t got = ::pread(descriptor.get(), to.data() + filled, to.size() - filled, at);
+    const ssize_t got = ::pread(open_.descriptor.get(), to.data() + filled, to.size() - filled, at);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) throw_system_error("read", path);
     if (got == 0)

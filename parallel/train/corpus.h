@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "parallel/train/config.h"
+#include "runtime/file_descriptor.h"
 
 namespace periplus::train {
 
@@ -20,7 +21,8 @@ struct TokenFormat {
   std::int64_t vocabulary = 256;   ///< All ids are below it.
 };
 
-/// Text to train on, or to validate with. Only names and lengths are held; tokens are read when asked for.
+/// Text to train on, or to validate with. Only names and lengths are held; tokens are read when asked for, by one thread at a time: the
+/// file read last stays open for the next document in it.
 class Corpus {
  public:
   struct Document {
@@ -52,7 +54,13 @@ class Corpus {
   void add_documents(std::int32_t file, std::int64_t tokens);
   void read_bytes(std::int32_t file, std::int64_t offset, std::span<std::byte> to) const;
 
+  struct OpenFile {
+    std::int32_t number = -1;
+    FileDescriptor descriptor{};
+  };
+
   TokenFormat format_;
+  mutable OpenFile open_;
   std::vector<std::filesystem::path> files_;
   std::vector<Document> documents_;
   std::int64_t tokens_ = 0;
