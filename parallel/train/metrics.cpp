@@ -106,4 +106,13 @@ void MetricsFile::append(const StepMetrics& metrics) {
   if (!file) throw DeviceError(fmt::format("train: cannot append to {}; is the disk full?", path_.string()));
 }
 
+void MetricsFile::amend(std::int64_t step, double validation_loss) {
+  std::string lines;
+  for (StepMetrics& metrics : read_metrics(path_.parent_path())) {
+    if (metrics.step == step) metrics.validation_loss = validation_loss;
+    lines += to_json_line(metrics) + "\n";
+  }
+  write_file_atomically(path_, lines);
+}
+
 }  // namespace periplus::train

@@ -80,7 +80,10 @@ class Run {
       if (save_due || result_.stopped_by_request) save();
     }
     if (validation_ && result_.steps_run == 0) {
-      if (const auto loss = validate()) say("validation loss of step {}: {:.4f} nats per token", result_.last_step, *loss);
+      if (const auto loss = validate()) {
+        say("validation loss of step {}: {:.4f} nats per token", result_.last_step, *loss);
+        on_rank0(communicator_, [&] { metrics_file_->amend(result_.last_step, *loss); });
+      }
     }
     if (config_.run.trace && result_.steps_run > 0) {
       cuda::synchronize(stream_);

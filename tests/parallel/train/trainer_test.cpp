@@ -233,6 +233,11 @@ TEST_F(Trainer, AFinishedRunCanBeValidated) {
   EXPECT_EQ(again.result.steps_run, 0);
   EXPECT_NEAR(again.result.validation_loss.value(), trained.result.validation_loss.value(), 1e-5);
 
+  const std::vector<nlohmann::json> lines = metrics_of(config);
+  ASSERT_EQ(lines.size(), 8u);
+  EXPECT_EQ(lines[7].at("validation_loss"), again.result.validation_loss.value());
+  EXPECT_EQ(lines[6].at("loss"), trained.steps[6].loss);
+
   const std::atomic<bool> stop{true};
   comm::run_thread_ranks(2, [&](const comm::Communicator& communicator) {
     const TrainResult stopped =
