@@ -1,7 +1,8 @@
-// What lets transformers read a checkpoint's folder: from_pretrained("RUN/checkpoints/step-XXXXXXXX").
+// What lets transformers read a checkpoint's folder, from_pretrained("RUN/checkpoints/step-XXXXXXXX"), and us one of transformers.
 #include "parallel/train/hugging_face.h"
 
 #include <array>
+#include <cmath>
 #include <vector>
 
 #include <fmt/format.h>
@@ -18,6 +19,8 @@ using Texts = std::map<std::string, std::string>;
 
 namespace {
 
+constexpr const char *kContext = "max_position_embeddings", *kOriginalContext = "original_max_position_embeddings";
+
 /// The names of the two turns.
 std::array<const char*, 2> turn_keys(const std::string& scaling) {
   if (scaling == "llama3") return {"low_freq_factor", "high_freq_factor"};
@@ -33,7 +36,7 @@ json rope_scaling_of(const std::string& scaling, double factor, std::int64_t ori
   if (turns.empty()) turns = default_rope_turns(scaling);
   const auto keys = turn_keys(scaling);
   for (const std::size_t i : {0u, 1u}) object[keys[i]] = turns[i];
-  if (scaling == "llama3") object["original_max_position_embeddings"] = original;
+  if (scaling == "llama3") object[kOriginalContext] = original;
   return object;
 }
 
@@ -63,7 +66,7 @@ std::string hugging_face_config(const Manifest& manifest, DType dtype) {
                  {"rms_norm_eps", kNormEpsilon},
                  {"rope_scaling",
                   rope_scaling_of(scaling, value("model.rope_factor"), value("model.rope_original_context"), value("model.rope_turns"))},
-                 {"max_position_embeddings", value(scaling == "yarn" ? "model.rope_original_context" : "data.context")},
+                 {kContext, value(scaling == "yarn" ? "model.rope_original_context" : "data.context")},
                  {"bos_token_id", nullptr},
                  {"eos_token_id", document_end < 0 ? json() : json(document_end)},
                  {"torch_dtype", dtype == DType::f64 ? "float64" : "float32"}};
@@ -73,46 +76,61 @@ std::string hugging_face_config(const Manifest& manifest, DType dtype) {
 
 namespace {
 
-/// Keys that have one value here, or are not there.
-void require_computed(const json& config) {
-  const std::array<std::pair<const char*, json>, 5> only = {{{"hidden_act", "silu"},
-                                                             {"rms_norm_eps", kNormEpsilon},
-                                                             {"attention_bias", false},
-                                                             {"mlp_bias", false},
+struct Computed {
+  const char* key;
+  json here;
+  json unless_given;  // in transformers
+};
 
-                                                             {"pretraining_tp", 1}}};
-  for (const auto& [key, value] : only) {
-    const auto found = config.find(key);
-    if (found != config.end() && *found != value)
-      throw InvalidArgument(fmt::format("{} is {}, and only {} is computed here", key, found->dump(), value.dump()));
+/// Keys that have one value here.
+void require_computed(const json& config) {
+  const std::array<Computed, 5> only = {{{"hidden_act", "silu", "silu"},
+                                         {"rms_norm_eps", kNormEpsilon, 1e-6},
+                                         {"attention_bias", false, false},
+                                         {"mlp_bias", false, false},
+                                         {"pretraining_tp", 1, 1}}};
+  for (const auto& [key, here, unless_given] : only) {
+    const json there = config.value(key, unless_given);
+    if (there != here) throw InvalidArgument(fmt::format("{} is {}, and only {} is computed here", key, there.dump(), here.dump()));
   }
+}
+
+/// get<std::int64_t>() cuts fractions off, and what is too large is anything.
+std::int64_t whole_number(const json& object, const char* key) {
+  const json& value = object.at(key);
+  const double number = value.get<double>();
+  if (number != std::trunc(number) || std::abs(number) >= 0x1p63)
+    throw InvalidArgument(fmt::format("{} is {}; it must be a whole number of 64 bits", key, value.dump()));
+  return value.get<std::int64_t>();
 }
 
 /// model.rope_* keys.
 Texts rope_of(const json& config) {
   json rope = config.value("rope_scaling", json());
   if (const auto parameters = config.find("rope_parameters"); parameters != config.end()) rope = *parameters;  // since transformers 5
-  if (!rope.is_object()) rope = json::object();
+  if (rope.is_null()) rope = json::object();
   const auto refuse = [&](const std::string& why) { return InvalidArgument(fmt::format("rope_scaling is {}, and {}", rope.dump(), why)); };
+  if (!rope.is_object()) throw refuse("no object");
   const std::string kind = rope.value("rope_type", rope.value("type", "default")), scaling = kind == "default" ? "none" : kind;
   Texts keys = {{"model.rope_theta", fmt::format("{}", rope.value("rope_theta", config.value("rope_theta", 10000.0)))},
                 {"model.rope_scaling", scaling}};
-  if (scaling == "none") return keys;
-  if (scaling != "linear" && scaling != "llama3" && scaling != "yarn") throw refuse("only linear, llama3 and yarn are computed here");
+  if (scaling != "none" && scaling != "linear" && scaling != "llama3" && scaling != "yarn")
+    throw refuse("only linear, llama3 and yarn are computed here");
   const auto [low, high] = turn_keys(scaling);
   for (const auto& [key, value] : rope.items()) {
     const bool known = key == "rope_type" || key == "type" || key == "factor" || key == "rope_theta" || key == low || key == high ||
-                       key == "original_max_position_embeddings" || (key == "truncate" && value == true);
+                       key == kOriginalContext || (key == "truncate" && value == true);
     if (!known && !value.is_null()) throw refuse(fmt::format("{} is not computed here", key));
   }
+  if (scaling == "none") return keys;
   const double factor = rope.at("factor");
   keys["model.rope_factor"] = fmt::format("{}", factor);
   if (scaling == "linear") return keys;
-  const auto original = rope.value("original_max_position_embeddings", config.at("max_position_embeddings").get<std::int64_t>());
-  if (scaling == "yarn" && rope.contains("original_max_position_embeddings") &&
-      factor * static_cast<double>(original) != config.at("max_position_embeddings").get<double>())
-    throw refuse(fmt::format("max_position_embeddings is {}, which some versions of transformers divide by the original one for a factor",
-                             config.at("max_position_embeddings").dump()));
+  const bool has_original = rope.contains(kOriginalContext);
+  const std::int64_t original = has_original ? whole_number(rope, kOriginalContext) : whole_number(config, kContext);
+  if (scaling == "yarn" && has_original && factor * static_cast<double>(original) != config.at(kContext).get<double>())
+    throw refuse(fmt::format("{} is {}, which some versions of transformers divide by the original one for a factor", kContext,
+                             config.at(kContext).dump()));
   const std::vector<double> defaults = default_rope_turns(scaling);
   const std::vector<double> turns = {rope.value(low, defaults[0]), rope.value(high, defaults[1])};
   keys["model.rope_original_context"] = fmt::format("{}", original);
@@ -131,11 +149,13 @@ std::map<std::string, std::string> model_of_hugging_face(const std::string& text
     require_computed(config);
     const auto integer = [&](const char* key, std::int64_t otherwise = -1) {
       const bool given = config.contains(key) && !config.at(key).is_null();
-      return given || otherwise < 0 ? config.at(key).get<std::int64_t>() : otherwise;
+      return given || otherwise < 0 ? whole_number(config, key) : otherwise;
     };
     const std::int64_t heads = integer("num_attention_heads"), hidden = integer("hidden_size");
-    if (heads < 1) throw InvalidArgument(fmt::format("num_attention_heads is {}", heads));
-    const std::int64_t window = type == "mistral" ? integer("sliding_window", 0) : 0;  // it counts the token itself
+    if (heads < 1 || hidden < 1) throw InvalidArgument(fmt::format("hidden_size is {} and num_attention_heads {}", hidden, heads));
+    // It counts the token itself. null is none, and no key is the default of transformers.
+    const std::int64_t unless_given = type == "mistral" && !config.contains("sliding_window") ? 4096 : 0;
+    const std::int64_t window = type == "mistral" ? integer("sliding_window", unless_given) : 0;
     const auto number = [](std::int64_t value) { return fmt::format("{}", value); };
     Texts keys = {{"model.layers", number(integer("num_hidden_layers"))},
                   {"model.hidden", number(hidden)},

@@ -151,6 +151,10 @@ TEST_F(InitialWeights, MayHaveAnotherRotaryBaseAndOtherWindows) {
   write_config(config);
   EXPECT_EQ(load(), std::vector<std::string>{"model.rope_theta is 500000 there and 10000 here"});
   config = llama_config();
+  config["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "llama3"}, {"original_max_position_embeddings", 64}};
+  write_config(config);
+  EXPECT_EQ(load().size(), 3u);
+  config = llama_config();
   config["max_position_embeddings"] = 32768;
   config["rope_scaling"] = {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 8192}, {"beta_fast", 16}};
   write_config(config);
@@ -161,6 +165,14 @@ TEST_F(InitialWeights, MayHaveAnotherRotaryBaseAndOtherWindows) {
   config["model_type"] = "mistral", config["sliding_window"] = 33;
   write_config(config);
   EXPECT_EQ(load(), (std::vector<std::string>{"model.pattern is W there and S here", "model.window is 32 there and 0 here"}));
+  config.erase("sliding_window");
+  write_config(config);
+  EXPECT_EQ(load(), (std::vector<std::string>{"model.pattern is W there and S here", "model.window is 4095 there and 0 here"}));
+  config["sliding_window"] = nullptr;
+  write_config(config);
+  EXPECT_EQ(load(), std::vector<std::string>());
+  config["sliding_window"] = 33;
+  write_config(config);
   config_.model.pattern = "W", config_.model.window = 32;
   EXPECT_EQ(load(), std::vector<std::string>());
 }
@@ -193,7 +205,19 @@ TEST_F(InitialWeights, OfOtherModelsAreRefused) {
       {"hidden_act is \"gelu\"", [](json& c) { c["hidden_act"] = "gelu"; }},
       {"it cannot be read", [](json& c) { c.erase("hidden_size"); }},
       {"it cannot be read", [](json& c) { c["hidden_size"] = "wide"; }},
-      {"num_attention_heads is 0", [](json& c) { c["num_attention_heads"] = 0; }}};
+      {"hidden_size is 16.5; it must be a whole number", [](json& c) { c["hidden_size"] = 16.5; }},
+      {"vocab_size is 9223372036854775808; it must be a whole number", [](json& c) { c["vocab_size"] = std::uint64_t{1} << 63; }},
+      {"hidden_size is -16 and num_attention_heads 4", [](json& c) { c["hidden_size"] = -16; }},
+      {"hidden_size is 16 and num_attention_heads 0", [](json& c) { c["num_attention_heads"] = 0; }},
+      {"rms_norm_eps is 1e-06", [](json& c) { c.erase("rms_norm_eps"); }},
+      {"rope_scaling is \"linear\", and no object", [](json& c) { c["rope_scaling"] = "linear"; }},
+      {"full_attention is not computed here",
+       [](json& c) {
+         c["rope_parameters"] = {{"full_attention", {{"rope_type", "linear"}, {"factor", 4.0}}}};
+       }},
+      {"original_max_position_embeddings is 32.5; it must be a whole number", [](json& c) {
+         c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "llama3"}, {"original_max_position_embeddings", 32.5}};
+       }}};
   write(tensors(DType::f32));
   for (const auto& [part, spoil] : configs) {
     json config = llama_config();
