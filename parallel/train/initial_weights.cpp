@@ -2,6 +2,7 @@
 #include "parallel/train/initial_weights.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <optional>
 #include <string_view>
@@ -26,6 +27,7 @@ using Texts = std::map<std::string, std::string>;
 
 constexpr std::uint64_t kLargestText = std::uint64_t{256} << 20;
 constexpr std::string_view kOptimizerPrefix = "optimizer.";
+constexpr const char *kHead = "lm_head.weight", *kEmbedding = "model.embed_tokens.weight";
 
 /// A trained model in a folder.
 class Weights {
@@ -63,10 +65,7 @@ class Weights {
     Texts extra = file_of_;
     for (const Parameter& parameter : parameters.all()) {
       if (extra.erase(parameter.name) == 0) throw unusable(fmt::format("there is no tensor {}", parameter.name));
-      const SafetensorsFile& file = open(file_of_.at(parameter.name));
-      if (!file.contains(parameter.name))
-        throw unusable(fmt::format("{} does not hold tensor {}", file_of_.at(parameter.name), parameter.name));
-      const TensorInfo& info = file.tensors().at(parameter.name);
+      const TensorInfo& info = file_with(parameter.name).tensors().at(parameter.name);
       const Extents& wanted = parameter.shape;
       if (!std::equal(info.shape.begin(), info.shape.end(), wanted.value.begin(), wanted.value.begin() + wanted.dims) ||
           !is_floating(info.dtype)) {
@@ -75,6 +74,8 @@ class Weights {
                                    fmt::join(wanted.value.begin(), wanted.value.begin() + wanted.dims, ",")));
       }
     }
+    if (extra.erase(kHead) != 0 && !equal(kHead, kEmbedding))
+      throw unusable(fmt::format("{} is not {}, and the model is one that ties them", kHead, kEmbedding));
     std::erase_if(extra, [](const auto& entry) { return entry.first.ends_with("rotary_emb.inv_freq"); });  // computed
     if (!extra.empty()) {
       throw unusable(fmt::format("tensor {}{} is of no layer that this model has", extra.begin()->first,
@@ -93,6 +94,16 @@ class Weights {
     if (!tensor.starts_with(kOptimizerPrefix)) file_of_[tensor] = file;
   }
   const SafetensorsFile& open(const std::string& file) { return files_.try_emplace(file, folder_ / file).first->second; }
+  const SafetensorsFile& file_with(const std::string& tensor) {
+    const std::string& name = file_of_.at(tensor);
+    const SafetensorsFile& file = open(name);
+    if (!file.contains(tensor)) throw unusable(fmt::format("{} does not hold tensor {}", name, tensor));
+    return file;
+  }
+  bool equal(const std::string& tensor, const std::string& other) {
+    const ConstTensorView a = file_with(tensor).view(tensor), b = file_with(other).view(other);
+    return a.dtype() == b.dtype() && a.shape() == b.shape() && std::memcmp(a.bytes(), b.bytes(), a.size_bytes()) == 0;
+  }
 
   void find_tensors() {
     constexpr const char *kIndex = "model.safetensors.index.json", *kWhole = "model.safetensors";

@@ -241,6 +241,13 @@ TEST_F(InitialWeights, WithOtherTensorsAreRefused) {
   write(all);
   expect_refused("tensor model.layers.0.self_attn.q_proj.bias is of no layer");
   all = tensors(DType::f32);
+  all["lm_head.weight"] = std::move(tensors(DType::f32).at("model.embed_tokens.weight"));
+  write(all);
+  EXPECT_EQ(refusal(), "");
+  all["lm_head.weight"].view().span<float>()[5] = 1000;
+  write(all);
+  expect_refused("lm_head.weight is not model.embed_tokens.weight, and the model is one that ties them");
+  all = tensors(DType::f32);
   all["model.norm.weight"] = Tensor({17}, DType::f32, Memory());
   write(all);
   expect_refused("tensor model.norm.weight is f32 [17], and [16] of a floating-point type is needed");
