@@ -107,11 +107,11 @@ class Weights {
 
   void find_tensors() {
     constexpr const char *kIndex = "model.safetensors.index.json", *kWhole = "model.safetensors";
-    if (!fs::exists(folder_ / kIndex)) {
-      if (!fs::exists(folder_ / kWhole)) throw unusable(fmt::format("it has neither {} nor {}", kWhole, kIndex));
+    if (fs::exists(folder_ / kWhole)) {
       for (const auto& [tensor, info] : open(kWhole).tensors()) add(tensor, kWhole);
       return;
     }
+    if (!fs::exists(folder_ / kIndex)) throw unusable(fmt::format("it has neither {} nor {}", kWhole, kIndex));
     const json index = json::parse(read_file(folder_ / kIndex, kLargestText), nullptr, false);
     if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
       throw unusable(fmt::format("{} has no weight_map", kIndex));

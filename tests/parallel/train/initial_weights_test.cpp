@@ -141,6 +141,8 @@ TEST_F(InitialWeights, OfTransformersAreReadFromOneFileOrSeveral) {
   expect_refused("../a.safetensors lies outside the folder");
   write_text(there() / "model.safetensors.index.json", "{}");
   expect_refused("has no weight_map");
+  write(tensors(DType::f32));  // comes first, as in transformers
+  EXPECT_EQ(load(), std::vector<std::string>());
 }
 
 TEST_F(InitialWeights, MayHaveAnotherRotaryBaseAndOtherWindows) {
