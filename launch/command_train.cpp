@@ -84,7 +84,9 @@ void take_model(OptionTable& table, const train::Config& config, bool resume) {
   const bool other_scaling = table.given("rope-scaling");
   for (const auto& [key, value] : model) {
     const bool of_other_scaling = other_scaling && key.starts_with("model.rope_") && key != "model.rope_theta";
-    if (!of_other_scaling) table.set_unless_given(key, value, "--initial-weights");
+    // The pattern is set by now: keys come in the order of the alphabet.
+    const bool of_other_pattern = key == "model.window" && config.model.pattern.find('W') == std::string::npos;
+    if (!of_other_scaling && !of_other_pattern) table.set_unless_given(key, value, "--initial-weights");
   }
 }
 
