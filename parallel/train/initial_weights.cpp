@@ -2,6 +2,7 @@
 #include "parallel/train/initial_weights.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <optional>
@@ -166,9 +167,17 @@ std::vector<std::string> load_initial_weights(const fs::path& folder, const Conf
     remarks = compare(*weights, config);
     weights->check(optimizer.parameters());
   });
-  optimizer.initialise([&](const Parameter& parameter, std::int64_t first,
-                           TensorView to) { copy(weights->of(parameter).slice(0, first, to.elements()), to); },
-                       stream);
+  std::atomic<const Parameter*> not_finite = nullptr;
+  const auto values = [&](const Parameter& parameter, std::int64_t first, TensorView to) {
+    copy(weights->of(parameter).slice(0, first, to.elements()), to);
+    if (!all_finite(to)) not_finite = &parameter;
+  };
+  optimizer.initialise(values, stream);
+  all_or_none(optimizer.communicator(), [&] {
+    if (const Parameter* const parameter = not_finite)
+      throw weights->unusable(
+          fmt::format("tensor {} has values that are not finite in {}", parameter->name, to_string(optimizer.master().dtype())));
+  });
   return remarks;
 }
 

@@ -17,7 +17,7 @@ std::map<std::string, std::string> model_of_weights(const std::filesystem::path&
 /// weights counts, or what transformers saved of a Llama or Mistral model: config.json, and model.safetensors or its index. Each rank reads
 /// its shard only.
 /// Returns sentences about what differs from that model but may: rotary frequencies, and which layers have which window.
-/// Errors: InvalidArgument, on all ranks, unless it is the configured model tensor by tensor. Collective.
+/// Errors: InvalidArgument, on all ranks, unless it is the configured model tensor by tensor, of finite values. Collective.
 std::vector<std::string> load_initial_weights(const std::filesystem::path& folder, const Config& config, ShardedAdamw& optimizer,
                                               StreamView stream);
 

@@ -49,6 +49,8 @@ std::vector<Overlap> runs_of_equal_decay(const std::vector<Overlap>& parts) {
   return runs;
 }
 
+}  // namespace
+
 bool all_finite(ConstTensorView tensor) {
   bool finite = true;
   visit_dtype<double, float>(tensor.dtype(), "optimizer", [&]<class T>() {
@@ -57,8 +59,6 @@ bool all_finite(ConstTensorView tensor) {
   });
   return finite;
 }
-
-}  // namespace
 
 double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::int64_t steps) {
   if (step <= config.warmup_steps) return config.learning_rate * static_cast<double>(step) / static_cast<double>(config.warmup_steps);

@@ -18,6 +18,9 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::i
 /// Elements of a flat buffer that each rank owns: consecutive ranges, [floor(r n / P), floor((r+1) n / P)).
 std::vector<std::int64_t> shard_counts(std::int64_t elements, int ranks);
 
+/// No element of f32 or f64 in host memory is NaN or infinite.
+bool all_finite(ConstTensorView tensor);
+
 /// AdamW whose state (master weights, both moments; f32, f64 for f64) is split over all ranks (ZeRO-1): gradients are
 /// summed into shards, each rank updates its own, working weights are gathered. Methods with a stream, which is of the device of
 /// `memory`, are collective.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
@@ -250,6 +251,9 @@ TEST_F(InitialWeights, WithOtherTensorsAreRefused) {
   write(all);
   expect_refused("lm_head.weight is not model.embed_tokens.weight, and the model is one that ties them");
   all = tensors(DType::f32);
+  all["model.norm.weight"].view().span<float>()[15] = std::numeric_limits<float>::quiet_NaN();
+  write(all);
+  expect_refused("tensor model.norm.weight has values that are not finite in f32");
   all["model.norm.weight"] = Tensor({17}, DType::f32, Memory());
   write(all);
   expect_refused("tensor model.norm.weight is f32 [17], and [16] of a floating-point type is needed");
