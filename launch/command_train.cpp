@@ -78,6 +78,7 @@ auto with_flags_named(const Work& work) {
 /// With --initial-weights the model is theirs, but for what is given. A run that goes on has it in its checkpoint.
 void take_model(OptionTable& table, const train::Config& config, bool resume) {
   const std::string& folder = config.run.initial_weights;
+  if (folder.empty() && table.typed("initial-weights")) throw InvalidArgument("--initial-weights is empty; name a folder or leave it out");
   if (folder.empty()) return;
   const auto checkpoint = resume ? train::newest_checkpoint(config.run.directory) : std::nullopt;
   const auto model = with_flags_named([&] { return train::model_of_weights(checkpoint.value_or(folder)); });

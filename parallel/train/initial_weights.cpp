@@ -34,23 +34,18 @@ constexpr const char *kHead = "lm_head.weight", *kEmbedding = "model.embed_token
 class Weights {
  public:
   explicit Weights(const fs::path& folder) : folder_(folder) {
-    if (fs::exists(folder / "manifest.json")) {
-      const Manifest manifest = read_manifest(folder);
-      for (const auto& [key, value] : manifest.config) {
-        if (key.starts_with("model.")) model_[key] = value;
-      }
-      for (const Manifest::File& file : manifest.files) {
-        for (const std::string& tensor : file.tensors) add(tensor, file.name);
-      }
-    } else if (fs::exists(folder / "config.json")) {
+    if (const auto newest = newest_checkpoint(folder)) folder_ = *newest;
+    if (fs::exists(folder_ / "manifest.json")) {
+      take_checkpoint();
+    } else if (fs::exists(folder_ / "config.json")) {
       try {
-        model_ = model_of_hugging_face(read_file(folder / "config.json", kLargestText));
+        model_ = model_of_hugging_face(read_file(folder_ / "config.json", kLargestText));
       } catch (const InvalidArgument& error) {
         throw unusable(fmt::format("config.json: {}", error.what()));
       }
       find_tensors();
     } else {
-      throw unusable("it has neither the config.json of transformers nor the manifest.json of a checkpoint");
+      throw unusable("it holds neither a checkpoint (manifest.json) nor a model of transformers (config.json)");
     }
   }
 
@@ -60,6 +55,14 @@ class Weights {
   const fs::path& folder() const { return folder_; }
   /// model.* keys, as key_values() writes them.
   const Texts& model() const { return model_; }
+
+  /// The files of a checkpoint are as they were written. All ranks share that work.
+  void verify(int rank, int ranks) const {
+    for (std::size_t i = static_cast<std::size_t>(rank); i < written_.size(); i += static_cast<std::size_t>(ranks)) {
+      if (digest_of_file(folder_ / written_[i].name) != written_[i].digest)
+        throw unusable(fmt::format("the digest of {} does not match", written_[i].name));
+    }
+  }
 
   /// All tensors are those of the parameters.
   void check(const ParameterTable& parameters) {
@@ -90,6 +93,19 @@ class Weights {
   }
 
  private:
+  void take_checkpoint() {
+    Manifest manifest = read_manifest(folder_);
+    const auto defaults = key_values(Config{});
+    manifest.config.insert(defaults.begin(), defaults.end());  // of keys that are younger than it
+    for (const auto& [key, value] : manifest.config) {
+      if (key.starts_with("model.")) model_[key] = value;
+    }
+    for (const Manifest::File& file : manifest.files) {
+      for (const std::string& tensor : file.tensors) add(tensor, file.name);
+    }
+    written_ = std::move(manifest.files);
+  }
+
   void add(const std::string& tensor, const std::string& file) {
     if (fs::path(file).filename() != file || file == "..") throw unusable(fmt::format("{} lies outside the folder", file));
     if (!tensor.starts_with(kOptimizerPrefix)) file_of_[tensor] = file;
@@ -127,6 +143,7 @@ class Weights {
   fs::path folder_;
   Texts model_, file_of_;
   std::map<std::string, SafetensorsFile> files_;
+  std::vector<Manifest::File> written_;  // of a checkpoint
 };
 
 /// Layers of full and of windowed attention have the same tensors.
@@ -165,6 +182,7 @@ std::vector<std::string> load_initial_weights(const fs::path& folder, const Conf
   all_or_none(optimizer.communicator(), [&] {
     weights.emplace(folder);
     remarks = compare(*weights, config);
+    weights->verify(optimizer.communicator().rank(), optimizer.communicator().size());
     weights->check(optimizer.parameters());
   });
   std::atomic<const Parameter*> not_finite = nullptr;

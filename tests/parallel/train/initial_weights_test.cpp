@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/error.h"
+#include "runtime/file.h"
 #include "runtime/safetensors.h"
 #include "tests/parallel/train/scenario.h"
 
@@ -110,8 +111,18 @@ TEST_F(InitialWeights, OfACheckpointGiveItsLossesOnAnyRanks) {
     fs::remove_all(folder_ / ("trained" + pattern));
     config.run.steps = 2;
     EXPECT_NEAR(run_training(config, 1, true).result.validation_loss.value(), trained.result.validation_loss.value(), 1e-12);
+    config.run.initial_weights = (folder_ / ("from" + pattern)).string();
+    config.run.directory = (folder_ / ("again" + pattern)).string();
+    EXPECT_NEAR(run_training(config, 2).result.validation_loss.value(), trained.result.validation_loss.value(), 1e-12);
+    const fs::path damaged = checkpoint_folder(config, 2) / "rank-00001-of-00002.safetensors";
+    std::string bytes = read_file(damaged, 1 << 24);
+    bytes.back() = static_cast<char>(bytes.back() ^ 1);
+    write_text(damaged, bytes);
+    config.run.initial_weights = config.run.directory;
+    config.run.directory = (folder_ / "damaged").string();
+    EXPECT_THROW(run_training(config, 3), InvalidArgument);
     config.model.ffn = 32;
-    config.run.initial_weights = checkpoint_folder(config, 2).string();
+    config.run.initial_weights = (folder_ / ("from" + pattern)).string();
     config.run.directory = (folder_ / "other").string();
     EXPECT_THROW(run_training(config, 2), InvalidArgument);
   }
@@ -231,7 +242,7 @@ TEST_F(InitialWeights, OfOtherModelsAreRefused) {
   write_text(there() / "config.json", "{");
   expect_refused("config.json: it cannot be read");
   fs::remove(there() / "config.json");
-  expect_refused("neither the config.json of transformers nor the manifest.json");
+  expect_refused("it holds neither a checkpoint (manifest.json) nor a model of transformers (config.json)");
 }
 
 TEST_F(InitialWeights, WithOtherTensorsAreRefused) {
