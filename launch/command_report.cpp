@@ -98,7 +98,7 @@ int report_command(Arguments arguments) {
     results.push_back({{"run", run.name},
                        {"steps", run.steps.size()},
                        {"mean_last_losses", run.last_loss},
-                       {"validation_loss", run.validation_loss ? nlohmann::json(*run.validation_loss) : nlohmann::json()},
+                       {"validation_loss", or_null(run.validation_loss)},
                        {"tokens_per_second", run.tokens_per_second},
                        {"peak_memory_bytes", run.peak_bytes},
                        {"exposed_share", run.exposed_share}});

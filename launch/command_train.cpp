@@ -49,9 +49,9 @@ nlohmann::json to_json(const train::Config& config, const train::TrainResult& re
   return {{"last_step", result.last_step},
           {"stopped_by_request", result.stopped_by_request},
           {"unigram_entropy", result.unigram_entropy},
-          {"order1_entropy", result.order1_entropy ? nlohmann::json(*result.order1_entropy) : nlohmann::json()},
+          {"order1_entropy", or_null(result.order1_entropy)},
           {"mean_last_losses", result.mean_last_losses},
-          {"validation_loss", result.validation_loss ? nlohmann::json(*result.validation_loss) : nlohmann::json()},
+          {"validation_loss", or_null(result.validation_loss)},
           {"directory", config.run.directory},
           {"ranks", communicator.size()},
           {"transport", communicator.transport_name()},
@@ -83,10 +83,11 @@ void take_model(OptionTable& table, const train::Config& config, bool resume) {
   const auto checkpoint = resume ? train::newest_checkpoint(config.run.directory) : std::nullopt;
   const auto model = with_flags_named([&] { return train::model_of_weights(checkpoint.value_or(folder)); });
   const bool other_scaling = table.given("rope-scaling");
+  const std::string& pattern = table.given("pattern") ? config.model.pattern : model.at("model.pattern");
+  const bool no_window = pattern.find('W') == std::string::npos;
   for (const auto& [key, value] : model) {
     const bool of_other_scaling = other_scaling && key.starts_with("model.rope_") && key != "model.rope_theta";
-    // The pattern is set by now: keys come in the order of the alphabet.
-    const bool of_other_pattern = key == "model.window" && config.model.pattern.find('W') == std::string::npos;
+    const bool of_other_pattern = no_window && key == "model.window";
     if (!of_other_scaling && !of_other_pattern) table.set_unless_given(key, value, "--initial-weights");
   }
 }

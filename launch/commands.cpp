@@ -27,6 +27,8 @@ void say(const OptionTable& table, const std::string& line) {
   std::fflush(stream);
 }
 
+nlohmann::json or_null(const std::optional<double>& number) { return number ? nlohmann::json(*number) : nlohmann::json(); }
+
 void print_result(const OptionTable& table, const nlohmann::json& result) {
   if (!table.json()) return;
   std::fputs((result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n").c_str(), stdout);

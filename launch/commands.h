@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdio>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -29,6 +30,7 @@ bool answered(const OptionTable& table);
 
 /// Where people read: standard output, or standard error when standard output carries JSON.
 void say(const OptionTable& table, const std::string& line);
+nlohmann::json or_null(const std::optional<double>& number);
 /// Prints the result if --json was given.
 void print_result(const OptionTable& table, const nlohmann::json& result);
 

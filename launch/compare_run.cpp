@@ -44,11 +44,13 @@ train::Config config_of(const train::Manifest& manifest) {
     arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", key, value)});
   }
   table.parse(arguments);
-  std::string_view paths = text.at("data.paths");
-  for (std::size_t begin = 0; begin <= paths.size() && !is_list;) {
-    const std::size_t end = std::min(paths.find(", ", begin), paths.size());
-    config.data.paths.emplace_back(paths.substr(begin, end - begin));
-    begin = end + 2;
+  if (!is_list) {
+    const std::string_view paths = text.at("data.paths");
+    for (std::size_t begin = 0; begin <= paths.size();) {
+      const std::size_t end = std::min(paths.find(", ", begin), paths.size());
+      config.data.paths.emplace_back(paths.substr(begin, end - begin));
+      begin = end + 2;
+    }
   }
   config.run.seed = std::stoull(text.at("run.seed"));
   config.run.dtype = text.at("run.dtype");

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -13,9 +14,13 @@ namespace periplus {
 
 struct TensorInfo {
   DType dtype;
-  std::vector<std::int64_t> shape;   ///< Any number of dimensions up to 8; 0-d is a scalar.
-  std::uint64_t offset = 0;          ///< From the start of the file.
+  std::vector<std::int64_t> shape;  ///< Any number of dimensions up to 8; 0-d is a scalar.
+  std::uint64_t offset = 0;         ///< From the start of the file.
   std::uint64_t bytes = 0;
+
+  bool has_shape(const Extents& extents) const {
+    return std::equal(shape.begin(), shape.end(), extents.value.begin(), extents.value.begin() + extents.dims);
+  }
 };
 
 /// Read-only memory map of a safetensors file (u64 header length, JSON header, data).

@@ -227,8 +227,7 @@ void check_tensors(const fs::path& checkpoint, const Manifest::File& file, const
       throw damaged(checkpoint, fmt::format("{} holds tensor {}, which this model does not have", file.name, name));
     const TensorInfo& info = contents.tensors().at(name);
     const Extents& wanted = entry->second->shape;
-    const bool same_shape = std::equal(info.shape.begin(), info.shape.end(), wanted.value.begin(), wanted.value.begin() + wanted.dims);
-    if (!same_shape || info.dtype != optimizer.master().dtype()) {
+    if (!info.has_shape(wanted) || info.dtype != optimizer.master().dtype()) {
       throw damaged(checkpoint, fmt::format("{}: tensor {} is {} [{}], this run needs {} {}", file.name, name, to_string(info.dtype),
                                             fmt::join(info.shape, ","), to_string(optimizer.master().dtype()), to_string(wanted)));
     }

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "parallel/train/optimizer.h"
@@ -12,6 +13,9 @@
 #include "runtime/error.h"
 
 namespace periplus::train {
+
+/// How the names of tensors begin that are no weights.
+inline constexpr std::string_view kOptimizerPrefix = "optimizer.";
 
 /// What a checkpoint says about itself: manifest.json.
 struct Manifest {

@@ -181,9 +181,9 @@ void check_planner(const ModelConfig& model, const ParallelConfig& parallel) {
 
 void check_tokens(const DataConfig& data, std::int64_t vocabulary) {
   require_one_of("data.token_type", data.token_type, kTokenTypes);
-  const bool bytes = data.token_type == "u8";
-  require(!bytes || vocabulary >= kByteValues, "model.vocabulary", vocabulary, "at least 256: tokens are bytes (data.token_type u8)");
-  const std::int64_t ids = std::min(vocabulary, bytes ? kByteValues : data.token_type == "u16" ? kByteValues * kByteValues : vocabulary);
+  require(data.token_bytes() > 1 || vocabulary >= kByteValues, "model.vocabulary", vocabulary,
+          "at least 256: tokens are bytes (data.token_type u8)");
+  const std::int64_t ids = std::min(vocabulary, std::int64_t{1} << (8 * data.token_bytes()));
   require(data.document_end >= -1 && data.document_end < ids, "data.document_end", data.document_end,
           fmt::format("-1 (a file is a document) or a token id below {}", ids));
 }

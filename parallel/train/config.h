@@ -46,6 +46,8 @@ struct DataConfig {
   std::int64_t rows_per_step = 1;                  ///< Rows of a training step.
   std::vector<std::string> validation_paths = {};  ///< As paths: text that losses are measured on and that is not trained on.
   std::int64_t validation_rows = 0;                ///< Rows of it that the seed picks; 0: all.
+
+  int token_bytes() const noexcept { return token_type == "u8" ? 1 : token_type == "u16" ? 2 : 4; }
 };
 
 struct ParallelConfig {

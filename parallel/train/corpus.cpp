@@ -63,6 +63,14 @@ std::vector<fs::path> targets_of(std::span<const fs::path> files) {
   return targets;
 }
 
+InvalidArgument nothing_left(std::span<const std::string> paths, std::string_view key, std::int64_t left_out, std::int64_t skipped) {
+  if (left_out > 0)
+    return InvalidArgument(fmt::format(
+        "corpus: all {} files of {} are data.validation_paths too, which are not trained on; keep some out of those", left_out, key));
+  return InvalidArgument(fmt::format("corpus: {} ({} given, first {}) hold no readable file that is not empty ({} unreadable skipped)", key,
+                                     paths.size(), paths.empty() ? "none" : paths.front(), skipped));
+}
+
 double entropy_of(std::span<const std::int64_t> counts, double total) {
   double sum = 0;
   for (const std::int64_t count : counts) {
@@ -133,14 +141,7 @@ Corpus::Corpus(std::span<const std::string> paths, const TokenFormat& format, st
     files_.push_back(std::move(path));
     add_documents(static_cast<std::int32_t>(files_.size() - 1), bytes / format.bytes);
   }
-  if (files_.empty()) {
-    throw InvalidArgument(
-        left_out > 0 ? fmt::format("corpus: all {} files of {} are data.validation_paths too, which are not trained on; keep some out "
-                                   "of those",
-                                   left_out, key)
-                     : fmt::format("corpus: {} ({} given, first {}) hold no readable file that is not empty ({} unreadable skipped)", key,
-                                   paths.size(), paths.empty() ? "none" : paths.front(), skipped_files_));
-  }
+  if (files_.empty()) throw nothing_left(paths, key, left_out, skipped_files_);
   if (std::ssize(documents_) > std::numeric_limits<std::int32_t>::max())
     throw InvalidArgument(
         fmt::format("corpus: {} hold {} documents, more than are numbered; correct {} or data.document_end", key, documents_.size(), key));
@@ -211,11 +212,7 @@ void Corpus::read(std::size_t document, std::int64_t offset, std::span<std::int3
 
 Corpora open_corpora(const Config& config) {
   const DataConfig& data = config.data;
-  const TokenFormat format{.bytes = data.token_type == "u8"    ? 1
-                                    : data.token_type == "u16" ? 2
-                                                               : 4,
-                           .document_end = data.document_end,
-                           .vocabulary = config.model.vocabulary};
+  const TokenFormat format{.bytes = data.token_bytes(), .document_end = data.document_end, .vocabulary = config.model.vocabulary};
   if (data.validation_paths.empty()) return {Corpus(data.paths, format), std::nullopt};
   Corpus validation(data.validation_paths, format, "data.validation_paths");
   return {Corpus(data.paths, format, "data.paths", &validation), std::move(validation)};

@@ -1,3 +1,4 @@
+// From what users name, files, folders or globs, to the files of a text.
 #include "parallel/train/files.h"
 
 #include <algorithm>

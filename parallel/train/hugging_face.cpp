@@ -1,4 +1,4 @@
-// What lets transformers read a checkpoint's folder, from_pretrained("RUN/checkpoints/step-XXXXXXXX"), and us one of transformers.
+// What lets transformers' from_pretrained() read the folder of a checkpoint, and us one that transformers saved.
 #include "parallel/train/hugging_face.h"
 
 #include <array>
@@ -178,7 +178,7 @@ std::string hugging_face_index(const Manifest& manifest, std::int64_t bytes) {
   json files = json::object();
   for (const Manifest::File& file : manifest.files) {
     for (const std::string& tensor : file.tensors) {
-      if (!tensor.starts_with("optimizer.")) files[tensor] = file.name;
+      if (!tensor.starts_with(kOptimizerPrefix)) files[tensor] = file.name;
     }
   }
   return json{{"metadata", {{"total_size", bytes}}}, {"weight_map", std::move(files)}}.dump(1) + "\n";

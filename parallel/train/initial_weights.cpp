@@ -1,12 +1,10 @@
 // Weights of others: where they lie, and whether they are of this model.
 #include "parallel/train/initial_weights.h"
 
-#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <map>
 #include <optional>
-#include <string_view>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -27,7 +25,6 @@ using nlohmann::json;
 using Texts = std::map<std::string, std::string>;
 
 constexpr std::uint64_t kLargestText = std::uint64_t{256} << 20;
-constexpr std::string_view kOptimizerPrefix = "optimizer.";
 constexpr const char *kHead = "lm_head.weight", *kEmbedding = "model.embed_tokens.weight";
 
 /// A trained model in a folder.
@@ -71,8 +68,7 @@ class Weights {
       if (extra.erase(parameter.name) == 0) throw unusable(fmt::format("there is no tensor {}", parameter.name));
       const TensorInfo& info = file_with(parameter.name).tensors().at(parameter.name);
       const Extents& wanted = parameter.shape;
-      if (!std::equal(info.shape.begin(), info.shape.end(), wanted.value.begin(), wanted.value.begin() + wanted.dims) ||
-          !is_floating(info.dtype)) {
+      if (!info.has_shape(wanted) || !is_floating(info.dtype)) {
         throw unusable(fmt::format("tensor {} is {} [{}], and [{}] of a floating-point type is needed", parameter.name,
                                    to_string(info.dtype), fmt::join(info.shape, ","),
                                    fmt::join(wanted.value.begin(), wanted.value.begin() + wanted.dims, ",")));

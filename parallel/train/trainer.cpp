@@ -68,23 +68,8 @@ class Run {
     restore_or_initialise();
     on_rank0(communicator_, [&] { metrics_file_.emplace(directory_, result_.last_step); });
     if (result_.last_step < config_.run.steps) measure_peak();
-    while (result_.last_step < config_.run.steps && !result_.stopped_by_request) {
-      StepMetrics metrics = run_step(result_.last_step + 1);
-      const bool save_due =
-          metrics.step == config_.run.steps || (config_.run.checkpoint_every > 0 && metrics.step % config_.run.checkpoint_every == 0);
-      if (validation_ && validation_->due(metrics.step) && !result_.stopped_by_request) {
-        if (save_due) save();  // before it: a validation that fails or is killed costs no weights
-        metrics.validation_loss = validate();
-      }
-      report(metrics);
-      if (save_due || result_.stopped_by_request) save();
-    }
-    if (validation_ && result_.steps_run == 0) {
-      if (const auto loss = validate()) {
-        say("validation loss of step {}: {:.4f} nats per token", result_.last_step, *loss);
-        on_rank0(communicator_, [&] { metrics_file_->amend(result_.last_step, *loss); });
-      }
-    }
+    while (result_.last_step < config_.run.steps && !result_.stopped_by_request) advance();
+    if (validation_ && result_.steps_run == 0) validate_finished();
     if (config_.run.trace && result_.steps_run > 0) {
       cuda::synchronize(stream_);
       tracer_.settle();
@@ -102,6 +87,26 @@ class Run {
   void say(fmt::format_string<Arguments...> pattern, Arguments&&... arguments) const {
     if (communicator_.rank() != 0 || !options_.on_message) return;
     options_.on_message(fmt::format(pattern, std::forward<Arguments>(arguments)...));
+  }
+
+  /// A step, and what is due after it.
+  void advance() {
+    StepMetrics metrics = run_step(result_.last_step + 1);
+    const std::int64_t every = config_.run.checkpoint_every;
+    const bool save_due = metrics.step == config_.run.steps || (every > 0 && metrics.step % every == 0);
+    if (validation_ && validation_->due(metrics.step) && !result_.stopped_by_request) {
+      if (save_due) save();  // before it: a validation that fails or is killed costs no weights
+      metrics.validation_loss = validate();
+    }
+    report(metrics);
+    if (save_due || result_.stopped_by_request) save();
+  }
+
+  void validate_finished() {
+    const std::optional<double> loss = validate();
+    if (!loss) return;
+    say("validation loss of step {}: {:.4f} nats per token", result_.last_step, *loss);
+    on_rank0(communicator_, [&] { metrics_file_->amend(result_.last_step, *loss); });
   }
 
   void prepare_directory() {
