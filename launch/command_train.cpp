@@ -12,8 +12,8 @@
 #include "launch/ranks.h"
 #include "launch/signals.h"
 #include "launch/train_options.h"
-#include "parallel/train/checkpoint.h"
-#include "parallel/train/initial_weights.h"
+#include "parallel/train/checkpoint/checkpoint.h"
+#include "parallel/train/checkpoint/initial_weights.h"
 #include "parallel/train/trainer.h"
 #include "runtime/error.h"
 

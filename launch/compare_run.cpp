@@ -11,10 +11,10 @@
 #include "launch/ranks.h"
 #include "launch/train_options.h"
 #include "parallel/simulate/iteration.h"
-#include "parallel/train/checkpoint.h"
-#include "parallel/train/corpus.h"
+#include "parallel/train/checkpoint/checkpoint.h"
+#include "parallel/train/data/corpus.h"
+#include "parallel/train/data/packing.h"
 #include "parallel/train/metrics.h"
-#include "parallel/train/packing.h"
 #include "parallel/train/planner_costs.h"
 #include "runtime/error.h"
 

@@ -14,7 +14,7 @@ namespace periplus::launch {
 /// Which of the subjects are looked at.
 struct VerifySelection {
   std::string strategy = "all", layout = "all";
-  int mask = 0;                          ///< Number of a softmax mask, from 1; 0: all, and the linear strategies.
+  int mask = 0;                            ///< Number of a softmax mask, from 1; 0: all, and the linear strategies.
   std::vector<std::int64_t> head_ranks{};  ///< Meshes of usp, by the ranks that share heads.
 };
 

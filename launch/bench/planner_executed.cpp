@@ -11,7 +11,7 @@
 #include "launch/bench/planned_run.h"
 #include "launch/descriptions.h"
 #include "parallel/planner/planner.h"
-#include "parallel/train/corpus.h"
+#include "parallel/train/data/corpus.h"
 #include "runtime/error.h"
 
 namespace periplus::launch::bench {

@@ -15,7 +15,7 @@
 #include "parallel/layout.h"
 #include "parallel/strategy/linear/strategy.h"
 #include "parallel/strategy/strategy.h"
-#include "parallel/train/mixer.h"
+#include "parallel/train/model/mixer.h"
 #include "runtime/error.h"
 
 namespace periplus::train {

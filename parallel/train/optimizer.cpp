@@ -11,7 +11,7 @@
 
 #include "kernels/transfer.h"
 #include "kernels/transformer.h"
-#include "parallel/train/tiles.h"
+#include "parallel/train/model/tiles.h"
 #include "runtime/device_tensor.h"
 #include "runtime/error.h"
 

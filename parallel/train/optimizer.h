@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "parallel/train/config.h"
-#include "parallel/train/parameters.h"
+#include "parallel/train/model/parameters.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/tensor.h"
 

@@ -7,8 +7,8 @@
 #include <fmt/format.h>
 
 #include "parallel/simulate/iteration.h"
-#include "parallel/train/model.h"
-#include "parallel/train/tiles.h"
+#include "parallel/train/model/model.h"
+#include "parallel/train/model/tiles.h"
 #include "runtime/error.h"
 
 namespace periplus::train {

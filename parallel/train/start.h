@@ -4,7 +4,7 @@
 #include <string>
 
 #include "parallel/train/config.h"
-#include "parallel/train/corpus.h"
+#include "parallel/train/data/corpus.h"
 #include "runtime/comm/communicator.h"
 
 namespace periplus::train {

@@ -9,7 +9,7 @@
 #include "parallel/planner/planner.h"
 #include "parallel/problem.h"
 #include "parallel/train/config.h"
-#include "parallel/train/packing.h"
+#include "parallel/train/data/packing.h"
 #include "parallel/train/planner_costs.h"
 #include "runtime/comm/communicator.h"
 

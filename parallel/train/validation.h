@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "parallel/train/config.h"
-#include "parallel/train/corpus.h"
-#include "parallel/train/packing.h"
+#include "parallel/train/data/corpus.h"
+#include "parallel/train/data/packing.h"
 #include "parallel/train/step_plan.h"
 
 namespace periplus::train {

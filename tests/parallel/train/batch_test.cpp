@@ -1,4 +1,4 @@
-#include "parallel/train/batch.h"
+#include "parallel/train/data/batch.h"
 
 #include <gtest/gtest.h>
 

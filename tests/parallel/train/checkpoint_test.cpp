@@ -1,4 +1,4 @@
-#include "parallel/train/checkpoint.h"
+#include "parallel/train/checkpoint/checkpoint.h"
 
 #include <cmath>
 

@@ -1,4 +1,4 @@
-#include "parallel/train/corpus.h"
+#include "parallel/train/data/corpus.h"
 
 #include <cmath>
 

@@ -1,4 +1,4 @@
-#include "parallel/train/initial_weights.h"
+#include "parallel/train/checkpoint/initial_weights.h"
 
 #include <algorithm>
 #include <functional>

@@ -1,4 +1,4 @@
-#include "parallel/train/mixer.h"
+#include "parallel/train/model/mixer.h"
 
 #include "runtime/error.h"
 #include "tests/parallel/train/model_runs.h"

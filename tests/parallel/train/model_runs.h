@@ -8,7 +8,7 @@
 
 #include <gtest/gtest.h>
 
-#include "parallel/train/model.h"
+#include "parallel/train/model/model.h"
 #include "parallel/train/random.h"
 #include "runtime/comm/thread_transport.h"
 

@@ -1,4 +1,4 @@
-#include "parallel/train/packing.h"
+#include "parallel/train/data/packing.h"
 
 #include <algorithm>
 #include <bit>

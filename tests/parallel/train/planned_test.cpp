@@ -7,7 +7,7 @@
 
 #include "parallel/attention.h"
 #include "parallel/balanced_layout.h"
-#include "parallel/train/corpus.h"
+#include "parallel/train/data/corpus.h"
 #include "parallel/train/step_plan.h"
 #include "runtime/error.h"
 #include "runtime/file.h"

@@ -1,5 +1,5 @@
 // Where the documents of a text are, and their tokens.
-#include "parallel/train/corpus.h"
+#include "parallel/train/data/corpus.h"
 
 #include <algorithm>
 #include <bit>
@@ -11,7 +11,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include "parallel/train/files.h"
+#include "parallel/train/data/files.h"
 #include "parallel/train/random.h"
 #include "runtime/error.h"
 #include "runtime/file.h"

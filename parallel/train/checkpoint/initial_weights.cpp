@@ -1,5 +1,5 @@
 // Weights of others: where they lie, and whether they are of this model.
-#include "parallel/train/initial_weights.h"
+#include "parallel/train/checkpoint/initial_weights.h"
 
 #include <atomic>
 #include <cstring>
@@ -11,8 +11,8 @@
 #include <nlohmann/json.hpp>
 
 #include "parallel/train/agree.h"
-#include "parallel/train/checkpoint.h"
-#include "parallel/train/hugging_face.h"
+#include "parallel/train/checkpoint/checkpoint.h"
+#include "parallel/train/checkpoint/hugging_face.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
 #include "runtime/safetensors.h"

@@ -1,7 +1,7 @@
-#include "parallel/train/mixer_recurrent.h"
+#include "parallel/train/model/mixer_recurrent.h"
 
 #include "kernels/transformer.h"
-#include "parallel/train/layer.h"
+#include "parallel/train/model/layer.h"
 
 namespace periplus::train {
 

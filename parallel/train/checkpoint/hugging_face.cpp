@@ -1,5 +1,5 @@
 // What lets transformers' from_pretrained() read the folder of a checkpoint, and us one that transformers saved.
-#include "parallel/train/hugging_face.h"
+#include "parallel/train/checkpoint/hugging_face.h"
 
 #include <array>
 #include <cmath>
@@ -8,8 +8,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "parallel/train/layer.h"
-#include "parallel/train/rotary.h"
+#include "parallel/train/model/layer.h"
+#include "parallel/train/model/rotary.h"
 #include "runtime/error.h"
 
 namespace periplus::train {

@@ -2,7 +2,7 @@
 // (algorithms.md 5.10, 6).
 #include "kernels/mixer.h"
 #include "kernels/transfer.h"
-#include "parallel/train/mixer_recurrent.h"
+#include "parallel/train/model/mixer_recurrent.h"
 
 namespace periplus::train {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "parallel/linear_attention.h"
 #include "parallel/short_convolution.h"
-#include "parallel/train/mixer.h"
+#include "parallel/train/model/mixer.h"
 
 namespace periplus::train {
 

@@ -4,7 +4,7 @@
 #include <map>
 #include <string>
 
-#include "parallel/train/checkpoint.h"
+#include "parallel/train/checkpoint/checkpoint.h"
 #include "runtime/dtype.h"
 
 namespace periplus::train {

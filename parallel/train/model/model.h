@@ -4,11 +4,11 @@
 #include <memory>
 #include <vector>
 
-#include "parallel/train/batch.h"
 #include "parallel/train/config.h"
-#include "parallel/train/layer.h"
-#include "parallel/train/mixer.h"
-#include "parallel/train/parameters.h"
+#include "parallel/train/data/batch.h"
+#include "parallel/train/model/layer.h"
+#include "parallel/train/model/mixer.h"
+#include "parallel/train/model/parameters.h"
 #include "runtime/device_tensor.h"
 #include "runtime/tensor.h"
 

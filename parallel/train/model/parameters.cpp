@@ -1,10 +1,10 @@
-#include "parallel/train/parameters.h"
+#include "parallel/train/model/parameters.h"
 
 #include <cmath>
 
 #include <fmt/format.h>
 
-#include "parallel/train/mixer.h"
+#include "parallel/train/model/mixer.h"
 #include "parallel/train/random.h"
 #include "runtime/error.h"
 

@@ -1,5 +1,5 @@
 // Checkpoints that are whole or not there: written beside, synced, renamed; read only after every byte is verified.
-#include "parallel/train/checkpoint.h"
+#include "parallel/train/checkpoint/checkpoint.h"
 
 #include <algorithm>
 #include <array>
@@ -10,7 +10,7 @@
 #include <fmt/ranges.h>
 
 #include "parallel/train/agree.h"
-#include "parallel/train/hugging_face.h"
+#include "parallel/train/checkpoint/hugging_face.h"
 #include "runtime/device_tensor.h"
 #include "runtime/error.h"
 #include "runtime/file.h"

@@ -1,5 +1,5 @@
 // From what users name, files, folders or globs, to the files of a text.
-#include "parallel/train/files.h"
+#include "parallel/train/data/files.h"
 
 #include <algorithm>
 #include <cerrno>

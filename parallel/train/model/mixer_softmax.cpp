@@ -4,8 +4,8 @@
 
 #include "kernels/transformer.h"
 #include "parallel/attention.h"
-#include "parallel/train/mixer.h"
-#include "parallel/train/rotary.h"
+#include "parallel/train/model/mixer.h"
+#include "parallel/train/model/rotary.h"
 
 namespace periplus::train {
 namespace {

@@ -1,4 +1,4 @@
-#include "parallel/train/mixer.h"
+#include "parallel/train/model/mixer.h"
 
 #include <algorithm>
 #include <array>

@@ -1,6 +1,6 @@
 // Linear attention with no decay, a constant one per head, or one per token and channel (algorithms.md 5.10).
 #include "kernels/mixer.h"
-#include "parallel/train/mixer_recurrent.h"
+#include "parallel/train/model/mixer_recurrent.h"
 #include "runtime/device_tensor.h"
 
 namespace periplus::train {

@@ -1,6 +1,6 @@
 // Mamba-2 as linear attention: q = C, k = B, v = step x, one decay per token and head, a skip of x (algorithms.md 5.10).
 #include "kernels/mixer.h"
-#include "parallel/train/mixer_recurrent.h"
+#include "parallel/train/model/mixer_recurrent.h"
 
 namespace periplus::train {
 namespace {

@@ -1,4 +1,4 @@
-#include "parallel/train/model.h"
+#include "parallel/train/model/model.h"
 
 #include <algorithm>
 

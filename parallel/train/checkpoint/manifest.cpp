@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "parallel/train/checkpoint.h"
+#include "parallel/train/checkpoint/checkpoint.h"
 #include "parallel/train/config.h"
 #include "runtime/error.h"
 #include "runtime/file.h"

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "parallel/layout.h"
-#include "parallel/train/corpus.h"
-#include "parallel/train/packing.h"
+#include "parallel/train/data/corpus.h"
+#include "parallel/train/data/packing.h"
 
 namespace periplus::train {
 

@@ -1,5 +1,5 @@
 // Best-fit packing, dataset decomposition (algorithms.md 9) and the plain stream cutting they are compared with.
-#include "parallel/train/packing.h"
+#include "parallel/train/data/packing.h"
 
 #include <algorithm>
 #include <bit>

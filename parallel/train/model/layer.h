@@ -3,8 +3,8 @@
 #include <cstdint>
 
 #include "parallel/train/config.h"
-#include "parallel/train/mixer.h"
-#include "parallel/train/parameters.h"
+#include "parallel/train/model/mixer.h"
+#include "parallel/train/model/parameters.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 

@@ -1,5 +1,5 @@
 // One layer, forward and backward by hand: norm, mixer, norm, feed-forward.
-#include "parallel/train/layer.h"
+#include "parallel/train/model/layer.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "parallel/train/rotary.h"
+#include "parallel/train/model/rotary.h"
 
 #include <algorithm>
 #include <cmath>

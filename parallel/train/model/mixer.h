@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "parallel/linear_attention.h"
-#include "parallel/train/batch.h"
 #include "parallel/train/config.h"
-#include "parallel/train/parameters.h"
-#include "parallel/train/tiles.h"
+#include "parallel/train/data/batch.h"
+#include "parallel/train/model/parameters.h"
+#include "parallel/train/model/tiles.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/trace.h"
 
