@@ -19,7 +19,7 @@ namespace periplus::kernels {
 
 /// y = x * rstd * gamma, rstd [N] = 1/sqrt(mean(x^2) + eps).
 void rms_norm(ConstTensorView x, ConstTensorView gamma, double eps, TensorView y, TensorView rstd, StreamView stream);
-/// dx per `update_dx`; dgamma [C] += sum over tokens. The sum over ranks is the caller's.
+/// dx per `update_dx`; it may be dy if it is overwritten. dgamma [C] += sum over tokens; the sum over ranks is the caller's.
 void rms_norm_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView gamma, ConstTensorView rstd, TensorView dx, Update update_dx,
                        TensorView dgamma, StreamView stream);
 

@@ -59,6 +59,18 @@ void add_model(OptionTable& table, train::ModelConfig& model) {
              .flag = "tie-embeddings",
              .target = &model.tie_embeddings,
              .help = "Output layer = transposed embedding; --tie-embeddings=false splits them."});
+  table.add({.key = "model.norm_epsilon",
+             .flag = "norm-epsilon",
+             .target = &model.norm_epsilon,
+             .value = "X",
+             .help = "Of every RMS norm, inside the root.",
+             .least = 0});
+  table.add({.key = "model.qk_norm",
+             .flag = "qk-norm",
+             .target = &model.qk_norm,
+             .help = "S and W layers: an RMS norm of each head's q and k (Qwen3)."});
+  table.add(
+      {.key = "model.qkv_bias", .flag = "qkv-bias", .target = &model.qkv_bias, .help = "S and W layers: q, k and v have biases (Qwen2)."});
   table.add({.key = "model.rope_theta",
              .flag = "rope-theta",
              .target = &model.rope_theta,
@@ -164,7 +176,7 @@ void add_run(OptionTable& table, train::RunConfig& run) {
              .flag = "initial-weights",
              .target = &run.initial_weights,
              .value = "FOLDER",
-             .help = "Starts from a trained model: a checkpoint, or what transformers saved of a Llama or Mistral model."});
+             .help = "Starts from a trained model: a checkpoint, or what transformers saved of a Llama, Mistral, Qwen2 or Qwen3 model."});
   table.add({.key = "run.dtype",
              .flag = "dtype",
              .target = &run.dtype,

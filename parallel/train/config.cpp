@@ -76,6 +76,10 @@ void check_layer_kinds(const ModelConfig& model) {
   } else {
     require(model.window == 0, "model.window", model.window, fmt::format("left out: model.pattern '{}' has no W layers", model.pattern));
   }
+  for (const auto& [key, value] : {std::pair{"model.qk_norm", model.qk_norm}, {"model.qkv_bias", model.qkv_bias}}) {
+    require(!value || has('S') || has('W'), key, value,
+            fmt::format("left out: model.pattern '{}' has neither S nor W layers", model.pattern));
+  }
   if (has('L')) {
     require_one_of("model.gate", model.gate, kGates);
   } else {
@@ -119,7 +123,7 @@ void check_rope(const ModelConfig& model) {
 }
 
 void check_model(const ModelConfig& model) {
-  require_size("model.layers", model.layers, 65536);
+  require_size("model.layers", model.layers, kMostLayers);
   require_size("model.hidden", model.hidden);
   require_size("model.heads", model.heads, 65536);
   require_size("model.kv_heads", model.kv_heads, 65536);
@@ -128,6 +132,7 @@ void check_model(const ModelConfig& model) {
   require_size("model.vocabulary", model.vocabulary);
   require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, fmt::format("a divisor of model.heads = {}", model.heads));
   require(model.head_size % 2 == 0, "model.head_size", model.head_size, "even (rotary positions turn pairs)");
+  require(std::isfinite(model.norm_epsilon) && model.norm_epsilon > 0, "model.norm_epsilon", model.norm_epsilon, "a positive number");
   check_rope(model);
   check_pattern(model.pattern);
   check_layer_kinds(model);
@@ -266,6 +271,9 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"model.gate", model.gate},
           {"model.conv_width", text(model.conv_width)},
           {"model.tie_embeddings", text(model.tie_embeddings)},
+          {"model.norm_epsilon", text(model.norm_epsilon)},
+          {"model.qk_norm", text(model.qk_norm)},
+          {"model.qkv_bias", text(model.qkv_bias)},
           {"model.rope_theta", text(model.rope_theta)},
           {"model.rope_scaling", model.rope_scaling},
           {"model.rope_factor", text(model.rope_factor)},

@@ -11,6 +11,8 @@
 
 namespace periplus::train {
 
+inline constexpr std::int64_t kMostLayers = 65536;
+
 /// Shape of the language model. Tables and keys have the names of the TOML file.
 struct ModelConfig {
   std::int64_t layers = 5;
@@ -25,6 +27,9 @@ struct ModelConfig {
   std::string gate = {};        ///< L layers: basic | retention | lightning | gla | mamba2; empty: not set.
   std::int64_t conv_width = 0;  ///< Tokens that the short convolution of D and mamba2 layers reads; 0: not set, 4.
   bool tie_embeddings = true;
+  double norm_epsilon = 1e-5;  ///< Of every RMS norm, inside the root.
+  bool qk_norm = false;        ///< S and W layers: an RMS norm of each head's q and k, before they are turned (Qwen3).
+  bool qkv_bias = false;       ///< S and W layers: q, k and v have biases (Qwen2).
   double rope_theta = 10000;
   std::string rope_scaling = "none";       ///< none | linear | llama3 | yarn: how the frequencies of rope_theta are lowered (rotary.h).
   double rope_factor = 0;                  ///< Unless none: by what; 0: not set.

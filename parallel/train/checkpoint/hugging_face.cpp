@@ -1,6 +1,7 @@
 // What lets transformers' from_pretrained() read the folder of a checkpoint, and us one that transformers saved.
 #include "parallel/train/checkpoint/hugging_face.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <vector>
@@ -8,7 +9,6 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "parallel/train/model/layer.h"
 #include "parallel/train/model/rotary.h"
 #include "runtime/error.h"
 
@@ -20,6 +20,7 @@ using Texts = std::map<std::string, std::string>;
 namespace {
 
 constexpr const char *kContext = "max_position_embeddings", *kOriginalContext = "original_max_position_embeddings";
+constexpr const char *kWhole = "full_attention", *kWindow = "sliding_attention";  // of layer_types
 
 /// The names of the two turns.
 std::array<const char*, 2> turn_keys(const std::string& scaling) {
@@ -40,19 +41,47 @@ json rope_scaling_of(const std::string& scaling, double factor, std::int64_t ori
   return object;
 }
 
+struct Family {
+  std::string_view type, causal_lm;  ///< As model_type and architectures name it.
+  std::string_view letters;          ///< Kinds that its layers can be, each for itself.
+  bool qk_norm, qkv_bias;
+};
+constexpr std::array<Family, 4> kFamilies = {{{"llama", "LlamaForCausalLM", "S", false, false},
+                                              {"mistral", "MistralForCausalLM", "W", false, false},
+                                              {"qwen2", "Qwen2ForCausalLM", "SW", false, true},
+                                              {"qwen3", "Qwen3ForCausalLM", "SW", true, false}}};
+
+/// sliding_window, which counts the token itself, and the keys that belong to it.
+json windows_of(const Family& family, const std::string& letters, std::int64_t window) {
+  if (family.letters == "S") return json::object();
+  const std::size_t first = std::min(letters.find('W'), letters.size());
+  const bool any = first < letters.size();
+  json keys = {{"sliding_window", any ? json(window + 1) : json()}};
+  if (family.letters == "W") return keys;
+  keys["use_sliding_window"] = any;
+  keys["max_window_layers"] = first;  // all that versions before layer_types know
+  for (const char letter : letters) keys["layer_types"].push_back(letter == 'W' ? kWindow : kWhole);
+  return keys;
+}
+
 }  // namespace
 
 std::string hugging_face_config(const Manifest& manifest, DType dtype) {
   const auto text = [&](const std::string& key) -> const std::string& { return manifest.config.at(key); };
   const auto value = [&](const std::string& key) { return json::parse(text(key)); };
   const std::string& scaling = text("model.rope_scaling");
-  const std::string used = text("model.pattern").substr(0, value("model.layers").get<std::size_t>());
-  const bool whole = used.find_first_not_of('S') == used.npos, window = used.find_first_not_of('W') == used.npos;
-  if (!whole && !window) return {};
+  std::string letters;
+  for (std::size_t layer = 0; layer < value("model.layers"); ++layer)
+    letters += text("model.pattern")[layer % text("model.pattern").size()];
+  const auto family = std::ranges::find_if(kFamilies, [&](const Family& it) {
+    return letters.find_first_not_of(it.letters) == letters.npos && value("model.qk_norm") == it.qk_norm &&
+           value("model.qkv_bias") == it.qkv_bias;
+  });
+  if (family == kFamilies.end()) return {};
   const auto end = manifest.config.find("data.document_end");  // older manifests have none
   const std::int64_t document_end = end == manifest.config.end() ? -1 : std::stoll(end->second);
-  json config = {{"architectures", json::array({whole ? "LlamaForCausalLM" : "MistralForCausalLM"})},
-                 {"model_type", whole ? "llama" : "mistral"},
+  json config = {{"architectures", json::array({family->causal_lm})},
+                 {"model_type", family->type},
                  {"num_hidden_layers", value("model.layers")},
                  {"hidden_size", value("model.hidden")},
                  {"num_attention_heads", value("model.heads")},
@@ -63,14 +92,14 @@ std::string hugging_face_config(const Manifest& manifest, DType dtype) {
                  {"vocab_size", value("model.vocabulary")},
                  {"tie_word_embeddings", value("model.tie_embeddings")},
                  {"rope_theta", value("model.rope_theta")},
-                 {"rms_norm_eps", kNormEpsilon},
+                 {"rms_norm_eps", value("model.norm_epsilon")},
                  {"rope_scaling",
                   rope_scaling_of(scaling, value("model.rope_factor"), value("model.rope_original_context"), value("model.rope_turns"))},
                  {kContext, value(scaling == "yarn" ? "model.rope_original_context" : "data.context")},
                  {"bos_token_id", nullptr},
                  {"eos_token_id", document_end < 0 ? json() : json(document_end)},
                  {"torch_dtype", dtype == DType::f64 ? "float64" : "float32"}};
-  if (window) config["sliding_window"] = value("model.window").get<std::int64_t>() + 1;  // it counts the token itself
+  config.update(windows_of(*family, letters, value("model.window")));
   return config.dump(1) + "\n";
 }
 
@@ -84,11 +113,8 @@ struct Computed {
 
 /// Keys that have one value here.
 void require_computed(const json& config) {
-  const std::array<Computed, 5> only = {{{"hidden_act", "silu", "silu"},
-                                         {"rms_norm_eps", kNormEpsilon, 1e-6},
-                                         {"attention_bias", false, false},
-                                         {"mlp_bias", false, false},
-                                         {"pretraining_tp", 1, 1}}};
+  const std::array<Computed, 4> only = {
+      {{"hidden_act", "silu", "silu"}, {"attention_bias", false, false}, {"mlp_bias", false, false}, {"pretraining_tp", 1, 1}}};
   for (const auto& [key, here, unless_given] : only) {
     const json there = config.value(key, unless_given);
     if (there != here) throw InvalidArgument(fmt::format("{} is {}, and only {} is computed here", key, there.dump(), here.dump()));
@@ -138,35 +164,67 @@ Texts rope_of(const json& config) {
   return keys;
 }
 
+/// config[key], or what transformers takes if it is left out or null.
+std::int64_t whole_number(const json& config, const char* key, std::int64_t otherwise) {
+  const bool given = config.contains(key) && !config.at(key).is_null();
+  return given ? whole_number(config, key) : otherwise;
+}
+
+/// A letter a layer.
+std::string letters_of(const json& config, const Family& family, std::size_t layers) {
+  if (family.letters == "W") return std::string(layers, 'W');
+  if (family.letters == "S" || !config.value("use_sliding_window", false)) return std::string(layers, 'S');
+  std::string letters(std::min(layers, static_cast<std::size_t>(whole_number(config, "max_window_layers", 28))), 'S');
+  letters.resize(layers, 'W');
+  const json types = config.value("layer_types", json());
+  if (types.is_null()) return letters;
+  if (types.size() != layers) throw InvalidArgument(fmt::format("layer_types has {} entries for {} layers", types.size(), layers));
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    if (types[layer] != kWhole && types[layer] != kWindow)
+      throw InvalidArgument(fmt::format("layer_types has {}, which is not computed here", types[layer].dump()));
+    letters[layer] = types[layer] == kWindow ? 'W' : 'S';
+  }
+  return letters;
+}
+
+/// model.pattern and model.window.
+Texts pattern_of(const json& config, const Family& family, std::int64_t layers) {
+  // null is no window, and no key is the default of transformers.
+  const std::int64_t window = whole_number(config, "sliding_window", config.contains("sliding_window") ? 0 : 4096);
+  const std::string all = letters_of(config, family, static_cast<std::size_t>(layers)),
+                    letters = window > 0 ? all : std::string(all.size(), 'S');
+  const bool same = letters.find_first_not_of(letters[0]) == letters.npos, windows = letters.find('W') != letters.npos;
+  return {{"model.pattern", same ? letters.substr(0, 1) : letters}, {"model.window", fmt::format("{}", windows ? window - 1 : 0)}};
+}
+
 }  // namespace
 
 std::map<std::string, std::string> model_of_hugging_face(const std::string& text) {
   try {
     const json config = json::parse(text);
     const std::string type = config.at("model_type");
-    if (type != "llama" && type != "mistral")
-      throw InvalidArgument(fmt::format("model_type is {}, and only llama and mistral are computed here", json(type).dump()));
+    const auto family = std::ranges::find(kFamilies, type, &Family::type);
+    if (family == kFamilies.end()) {
+      throw InvalidArgument(fmt::format("model_type is {}, and only llama, mistral, qwen2 and qwen3 are computed here", json(type).dump()));
+    }
     require_computed(config);
-    const auto integer = [&](const char* key, std::int64_t otherwise = -1) {
-      const bool given = config.contains(key) && !config.at(key).is_null();
-      return given || otherwise < 0 ? whole_number(config, key) : otherwise;
-    };
-    const std::int64_t heads = integer("num_attention_heads"), hidden = integer("hidden_size");
-    if (heads < 1 || hidden < 1) throw InvalidArgument(fmt::format("hidden_size is {} and num_attention_heads {}", hidden, heads));
-    // It counts the token itself. null is none, and no key is the default of transformers.
-    const std::int64_t unless_given = type == "mistral" && !config.contains("sliding_window") ? 4096 : 0;
-    const std::int64_t window = type == "mistral" ? integer("sliding_window", unless_given) : 0;
-    const auto number = [](std::int64_t value) { return fmt::format("{}", value); };
-    Texts keys = {{"model.layers", number(integer("num_hidden_layers"))},
+    const std::int64_t layers = whole_number(config, "num_hidden_layers"), heads = whole_number(config, "num_attention_heads"),
+                       hidden = whole_number(config, "hidden_size");
+    if (heads < 1 || hidden < 1 || layers < 1 || layers > kMostLayers)
+      throw InvalidArgument(fmt::format("hidden_size is {}, num_attention_heads {} and num_hidden_layers {}", hidden, heads, layers));
+    const auto number = [](auto value) { return fmt::format("{}", value); };
+    Texts keys = {{"model.layers", number(layers)},
                   {"model.hidden", number(hidden)},
                   {"model.heads", number(heads)},
-                  {"model.kv_heads", number(integer("num_key_value_heads", heads))},
-                  {"model.head_size", number(integer("head_dim", hidden / heads))},
-                  {"model.ffn", number(integer("intermediate_size"))},
-                  {"model.vocabulary", number(integer("vocab_size"))},
-                  {"model.pattern", window > 0 ? "W" : "S"},
-                  {"model.window", number(window > 0 ? window - 1 : 0)},
-                  {"model.tie_embeddings", fmt::format("{}", config.value("tie_word_embeddings", false))}};
+                  {"model.kv_heads", number(whole_number(config, "num_key_value_heads", heads))},
+                  {"model.head_size", number(whole_number(config, "head_dim", type == "qwen3" ? 128 : hidden / heads))},
+                  {"model.ffn", number(whole_number(config, "intermediate_size"))},
+                  {"model.vocabulary", number(whole_number(config, "vocab_size"))},
+                  {"model.tie_embeddings", number(config.value("tie_word_embeddings", false))},
+                  {"model.norm_epsilon", number(config.value("rms_norm_eps", 1e-6))},
+                  {"model.qk_norm", number(family->qk_norm)},
+                  {"model.qkv_bias", number(family->qkv_bias)}};
+    keys.merge(pattern_of(config, *family, layers));
     keys.merge(rope_of(config));
     return keys;
   } catch (const json::exception& error) {

@@ -9,8 +9,8 @@
 
 namespace periplus::train {
 
-/// config.json of transformers for the model of manifest.config: Llama if all layers are S, Mistral if all are W; empty for
-/// others, which it does not have. dtype: that of the checkpoint's weights.
+/// config.json of transformers for the model of manifest.config: Llama if all layers are S, Mistral if all are W, Qwen2 or Qwen3
+/// if all are either and have qkv_bias or qk_norm; empty for others, which it does not have. dtype: that of the checkpoint's weights.
 std::string hugging_face_config(const Manifest& manifest, DType dtype);
 
 /// The model.* keys of such a config.json, as key_values() writes them. InvalidArgument saying which value stands for something that is not

@@ -124,7 +124,11 @@ class Weights {
       for (const auto& [tensor, info] : open(kWhole).tensors()) add(tensor, kWhole);
       return;
     }
-    if (!fs::exists(folder_ / kIndex)) throw unusable(fmt::format("it has neither {} nor {}", kWhole, kIndex));
+    if (!fs::exists(folder_ / kIndex)) {
+      const bool pickled = fs::exists(folder_ / "pytorch_model.bin") || fs::exists(folder_ / "pytorch_model.bin.index.json");
+      throw unusable(fmt::format("it has neither {} nor {}{}", kWhole, kIndex,
+                                 pickled ? ", and pytorch_model.bin is not read here; save the model with safe_serialization=True" : ""));
+    }
     const json index = json::parse(read_file(folder_ / kIndex, kLargestText), nullptr, false);
     if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
       throw unusable(fmt::format("{} has no weight_map", kIndex));

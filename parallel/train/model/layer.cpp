@@ -24,7 +24,7 @@ ConstTensorView stored(const LayerContext& on, const Tile& tile) {
 void project_input(const LayerContext& on, const LayerWeights& weights, const MixerLayer& mixing, ConstTensorView x) {
   for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
     const TensorView normed = tile.top(on.scratch.normed);
-    kernels::rms_norm(tile.of(x), weights.input_norm, kNormEpsilon, normed, tile.top(on.scratch.rstd), on.stream);
+    kernels::rms_norm(tile.of(x), weights.input_norm, on.norm_epsilon, normed, tile.top(on.scratch.rstd), on.stream);
     on.mixer.project(mixing, tile, normed);
   });
 }
@@ -47,7 +47,7 @@ void feed_forward_hidden(const LayerContext& on, const LayerWeights& weights, Co
   const auto [gate, up] = hidden_of(on, tile);
   project(mixed, weights.o, residual, on.stream);
   kernels::add_in_place(tile.of(x), residual, on.stream);
-  kernels::rms_norm(residual, weights.post_norm, kNormEpsilon, normed, tile.top(scratch.rstd), on.stream);
+  kernels::rms_norm(residual, weights.post_norm, on.norm_epsilon, normed, tile.top(scratch.rstd), on.stream);
   if (pass == Pass::forward || on.hidden.gate.empty()) {
     project(normed, weights.gate, gate, on.stream);
     project(normed, weights.up, up, on.stream);
@@ -114,7 +114,7 @@ void layer_backward(const LayerContext& on, const LayerWeights& weights, const L
   on.mixer.backward(mixing);
   for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
     const TensorView normed = tile.top(on.scratch.normed), rstd = tile.top(on.scratch.rstd);
-    kernels::rms_norm(tile.of(x), weights.input_norm, kNormEpsilon, normed, rstd, on.stream);
+    kernels::rms_norm(tile.of(x), weights.input_norm, on.norm_epsilon, normed, rstd, on.stream);
     on.mixer.project_backward(mixing, tile, normed, tile.top(on.scratch.sum));
     kernels::rms_norm_backward(stored(on, tile), tile.of(x), weights.input_norm, rstd, tile.of(dx), Update::accumulate,
                                gradients.input_norm, on.stream);

@@ -33,10 +33,9 @@ struct LayerContext {
   const LayerHidden& hidden;
   Mixer& mixer;
   std::size_t slot;
+  double norm_epsilon;
   StreamView stream;
 };
-
-inline constexpr double kNormEpsilon = 1e-5;
 
 /// x_next = y + mlp(norm(y)), y = x + mixer(norm(x)), by tiles of rows. x [rows, hidden]; what mixing made of it stays in the mixer.
 /// Collective.

@@ -1,7 +1,6 @@
 #include "parallel/train/model/mixer_recurrent.h"
 
 #include "kernels/transformer.h"
-#include "parallel/train/model/layer.h"
 
 namespace periplus::train {
 
@@ -86,7 +85,7 @@ void RecurrentMixer::forward(const MixerLayer& layer) {
 ConstTensorView RecurrentMixer::output(const MixerLayer& layer, const Tile& tile) {
   const Extents by_head = {tile.rows * model_.heads, model_.head_size};
   const TensorView normed = tile.top(normed_out_), output = tile.top(output_);
-  kernels::rms_norm(tile.of(saved_[layer.slot].out).reshape(by_head), layer.weights[kNorm], kNormEpsilon, normed.reshape(by_head),
+  kernels::rms_norm(tile.of(saved_[layer.slot].out).reshape(by_head), layer.weights[kNorm], model_.norm_epsilon, normed.reshape(by_head),
                     tile.top(rstd_).reshape({by_head[0]}), layer.stream);
   kernels::swiglu(tile.of(z_), normed, output, layer.stream);
   return output;

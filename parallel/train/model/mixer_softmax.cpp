@@ -1,4 +1,6 @@
-// Softmax attention with rotary positions, over the whole document or a window.
+// Softmax attention with rotary positions, over the whole document or a window; heads of q and k may be normalised, and q, k and v biased.
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <optional>
 
@@ -6,13 +8,14 @@
 #include "parallel/attention.h"
 #include "parallel/train/model/mixer.h"
 #include "parallel/train/model/rotary.h"
+#include "runtime/device_tensor.h"
 
 namespace periplus::train {
 namespace {
 
 using kernels::Update;
 
-enum Role : std::size_t { kQ, kK, kV };
+enum Role : std::size_t { kQ, kK, kV, kQNorm, kKNorm };
 
 class SoftmaxMixer : public Mixer {
  public:
@@ -23,7 +26,9 @@ class SoftmaxMixer : public Mixer {
         memory_(setup.memory),
         letter_(letter),
         mask_(mask),
-        saved_(setup.layers.size()) {}
+        saved_(setup.layers.size()) {
+    if (model_.qkv_bias) ones_ = ones(tile_rows(memory_.device()));
+  }
 
   void plan(const Batch& batch, const Planning& planning) override {
     attention_.reset();
@@ -50,30 +55,34 @@ class SoftmaxMixer : public Mixer {
   double exposed_seconds() const override { return attention_->statistics().exposed_seconds; }
 
   void project(const MixerLayer& layer, const Tile& tile, ConstTensorView normed) override {
-    train::project(normed, layer.weights[kQ], tile.of(q_), layer.stream);
-    train::project(normed, layer.weights[kK], tile.of(k_), layer.stream);
-    train::project(normed, layer.weights[kV], tile.of(v_), layer.stream);
+    const std::array results = {tile.of(model_.qk_norm ? q_norm_.x : q_), tile.of(model_.qk_norm ? k_norm_.x : k_), tile.of(v_)};
+    for (const Role role : {kQ, kK, kV}) {
+      train::project(normed, layer.weights[role], results[role], layer.stream);
+      if (model_.qkv_bias) add_bias(layer.weights[bias_of(role)], results[role], layer.stream);
+    }
   }
 
-  void forward(const MixerLayer& layer) override { attention_->forward(rotated_inputs(layer.stream), outputs(layer)); }
+  void forward(const MixerLayer& layer) override { attention_->forward(inputs(layer), outputs(layer)); }
 
   ConstTensorView output(const MixerLayer& layer, const Tile& tile) override { return tile.of(saved_[layer.slot].out); }
   TensorView doutput(const Tile& tile) override { return tile.of(dout_); }
   void output_backward(const MixerLayer&, const Tile&) override {}
 
   void backward(const MixerLayer& layer) override {
-    const AttentionInputs inputs = rotated_inputs(layer.stream);
-    const TensorView dq = heads(dq_), dk = heads(dk_), dv = heads(dv_);
-    attention_->backward(inputs, outputs(layer), {.dout = heads(dout_)}, {dq, dk, dv});
-    rotate(dq, kernels::RopeDirection::backward, layer.stream);
-    rotate(dk, kernels::RopeDirection::backward, layer.stream);
+    attention_->backward(inputs(layer), outputs(layer), {.dout = heads(dout_)}, {heads(dq_), heads(dk_), heads(dv_)});
+    turn_backward(layer, kQNorm, q_norm_, dq_);
+    turn_backward(layer, kKNorm, k_norm_, dk_);
   }
 
   void project_backward(const MixerLayer& layer, const Tile& tile, ConstTensorView normed, TensorView sum) override {
     const std::array gradients = {tile.of(dq_), tile.of(dk_), tile.of(dv_)};
-    for (const std::size_t role : {kQ, kK, kV}) {
+    for (const Role role : {kQ, kK, kV}) {
       add_weight_gradient(gradients[role], normed, layer.gradients[role], layer.stream);
       project_back(gradients[role], layer.weights[role], sum, role == kQ ? Update::overwrite : Update::accumulate, layer.stream);
+      if (!model_.qkv_bias) continue;
+      // It is the weight of an input that is always 1.
+      const TensorView dbias = layer.gradients[bias_of(role)];
+      add_weight_gradient(gradients[role], tile.top(ones_), dbias.reshape({dbias.size(0), 1}), layer.stream);
     }
   }
 
@@ -82,17 +91,38 @@ class SoftmaxMixer : public Mixer {
     Tensor out;  // [rows, heads * head_size]
     Tensor lse;  // [rows, heads, 1], accumulator type
   };
+  /// Of q or k, with qk_norm.
+  struct HeadNorm {
+    Tensor x;     // [rows, heads * head_size]: what is normalised
+    Tensor rstd;  // [rows * heads], accumulator type
+  };
+
+  std::size_t bias_of(Role role) const { return (model_.qk_norm ? kKNorm : kV) + 1 + role; }
+
+  /// [rows, 1]
+  Tensor ones(std::int64_t rows) const {
+    Tensor host({rows, 1}, DType::f32, Memory());
+    std::ranges::fill(host.view().span<float>(), 1.0F);
+    Tensor stored({rows, 1}, dtype_, Memory());
+    copy(host, stored);
+    return to_device(stored, memory_);
+  }
 
   void reserve() {
     if (rows_ <= capacity_) return;
     // Old tensors go first: two generations at once would double the peak.
     for (Saved& saved : saved_) saved = {};
     for (Tensor* tensor : {&q_, &k_, &v_, &dout_, &dq_, &dk_, &dv_}) *tensor = Tensor();
+    for (HeadNorm* norm : {&q_norm_, &k_norm_}) *norm = HeadNorm();
     const Extents queries = {rows_, model_.heads * model_.head_size}, keys = {rows_, model_.kv_heads * model_.head_size};
     for (Tensor* tensor : {&q_, &dout_, &dq_}) *tensor = Tensor(queries, dtype_, memory_);
     for (Tensor* tensor : {&k_, &v_, &dk_, &dv_}) *tensor = Tensor(keys, dtype_, memory_);
     for (Saved& saved : saved_) {
       saved = {Tensor(queries, dtype_, memory_), Tensor({rows_, model_.heads, 1}, accumulator_of(dtype_), memory_)};
+    }
+    if (model_.qk_norm) {
+      q_norm_ = {Tensor(queries, dtype_, memory_), Tensor({rows_ * model_.heads}, accumulator_of(dtype_), memory_)};
+      k_norm_ = {Tensor(keys, dtype_, memory_), Tensor({rows_ * model_.kv_heads}, accumulator_of(dtype_), memory_)};
     }
     capacity_ = rows_;
   }
@@ -105,13 +135,31 @@ class SoftmaxMixer : public Mixer {
     const Saved& saved = saved_[layer.slot];
     return {heads(saved.out), top(saved.lse, rows_)};
   }
-  void rotate(TensorView x, kernels::RopeDirection direction, StreamView stream) const {
-    kernels::rope(x, positions_, rotary_.frequencies, kernels::RopeStyle::half, direction, stream);
+  void rotate(const Tensor& x, kernels::RopeDirection direction, StreamView stream) const {
+    kernels::rope(heads(x), positions_, rotary_.frequencies, kernels::RopeStyle::half, direction, stream);
+  }
+  /// [rows * heads, head_size]
+  TensorView each_head(const Tensor& projected) const {
+    return top(projected, rows_).reshape({rows_ * projected.shape()[1] / model_.head_size, model_.head_size});
+  }
+  void turn(const MixerLayer& layer, Role role, const HeadNorm& norm, const Tensor& x) const {
+    if (model_.qk_norm) {
+      const TensorView y = each_head(x);
+      kernels::rms_norm(each_head(norm.x), layer.weights[role], model_.norm_epsilon, y, top(norm.rstd, y.size(0)), layer.stream);
+    }
+    rotate(x, kernels::RopeDirection::forward, layer.stream);
+  }
+  void turn_backward(const MixerLayer& layer, Role role, const HeadNorm& norm, const Tensor& dx) const {
+    rotate(dx, kernels::RopeDirection::backward, layer.stream);
+    if (!model_.qk_norm) return;
+    const TensorView d = each_head(dx);
+    kernels::rms_norm_backward(d, each_head(norm.x), layer.weights[role], top(norm.rstd, d.size(0)), d, Update::overwrite,
+                               layer.gradients[role], layer.stream);
   }
   /// Forward and backward both start with what project has just made.
-  AttentionInputs rotated_inputs(StreamView stream) const {
-    rotate(heads(q_), kernels::RopeDirection::forward, stream);
-    rotate(heads(k_), kernels::RopeDirection::forward, stream);
+  AttentionInputs inputs(const MixerLayer& layer) const {
+    turn(layer, kQNorm, q_norm_, q_);
+    turn(layer, kKNorm, k_norm_, k_);
     return {heads(q_), heads(k_), heads(v_)};
   }
 
@@ -126,6 +174,8 @@ class SoftmaxMixer : public Mixer {
   std::span<const std::int64_t> positions_;
   // [rows, heads * head_size] or [rows, kv_heads * head_size]
   Tensor q_, k_, v_, dout_, dq_, dk_, dv_;
+  HeadNorm q_norm_, k_norm_;
+  Tensor ones_;
   std::vector<Saved> saved_;
 };
 
@@ -133,10 +183,20 @@ class SoftmaxMixer : public Mixer {
 
 std::vector<ParameterShape> softmax_parameters(const ModelConfig& model) {
   const std::int64_t queries = model.heads * model.head_size, keys = model.kv_heads * model.head_size;
-  return {{"self_attn.q_proj.weight", {queries, model.hidden}, Start::projection},
-          {"self_attn.k_proj.weight", {keys, model.hidden}, Start::projection},
-          {"self_attn.v_proj.weight", {keys, model.hidden}, Start::projection},
-          {"self_attn.o_proj.weight", {model.hidden, queries}, Start::residual}};
+  std::vector<ParameterShape> parameters = {{"self_attn.q_proj.weight", {queries, model.hidden}, Start::projection},
+                                            {"self_attn.k_proj.weight", {keys, model.hidden}, Start::projection},
+                                            {"self_attn.v_proj.weight", {keys, model.hidden}, Start::projection}};
+  if (model.qk_norm) {
+    parameters.push_back({"self_attn.q_norm.weight", {model.head_size}, Start::ones});
+    parameters.push_back({"self_attn.k_norm.weight", {model.head_size}, Start::ones});
+  }
+  if (model.qkv_bias) {
+    parameters.push_back({"self_attn.q_proj.bias", {queries}, Start::zeros});
+    parameters.push_back({"self_attn.k_proj.bias", {keys}, Start::zeros});
+    parameters.push_back({"self_attn.v_proj.bias", {keys}, Start::zeros});
+  }
+  parameters.push_back({"self_attn.o_proj.weight", {model.hidden, queries}, Start::residual});
+  return parameters;
 }
 
 std::unique_ptr<Mixer> make_softmax_mixer(const MixerSetup& setup) { return std::make_unique<SoftmaxMixer>(setup, 'S', MaskSpec{}); }

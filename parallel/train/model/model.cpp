@@ -69,7 +69,7 @@ void Model::reserve(std::int64_t rows) {
 
 LayerContext Model::context(std::int64_t layer, StreamView stream) const {
   const auto& [mixer, slot] = mixing_[static_cast<std::size_t>(layer)];
-  return {scratch_, hidden_[static_cast<std::size_t>(layer)], *mixer, slot, stream};
+  return {scratch_, hidden_[static_cast<std::size_t>(layer)], *mixer, slot, config_.norm_epsilon, stream};
 }
 
 void Model::forward_layers(StreamView stream) {
@@ -83,7 +83,7 @@ void Model::forward_layers(StreamView stream) {
 double Model::output_loss(TensorView dnormed, TensorView dhead, StreamView stream) {
   const ConstTensorView weights = weights_;
   const TensorView normed = top(normed_, rows());
-  kernels::rms_norm(input(config_.layers), parameters_.final_norm(weights), kNormEpsilon, normed, top(rstd_, rows()), stream);
+  kernels::rms_norm(input(config_.layers), parameters_.final_norm(weights), config_.norm_epsilon, normed, top(rstd_, rows()), stream);
   const double scale = batch_->valid_labels > 0 ? 1.0 / static_cast<double>(batch_->valid_labels) : 0.0;
   const kernels::CrossEntropyOptions options{.gradient_scale = scale, .tile_rows = loss_rows(config_.vocabulary, stream.device())};
   return kernels::cross_entropy(normed, parameters_.head(weights), batch_->labels, options, dnormed, dhead, memory_, stream).loss_sum;

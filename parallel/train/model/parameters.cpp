@@ -31,6 +31,8 @@ double inverse_softplus(double step) { return step + std::log(-std::expm1(-step)
 
 double initial_value(Start start, double deviation, std::mt19937_64& engine) {
   switch (start) {
+    case Start::zeros:
+      return 0;
     case Start::ones:
       return 1;
     case Start::decay_rates:

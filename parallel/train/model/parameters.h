@@ -16,6 +16,7 @@ enum class Start : std::uint8_t {
   projection,  ///< Normal.
   residual,    ///< Of a projection that adds to the residual stream: normal, smaller with more layers.
   taps,        ///< Of a convolution: normal, of variance 1 / (3 taps).
+  zeros,
   ones,
   decay_rates,  ///< log A, A uniform in [1, 16] (Mamba-2, Gated DeltaNet).
   time_steps    ///< What softplus makes a step of, steps log-uniform in [0.001, 0.1] (the same).
@@ -29,7 +30,7 @@ struct ParameterShape {
 
 struct Parameter {
   std::string name;         ///< As Hugging Face names the tensors of Llama and its relatives.
-  Extents shape;            ///< [out, in] of a projection, [channels, 1, taps] of a convolution, [channels] of a norm.
+  Extents shape;            ///< [out, in] of a projection, [channels, 1, taps] of a convolution, [channels] of a norm or a bias.
   std::int64_t offset = 0;  ///< First element in the flat buffers.
   std::int64_t elements = 0;
   Start start = Start::ones;

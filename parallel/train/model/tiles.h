@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/matmul.h"
+#include "kernels/transfer.h"
 #include "runtime/tensor.h"
 
 namespace periplus::train {
@@ -53,6 +54,11 @@ View as_row(const View& tensor) {
 /// y = x W^T for W [out, in].
 inline void project(ConstTensorView x, ConstTensorView weight, TensorView y, StreamView stream) {
   kernels::matmul(x, weight, y, {.transpose_b = true}, stream);
+}
+/// y += b, for b [out].
+inline void add_bias(ConstTensorView bias, TensorView y, StreamView stream) {
+  const std::int64_t out = bias.size(0);
+  kernels::add(ConstTensorView(bias.bytes(), bias.dtype(), {y.size(0), 1, out}, {0, out, 1}), as_rows(y), stream);
 }
 /// dx (+)= dy W.
 inline void project_back(ConstTensorView dy, ConstTensorView weight, TensorView dx, kernels::Update update, StreamView stream) {

@@ -64,6 +64,12 @@ void check_rms_norm_backward(const Size& s, Update update, const Stream& stream)
                     view(cpu.dgamma, {s.columns}), Stream());
   expect_agreement(runs[0].dx, runs[1].dx, cpu.dx, kTolerance<T>, 4);
   expect_agreement(runs[0].dgamma, runs[1].dgamma, cpu.dgamma, 256 * rounding<Sum<T>>(), 8);
+  if (update == Update::accumulate) return;
+  const There<T> x_there(x, stream, s.skip), gamma_there(gamma, stream, s.skip), dy_and_dx(dy, stream, s.skip);
+  const There<Sum<T>> rstd_there(rstd, stream), dgamma(cpu.dgamma, stream, s.skip);
+  rms_norm_backward(dy_and_dx.view(shape), x_there.view(shape), gamma_there.view({s.columns}), rstd_there.view({s.rows}),
+                    dy_and_dx.view(shape), update, dgamma.view({s.columns}), stream);
+  EXPECT_EQ(widened(dy_and_dx.back()), widened(runs[0].dx));
 }
 
 TEST_F(TransformerOnCuda, RmsNormBackward) {

@@ -74,6 +74,19 @@ TEST(RmsNorm, BackwardMatchesFiniteDifferences) {
   expect_close(c.dgamma, expected, 1e-8);
 }
 
+TEST(RmsNorm, BackwardOverwritesDyInPlace) {
+  for_each_storage_type([]<class T>() {
+    Case<T> apart(70, 33), in_place(70, 33);
+    apart.forward();
+    in_place.forward();
+    apart.backward(Update::overwrite);
+    rms_norm_backward(view(in_place.dy, {70, 33}), view(in_place.x, {70, 33}), view(in_place.gamma, {33}), view(in_place.rstd, {70}),
+                      view(in_place.dy, {70, 33}), Update::overwrite, view(in_place.dgamma, {33}), in_place.stream);
+    EXPECT_EQ(widened(in_place.dy), widened(apart.dx));
+    EXPECT_EQ(in_place.dgamma, apart.dgamma);
+  });
+}
+
 TEST(RmsNorm, BackwardAccumulatesIntoDx) {
   for_each_storage_type([]<class T>() {
     Case<T> over(70, 33), onto(70, 33);

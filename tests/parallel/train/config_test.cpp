@@ -79,6 +79,12 @@ TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
          c.model.rope_scaling = "llama3", c.model.rope_factor = 2, c.model.rope_original_context = 4096;
          c.model.rope_turns = {4, 1};
        }},
+      {"model.norm_epsilon is 0; it must be a positive number", [](Config& c) { c.model.norm_epsilon = 0; }},
+      {"model.qk_norm is true; it must be left out: model.pattern 'D' has neither S nor W layers",
+       [](Config& c) {
+         set_linear(c, "D", "");
+         c.model.qk_norm = true;
+       }},
       {"model.layers", [](Config& c) { c.model.layers = 0; }},
       {"model.hidden", [](Config& c) { c.model.hidden = -3; }},
       {"model.kv_heads", [](Config& c) { c.model.kv_heads = 3; }},
@@ -169,7 +175,7 @@ TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
     EXPECT_TRUE(keys.insert(key).second) << key;
     EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
   }
-  EXPECT_EQ(keys.size(), 51u);
+  EXPECT_EQ(keys.size(), 54u);
 }
 
 }  // namespace

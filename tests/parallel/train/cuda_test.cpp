@@ -127,13 +127,15 @@ TEST_F(TrainerOnCuda, LossesOfPlannedGroupsAreThoseOfTheCpu) {
   }
 }
 
-/// Forward alone, between steps; weights that come from files; angles and scores of YaRN.
+/// Forward alone, between steps; weights that come from files; angles and scores of YaRN; norms and biases of q and k.
 TEST_F(TrainerOnCuda, ValidationOfATrainedModelAtALongerContextIsThatOfTheCpu) {
   for (const char* dtype : {"f64", "bf16"}) {
-    const Config trained = config(dtype);
+    Config trained = config(dtype);
+    trained.model.qk_norm = trained.model.qkv_bias = true;
     run_on({}, trained, 1);
     const auto longer = [&](Device device, int ranks) {
       Config on = config(dtype);
+      on.model.qk_norm = on.model.qkv_bias = true;
       on.run.initial_weights = checkpoint_folder(trained, 8).string();
       on.model.rope_scaling = "yarn", on.model.rope_factor = 2, on.model.rope_original_context = 64;
       on.data.context = 128;

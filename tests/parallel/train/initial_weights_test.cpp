@@ -200,12 +200,46 @@ TEST_F(InitialWeights, MayHaveAnotherRotaryBaseAndOtherWindows) {
   EXPECT_EQ(load(), std::vector<std::string>());
 }
 
+TEST_F(InitialWeights, OfQwen3HaveNormsOfHeadsAndWindowsWhereItHas) {
+  config_.model.qk_norm = true;
+  config_.model.norm_epsilon = 1e-6;
+  write(tensors(DType::f32));
+  json config = llama_config();
+  config.update({{"model_type", "qwen3"}, {"head_dim", 4}, {"rms_norm_eps", 1e-6}, {"sliding_window", 33}, {"max_window_layers", 1}});
+  write_config(config);
+  EXPECT_EQ(load(), std::vector<std::string>());
+  config["use_sliding_window"] = true;
+  write_config(config);
+  EXPECT_EQ(load(), (std::vector<std::string>{"model.pattern is SW there and S here", "model.window is 32 there and 0 here"}));
+  config["layer_types"] = {"sliding_attention", "full_attention"};
+  write_config(config);
+  config_.model.pattern = "WS", config_.model.window = 32;
+  EXPECT_EQ(load(), std::vector<std::string>());
+  config["layer_types"] = nullptr;
+  config["max_window_layers"] = 0;
+  write_config(config);
+  config_.model.pattern = "W";
+  EXPECT_EQ(load(), std::vector<std::string>());
+  config["sliding_window"] = nullptr;
+  write_config(config);
+  EXPECT_EQ(load(), (std::vector<std::string>{"model.pattern is S there and W here", "model.window is 0 there and 32 here"}));
+}
+
+TEST_F(InitialWeights, OfQwen2HaveBiases) {
+  config_.model.qkv_bias = true;
+  write(tensors(DType::f32));
+  json config = llama_config();
+  config.update({{"model_type", "qwen2"}, {"use_sliding_window", false}, {"sliding_window", 4096}, {"max_window_layers", 1}});
+  write_config(config);
+  EXPECT_EQ(load(), std::vector<std::string>());
+}
+
 TEST_F(InitialWeights, OfOtherModelsAreRefused) {
   const std::vector<std::pair<std::string, std::function<void(json&)>>> configs = {
       {"is of another model than the configured one; set model.head_size=8 model.heads=2", [](json& c) { c["num_attention_heads"] = 2; }},
       {"set model.layers=3", [](json& c) { c["num_hidden_layers"] = 3; }},
       {"set model.tie_embeddings=false", [](json& c) { c.erase("tie_word_embeddings"); }},
-      {R"(model_type is "qwen2", and only llama and mistral)", [](json& c) { c["model_type"] = "qwen2"; }},
+      {R"(model_type is "gemma", and only llama, mistral, qwen2 and qwen3)", [](json& c) { c["model_type"] = "gemma"; }},
       {"it cannot be read",
        [](json& c) {
          c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "llama3"}};
@@ -223,16 +257,29 @@ TEST_F(InitialWeights, OfOtherModelsAreRefused) {
          c["max_position_embeddings"] = 4096;
          c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "yarn"}, {"original_max_position_embeddings", 1024}};
        }},
-      {"rms_norm_eps is 1e-06, and only 1e-05 is computed here", [](json& c) { c["rms_norm_eps"] = 1e-6; }},
+      {"set model.norm_epsilon=1e-06", [](json& c) { c["rms_norm_eps"] = 1e-6; }},
+      {"set model.norm_epsilon=1e-06", [](json& c) { c.erase("rms_norm_eps"); }},
+      {"set model.head_size=128 model.qk_norm=true", [](json& c) { c["model_type"] = "qwen3"; }},
+      {"set model.qkv_bias=true", [](json& c) { c["model_type"] = "qwen2"; }},
+      {R"(layer_types has "chunked_attention", which is not computed here)",
+       [](json& c) {
+         c["model_type"] = "qwen3", c["use_sliding_window"] = true;
+         c["layer_types"] = {"full_attention", "chunked_attention"};
+       }},
+      {"layer_types has 1 entries for 2 layers",
+       [](json& c) {
+         c["model_type"] = "qwen3", c["use_sliding_window"] = true;
+         c["layer_types"] = {"full_attention"};
+       }},
+      {"num_hidden_layers 4611686018427387904", [](json& c) { c["num_hidden_layers"] = std::int64_t{1} << 62; }},
       {"attention_bias is true", [](json& c) { c["attention_bias"] = true; }},
       {"hidden_act is \"gelu\"", [](json& c) { c["hidden_act"] = "gelu"; }},
       {"it cannot be read", [](json& c) { c.erase("hidden_size"); }},
       {"it cannot be read", [](json& c) { c["hidden_size"] = "wide"; }},
       {"hidden_size is 16.5; it must be a whole number", [](json& c) { c["hidden_size"] = 16.5; }},
       {"vocab_size is 9223372036854775808; it must be a whole number", [](json& c) { c["vocab_size"] = std::uint64_t{1} << 63; }},
-      {"hidden_size is -16 and num_attention_heads 4", [](json& c) { c["hidden_size"] = -16; }},
-      {"hidden_size is 16 and num_attention_heads 0", [](json& c) { c["num_attention_heads"] = 0; }},
-      {"rms_norm_eps is 1e-06", [](json& c) { c.erase("rms_norm_eps"); }},
+      {"hidden_size is -16, num_attention_heads 4 and num_hidden_layers 2", [](json& c) { c["hidden_size"] = -16; }},
+      {"hidden_size is 16, num_attention_heads 0", [](json& c) { c["num_attention_heads"] = 0; }},
       {"rope_scaling is \"linear\", and no object", [](json& c) { c["rope_scaling"] = "linear"; }},
       {"full_attention is not computed here",
        [](json& c) {
@@ -255,7 +302,9 @@ TEST_F(InitialWeights, OfOtherModelsAreRefused) {
 }
 
 TEST_F(InitialWeights, WithOtherTensorsAreRefused) {
-  expect_refused("neither model.safetensors nor model.safetensors.index.json");
+  expect_refused("neither model.safetensors nor model.safetensors.index.json;");
+  write_text(there() / "pytorch_model.bin", "");
+  expect_refused("pytorch_model.bin is not read here; save the model with safe_serialization=True");
   std::map<std::string, Tensor> all = tensors(DType::f32);
   all["model.layers.0.self_attn.rotary_emb.inv_freq"] = Tensor({2}, DType::f32, Memory());
   write(all);

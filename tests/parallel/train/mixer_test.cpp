@@ -20,10 +20,20 @@ std::vector<ModelConfig> models() {
   for (const char* gate : {"basic", "retention", "lightning", "gla", "mamba2"}) {
     for (const char* pattern : {"SL", "SLLL", "SWLD"}) all.push_back(hybrid(pattern, gate));
   }
+  for (const char* pattern : {"S", "SW"}) {
+    all.push_back(hybrid(pattern));
+    all.back().qk_norm = true;
+    all.push_back(hybrid(pattern));
+    all.back().qkv_bias = true;
+  }
+  all.push_back(hybrid("SD"));
+  all.back().qk_norm = all.back().qkv_bias = true;
   return all;
 }
 
-std::string name_of(const ModelConfig& model) { return model.pattern + " " + model.gate; }
+std::string name_of(const ModelConfig& model) {
+  return model.pattern + " " + model.gate + (model.qk_norm ? " qk_norm" : "") + (model.qkv_bias ? " qkv_bias" : "");
+}
 
 /// Documents of one token, short ones, and one that spans all ranks.
 Row mixed_row() { return make_row({1, 9, 37, 2, 1, 26}); }
