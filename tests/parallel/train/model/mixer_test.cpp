@@ -1,7 +1,7 @@
 #include "parallel/train/model/mixer.h"
 
 #include "runtime/error.h"
-#include "tests/parallel/train/model_runs.h"
+#include "tests/parallel/train/model/model_runs.h"
 
 namespace periplus::train {
 namespace {

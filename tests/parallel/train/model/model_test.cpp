@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/parallel/train/model_runs.h"
+#include "tests/parallel/train/model/model_runs.h"
 
 namespace periplus::train {
 namespace {
