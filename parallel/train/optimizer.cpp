@@ -73,12 +73,17 @@ std::vector<std::int64_t> shard_counts(std::int64_t elements, int ranks) {
   return counts;
 }
 
-ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory)
+ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory,
+                           std::size_t inbox_bytes)
     : parameters_(&parameters), communicator_(std::move(communicator)), counts_(shard_counts(parameters.elements(), communicator_.size())) {
   begin_ = std::accumulate(counts_.begin(), counts_.begin() + communicator_.rank(), std::int64_t{0});
   const DType accumulator = accumulator_of(storage);
   for (Tensor* tensor : {&master_, &exp_avg_, &exp_avg_sq_, &gradient_}) *tensor = Tensor::zeros({count()}, accumulator, memory);
-  if (memory.device().kind == DeviceKind::cuda) inbox_ = Tensor({(communicator_.size() - 1) * count()}, accumulator, memory);
+  if (memory.device().kind == DeviceKind::cuda) {
+    const std::int64_t others = communicator_.size() - 1, most = *std::max_element(counts_.begin(), counts_.end());
+    const auto room = static_cast<std::int64_t>(inbox_bytes / size_of(accumulator)) / std::max<std::int64_t>(1, others);
+    inbox_ = Tensor({others, std::min(most, room)}, accumulator, memory);
+  }
 }
 
 void ShardedAdamw::initialise(std::uint64_t seed, StreamView stream) {
@@ -114,26 +119,36 @@ void ShardedAdamw::publish(TensorView weights, StreamView stream) const {
 /// The communicator's reduce_scatter, which sums on the host only, and on a device the same sum in the same order.
 void ShardedAdamw::sum_into_shard(ConstTensorView gradients, StreamView stream) {
   if (stream.device().kind == DeviceKind::cpu) return communicator_.reduce_scatter(gradients, gradient_, counts_, stream);
+  const std::int64_t most = *std::max_element(counts_.begin(), counts_.end());
+  for (std::int64_t first = 0; first == 0 || first < most; first += inbox_slice()) sum_slice(gradients, first, stream);
+}
+
+void ShardedAdamw::sum_slice(ConstTensorView gradients, std::int64_t first, StreamView stream) {
+  const auto slice_of = [&](const auto& share) {
+    const std::int64_t begin = std::min(first, share.elements());
+    return share.slice(0, begin, std::min(inbox_slice(), share.elements() - begin));
+  };
+  const TensorView sum = slice_of(gradient());
   std::vector<comm::Send> sends;
   std::vector<comm::Receive> receives;
   std::vector<ConstTensorView> parts;
-  std::int64_t begin = 0, arrived = 0;
+  std::int64_t begin = 0;
   for (int rank = 0; rank < communicator_.size(); ++rank) {
-    const ConstTensorView theirs = gradients.slice(0, begin, counts_[static_cast<std::size_t>(rank)]);
-    begin += theirs.elements();
+    const std::int64_t count = counts_[static_cast<std::size_t>(rank)];
+    const ConstTensorView theirs = slice_of(gradients.slice(0, begin, count));
+    begin += count;
     if (rank == communicator_.rank()) {
       parts.push_back(theirs);
       continue;
     }
-    const TensorView part = inbox_.view().slice(0, arrived, count());
-    arrived += count();
+    const TensorView part = inbox_.view().slice(0, std::ssize(receives), 1).reshape({inbox_slice()}).slice(0, 0, sum.elements());
     sends.push_back({rank, theirs.bytes(), theirs.size_bytes()});
     receives.push_back({rank, part.bytes(), part.size_bytes()});
     parts.push_back(part);
   }
   communicator_.exchange(sends, receives, {.operation = "sum of gradients", .lane = comm::kCollectiveLane}, stream).wait();
-  kernels::copy(as_row(parts.front()), as_row(gradient()), stream);
-  for (std::size_t rank = 1; rank < parts.size(); ++rank) kernels::add(as_row(parts[rank]), as_row(gradient()), stream);
+  kernels::copy(as_row(parts.front()), as_row(sum), stream);
+  for (std::size_t rank = 1; rank < parts.size(); ++rank) kernels::add(as_row(parts[rank]), as_row(sum), stream);
 }
 
 double ShardedAdamw::reduce(ConstTensorView gradients, StreamView stream) {

@@ -26,7 +26,9 @@ bool all_finite(ConstTensorView tensor);
 /// `memory`, are collective.
 class ShardedAdamw {
  public:
-  ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory);
+  /// inbox_bytes: on a device, room for what other ranks send at a time.
+  ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory,
+               std::size_t inbox_bytes = std::size_t{256} << 20);
 
   /// to [n] := elements [first, first + n) of a parameter, in host memory.
   using StartValues = std::function<void(const Parameter& parameter, std::int64_t first, TensorView to)>;
@@ -57,13 +59,15 @@ class ShardedAdamw {
 
  private:
   void sum_into_shard(ConstTensorView gradients, StreamView stream);
+  void sum_slice(ConstTensorView gradients, std::int64_t first, StreamView stream);
+  std::int64_t inbox_slice() const { return inbox_.shape()[1]; }
 
   const ParameterTable* parameters_;
   comm::Communicator communicator_;
   std::vector<std::int64_t> counts_;
   std::int64_t begin_ = 0;
   Tensor master_, exp_avg_, exp_avg_sq_, gradient_;
-  Tensor inbox_;  ///< On a device: the parts of gradient_ that the other ranks send, in rank order.
+  Tensor inbox_;  ///< On a device, [other ranks, n]: slices of gradient_'s parts that they send.
 };
 
 }  // namespace periplus::train

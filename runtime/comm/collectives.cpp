@@ -20,6 +20,7 @@ constexpr std::size_t kGatherAllBytes = 4 << 10;  // below: one round trip beats
 constexpr std::size_t kBroadcastBytes = 1 << 20;  // above: the root's link is the bottleneck, so all ranks forward
 constexpr std::int64_t kReduceBlock = 1024;       // elements; the partial result stays in the first-level cache
 constexpr std::int64_t kParallelElements = 1 << 18;
+constexpr std::size_t kArrivingBytes = 16 << 20;  // room for what reductions receive at a time
 
 /// Element ranges of the ranks: rank r owns [begin[r], begin[r+1]).
 class Shares {
@@ -38,6 +39,11 @@ class Shares {
   std::int64_t begin(int rank) const { return begin_[static_cast<std::size_t>(rank)]; }
   std::int64_t count(int rank) const { return begin(rank + 1) - begin(rank); }
   std::int64_t total() const { return begin_.back(); }
+  std::int64_t largest() const {
+    std::int64_t most = 0;
+    for (int rank = 0; rank + 1 < std::ssize(begin_); ++rank) most = std::max(most, count(rank));
+    return most;
+  }
   bool equal() const {
     return std::ranges::adjacent_find(begin_, [this](auto a, auto b) { return b - a != count(0); }) == begin_.end();
   }
@@ -131,29 +137,37 @@ void reduce_pieces(DType dtype, Reduce reduce, std::span<const std::byte* const>
   });
 }
 
-/// Sends share r of `parts` to every rank r and reduces the pieces of the own share into `mine` in rank order.
+/// Sends share r of `parts` to every rank r and reduces the pieces of the own share into `mine` in rank order, slice by slice, so that
+/// what arrives needs little room.
 void exchange_and_reduce(const Communicator& communicator, const std::byte* parts, std::byte* mine, DType dtype, Reduce reduce,
                          const Shares& shares, std::string_view operation, StreamView stream) {
-  const int self = communicator.rank();
+  const int self = communicator.rank(), others = communicator.size() - 1;
   const std::size_t element = size_of(dtype);
-  const std::size_t share = bytes_of(shares.count(self), element);
-  const auto arriving = std::make_unique_for_overwrite<std::byte[]>(share * static_cast<std::size_t>(communicator.size() - 1));
-  std::vector<Send> sends;
-  std::vector<Receive> receives;
-  std::vector<const std::byte*> pieces;
-  for (int peer = 0; peer < communicator.size(); ++peer) {
-    const std::byte* part = parts + bytes_of(shares.begin(peer), element);
-    if (peer == self) {
-      pieces.push_back(part);
-      continue;
+  const std::int64_t slice = std::max(kReduceBlock, static_cast<std::int64_t>(kArrivingBytes / element) / std::max(1, others));
+  const std::size_t room = bytes_of(std::min(slice, shares.count(self)), element);
+  const auto arriving = std::make_unique_for_overwrite<std::byte[]>(room * static_cast<std::size_t>(others));
+  std::int64_t first = 0;
+  do {
+    const auto begin_of = [&](int peer) { return bytes_of(std::min(first, shares.count(peer)), element); };
+    const auto bytes_to = [&](int peer) { return bytes_of(std::clamp<std::int64_t>(shares.count(peer) - first, 0, slice), element); };
+    std::vector<Send> sends;
+    std::vector<Receive> receives;
+    std::vector<const std::byte*> pieces;
+    for (int peer = 0; peer < communicator.size(); ++peer) {
+      const std::byte* part = parts + bytes_of(shares.begin(peer), element) + begin_of(peer);
+      if (peer == self) {
+        pieces.push_back(part);
+        continue;
+      }
+      std::byte* piece = arriving.get() + receives.size() * room;
+      sends.push_back({peer, part, bytes_to(peer)});
+      receives.push_back({peer, piece, bytes_to(self)});
+      pieces.push_back(piece);
     }
-    std::byte* piece = arriving.get() + receives.size() * share;
-    sends.push_back({peer, part, bytes_of(shares.count(peer), element)});
-    receives.push_back({peer, piece, share});
-    pieces.push_back(piece);
-  }
-  communicator.exchange(sends, receives, collective(operation), stream).wait();
-  reduce_pieces(dtype, reduce, pieces, mine, shares.count(self), operation);
+    communicator.exchange(sends, receives, collective(operation), stream).wait();
+    reduce_pieces(dtype, reduce, pieces, mine + begin_of(self), static_cast<std::int64_t>(bytes_to(self) / element), operation);
+    first += slice;
+  } while (first < shares.largest());
 }
 
 /// Every rank's share of `all` reaches every rank except `complete`, which needs none (-1: all need them). Shares that are equal on

@@ -8,6 +8,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "parallel/train/optimizer.h"
+#include "runtime/cuda/device.h"
+#include "runtime/cuda/home_stream.h"
 #include "runtime/file.h"
 #include "tests/parallel/train/planned_runs.h"
 #include "tests/parallel/train/scenario.h"
@@ -152,6 +155,31 @@ TEST_F(TrainerOnCuda, ValidationOfATrainedModelAtALongerContextIsThatOfTheCpu) {
         EXPECT_NEAR(on_device.steps[i].validation_loss.value() / on_cpu.steps[i].validation_loss.value(), 1, tolerance_of(dtype)) << i;
       }
     }
+  }
+}
+
+TEST_F(TrainerOnCuda, GradientsAreSummedSliceBySlice) {
+  const ParameterTable table(config("f32").model);
+  const auto gradient_of = [](int rank, std::int64_t i) { return std::sin(static_cast<float>(i * (rank + 1))); };
+  for (const int ranks : {1, 2, 3}) {
+    comm::run_thread_ranks(ranks, [&](const comm::Communicator& communicator) {
+      const Stream stream = cuda::make_stream(kDevice.index);
+      const cuda::HomeStream home(stream);
+      Tensor host({table.elements()}, DType::f32, Memory());
+      for (std::int64_t i = 0; i < table.elements(); ++i)
+        host.view().span<float>()[static_cast<std::size_t>(i)] = gradient_of(communicator.rank(), i);
+      const Tensor gradients = to_device(host, Memory(kDevice), stream);
+      for (const std::size_t inbox : {1000, 1 << 20}) {
+        ShardedAdamw optimizer(table, DType::f32, communicator, Memory(kDevice), inbox);
+        optimizer.reduce(gradients, stream);
+        const Tensor sum = to_host(optimizer.gradient(), stream);
+        for (std::int64_t i = 0; i < optimizer.count(); ++i) {
+          float expected = gradient_of(0, optimizer.begin() + i);
+          for (int rank = 1; rank < ranks; ++rank) expected += gradient_of(rank, optimizer.begin() + i);
+          ASSERT_EQ(sum.view().span<float>()[static_cast<std::size_t>(i)], expected) << i << " of " << ranks << " ranks, inbox " << inbox;
+        }
+      }
+    });
   }
 }
 

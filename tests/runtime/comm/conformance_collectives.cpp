@@ -107,8 +107,7 @@ std::int64_t begin_of(const std::vector<std::int64_t>& counts, int rank) {
   return std::accumulate(counts.begin(), counts.begin() + rank, std::int64_t{0});
 }
 
-void reduce_scatter_of_uneven_counts(const Communicator& communicator) {
-  const std::vector<std::int64_t> counts = uneven_counts(communicator.size());
+void check_reduce_scatter(const Communicator& communicator, const std::vector<std::int64_t>& counts) {
   const int self = communicator.rank();
   std::vector<float> parts = values_of<float>(self, begin_of(counts, communicator.size()));
   std::vector<float> mine(static_cast<std::size_t>(counts[static_cast<std::size_t>(self)]));
@@ -118,6 +117,17 @@ void reduce_scatter_of_uneven_counts(const Communicator& communicator) {
     expected[i] = expected_at<float>(Reduce::sum, communicator.size(), begin_of(counts, self) + static_cast<std::int64_t>(i));
   }
   require(same_bits(mine, expected), "reduce_scatter");
+}
+
+void reduce_scatter_of_uneven_counts(const Communicator& communicator) {
+  check_reduce_scatter(communicator, uneven_counts(communicator.size()));
+}
+
+/// One share does not arrive at once, and the others have ended by then.
+void reduce_scatter_goes_by_slices(const Communicator& communicator) {
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(communicator.size()), 7);
+  counts.back() = 9'000'001 / communicator.size();
+  check_reduce_scatter(communicator, counts);
 }
 
 void all_gather_of_uneven_counts(const Communicator& communicator) {
@@ -212,6 +222,7 @@ constexpr Case kCollectiveCases[] = {
     {"all_reduce_runs_in_rank_order", all_reduce_runs_in_rank_order},
     {"all_reduce_keeps_nan", all_reduce_keeps_nan},
     {"reduce_scatter_of_uneven_counts", reduce_scatter_of_uneven_counts},
+    {"reduce_scatter_goes_by_slices", reduce_scatter_goes_by_slices},
     {"all_gather_of_uneven_counts", all_gather_of_uneven_counts},
     {"broadcast_from_every_root", broadcast_from_every_root},
     {"barrier_waits_for_the_last_rank", barrier_waits_for_the_last_rank},
