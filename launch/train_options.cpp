@@ -128,6 +128,13 @@ void add_planner(OptionTable& table, train::ParallelConfig& parallel) {
              .target = &parallel.machine,
              .value = "NAME|FILE",
              .help = "What the planner plans for, as in examples/machines; left out: this machine, measured."});
+  table.add({.key = "parallel.zero_stage",
+             .flag = "zero-stage",
+             .target = &parallel.zero_stage,
+             .value = "N",
+             .help = "1: optimizer states are shared out over ranks; 2: and gradients, which are summed layer by layer.",
+             .least = 1,
+             .most = 2});
 }
 
 void add_optimizer(OptionTable& table, train::OptimizerConfig& optimizer) {

@@ -172,10 +172,13 @@ void check_recurrent(const ModelConfig& model, const ParallelConfig& parallel) {
 /// What the planner decides must be left to it, and what its cost model does not know cannot be planned.
 void check_planner(const ModelConfig& model, const ParallelConfig& parallel) {
   require_one_of("parallel.planner", parallel.planner, kPlanners);
+  require(parallel.zero_stage == 1 || parallel.zero_stage == 2, "parallel.zero_stage", parallel.zero_stage, "1 or 2");
   if (parallel.planner == "none") {
     require(parallel.machine.empty(), "parallel.machine", parallel.machine, "left out: only a parallel.planner asks for it");
     return;
   }
+  require(parallel.zero_stage == 1, "parallel.zero_stage", parallel.zero_stage,
+          fmt::format("1 with parallel.planner {}, where not all ranks take part in each micro-batch", parallel.planner));
   require(parallel.attention.digest() == AttentionOptions().digest(), "parallel.strategy", parallel.attention.strategy,
           fmt::format("left out, with all that belongs to it: parallel.planner {} chooses for each group", parallel.planner));
   const std::string used = model.pattern_of_layers();
@@ -297,6 +300,7 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"parallel.ranks_per_node", text(parallel.attention.ranks_per_node)},
           {"parallel.layout", parallel.layout},
           {"parallel.planner", parallel.planner},
+          {"parallel.zero_stage", text(parallel.zero_stage)},
           {"parallel.machine", parallel.machine},
           {"optimizer.learning_rate", text(optimizer.learning_rate)},
           {"optimizer.warmup_steps", text(optimizer.warmup_steps)},

@@ -1,4 +1,4 @@
-// ZeRO stage 1 (algorithms.md 10.6): the true gradient is the sum over ranks, whatever their number of tokens.
+// ZeRO stages 1 and 2 (algorithms.md 10.6): the true gradient is the sum over ranks, whatever their number of tokens.
 #include "parallel/train/optimizer.h"
 
 #include <algorithm>
@@ -20,30 +20,35 @@ namespace {
 
 constexpr double kFinalShare = 0.1;
 
-struct Overlap {
+/// Of a parameter, what one part of a shard holds.
+struct Piece {
   const Parameter* parameter;
-  std::int64_t begin;  // flat
+  std::int64_t begin;   // flat
+  std::int64_t offset;  // in the shard
   std::int64_t count;
 };
 
-/// The parts of parameters that lie in a flat range.
-std::vector<Overlap> overlaps(const ParameterTable& parameters, std::int64_t begin, std::int64_t count) {
-  std::vector<Overlap> found;
-  for (const Parameter& parameter : parameters.all()) {
-    const std::int64_t from = std::max(begin, parameter.offset), to = std::min(begin + count, parameter.offset + parameter.elements);
-    if (from < to) found.push_back({&parameter, from, to - from});
+std::vector<Piece> pieces_of(const ParameterTable& parameters, std::span<const Shards::Part> parts) {
+  std::vector<Piece> pieces;
+  for (const Shards::Part& part : parts) {
+    for (const Parameter& parameter : parameters.all()) {
+      const std::int64_t from = std::max(part.begin, parameter.offset);
+      const std::int64_t to = std::min(part.begin + part.count, parameter.offset + parameter.elements);
+      if (from < to) pieces.push_back({&parameter, from, part.offset + from - part.begin, to - from});
+    }
   }
-  return found;
+  return pieces;
 }
 
 /// Neighbours that decay alike become one: a kernel takes them together.
-std::vector<Overlap> runs_of_equal_decay(const std::vector<Overlap>& parts) {
-  std::vector<Overlap> runs;
-  for (const Overlap& part : parts) {
-    if (!runs.empty() && runs.back().parameter->decays() == part.parameter->decays()) {
-      runs.back().count += part.count;
+std::vector<Piece> runs_of_equal_decay(const std::vector<Piece>& pieces) {
+  std::vector<Piece> runs;
+  for (const Piece& piece : pieces) {
+    const bool follows = !runs.empty() && runs.back().begin + runs.back().count == piece.begin;
+    if (follows && runs.back().parameter->decays() == piece.parameter->decays()) {
+      runs.back().count += piece.count;
     } else {
-      runs.push_back(part);
+      runs.push_back(piece);
     }
   }
   return runs;
@@ -67,22 +72,16 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::i
   return config.learning_rate * (kFinalShare + (1 - kFinalShare) * 0.5 * (1 + std::cos(std::numbers::pi * done)));
 }
 
-std::vector<std::int64_t> shard_counts(std::int64_t elements, int ranks) {
-  std::vector<std::int64_t> counts;
-  for (std::int64_t rank = 0; rank < ranks; ++rank) counts.push_back((rank + 1) * elements / ranks - rank * elements / ranks);
-  return counts;
-}
-
 ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory,
                            std::size_t inbox_bytes)
-    : parameters_(&parameters), communicator_(std::move(communicator)), counts_(shard_counts(parameters.elements(), communicator_.size())) {
-  begin_ = std::accumulate(counts_.begin(), counts_.begin() + communicator_.rank(), std::int64_t{0});
+    : parameters_(&parameters), communicator_(std::move(communicator)), shards_(parameters.sections(), communicator_.size()) {
   const DType accumulator = accumulator_of(storage);
-  for (Tensor* tensor : {&master_, &exp_avg_, &exp_avg_sq_, &gradient_}) *tensor = Tensor::zeros({count()}, accumulator, memory);
+  const std::int64_t elements = shards_.elements(communicator_.rank());
+  for (Tensor* tensor : {&master_, &exp_avg_, &exp_avg_sq_, &gradient_}) *tensor = Tensor::zeros({elements}, accumulator, memory);
   if (memory.device().kind == DeviceKind::cuda) {
-    const std::int64_t others = communicator_.size() - 1, most = *std::max_element(counts_.begin(), counts_.end());
+    const std::int64_t others = communicator_.size() - 1;
     const auto room = static_cast<std::int64_t>(inbox_bytes / size_of(accumulator)) / std::max<std::int64_t>(1, others);
-    inbox_ = Tensor({others, std::min(most, room)}, accumulator, memory);
+    inbox_ = Tensor({others, std::min(shards_.largest_part(), room)}, accumulator, memory);
   }
 }
 
@@ -99,11 +98,11 @@ void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
   const bool on_cpu = stream.device().kind == DeviceKind::cpu;
   const Tensor staged = on_cpu ? Tensor() : Tensor(master_.shape(), master_.dtype(), Memory());
   const TensorView values = on_cpu ? master() : staged.view();
-  const std::vector<Overlap> parts = overlaps(*parameters_, begin_, count());
+  const std::vector<Piece> pieces = pieces_of(*parameters_, own_parts());
 #pragma omp parallel for schedule(dynamic)
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    const auto& [parameter, begin, part_count] = parts[i];
-    start(*parameter, begin - parameter->offset, values.slice(0, begin - begin_, part_count));
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    const auto& [parameter, begin, offset, count] = pieces[i];
+    start(*parameter, begin - parameter->offset, values.slice(0, offset, count));
   }
   if (!on_cpu) upload(values, master(), stream);
   fill_zero(exp_avg_, stream);
@@ -111,48 +110,71 @@ void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
 }
 
 void ShardedAdamw::publish(TensorView weights, StreamView stream) const {
-  const TensorView mine = weights.slice(0, begin_, count());
-  kernels::copy(as_row(master()), as_row(mine), stream);
-  communicator_.all_gather(mine, weights, counts_, stream);
+  for (const Shards::Part& part : own_parts())
+    kernels::copy(as_row(own(master_, part)), as_row(weights.slice(0, part.begin, part.count)), stream);
+  gather(weights, stream);
+}
+
+void ShardedAdamw::gather(TensorView weights, StreamView stream) const {
+  const std::span<const Section> sections = parameters_->sections();
+  for (std::size_t i = 0; i < sections.size(); ++i) {
+    const Shards::Part& part = own_parts()[i];
+    const TensorView whole = weights.slice(0, sections[i].begin, sections[i].elements);
+    communicator_.all_gather(weights.slice(0, part.begin, part.count), whole, shards_.counts(i), stream);
+  }
 }
 
 /// The communicator's reduce_scatter, which sums on the host only, and on a device the same sum in the same order.
-void ShardedAdamw::sum_into_shard(ConstTensorView gradients, StreamView stream) {
-  if (stream.device().kind == DeviceKind::cpu) return communicator_.reduce_scatter(gradients, gradient_, counts_, stream);
-  const std::int64_t most = *std::max_element(counts_.begin(), counts_.end());
-  for (std::int64_t first = 0; first == 0 || first < most; first += inbox_slice()) sum_slice(gradients, first, stream);
+void ShardedAdamw::sum(std::size_t section, ConstTensorView gradients, kernels::Update update, StreamView stream) {
+  if (stream.device().kind == DeviceKind::cpu) {
+    const TensorView sum = own(gradient_, own_parts()[section]);
+    const bool overwrite = update == kernels::Update::overwrite;
+    const Tensor more = overwrite ? Tensor() : Tensor(sum.shape(), sum.dtype(), Memory());
+    communicator_.reduce_scatter(gradients, overwrite ? sum : more.view(), shards_.counts(section), stream);
+    if (!overwrite) kernels::add(as_row(more.view()), as_row(sum), stream);
+    return;
+  }
+  std::int64_t most = 0;
+  for (const std::int64_t count : shards_.counts(section)) most = std::max(most, count);
+  for (std::int64_t first = 0; first < most; first += inbox_slice()) sum_slice(section, gradients, first, update, stream);
 }
 
-void ShardedAdamw::sum_slice(ConstTensorView gradients, std::int64_t first, StreamView stream) {
-  const auto slice_of = [&](const auto& share) {
-    const std::int64_t begin = std::min(first, share.elements());
-    return share.slice(0, begin, std::min(inbox_slice(), share.elements() - begin));
+void ShardedAdamw::sum_slice(std::size_t section, ConstTensorView gradients, std::int64_t first, kernels::Update update,
+                             StreamView stream) {
+  const auto slice_of = [&](const auto& part) {
+    const std::int64_t begin = std::min(first, part.elements());
+    return part.slice(0, begin, std::min(inbox_slice(), part.elements() - begin));
   };
-  const TensorView sum = slice_of(gradient());
+  const std::int64_t section_begin = parameters_->sections()[section].begin;
+  const TensorView sum = slice_of(own(gradient_, own_parts()[section]));
   std::vector<comm::Send> sends;
   std::vector<comm::Receive> receives;
-  std::vector<ConstTensorView> parts;
-  std::int64_t begin = 0;
+  std::vector<ConstTensorView> summands;
   for (int rank = 0; rank < communicator_.size(); ++rank) {
-    const std::int64_t count = counts_[static_cast<std::size_t>(rank)];
-    const ConstTensorView theirs = slice_of(gradients.slice(0, begin, count));
-    begin += count;
+    const Shards::Part& part = shards_.part(section, rank);
+    const ConstTensorView theirs = slice_of(gradients.slice(0, part.begin - section_begin, part.count));
     if (rank == communicator_.rank()) {
-      parts.push_back(theirs);
+      summands.push_back(theirs);
       continue;
     }
-    const TensorView part = inbox_.view().slice(0, std::ssize(receives), 1).reshape({inbox_slice()}).slice(0, 0, sum.elements());
+    const TensorView place = inbox_.view().slice(0, std::ssize(receives), 1).reshape({inbox_slice()}).slice(0, 0, sum.elements());
     sends.push_back({rank, theirs.bytes(), theirs.size_bytes()});
-    receives.push_back({rank, part.bytes(), part.size_bytes()});
-    parts.push_back(part);
+    receives.push_back({rank, place.bytes(), place.size_bytes()});
+    summands.push_back(place);
   }
   communicator_.exchange(sends, receives, {.operation = "sum of gradients", .lane = comm::kCollectiveLane}, stream).wait();
-  kernels::copy(as_row(parts.front()), as_row(sum), stream);
-  for (std::size_t rank = 1; rank < parts.size(); ++rank) kernels::add(as_row(parts[rank]), as_row(sum), stream);
+  const auto first_one = update == kernels::Update::overwrite ? kernels::copy : kernels::add;
+  first_one(as_row(summands.front()), as_row(sum), stream);
+  for (std::size_t rank = 1; rank < summands.size(); ++rank) kernels::add(as_row(summands[rank]), as_row(sum), stream);
 }
 
-double ShardedAdamw::reduce(ConstTensorView gradients, StreamView stream) {
-  sum_into_shard(gradients, stream);
+void ShardedAdamw::sum(ConstTensorView gradients, StreamView stream) {
+  const std::span<const Section> sections = parameters_->sections();
+  for (std::size_t i = 0; i < sections.size(); ++i)
+    sum(i, gradients.slice(0, sections[i].begin, sections[i].elements), kernels::Update::overwrite, stream);
+}
+
+double ShardedAdamw::norm(StreamView stream) const {
   double squares = kernels::sum_of_squares(gradient_, stream);
   communicator_.throw_if_failed();
   communicator_.all_reduce(TensorView(reinterpret_cast<std::byte*>(&squares), DType::f64, {1}), comm::Reduce::sum, Stream());
@@ -164,24 +186,28 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
   kernels::AdamwOptions options{.learning_rate = learning_rate, .beta1 = config.betas[0], .beta2 = config.betas[1]};
   options.step = step;
   options.gradient_scale = gradient_scale;
-  for (const Overlap& part : runs_of_equal_decay(overlaps(*parameters_, begin_, count()))) {
-    options.weight_decay = part.parameter->decays() ? config.weight_decay : 0.0;
-    const auto of = [&](const Tensor& shard) { return shard.view().slice(0, part.begin - begin_, part.count); };
-    kernels::adamw(of(master_), of(exp_avg_), of(exp_avg_sq_), of(gradient_), weights.slice(0, part.begin, part.count), options, stream);
+  for (const Piece& run : runs_of_equal_decay(pieces_of(*parameters_, own_parts()))) {
+    options.weight_decay = run.parameter->decays() ? config.weight_decay : 0.0;
+    const auto of = [&](const Tensor& shard) { return shard.view().slice(0, run.offset, run.count); };
+    kernels::adamw(of(master_), of(exp_avg_), of(exp_avg_sq_), of(gradient_), weights.slice(0, run.begin, run.count), options, stream);
   }
-  communicator_.all_gather(weights.slice(0, begin_, count()), weights, counts_, stream);
+  gather(weights, stream);
 }
 
 void ShardedAdamw::throw_not_finite(std::int64_t step, StreamView stream) const {
   const Tensor gradient = to_host(gradient_, stream);
   std::string name;
-  for (const Overlap& part : overlaps(*parameters_, begin_, count())) {
-    if (name.empty() && !all_finite(gradient.view().slice(0, part.begin - begin_, part.count))) name = part.parameter->name;
+  for (const Piece& piece : pieces_of(*parameters_, own_parts())) {
+    if (name.empty() && !all_finite(gradient.view().slice(0, piece.offset, piece.count))) name = piece.parameter->name;
   }
   const std::vector<std::string> names = communicator_.all_gather_bytes(name, Stream());
-  const auto first = std::find_if(names.begin(), names.end(), [](const std::string& found) { return !found.empty(); });
-  const std::string where = first == names.end() ? "the norm overflows although every element is finite"
-                                                 : fmt::format("first in {} (shard of rank {})", *first, first - names.begin());
+  std::string where = "the norm overflows although every element is finite";
+  for (const Parameter& parameter : parameters_->all()) {
+    const auto rank = std::ranges::find(names, parameter.name);
+    if (rank == names.end()) continue;
+    where = fmt::format("first in {} (shard of rank {})", parameter.name, rank - names.begin());
+    break;
+  }
   throw InvalidArgument(fmt::format(
       "train: the gradient of step {} is not finite: {}; lower optimizer.learning_rate or raise optimizer.warmup_steps", step, where));
 }

@@ -9,6 +9,7 @@
 #include "parallel/simulate/iteration.h"
 #include "parallel/train/model/model.h"
 #include "parallel/train/model/tiles.h"
+#include "parallel/train/optimizer.h"
 #include "runtime/error.h"
 
 namespace periplus::train {
@@ -104,8 +105,8 @@ double bytes_of_every_rank(const ModelConfig& model, DType dtype, Device device)
   const auto hidden = static_cast<double>(model.hidden), ffn = static_cast<double>(model.ffn);
   const double row = hidden * (4 * storage + accumulator) + 4 * ffn * storage;  // LayerScratch
   const double logits = static_cast<double>(loss_rows(model.vocabulary, device) * model.vocabulary) * (storage + accumulator);
-  const double inbox = device.kind == DeviceKind::cuda ? accumulator : 0;  // of ShardedAdamw
-  return elements * (storage + accumulator + inbox) + static_cast<double>(tile_rows(device)) * row + logits;
+  const double inbox = device.kind == DeviceKind::cuda ? std::min(elements * accumulator, static_cast<double>(kInboxBytes)) : 0;
+  return elements * (storage + accumulator) + inbox + static_cast<double>(tile_rows(device)) * row + logits;
 }
 
 planner::Machine with_all_degrees(planner::Machine machine) {

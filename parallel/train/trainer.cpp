@@ -53,7 +53,7 @@ class Run {
         corpora_(open_on_all_ranks(config, communicator_)),
         packing_(config.data.packing, corpora_.training.lengths(), config.data.context),
         planner_(config, packing_, dtype_, options.machine ? &*options.machine : nullptr, options.device, communicator_),
-        model_(config.model, dtype_, memory_, config.run.keeps_hidden()),
+        model_(config.model, dtype_, memory_, config.run.keeps_hidden(), sums_by_section()),
         optimizer_(model_.parameters(), dtype_, communicator_, memory_),
         tracer_(communicator_.rank()) {
     if (corpora_.validation) all_or_none(communicator_, [&] { validation_.emplace(config, *corpora_.validation); });
@@ -283,11 +283,18 @@ class Run {
                               .stream = stream_});
   }
 
-  void train_on(const Share& share, Tracer* tracer, Sums& sums) {
+  /// first: of the step.
+  void train_on(const Share& share, bool first, Tracer* tracer, Sums& sums) {
     plan_model(share, tracer);
     const double before = communicator_.traffic().wait_seconds;
     const TraceScope scope(tracer, "forward and backward", stream_);
-    sums.loss += model_.loss_and_gradients(stream_);
+    const auto sum_section = [&](std::size_t section, ConstTensorView gradients) {
+      const TraceScope summing(tracer, "sum gradients", stream_);
+      const double waited = communicator_.traffic().wait_seconds;
+      optimizer_.sum(section, gradients, first ? kernels::Update::overwrite : kernels::Update::accumulate, stream_);
+      sums.waited -= communicator_.traffic().wait_seconds - waited;  // nothing is computed meanwhile
+    };
+    sums.loss += model_.loss_and_gradients(sum_section, stream_);
     sums.waited += communicator_.traffic().wait_seconds - before;
     sums.exposed += model_.exposed_seconds();
     if (share.group.rank() == 0) sums.flops += model_.flops(share.batch);
@@ -303,9 +310,9 @@ class Run {
     const double waited = communicator_.traffic().wait_seconds;
     const StepPlan plan = planner_.plan(step);
     std::vector<Share> shares = read_shares(corpora_.training, plan, tracer);
-    model_.zero_gradients(stream_);
+    if (!sums_by_section()) model_.zero_gradients(stream_);
     Sums sums;
-    for (Share& share : shares) train_on(share, tracer, sums);
+    for (const Share& share : shares) train_on(share, &share == &shares.front(), tracer, sums);
 
     StepMetrics metrics{.step = step, .tokens = plan.tokens, .ranks = communicator_.size()};
     metrics.micro_batches = std::ssize(plan.micro_batches), metrics.predicted_seconds = plan.predicted_seconds;
@@ -367,13 +374,15 @@ class Run {
     return loss;
   }
 
+  bool sums_by_section() const { return config_.parallel.zero_stage > 1; }
+
   /// Returns the gradient norm of all ranks. A row of one-token documents predicts nothing and changes nothing.
   double update(std::int64_t step, double learning_rate, bool has_labels, Tracer* tracer) {
-    double norm = 0;
-    {
+    if (!sums_by_section()) {
       const TraceScope scope(tracer, "sum gradients", stream_);
-      norm = optimizer_.reduce(model_.gradients(), stream_);
+      optimizer_.sum(model_.gradients(), stream_);
     }
+    const double norm = optimizer_.norm(stream_);
     if (!std::isfinite(norm)) optimizer_.throw_not_finite(step, stream_);
     if (!has_labels) return norm;
     const TraceScope scope(tracer, "update weights", stream_);

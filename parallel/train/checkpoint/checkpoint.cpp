@@ -83,60 +83,46 @@ class HostStates {
   StreamView stream_;
 };
 
-/// Part of a parameter that one rank's shard holds.
-struct Part {
-  int rank;
-  std::int64_t begin;  // flat
-  std::int64_t count;
-};
-std::vector<Part> parts_of(const Parameter& parameter, std::span<const std::int64_t> counts) {
-  std::vector<Part> parts;
-  std::int64_t begin = 0;
-  for (int rank = 0; rank < static_cast<int>(counts.size()); ++rank) {
-    const std::int64_t end = begin + counts[static_cast<std::size_t>(rank)];
-    const std::int64_t from = std::max(begin, parameter.offset), to = std::min(end, parameter.offset + parameter.elements);
-    if (from < to) parts.push_back({rank, from, to - from});
-    begin = end;
-  }
-  return parts;
-}
-
-/// The whole tensors that this rank writes: those whose first element it owns. Only the last of them can reach into the
-/// shards of later ranks; those parts arrive in one exchange.
+/// The whole tensors that this rank writes: of those that it owns a part of, the ones that keep the files of all ranks equally long.
+/// What others own of them arrives in one exchange.
 class WholeTensors {
  public:
   /// `states` outlive it.
-  WholeTensors(const ShardedAdamw& optimizer, const HostStates& states) : optimizer_(optimizer), states_(states) {
+  WholeTensors(const ShardedAdamw& optimizer, const HostStates& states)
+      : optimizer_(optimizer), states_(states), written_(index(optimizer.communicator().size())) {
     for (const Parameter& parameter : optimizer.parameters().all()) add(parameter);
     optimizer.communicator().exchange(sends_, receives_, {.operation = "checkpoint"}, Stream()).wait();
   }
   const NamedTensors& tensors() const { return tensors_; }
 
  private:
+  using Part = Shards::Part;
+
   void add(const Parameter& parameter) {
     const int self = optimizer_.communicator().rank();
-    const std::vector<Part> parts = parts_of(parameter, optimizer_.counts());
-    const int writer = parts.front().rank;
+    const std::vector<Part> parts = optimizer_.shards().owners(parameter.offset, parameter.elements);
+    const int writer = std::ranges::min_element(parts, {}, [&](const Part& part) { return written_[index(part.rank)]; })->rank;
+    written_[index(writer)] += parameter.elements;
+    const auto mine = std::ranges::find(parts, self, &Part::rank);
+    if (mine == parts.end()) return;
     for (const State& state : states_.all()) {
-      const auto own = [&](const Part& part) { return state.shard.slice(0, part.begin - optimizer_.begin(), part.count); };
-      if (self == writer) {
-        const TensorView whole = parts.size() == 1 ? own(parts.front()) : assemble(parameter, parts, own(parts.front()));
-        tensors_.emplace_back(std::string(state.prefix) + parameter.name, whole.reshape(parameter.shape));
+      const TensorView own = state.shard.slice(0, mine->offset, mine->count);
+      if (self != writer) {
+        sends_.push_back({writer, own.bytes(), own.size_bytes()});
         continue;
       }
-      for (const Part& part : parts) {
-        if (part.rank == self) sends_.push_back({writer, own(part).bytes(), own(part).size_bytes()});
-      }
+      const TensorView whole = parts.size() == 1 ? own : assemble(parameter, parts, own);
+      tensors_.emplace_back(std::string(state.prefix) + parameter.name, whole.reshape(parameter.shape));
     }
   }
 
-  TensorView assemble(const Parameter& parameter, const std::vector<Part>& parts, ConstTensorView first) {
-    assembled_.emplace_back(Extents{parameter.elements}, first.dtype(), Memory());
+  TensorView assemble(const Parameter& parameter, const std::vector<Part>& parts, ConstTensorView own) {
+    assembled_.emplace_back(Extents{parameter.elements}, own.dtype(), Memory());
     const TensorView whole = assembled_.back();
     for (const Part& part : parts) {
       const TensorView place = whole.slice(0, part.begin - parameter.offset, part.count);
-      if (&part == &parts.front()) {
-        copy(first, place);
+      if (part.rank == optimizer_.communicator().rank()) {
+        copy(own, place);
       } else {
         receives_.push_back({part.rank, place.bytes(), place.size_bytes()});
       }
@@ -144,8 +130,11 @@ class WholeTensors {
     return whole;
   }
 
+  static std::size_t index(int rank) { return static_cast<std::size_t>(rank); }
+
   const ShardedAdamw& optimizer_;
   const HostStates& states_;
+  std::vector<std::int64_t> written_;  // elements, by rank
   NamedTensors tensors_;
   std::vector<Tensor> assembled_;
   std::vector<comm::Send> sends_;
@@ -268,13 +257,13 @@ void read_shard(const fs::path& checkpoint, const std::map<std::string, std::str
   std::map<std::string, SafetensorsFile> open;
   const int self = optimizer.communicator().rank();
   for (const Parameter& parameter : optimizer.parameters().all()) {
-    for (const Part& part : parts_of(parameter, optimizer.counts())) {
+    for (const Shards::Part& part : optimizer.shards().owners(parameter.offset, parameter.elements)) {
       if (part.rank != self) continue;
       for (const State& state : states.all()) {
         const std::string name = std::string(state.prefix) + parameter.name;
         const SafetensorsFile& file = open.try_emplace(file_of.at(name), checkpoint / file_of.at(name)).first->second;
         const ConstTensorView whole = file.view(name).reshape({parameter.elements});
-        copy(whole.slice(0, part.begin - parameter.offset, part.count), state.shard.slice(0, part.begin - optimizer.begin(), part.count));
+        copy(whole.slice(0, part.begin - parameter.offset, part.count), state.shard.slice(0, part.offset, part.count));
       }
     }
   }

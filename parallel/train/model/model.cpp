@@ -13,14 +13,23 @@ std::int64_t loss_rows(std::int64_t vocabulary, Device device) {
   return std::clamp((std::int64_t{1} << 26) / vocabulary, defaults.tile_rows, tile_rows(device));
 }
 
-Model::Model(const ModelConfig& config, DType dtype, const Memory& memory, bool keeps_hidden)
+Model::Model(const ModelConfig& config, DType dtype, const Memory& memory, bool keeps_hidden, bool gradients_by_section)
     : config_(config),
       dtype_(dtype),
       memory_(memory),
       keeps_hidden_(keeps_hidden),
+      by_section_(gradients_by_section),
       parameters_(config),
-      weights_({parameters_.elements()}, dtype, memory),
-      gradients_(Tensor::zeros({parameters_.elements()}, accumulator_of(dtype), memory)) {
+      weights_({parameters_.elements()}, dtype, memory) {
+  const std::span<const Section> sections = parameters_.sections();
+  const auto room = [&](std::int64_t elements) { return Tensor::zeros({elements}, accumulator_of(dtype), memory); };
+  if (by_section_) {
+    const auto layers = sections.subspan(1, sections.size() - 2);
+    const std::int64_t largest_layer = std::ranges::max_element(layers, {}, &Section::elements)->elements;
+    section_gradients_ = {room(sections.front().elements), room(largest_layer), room(sections.back().elements)};
+  } else {
+    gradients_ = room(parameters_.elements());
+  }
   make_mixers();
 }
 
@@ -94,17 +103,37 @@ double Model::loss(StreamView stream) {
   return output_loss({}, {}, stream);
 }
 
-double Model::loss_and_gradients(StreamView stream) {
+TensorView Model::begin_section(std::size_t section, StreamView stream) const {
+  const Section& all = parameters_.sections()[section];
+  if (!by_section_) return gradients_.view().slice(0, all.begin, all.elements);
+  const std::size_t kind = section == 0 ? 0 : section == parameters_.last_section() ? 2 : 1;
+  const TensorView gradients = section_gradients_[kind].view().slice(0, 0, all.elements);
+  fill_zero(gradients, stream);
+  return gradients;
+}
+
+double Model::loss_and_gradients(const TakeSection& take, StreamView stream) {
   forward_layers(stream);
   const ConstTensorView weights = weights_;
-  const TensorView gradients = gradients_, dnormed = top(dnormed_, rows()), dx = top(dx_, rows());
-  const double loss_sum = output_loss(dnormed, parameters_.head(gradients), stream);
+  const TensorView dnormed = top(dnormed_, rows()), dx = top(dx_, rows());
+  const std::size_t last = parameters_.last_section();
+  const std::int64_t last_begin = parameters_.sections()[last].begin;
+  const TensorView of_embedding = begin_section(0, stream), behind_layers = begin_section(last, stream);
+  const bool tied = parameters_.section_of_head() == 0;
+  const TensorView dhead = tied ? parameters_.head(of_embedding) : parameters_.head(behind_layers, last_begin);
+  const double loss_sum = output_loss(dnormed, dhead, stream);
   kernels::rms_norm_backward(dnormed, input(config_.layers), parameters_.final_norm(weights), top(rstd_, rows()), dx,
-                             kernels::Update::overwrite, parameters_.final_norm(gradients), stream);
+                             kernels::Update::overwrite, parameters_.final_norm(behind_layers, last_begin), stream);
+  if (by_section_) take(last, behind_layers);
   for (std::int64_t layer = config_.layers - 1; layer >= 0; --layer) {
-    layer_backward(context(layer, stream), parameters_.layer(layer, weights), parameters_.layer(layer, gradients), input(layer), dx);
+    const std::size_t section = ParameterTable::section_of_layer(layer);
+    const TensorView gradients = begin_section(section, stream);
+    layer_backward(context(layer, stream), parameters_.layer(layer, weights),
+                   parameters_.layer(layer, gradients, parameters_.sections()[section].begin), input(layer), dx);
+    if (by_section_) take(section, gradients);
   }
-  kernels::embedding_backward(batch_->tokens, dx, parameters_.embedding(gradients), stream);
+  kernels::embedding_backward(batch_->tokens, dx, parameters_.embedding(of_embedding), stream);
+  if (by_section_) take(0, of_embedding);
   return loss_sum;
 }
 

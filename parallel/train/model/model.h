@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -22,7 +24,8 @@ std::int64_t loss_rows(std::int64_t vocabulary, Device device);
 class Model {
  public:
   /// keeps_hidden: backward finds gate and up of all layers instead of computing them again; the numbers are the same.
-  Model(const ModelConfig& config, DType dtype, const Memory& memory, bool keeps_hidden = false);
+  /// gradients_by_section: there is no buffer for all of them, only what backward has not handed on yet.
+  Model(const ModelConfig& config, DType dtype, const Memory& memory, bool keeps_hidden = false, bool gradients_by_section = false);
   Model(const Model&) = delete;  // mixers refer to the configuration
   Model& operator=(const Model&) = delete;
 
@@ -30,7 +33,7 @@ class Model {
   const ParameterTable& parameters() const noexcept { return parameters_; }
   /// All weights, flat, in the storage type. Uninitialised until somebody fills them.
   TensorView weights() const { return weights_; }
-  /// All gradients, flat, in the accumulator type: this rank's part of the sum over ranks.
+  /// All gradients, flat, in the accumulator type: this rank's part of the sum over ranks. Empty by section.
   TensorView gradients() const { return gradients_; }
   void zero_gradients(StreamView stream) { fill_zero(gradients_, stream); }
 
@@ -41,7 +44,10 @@ class Model {
   double loss(StreamView stream);
   /// The same, and adds to gradients() those of the mean loss over the labels of all ranks: summed over ranks, never
   /// averaged, they are its gradient. Collective.
-  double loss_and_gradients(StreamView stream);
+  double loss_and_gradients(StreamView stream) { return loss_and_gradients({}, stream); }
+  /// By section: takes the gradients of a section of parameters, flat, of this batch alone, as soon as they are complete.
+  using TakeSection = std::function<void(std::size_t section, ConstTensorView gradients)>;
+  double loss_and_gradients(const TakeSection& take, StreamView stream);
 
   /// Forward and backward operations of a row, all ranks, recomputation not counted: 6 per matrix weight and token, and
   /// what the mixers add.
@@ -63,14 +69,17 @@ class Model {
   TensorView input(std::int64_t layer) const { return top(inputs_.at(static_cast<std::size_t>(layer)), rows()); }
   void forward_layers(StreamView stream);
   double output_loss(TensorView dnormed, TensorView dhead, StreamView stream);
+  /// Where the gradients of a section go; by section zeroed first.
+  TensorView begin_section(std::size_t section, StreamView stream) const;
 
   ModelConfig config_;
   DType dtype_;
   Memory memory_;
-  bool keeps_hidden_;
+  bool keeps_hidden_, by_section_;
   ParameterTable parameters_;
   Tensor weights_;
   Tensor gradients_;
+  std::array<Tensor, 3> section_gradients_;     // by section: of the embedding, of one layer, and of what is behind them
   std::int64_t capacity_ = -1;                  // rows the activations below have room for; kept from step to step
   std::vector<std::unique_ptr<Mixer>> mixers_;  // one for each kind of layer
   std::vector<Mixing> mixing_;                  // by layer

@@ -49,6 +49,7 @@ double initial_value(Start start, double deviation, std::mt19937_64& engine) {
 ParameterTable::ParameterTable(const ModelConfig& model) {
   add("model.embed_tokens.weight", {model.vocabulary, model.hidden}, Start::projection, model);
   matmul_elements_ = 0;  // the embedding is looked up
+  end_section();
   for (std::int64_t layer = 0; layer < model.layers; ++layer) add_layer(model, layer);
   first_of_layer_.push_back(parameters_.size());
   final_norm_ = parameters_.size();
@@ -59,6 +60,12 @@ ParameterTable::ParameterTable(const ModelConfig& model) {
     head_ = parameters_.size();
     add("lm_head.weight", {model.vocabulary, model.hidden}, Start::projection, model);
   }
+  end_section();
+}
+
+void ParameterTable::end_section() {
+  const std::int64_t begin = sections_.empty() ? 0 : sections_.back().begin + sections_.back().elements;
+  sections_.push_back({begin, elements_ - begin});
 }
 
 void ParameterTable::add(std::string name, const Extents& shape, Start start, const ModelConfig& model) {
@@ -80,6 +87,7 @@ void ParameterTable::add_layer(const ModelConfig& model, std::int64_t layer) {
   add_to_layer("mlp.gate_proj.weight", {model.ffn, model.hidden}, Start::projection);
   add_to_layer("mlp.up_proj.weight", {model.ffn, model.hidden}, Start::projection);
   add_to_layer("mlp.down_proj.weight", {model.hidden, model.ffn}, Start::residual);
+  end_section();
 }
 
 std::vector<double> initial_values(const Parameter& parameter, std::uint64_t seed) {

@@ -48,6 +48,12 @@ struct LayerTensors {
 using LayerWeights = LayerTensors<ConstTensorView>;
 using LayerGradients = LayerTensors<TensorView>;
 
+/// Parameters whose gradients are complete together, as elements of the flat buffers.
+struct Section {
+  std::int64_t begin = 0;
+  std::int64_t elements = 0;
+};
+
 /// All parameters of a model, one after the other in flat buffers (weights, gradients, optimizer state) of equal layout.
 class ParameterTable {
  public:
@@ -58,32 +64,40 @@ class ParameterTable {
   /// Of the matrices every token is multiplied with: projections, taps and the output head, not the embedding look-up.
   std::int64_t matmul_elements() const noexcept { return matmul_elements_; }
 
+  /// The embedding, every layer, and what is behind them: in ascending order, backward completes them from the last to the first.
+  std::span<const Section> sections() const noexcept { return sections_; }
+  std::size_t last_section() const noexcept { return sections_.size() - 1; }
+  static std::size_t section_of_layer(std::int64_t layer) { return static_cast<std::size_t>(layer) + 1; }
+  std::size_t section_of_head() const noexcept { return head_ == 0 ? 0 : last_section(); }
+
+  // Views of tensors in a flat buffer of all parameters, or of a section that begins at element `begin` of it.
+
   template <class View>
-  View view(std::size_t index, View flat) const {
+  View view(std::size_t index, View flat, std::int64_t begin = 0) const {
     const Parameter& parameter = parameters_.at(index);
-    return flat.slice(0, parameter.offset, parameter.elements).reshape(parameter.shape);
+    return flat.slice(0, parameter.offset - begin, parameter.elements).reshape(parameter.shape);
   }
   template <class View>
-  View embedding(View flat) const {
-    return view(0, flat);
+  View embedding(View flat, std::int64_t begin = 0) const {
+    return view(0, flat, begin);
   }
   template <class View>
-  View final_norm(View flat) const {
-    return view(final_norm_, flat);
+  View final_norm(View flat, std::int64_t begin = 0) const {
+    return view(final_norm_, flat, begin);
   }
   /// The embedding again if the two are tied.
   template <class View>
-  View head(View flat) const {
-    return view(head_, flat);
+  View head(View flat, std::int64_t begin = 0) const {
+    return view(head_, flat, begin);
   }
   template <class View>
-  LayerTensors<View> layer(std::int64_t layer, View flat) const {
+  LayerTensors<View> layer(std::int64_t layer, View flat, std::int64_t begin = 0) const {
     std::size_t next = first_of_layer_.at(static_cast<std::size_t>(layer));
     const std::size_t end = first_of_layer_.at(static_cast<std::size_t>(layer) + 1);
     LayerTensors<View> tensors;
-    tensors.input_norm = view(next++, flat);
-    while (next + kBehindMixer < end) tensors.mixer.push_back(view(next++, flat));
-    for (View* tensor : {&tensors.o, &tensors.post_norm, &tensors.gate, &tensors.up, &tensors.down}) *tensor = view(next++, flat);
+    tensors.input_norm = view(next++, flat, begin);
+    while (next + kBehindMixer < end) tensors.mixer.push_back(view(next++, flat, begin));
+    for (View* tensor : {&tensors.o, &tensors.post_norm, &tensors.gate, &tensors.up, &tensors.down}) *tensor = view(next++, flat, begin);
     return tensors;
   }
 
@@ -91,7 +105,9 @@ class ParameterTable {
   static constexpr std::size_t kBehindMixer = 5;  // o, post_norm, gate, up, down
   void add(std::string name, const Extents& shape, Start start, const ModelConfig& model);
   void add_layer(const ModelConfig& model, std::int64_t layer);
+  void end_section();
   std::vector<Parameter> parameters_;
+  std::vector<Section> sections_;
   std::int64_t elements_ = 0;
   std::int64_t matmul_elements_ = 0;
   std::vector<std::size_t> first_of_layer_;  // and one behind the last

@@ -79,6 +79,12 @@ TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
          c.model.rope_scaling = "llama3", c.model.rope_factor = 2, c.model.rope_original_context = 4096;
          c.model.rope_turns = {4, 1};
        }},
+      {"parallel.zero_stage is 3; it must be 1 or 2", [](Config& c) { c.parallel.zero_stage = 3; }},
+      {"parallel.zero_stage is 2; it must be 1 with parallel.planner flexible",
+       [](Config& c) {
+         c.parallel.planner = "flexible";
+         c.parallel.zero_stage = 2;
+       }},
       {"model.norm_epsilon is 0; it must be a positive number", [](Config& c) { c.model.norm_epsilon = 0; }},
       {"model.qk_norm is true; it must be left out: model.pattern 'D' has neither S nor W layers",
        [](Config& c) {
@@ -175,7 +181,7 @@ TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
     EXPECT_TRUE(keys.insert(key).second) << key;
     EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
   }
-  EXPECT_EQ(keys.size(), 54u);
+  EXPECT_EQ(keys.size(), 55u);
 }
 
 }  // namespace

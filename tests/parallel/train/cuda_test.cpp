@@ -171,15 +171,30 @@ TEST_F(TrainerOnCuda, GradientsAreSummedSliceBySlice) {
       const Tensor gradients = to_device(host, Memory(kDevice), stream);
       for (const std::size_t inbox : {1000, 1 << 20}) {
         ShardedAdamw optimizer(table, DType::f32, communicator, Memory(kDevice), inbox);
-        optimizer.reduce(gradients, stream);
+        optimizer.sum(gradients, stream);
         const Tensor sum = to_host(optimizer.gradient(), stream);
-        for (std::int64_t i = 0; i < optimizer.count(); ++i) {
-          float expected = gradient_of(0, optimizer.begin() + i);
-          for (int rank = 1; rank < ranks; ++rank) expected += gradient_of(rank, optimizer.begin() + i);
-          ASSERT_EQ(sum.view().span<float>()[static_cast<std::size_t>(i)], expected) << i << " of " << ranks << " ranks, inbox " << inbox;
+        for (const Shards::Part& part : optimizer.own_parts()) {
+          for (std::int64_t i = part.begin; i < part.begin + part.count; ++i) {
+            float expected = gradient_of(0, i);
+            for (int rank = 1; rank < ranks; ++rank) expected += gradient_of(rank, i);
+            ASSERT_EQ(sum.view().span<float>()[static_cast<std::size_t>(part.offset + i - part.begin)], expected)
+                << i << " of " << ranks << " ranks, inbox " << inbox;
+          }
         }
       }
     });
+  }
+}
+
+TEST_F(TrainerOnCuda, LossesWithShardedGradientsAreThoseOfTheCpu) {
+  for (const char* dtype : {"f64", "bf16"}) {
+    const Outcome on_cpu = run_on({}, config(dtype), 1);
+    for (const int ranks : {1, 2, 3}) {
+      SCOPED_TRACE(testing::Message() << dtype << ", " << ranks << " ranks");
+      Config sharded = config(dtype);
+      sharded.parallel.zero_stage = 2;
+      expect_close(run_on(kDevice, sharded, ranks), on_cpu, tolerance_of(dtype));
+    }
   }
 }
 

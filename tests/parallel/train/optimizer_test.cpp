@@ -21,6 +21,8 @@ float gradient_of(int contribution, std::int64_t element, std::int64_t step) {
   return std::floor(static_cast<float>(uniform(engine)) * 64.0F - 32.0F) / 64.0F;
 }
 
+std::vector<float> to_vector(const TensorView& tensor) { return {tensor.span<float>().begin(), tensor.span<float>().end()}; }
+
 struct Outcome {
   std::vector<float> weights;
   std::vector<double> norms;
@@ -44,7 +46,8 @@ Outcome optimise(int ranks) {
       for (int contribution = communicator.rank(); contribution < kContributions; contribution += communicator.size()) {
         for (std::size_t i = 0; i < values.size(); ++i) values[i] += gradient_of(contribution, static_cast<std::int64_t>(i), step);
       }
-      const double norm = optimizer.reduce(gradients, stream);
+      optimizer.sum(gradients, stream);
+      const double norm = optimizer.norm(stream);
       if (communicator.rank() == 0) outcome.norms.push_back(norm);
       optimizer.update(OptimizerConfig{}, 1e-2, 0.5, step, weights, stream);
     }
@@ -63,6 +66,30 @@ TEST(ShardedAdamw, EqualsTheUnshardedUpdate) {
   }
 }
 
+TEST(ShardedAdamw, SectionsOfSeveralBatchesAddUp) {
+  const ParameterTable table(tiny_model());
+  for (const int ranks : {1, 2, 3}) {
+    comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
+      const Stream stream;
+      const Memory memory;
+      ShardedAdamw at_once(table, DType::f32, communicator, memory), by_section(table, DType::f32, communicator, memory);
+      const Tensor gradients({table.elements()}, DType::f32, memory);
+      const auto values = gradients.view().span<float>();
+      for (std::size_t i = 0; i < values.size(); ++i) values[i] = gradient_of(communicator.rank(), static_cast<std::int64_t>(i), 1);
+      for (const kernels::Update update : {kernels::Update::overwrite, kernels::Update::accumulate}) {
+        for (std::size_t section = table.sections().size(); section-- > 0;) {
+          const Section& of = table.sections()[section];
+          by_section.sum(section, gradients.view().slice(0, of.begin, of.elements), update, stream);
+        }
+      }
+      for (float& value : values) value *= 2;
+      at_once.sum(gradients, stream);
+      EXPECT_EQ(to_vector(by_section.gradient()), to_vector(at_once.gradient()));
+      EXPECT_EQ(by_section.norm(stream), at_once.norm(stream));
+    });
+  }
+}
+
 TEST(ShardedAdamw, NormsOfOneDimensionDoNotDecay) {
   const Stream stream;
   const Memory memory;
@@ -72,7 +99,7 @@ TEST(ShardedAdamw, NormsOfOneDimensionDoNotDecay) {
   const Tensor weights({table.elements()}, DType::f32, memory);
   optimizer.publish(weights, stream);
   const std::vector<float> before(weights.view().span<float>().begin(), weights.view().span<float>().end());
-  optimizer.reduce(Tensor::zeros({table.elements()}, DType::f32, memory), stream);
+  optimizer.sum(Tensor::zeros({table.elements()}, DType::f32, memory), stream);
   optimizer.update({.weight_decay = 0.5}, 0.1, 1, 1, weights, stream);
   for (const Parameter& parameter : table.all()) {
     const auto first = static_cast<std::size_t>(parameter.offset);
@@ -92,7 +119,8 @@ TEST(ShardedAdamw, ANonFiniteGradientIsNamedOnEveryRank) {
     const Parameter& broken = table.all()[table.all().size() - 3];
     if (communicator.rank() == 1)
       gradients.view().span<float>()[static_cast<std::size_t>(broken.offset)] = std::numeric_limits<float>::infinity();
-    EXPECT_FALSE(std::isfinite(optimizer.reduce(gradients, stream)));
+    optimizer.sum(gradients, stream);
+    EXPECT_FALSE(std::isfinite(optimizer.norm(stream)));
     try {
       optimizer.throw_not_finite(17, stream);
     } catch (const InvalidArgument& error) {
@@ -103,14 +131,45 @@ TEST(ShardedAdamw, ANonFiniteGradientIsNamedOnEveryRank) {
   EXPECT_EQ(named, 3);
 }
 
-TEST(ShardCounts, CoverEverythingEvenly) {
-  for (const std::int64_t elements : {0, 1, 2, 7, 100, 101}) {
-    for (const int ranks : {1, 2, 3, 8}) {
-      const std::vector<std::int64_t> counts = shard_counts(elements, ranks);
-      EXPECT_EQ(std::accumulate(counts.begin(), counts.end(), std::int64_t{0}), elements);
+TEST(Shards, CoverEverySectionEvenly) {
+  const std::vector<Section> sections = {{0, 7}, {7, 1}, {8, 100}, {108, 101}};
+  for (const int ranks : {1, 2, 3, 8}) {
+    const Shards shards(sections, ranks);
+    std::vector<int> owners(209);
+    for (int rank = 0; rank < ranks; ++rank) {
+      std::int64_t offset = 0;
+      for (const Shards::Part& part : shards.of_rank(rank)) {
+        EXPECT_EQ(part.offset, offset);
+        offset += part.count;
+        for (std::int64_t i = 0; i < part.count; ++i) ++owners[static_cast<std::size_t>(part.begin + i)];
+      }
+      EXPECT_EQ(shards.elements(rank), offset);
+    }
+    EXPECT_EQ(owners, std::vector<int>(209, 1));
+    for (std::size_t section = 0; section < sections.size(); ++section) {
+      const std::vector<std::int64_t> counts = shards.counts(section);
+      EXPECT_EQ(std::accumulate(counts.begin(), counts.end(), std::int64_t{0}), sections[section].elements);
       EXPECT_LE(*std::max_element(counts.begin(), counts.end()) - *std::min_element(counts.begin(), counts.end()), 1);
     }
+    EXPECT_EQ(shards.largest_part(), (101 + ranks - 1) / ranks);
   }
+}
+
+TEST(Shards, KnowTheOwnersOfATensor) {
+  const std::vector<Section> sections = {{0, 7}, {7, 1}, {8, 100}, {108, 101}};
+  const Shards shards(sections, 3);
+  std::int64_t next = 20;
+  for (const Shards::Part& owner : shards.owners(20, 60)) {
+    EXPECT_EQ(owner.begin, next);
+    const Shards::Part& whole = shards.part(2, owner.rank);
+    EXPECT_EQ(owner.offset - whole.offset, owner.begin - whole.begin);
+    EXPECT_GT(owner.count, 0);
+    next += owner.count;
+  }
+  EXPECT_EQ(next, 80);
+  EXPECT_EQ(shards.owners(20, 60).size(), 3u);
+  ASSERT_EQ(shards.owners(7, 1).size(), 1u);
+  EXPECT_EQ(shards.owners(7, 1).front().rank, 2);
 }
 
 TEST(LearningRate, WarmsUpThenFallsToATenth) {

@@ -97,6 +97,34 @@ TEST_F(Trainer, LossesDoNotDependOnRanksOrLayout) {
   }
 }
 
+TEST_F(Trainer, ShardedGradientsTakeLessMemoryAndGiveTheSameLosses) {
+  for (const bool tied : {true, false}) {
+    for (const std::int64_t rows : {1, 3}) {
+      for (const int ranks : {1, 2, 3}) {
+        SCOPED_TRACE(testing::Message() << "tied " << tied << ", " << rows << " rows, " << ranks << " ranks");
+        Config config = tiny_config(folder_.path());
+        config.run.dtype = "f64";
+        config.model.layers = 3, config.model.tie_embeddings = tied, config.data.rows_per_step = rows;
+        const std::string name = std::to_string(tied) + std::to_string(rows) + std::to_string(ranks);
+        config.run.directory = (folder_ / ("whole" + name)).string();
+        const Outcome whole = run_training(config, ranks);
+        config.parallel.zero_stage = 2;
+        config.run.directory = (folder_ / ("sharded" + name)).string();
+        const Outcome sharded = run_training(config, ranks);
+        if (rows == 1) {
+          EXPECT_EQ(sharded.losses(), whole.losses());
+        } else {
+          for (std::size_t i = 0; i < 8; ++i) EXPECT_NEAR(sharded.losses()[i], whole.losses()[i], 1e-12) << i;
+        }
+        EXPECT_LT(sharded.result.state_bytes, whole.result.state_bytes);
+        // The other kind goes on from its checkpoint.
+        config.parallel.zero_stage = 1, config.run.steps = 10;
+        EXPECT_EQ(run_training(config, 4 - ranks, true).steps.size(), 2u);
+      }
+    }
+  }
+}
+
 TEST_F(Trainer, LossesOfHybridsDoNotDependOnRanksLayoutOrStrategy) {
   Config config = tiny_config(folder_.path());
   config.run.dtype = "f64";

@@ -68,10 +68,11 @@ class InitialWeights : public testing::Test {
       if (communicator.rank() == 0) remarks = said;
       const auto master = optimizer.master().span<float>();
       for (const Parameter& parameter : parameters.all()) {
-        for (std::int64_t i = 0; i < parameter.elements; ++i) {
-          const std::int64_t at = parameter.offset + i - optimizer.begin();
-          if (at >= 0 && at < optimizer.count()) {
-            ASSERT_EQ(master[static_cast<std::size_t>(at)], value_of(parameter, i)) << parameter.name << " " << i;
+        for (const Shards::Part& part : optimizer.shards().owners(parameter.offset, parameter.elements)) {
+          if (part.rank != communicator.rank()) continue;
+          for (std::int64_t i = 0; i < part.count; ++i) {
+            ASSERT_EQ(master[static_cast<std::size_t>(part.offset + i)], value_of(parameter, part.begin - parameter.offset + i))
+                << parameter.name << " " << i;
           }
         }
       }
