@@ -128,13 +128,14 @@ void add_planner(OptionTable& table, train::ParallelConfig& parallel) {
              .target = &parallel.machine,
              .value = "NAME|FILE",
              .help = "What the planner plans for, as in examples/machines; left out: this machine, measured."});
-  table.add({.key = "parallel.zero_stage",
-             .flag = "zero-stage",
-             .target = &parallel.zero_stage,
-             .value = "N",
-             .help = "1: optimizer states are shared out over ranks; 2: and gradients, which are summed layer by layer.",
-             .least = 1,
-             .most = 2});
+  table.add(
+      {.key = "parallel.zero_stage",
+       .flag = "zero-stage",
+       .target = &parallel.zero_stage,
+       .value = "N",
+       .help = "What ranks share out: 1 optimizer states, 2 gradients too, summed layer by layer, 3 weights too, gathered layer by layer.",
+       .least = 1,
+       .most = 3});
 }
 
 void add_optimizer(OptionTable& table, train::OptimizerConfig& optimizer) {

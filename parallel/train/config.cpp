@@ -172,7 +172,7 @@ void check_recurrent(const ModelConfig& model, const ParallelConfig& parallel) {
 /// What the planner decides must be left to it, and what its cost model does not know cannot be planned.
 void check_planner(const ModelConfig& model, const ParallelConfig& parallel) {
   require_one_of("parallel.planner", parallel.planner, kPlanners);
-  require(parallel.zero_stage == 1 || parallel.zero_stage == 2, "parallel.zero_stage", parallel.zero_stage, "1 or 2");
+  require(parallel.zero_stage >= 1 && parallel.zero_stage <= 3, "parallel.zero_stage", parallel.zero_stage, "1, 2 or 3");
   if (parallel.planner == "none") {
     require(parallel.machine.empty(), "parallel.machine", parallel.machine, "left out: only a parallel.planner asks for it");
     return;

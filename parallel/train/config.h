@@ -62,8 +62,9 @@ struct ParallelConfig {
   /// Who works on which documents of a step: none, all ranks on each row | static, groups of one size for the whole run | adaptive,
   /// of one size for each step | flexible, of any sizes (planner/planner.h). The planner chooses strategies, too.
   std::string planner = "none";
-  /// 1: every rank sums up its gradients of all parameters, in the accumulator type, before they are summed over ranks once a step. 2: it
-  /// has those of one layer at a time, which are summed over ranks for every row while backward runs; no planner then.
+  /// What ranks share out. 1: optimizer states; every rank sums up its gradients of all parameters, in the accumulator type, before they
+  /// are summed over ranks once a step. 2: gradients too: a rank has those of one layer at a time, which are summed over ranks for every
+  /// row while backward runs. 3: weights too, which are gathered layer by layer, forward and backward. 2 and 3 not with a planner.
   std::int64_t zero_stage = 1;
   std::string machine = {};  ///< What the planner plans for: a name or a file; empty: this machine, measured.
 };

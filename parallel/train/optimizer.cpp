@@ -1,4 +1,4 @@
-// ZeRO stages 1 and 2 (algorithms.md 10.6): the true gradient is the sum over ranks, whatever their number of tokens.
+// ZeRO (algorithms.md 10.6): the true gradient is the sum over ranks, whatever their number of tokens.
 #include "parallel/train/optimizer.h"
 
 #include <algorithm>
@@ -73,11 +73,12 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::i
 }
 
 ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory,
-                           std::size_t inbox_bytes)
+                           bool keeps_weights, std::size_t inbox_bytes)
     : parameters_(&parameters), communicator_(std::move(communicator)), shards_(parameters.sections(), communicator_.size()) {
   const DType accumulator = accumulator_of(storage);
   const std::int64_t elements = shards_.elements(communicator_.rank());
   for (Tensor* tensor : {&master_, &exp_avg_, &exp_avg_sq_, &gradient_}) *tensor = Tensor::zeros({elements}, accumulator, memory);
+  if (keeps_weights) weights_ = Tensor({elements}, storage, memory);
   if (memory.device().kind == DeviceKind::cuda) {
     const std::int64_t others = communicator_.size() - 1;
     const auto room = static_cast<std::int64_t>(inbox_bytes / size_of(accumulator)) / std::max<std::int64_t>(1, others);
@@ -111,11 +112,21 @@ void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
 
 void ShardedAdamw::publish(TensorView weights, StreamView stream) const {
   for (const Shards::Part& part : own_parts())
-    kernels::copy(as_row(own(master_, part)), as_row(weights.slice(0, part.begin, part.count)), stream);
+    kernels::copy(as_row(own(master_, part)), as_row(working(part.begin, part.offset, part.count, weights)), stream);
   gather(weights, stream);
 }
 
+/// Where the working weights of a part of the shard go.
+TensorView ShardedAdamw::working(std::int64_t begin, std::int64_t offset, std::int64_t count, const TensorView& weights) const {
+  return weights_.empty() ? weights.slice(0, begin, count) : weights_.view().slice(0, offset, count);
+}
+
+void ShardedAdamw::gather_section(std::size_t section, TensorView weights, StreamView stream) const {
+  communicator_.all_gather(own(weights_, own_parts()[section]), weights, shards_.counts(section), stream);
+}
+
 void ShardedAdamw::gather(TensorView weights, StreamView stream) const {
+  if (!weights_.empty()) return;
   const std::span<const Section> sections = parameters_->sections();
   for (std::size_t i = 0; i < sections.size(); ++i) {
     const Shards::Part& part = own_parts()[i];
@@ -189,7 +200,8 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
   for (const Piece& run : runs_of_equal_decay(pieces_of(*parameters_, own_parts()))) {
     options.weight_decay = run.parameter->decays() ? config.weight_decay : 0.0;
     const auto of = [&](const Tensor& shard) { return shard.view().slice(0, run.offset, run.count); };
-    kernels::adamw(of(master_), of(exp_avg_), of(exp_avg_sq_), of(gradient_), weights.slice(0, run.begin, run.count), options, stream);
+    kernels::adamw(of(master_), of(exp_avg_), of(exp_avg_sq_), of(gradient_), working(run.begin, run.offset, run.count, weights), options,
+                   stream);
   }
   gather(weights, stream);
 }

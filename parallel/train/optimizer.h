@@ -28,8 +28,9 @@ inline constexpr std::size_t kInboxBytes = std::size_t{256} << 20;
 /// backward completes them, for every micro-batch (ZeRO-2). Methods with a stream, which is of the device of `memory`, are collective.
 class ShardedAdamw {
  public:
+  /// keeps_weights: the own part of the working weights, in the storage type, for gather_section().
   ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory,
-               std::size_t inbox_bytes = kInboxBytes);
+               bool keeps_weights = false, std::size_t inbox_bytes = kInboxBytes);
 
   /// to [n] := elements [first, first + n) of a parameter, in host memory.
   using StartValues = std::function<void(const Parameter& parameter, std::int64_t first, TensorView to)>;
@@ -37,8 +38,10 @@ class ShardedAdamw {
   void initialise(const StartValues& values, StreamView stream);
   /// With those of the seed.
   void initialise(std::uint64_t seed, StreamView stream);
-  /// weights (flat, storage type) := the master weights of all ranks.
+  /// weights (flat, storage type) := the master weights of all ranks; if keeps_weights, which leaves `weights` out, the own part here.
   void publish(TensorView weights, StreamView stream) const;
+  /// weights := those of a section, from the parts that ranks keep.
+  void gather_section(std::size_t section, TensorView weights, StreamView stream) const;
 
   /// The own part of a section's gradient (+)= the sum over ranks of theirs, flat.
   void sum(std::size_t section, ConstTensorView gradients, kernels::Update update, StreamView stream);
@@ -46,7 +49,7 @@ class ShardedAdamw {
   void sum(ConstTensorView gradients, StreamView stream);
   /// Of the whole gradient.
   double norm(StreamView stream) const;
-  /// One update from the reduced gradient times gradient_scale, then publishes. Tensors of one dimension do not decay.
+  /// One update from the summed gradient times gradient_scale, then publishes. Tensors of one dimension do not decay.
   void update(const OptimizerConfig& config, double learning_rate, double gradient_scale, std::int64_t step, TensorView weights,
               StreamView stream);
   /// Throws InvalidArgument naming the step and the first tensor whose summed gradient is not finite, and its rank.
@@ -65,13 +68,15 @@ class ShardedAdamw {
   void sum_slice(std::size_t section, ConstTensorView gradients, std::int64_t first, kernels::Update update, StreamView stream);
   std::int64_t inbox_slice() const { return inbox_.shape()[1]; }
   TensorView own(const Tensor& shard, const Shards::Part& part) const { return shard.view().slice(0, part.offset, part.count); }
+  TensorView working(std::int64_t begin, std::int64_t offset, std::int64_t count, const TensorView& weights) const;
   void gather(TensorView weights, StreamView stream) const;
 
   const ParameterTable* parameters_;
   comm::Communicator communicator_;
   Shards shards_;
   Tensor master_, exp_avg_, exp_avg_sq_, gradient_;
-  Tensor inbox_;  ///< On a device, [other ranks, n]: slices of what they send for a part of gradient_.
+  Tensor weights_;  ///< If keeps_weights.
+  Tensor inbox_;    ///< On a device, [other ranks, n]: slices of what they send for a part of gradient_.
 };
 
 }  // namespace periplus::train

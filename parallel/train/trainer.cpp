@@ -38,6 +38,21 @@ constexpr std::size_t kLastLosses = 10;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
+/// Adds to `seconds` what the host waits for messages while it lives.
+class WaitMeter {
+ public:
+  WaitMeter(const comm::Communicator& communicator, double& seconds)
+      : communicator_(communicator), seconds_(seconds), before_(communicator.traffic().wait_seconds) {}
+  ~WaitMeter() { seconds_ += communicator_.traffic().wait_seconds - before_; }
+  WaitMeter(const WaitMeter&) = delete;
+  WaitMeter& operator=(const WaitMeter&) = delete;
+
+ private:
+  const comm::Communicator& communicator_;
+  double& seconds_;
+  double before_;
+};
+
 /// One training run of one rank.
 class Run {
  public:
@@ -53,8 +68,9 @@ class Run {
         corpora_(open_on_all_ranks(config, communicator_)),
         packing_(config.data.packing, corpora_.training.lengths(), config.data.context),
         planner_(config, packing_, dtype_, options.machine ? &*options.machine : nullptr, options.device, communicator_),
-        model_(config.model, dtype_, memory_, config.run.keeps_hidden(), sums_by_section()),
-        optimizer_(model_.parameters(), dtype_, communicator_, memory_),
+        model_(config.model, dtype_, memory_,
+               {.hidden = config.run.keeps_hidden(), .gradients = !shares_gradients(), .weights = !shares_weights()}),
+        optimizer_(model_.parameters(), dtype_, communicator_, memory_, shares_weights()),
         tracer_(communicator_.rank()) {
     if (corpora_.validation) all_or_none(communicator_, [&] { validation_.emplace(config, *corpora_.validation); });
   }
@@ -283,19 +299,30 @@ class Run {
                               .stream = stream_});
   }
 
-  /// first: of the step.
-  void train_on(const Share& share, bool first, Tracer* tracer, Sums& sums) {
+  void fetch_weights(std::size_t section, TensorView weights, Tracer* tracer) const {
+    const TraceScope scope(tracer, "gather weights", stream_);
+    optimizer_.gather_section(section, weights, stream_);
+  }
+
+  /// update: of gradients that ranks share out.
+  void train_on(const Share& share, kernels::Update update, Tracer* tracer, Sums& sums) {
     plan_model(share, tracer);
     const double before = communicator_.traffic().wait_seconds;
     const TraceScope scope(tracer, "forward and backward", stream_);
-    const auto sum_section = [&](std::size_t section, ConstTensorView gradients) {
-      const TraceScope summing(tracer, "sum gradients", stream_);
-      const double waited = communicator_.traffic().wait_seconds;
-      optimizer_.sum(section, gradients, first ? kernels::Update::overwrite : kernels::Update::accumulate, stream_);
-      sums.waited -= communicator_.traffic().wait_seconds - waited;  // nothing is computed meanwhile
-    };
-    sums.loss += model_.loss_and_gradients(sum_section, stream_);
-    sums.waited += communicator_.traffic().wait_seconds - before;
+    double outside = 0;  // of mixers: nothing is computed meanwhile
+    const SectionExchange exchange = {.fetch =
+                                          [&](std::size_t section, TensorView weights) {
+                                            const WaitMeter meter(communicator_, outside);
+                                            fetch_weights(section, weights, tracer);
+                                          },
+                                      .take =
+                                          [&](std::size_t section, ConstTensorView gradients) {
+                                            const WaitMeter meter(communicator_, outside);
+                                            const TraceScope summing(tracer, "sum gradients", stream_);
+                                            optimizer_.sum(section, gradients, update, stream_);
+                                          }};
+    sums.loss += model_.loss_and_gradients(stream_, exchange);
+    sums.waited += communicator_.traffic().wait_seconds - before - outside;
     sums.exposed += model_.exposed_seconds();
     if (share.group.rank() == 0) sums.flops += model_.flops(share.batch);
   }
@@ -310,9 +337,11 @@ class Run {
     const double waited = communicator_.traffic().wait_seconds;
     const StepPlan plan = planner_.plan(step);
     std::vector<Share> shares = read_shares(corpora_.training, plan, tracer);
-    if (!sums_by_section()) model_.zero_gradients(stream_);
+    if (!shares_gradients()) model_.zero_gradients(stream_);
     Sums sums;
-    for (const Share& share : shares) train_on(share, &share == &shares.front(), tracer, sums);
+    for (const Share& share : shares) {
+      train_on(share, &share == &shares.front() ? kernels::Update::overwrite : kernels::Update::accumulate, tracer, sums);
+    }
 
     StepMetrics metrics{.step = step, .tokens = plan.tokens, .ranks = communicator_.size()};
     metrics.micro_batches = std::ssize(plan.micro_batches), metrics.predicted_seconds = plan.predicted_seconds;
@@ -358,7 +387,8 @@ class Run {
       }
       const std::vector<Share> shares = read_shares(*corpora_.validation, validation_->plan(row, communicator_.size()), nullptr);
       plan_model(shares.front(), nullptr);
-      std::array<double, 2> totals = {model_.loss(stream_), stop_requested()};
+      const auto fetch = [&](std::size_t section, TensorView weights) { fetch_weights(section, weights, nullptr); };
+      std::array<double, 2> totals = {model_.loss(stream_, {.fetch = fetch}), stop_requested()};
       all_reduce(communicator_, totals, comm::Reduce::sum);
       if (totals[1] > 0) {
         result_.stopped_by_request = true;
@@ -374,11 +404,12 @@ class Run {
     return loss;
   }
 
-  bool sums_by_section() const { return config_.parallel.zero_stage > 1; }
+  bool shares_gradients() const { return config_.parallel.zero_stage >= 2; }
+  bool shares_weights() const { return config_.parallel.zero_stage == 3; }
 
   /// Returns the gradient norm of all ranks. A row of one-token documents predicts nothing and changes nothing.
   double update(std::int64_t step, double learning_rate, bool has_labels, Tracer* tracer) {
-    if (!sums_by_section()) {
+    if (!shares_gradients()) {
       const TraceScope scope(tracer, "sum gradients", stream_);
       optimizer_.sum(model_.gradients(), stream_);
     }

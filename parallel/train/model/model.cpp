@@ -13,23 +13,13 @@ std::int64_t loss_rows(std::int64_t vocabulary, Device device) {
   return std::clamp((std::int64_t{1} << 26) / vocabulary, defaults.tile_rows, tile_rows(device));
 }
 
-Model::Model(const ModelConfig& config, DType dtype, const Memory& memory, bool keeps_hidden, bool gradients_by_section)
+Model::Model(const ModelConfig& config, DType dtype, const Memory& memory, const ModelStorage& storage)
     : config_(config),
       dtype_(dtype),
       memory_(memory),
-      keeps_hidden_(keeps_hidden),
-      by_section_(gradients_by_section),
+      keeps_hidden_(storage.hidden),
       parameters_(config),
-      weights_({parameters_.elements()}, dtype, memory) {
-  const std::span<const Section> sections = parameters_.sections();
-  const auto room = [&](std::int64_t elements) { return Tensor::zeros({elements}, accumulator_of(dtype), memory); };
-  if (by_section_) {
-    const auto layers = sections.subspan(1, sections.size() - 2);
-    const std::int64_t largest_layer = std::ranges::max_element(layers, {}, &Section::elements)->elements;
-    section_gradients_ = {room(sections.front().elements), room(largest_layer), room(sections.back().elements)};
-  } else {
-    gradients_ = room(parameters_.elements());
-  }
+      buffers_(parameters_, dtype, memory, storage.weights, storage.gradients) {
   make_mixers();
 }
 
@@ -81,59 +71,53 @@ LayerContext Model::context(std::int64_t layer, StreamView stream) const {
   return {scratch_, hidden_[static_cast<std::size_t>(layer)], *mixer, slot, config_.norm_epsilon, stream};
 }
 
-void Model::forward_layers(StreamView stream) {
-  const ConstTensorView weights = weights_;
-  kernels::embedding(batch_->tokens, parameters_.embedding(weights), input(0), stream);
+void Model::forward_layers(StreamView stream, const SectionExchange& exchange) {
+  buffers_.forget_weights();
+  kernels::embedding(batch_->tokens, parameters_.embedding(buffers_.weights_of(0, exchange).view), input(0), stream);
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
-    layer_forward(context(layer, stream), parameters_.layer(layer, weights), input(layer), input(layer + 1));
+    const auto [weights, begin] = buffers_.weights_of(ParameterTable::section_of_layer(layer), exchange);
+    layer_forward(context(layer, stream), parameters_.layer(layer, weights, begin), input(layer), input(layer + 1));
   }
 }
 
-double Model::output_loss(TensorView dnormed, TensorView dhead, StreamView stream) {
-  const ConstTensorView weights = weights_;
+double Model::output_loss(TensorView dnormed, TensorView dhead, StreamView stream, const SectionExchange& exchange) {
+  const auto [weights, begin] = buffers_.weights_of(parameters_.last_section(), exchange);
+  const auto [of_head, head_begin] = buffers_.weights_of(parameters_.section_of_head(), exchange);
   const TensorView normed = top(normed_, rows());
-  kernels::rms_norm(input(config_.layers), parameters_.final_norm(weights), config_.norm_epsilon, normed, top(rstd_, rows()), stream);
+  kernels::rms_norm(input(config_.layers), parameters_.final_norm(weights, begin), config_.norm_epsilon, normed, top(rstd_, rows()),
+                    stream);
   const double scale = batch_->valid_labels > 0 ? 1.0 / static_cast<double>(batch_->valid_labels) : 0.0;
   const kernels::CrossEntropyOptions options{.gradient_scale = scale, .tile_rows = loss_rows(config_.vocabulary, stream.device())};
-  return kernels::cross_entropy(normed, parameters_.head(weights), batch_->labels, options, dnormed, dhead, memory_, stream).loss_sum;
+  const ConstTensorView head = parameters_.head(of_head, head_begin);
+  return kernels::cross_entropy(normed, head, batch_->labels, options, dnormed, dhead, memory_, stream).loss_sum;
 }
 
-double Model::loss(StreamView stream) {
-  forward_layers(stream);
-  return output_loss({}, {}, stream);
+double Model::loss(StreamView stream, const SectionExchange& exchange) {
+  forward_layers(stream, exchange);
+  return output_loss({}, {}, stream, exchange);
 }
 
-TensorView Model::begin_section(std::size_t section, StreamView stream) const {
-  const Section& all = parameters_.sections()[section];
-  if (!by_section_) return gradients_.view().slice(0, all.begin, all.elements);
-  const std::size_t kind = section == 0 ? 0 : section == parameters_.last_section() ? 2 : 1;
-  const TensorView gradients = section_gradients_[kind].view().slice(0, 0, all.elements);
-  fill_zero(gradients, stream);
-  return gradients;
-}
-
-double Model::loss_and_gradients(const TakeSection& take, StreamView stream) {
-  forward_layers(stream);
-  const ConstTensorView weights = weights_;
+double Model::loss_and_gradients(StreamView stream, const SectionExchange& exchange) {
+  forward_layers(stream, exchange);
   const TensorView dnormed = top(dnormed_, rows()), dx = top(dx_, rows());
   const std::size_t last = parameters_.last_section();
-  const std::int64_t last_begin = parameters_.sections()[last].begin;
-  const TensorView of_embedding = begin_section(0, stream), behind_layers = begin_section(last, stream);
-  const bool tied = parameters_.section_of_head() == 0;
-  const TensorView dhead = tied ? parameters_.head(of_embedding) : parameters_.head(behind_layers, last_begin);
-  const double loss_sum = output_loss(dnormed, dhead, stream);
-  kernels::rms_norm_backward(dnormed, input(config_.layers), parameters_.final_norm(weights), top(rstd_, rows()), dx,
-                             kernels::Update::overwrite, parameters_.final_norm(behind_layers, last_begin), stream);
-  if (by_section_) take(last, behind_layers);
+  const auto of_embedding = buffers_.begin_gradients(0, stream), behind_layers = buffers_.begin_gradients(last, stream);
+  const auto& [of_head, head_begin] = parameters_.section_of_head() == last ? behind_layers : of_embedding;
+  const double loss_sum = output_loss(dnormed, parameters_.head(of_head, head_begin), stream, exchange);
+  const auto [weights_behind, begin_behind] = buffers_.weights_of(last, exchange);
+  kernels::rms_norm_backward(dnormed, input(config_.layers), parameters_.final_norm(weights_behind, begin_behind), top(rstd_, rows()), dx,
+                             kernels::Update::overwrite, parameters_.final_norm(behind_layers.view, behind_layers.begin), stream);
+  buffers_.end_gradients(last, behind_layers, exchange);
   for (std::int64_t layer = config_.layers - 1; layer >= 0; --layer) {
     const std::size_t section = ParameterTable::section_of_layer(layer);
-    const TensorView gradients = begin_section(section, stream);
-    layer_backward(context(layer, stream), parameters_.layer(layer, weights),
-                   parameters_.layer(layer, gradients, parameters_.sections()[section].begin), input(layer), dx);
-    if (by_section_) take(section, gradients);
+    const auto weights = buffers_.weights_of(section, exchange);
+    const auto gradients = buffers_.begin_gradients(section, stream);
+    layer_backward(context(layer, stream), parameters_.layer(layer, weights.view, weights.begin),
+                   parameters_.layer(layer, gradients.view, gradients.begin), input(layer), dx);
+    buffers_.end_gradients(section, gradients, exchange);
   }
-  kernels::embedding_backward(batch_->tokens, dx, parameters_.embedding(of_embedding), stream);
-  if (by_section_) take(0, of_embedding);
+  kernels::embedding_backward(batch_->tokens, dx, parameters_.embedding(of_embedding.view), stream);
+  buffers_.end_gradients(0, of_embedding, exchange);
   return loss_sum;
 }
 

@@ -1,13 +1,12 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <vector>
 
 #include "parallel/train/config.h"
 #include "parallel/train/data/batch.h"
+#include "parallel/train/model/buffers.h"
 #include "parallel/train/model/layer.h"
 #include "parallel/train/model/mixer.h"
 #include "parallel/train/model/parameters.h"
@@ -19,35 +18,37 @@ namespace periplus::train {
 /// Rows whose logits exist at a time: on a device as many as fit some 256 MiB, so that it is busy.
 std::int64_t loss_rows(std::int64_t vocabulary, Device device);
 
-/// A Llama-shaped language model, whose layers mix tokens as model.pattern says, on one rank of a context-parallel group: all weights, this
-/// rank's rows of the activations.
+/// What a model keeps. The numbers are the same.
+struct ModelStorage {
+  bool hidden = false;    ///< Backward finds gate and up of all layers instead of computing them again.
+  bool gradients = true;  ///< Of all parameters. Else of the embedding, one layer, and what is behind the layers.
+  bool weights = true;    ///< The same.
+};
+
+/// A Llama-shaped language model, whose layers mix tokens as model.pattern says, on one rank of a context-parallel group: all weights
+/// (unless it fetches them), this rank's rows of the activations.
 class Model {
  public:
-  /// keeps_hidden: backward finds gate and up of all layers instead of computing them again; the numbers are the same.
-  /// gradients_by_section: there is no buffer for all of them, only what backward has not handed on yet.
-  Model(const ModelConfig& config, DType dtype, const Memory& memory, bool keeps_hidden = false, bool gradients_by_section = false);
+  Model(const ModelConfig& config, DType dtype, const Memory& memory, const ModelStorage& storage = {});
   Model(const Model&) = delete;  // mixers refer to the configuration
   Model& operator=(const Model&) = delete;
 
   const ModelConfig& config() const noexcept { return config_; }
   const ParameterTable& parameters() const noexcept { return parameters_; }
-  /// All weights, flat, in the storage type. Uninitialised until somebody fills them.
-  TensorView weights() const { return weights_; }
-  /// All gradients, flat, in the accumulator type: this rank's part of the sum over ranks. Empty by section.
-  TensorView gradients() const { return gradients_; }
-  void zero_gradients(StreamView stream) { fill_zero(gradients_, stream); }
+  /// All weights, flat, in the storage type. Uninitialised until somebody fills them; empty if they are fetched.
+  TensorView weights() const { return buffers_.weights(); }
+  /// All gradients, flat, in the accumulator type: this rank's part of the sum over ranks. Empty if they are taken.
+  TensorView gradients() const { return buffers_.gradients(); }
+  void zero_gradients(StreamView stream) { fill_zero(gradients(), stream); }
 
   /// Plans the distributed operators for a batch, which must live until the next plan: one for each kind of layer. Collective.
   void plan(const Batch& batch, const Planning& planning);
 
   /// Sum of the losses (nats) of this rank's labels of the planned batch. Collective.
-  double loss(StreamView stream);
+  double loss(StreamView stream, const SectionExchange& exchange = {});
   /// The same, and adds to gradients() those of the mean loss over the labels of all ranks: summed over ranks, never
   /// averaged, they are its gradient. Collective.
-  double loss_and_gradients(StreamView stream) { return loss_and_gradients({}, stream); }
-  /// By section: takes the gradients of a section of parameters, flat, of this batch alone, as soon as they are complete.
-  using TakeSection = std::function<void(std::size_t section, ConstTensorView gradients)>;
-  double loss_and_gradients(const TakeSection& take, StreamView stream);
+  double loss_and_gradients(StreamView stream, const SectionExchange& exchange = {});
 
   /// Forward and backward operations of a row, all ranks, recomputation not counted: 6 per matrix weight and token, and
   /// what the mixers add.
@@ -67,19 +68,15 @@ class Model {
   LayerContext context(std::int64_t layer, StreamView stream) const;
   /// [rows, hidden]: input of a layer; behind the last one its output.
   TensorView input(std::int64_t layer) const { return top(inputs_.at(static_cast<std::size_t>(layer)), rows()); }
-  void forward_layers(StreamView stream);
-  double output_loss(TensorView dnormed, TensorView dhead, StreamView stream);
-  /// Where the gradients of a section go; by section zeroed first.
-  TensorView begin_section(std::size_t section, StreamView stream) const;
+  void forward_layers(StreamView stream, const SectionExchange& exchange);
+  double output_loss(TensorView dnormed, TensorView dhead, StreamView stream, const SectionExchange& exchange);
 
   ModelConfig config_;
   DType dtype_;
   Memory memory_;
-  bool keeps_hidden_, by_section_;
+  bool keeps_hidden_;
   ParameterTable parameters_;
-  Tensor weights_;
-  Tensor gradients_;
-  std::array<Tensor, 3> section_gradients_;     // by section: of the embedding, of one layer, and of what is behind them
+  ParameterBuffers buffers_;
   std::int64_t capacity_ = -1;                  // rows the activations below have room for; kept from step to step
   std::vector<std::unique_ptr<Mixer>> mixers_;  // one for each kind of layer
   std::vector<Mixing> mixing_;                  // by layer

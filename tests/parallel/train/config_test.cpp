@@ -79,7 +79,7 @@ TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
          c.model.rope_scaling = "llama3", c.model.rope_factor = 2, c.model.rope_original_context = 4096;
          c.model.rope_turns = {4, 1};
        }},
-      {"parallel.zero_stage is 3; it must be 1 or 2", [](Config& c) { c.parallel.zero_stage = 3; }},
+      {"parallel.zero_stage is 4; it must be 1, 2 or 3", [](Config& c) { c.parallel.zero_stage = 4; }},
       {"parallel.zero_stage is 2; it must be 1 with parallel.planner flexible",
        [](Config& c) {
          c.parallel.planner = "flexible";

@@ -53,7 +53,7 @@ inline Gradients run(const ModelConfig& config, const Row& row, LayoutKind kind,
   comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
     const Stream stream([communicator] { communicator.progress(); });
     const Memory memory;
-    Model model(config, DType::f64, memory, keeps_hidden);
+    Model model(config, DType::f64, memory, {.hidden = keeps_hidden});
     fill_weights(model, 8);
     if (change) change(model.weights().span<double>());
     const Batch batch = shard_row(row.tokens, row.cu_seqlens, kind, communicator.size(), communicator.rank());

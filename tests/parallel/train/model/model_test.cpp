@@ -75,7 +75,7 @@ std::int64_t activation_bytes(const Row& row, int ranks, bool keeps_hidden = fal
   comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
     const Stream stream([communicator] { communicator.progress(); });
     const Memory memory;
-    Model model(tiny_model(true), DType::f32, memory, keeps_hidden);
+    Model model(tiny_model(true), DType::f32, memory, {.hidden = keeps_hidden});
     fill_zero(model.weights());
     const auto before = static_cast<std::int64_t>(memory.account().current_bytes());
     const Batch batch = shard_row(row.tokens, row.cu_seqlens, LayoutKind::document_zigzag, communicator.size(), communicator.rank());
