@@ -174,6 +174,7 @@ class Scan {
   }
   void pack_values(std::int64_t chunk) {
     const HeadRows<const S> v = t_.v.of(chunk);
+    const std::int64_t width = t_.width_v;
     const auto of_row = [&](const float* f) { return splat(kDecay == DecayOf::rows ? t_.value_scale / *f : t_.value_scale); };
     for (std::int64_t pair = 0; pair < rows(chunk) / 2; ++pair) {
       const std::int64_t row = pair / 16 * 32 + pair % 16;
@@ -181,14 +182,15 @@ class Scan {
       const float *first_f = factor(chunk, row), *second_f = factor(chunk, row + 16);
       const Vec first_factor = of_row(first_f), second_factor = of_row(second_f);
       bfloat16* to = on_.values + row / 32 * kTile + row % 32 * 32;
-      for (std::int64_t e = 0; e < t_.width_v; e += kLanes) {
-        if (e % 32 == 0) {
-          fetch_next(first + e, v.stride);
-          fetch_next(second + e, v.stride);
+      for (std::int64_t e = 0; e < width; e += 32) {
+        fetch_next(first + e, v.stride);
+        fetch_next(second + e, v.stride);
+        for (std::int64_t half = 0; half < 2; ++half, to += kSteps * kTile) {
+          const std::int64_t column = e + half * kLanes;
+          const Vec low = load(first + column) * value_factor(first_f, first_factor, column);
+          const Vec high = load(second + column) * value_factor(second_f, second_factor, column);
+          store_bits(to, Vec(Unit::pair(low, high)));
         }
-        const Vec low = load(first + e) * value_factor(first_f, first_factor, e);
-        const Vec high = load(second + e) * value_factor(second_f, second_factor, e);
-        store_bits(to + e / 16 * kSteps * kTile, Vec(Unit::pair(low, high)));
       }
     }
   }
