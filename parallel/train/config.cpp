@@ -177,8 +177,6 @@ void check_planner(const ModelConfig& model, const ParallelConfig& parallel) {
     require(parallel.machine.empty(), "parallel.machine", parallel.machine, "left out: only a parallel.planner asks for it");
     return;
   }
-  require(parallel.zero_stage == 1, "parallel.zero_stage", parallel.zero_stage,
-          fmt::format("1 with parallel.planner {}, where not all ranks take part in each micro-batch", parallel.planner));
   require(parallel.attention.digest() == AttentionOptions().digest(), "parallel.strategy", parallel.attention.strategy,
           fmt::format("left out, with all that belongs to it: parallel.planner {} chooses for each group", parallel.planner));
   const std::string used = model.pattern_of_layers();

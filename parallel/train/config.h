@@ -64,7 +64,7 @@ struct ParallelConfig {
   std::string planner = "none";
   /// What ranks share out. 1: optimizer states; every rank sums up its gradients of all parameters, in the accumulator type, before they
   /// are summed over ranks once a step. 2: gradients too: a rank has those of one layer at a time, which are summed over ranks for every
-  /// row while backward runs. 3: weights too, which are gathered layer by layer, forward and backward. 2 and 3 not with a planner.
+  /// row while backward runs. 3: weights too, which are gathered layer by layer, forward and backward.
   std::int64_t zero_stage = 1;
   std::string machine = {};  ///< What the planner plans for: a name or a file; empty: this machine, measured.
 };

@@ -93,20 +93,26 @@ planner::Model planner_model(const Config& config, DType dtype, const simulate::
   model.seconds_per_micro_batch = std::max(0.0, start), model.seconds_per_pair = std::max(0.0, pair);
   model.seconds_per_token = std::max(token, 6 * shape.weights() / machine.kernels.matmul_flops_per_second);
   model.activation_bytes = activation_bytes(config.run, shape, machine, dtype, longest);
-  // Master weights, two moments and the summed gradient.
-  model.state_bytes =
-      4.0 * static_cast<double>(ParameterTable(config.model).elements()) * static_cast<double>(size_of(accumulator_of(dtype)));
+  // Master weights, two moments and the summed gradient, and working weights that are shared out.
+  const double shared_weights = config.parallel.zero_stage == 3 ? static_cast<double>(size_of(dtype)) : 0;
+  model.state_bytes = (4.0 * static_cast<double>(size_of(accumulator_of(dtype))) + shared_weights) *
+                      static_cast<double>(ParameterTable(config.model).elements());
   return model;
 }
 
-double bytes_of_every_rank(const ModelConfig& model, DType dtype, Device device) {
-  const auto elements = static_cast<double>(ParameterTable(model).elements());
+double bytes_of_every_rank(const Config& config, DType dtype, Device device) {
+  const ModelConfig& model = config.model;
+  const ParameterTable parameters(model);
+  const auto all = static_cast<double>(parameters.elements());
+  const auto some = static_cast<double>(parameters.sections().front().elements + parameters.largest_layer() +
+                                        parameters.sections().back().elements);  // of ParameterBuffers
+  const double weights = config.parallel.zero_stage == 3 ? some : all, gradients = config.parallel.zero_stage >= 2 ? some : all;
   const auto storage = static_cast<double>(size_of(dtype)), accumulator = static_cast<double>(size_of(accumulator_of(dtype)));
   const auto hidden = static_cast<double>(model.hidden), ffn = static_cast<double>(model.ffn);
   const double row = hidden * (4 * storage + accumulator) + 4 * ffn * storage;  // LayerScratch
   const double logits = static_cast<double>(loss_rows(model.vocabulary, device) * model.vocabulary) * (storage + accumulator);
-  const double inbox = device.kind == DeviceKind::cuda ? std::min(elements * accumulator, static_cast<double>(kInboxBytes)) : 0;
-  return elements * (storage + accumulator) + inbox + static_cast<double>(tile_rows(device)) * row + logits;
+  const double inbox = device.kind == DeviceKind::cuda ? std::min(all * accumulator, static_cast<double>(kInboxBytes)) : 0;
+  return weights * storage + gradients * accumulator + inbox + static_cast<double>(tile_rows(device)) * row + logits;
 }
 
 planner::Machine with_all_degrees(planner::Machine machine) {
@@ -131,7 +137,7 @@ planner::Machine with_all_degrees(planner::Machine machine) {
 
 planner::CostModel planner_costs(const Config& config, DType dtype, const MachineDescription& machine, int ranks, Device device) {
   planner::Machine rest = with_all_degrees(machine.planner);
-  const double bytes = bytes_of_every_rank(config.model, dtype, device);
+  const double bytes = bytes_of_every_rank(config, dtype, device);
   if (rest.memory_bytes <= bytes) {
     throw InvalidArgument(fmt::format(
         "train: weights, gradients and temporaries of the model take {:.3g} bytes of every rank, and a device of machine {} has "

@@ -28,8 +28,8 @@ simulate::Shape simulated_shape(const ModelConfig& model, DType dtype);
 /// Errors: InvalidArgument where the simulator cannot do this.
 planner::Model planner_model(const Config& config, DType dtype, const simulate::Machine& machine);
 
-/// Bytes that every rank holds whatever it works on: weights, gradients and tiles of temporaries.
-double bytes_of_every_rank(const ModelConfig& model, DType dtype, Device device);
+/// Bytes that every rank holds whatever it works on: weights and gradients that are not shared out, and tiles of temporaries.
+double bytes_of_every_rank(const Config& config, DType dtype, Device device);
 
 /// The machine with groups of every size inside a node and of every number of whole nodes. A size that its file does not list has
 /// the all-to-all of the next larger one that it does.

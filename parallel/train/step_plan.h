@@ -22,7 +22,8 @@ struct StepGroup {
   std::vector<Piece> pieces;
 };
 
-/// Who does what in one training step. Groups of a micro-batch run side by side; ranks of no group go on to the next.
+/// Who does what in one training step. Groups of a micro-batch run side by side; ranks of no group go on to the next, or
+/// stand by with what they have of weights and gradients.
 struct StepPlan {
   std::vector<std::vector<StepGroup>> micro_batches;
   std::int64_t tokens = 0, labels = 0;  ///< Of the step: the loss is a mean over its labels.

@@ -258,7 +258,7 @@ class Run {
   struct Share {
     comm::Communicator group;
     std::optional<AttentionOptions> attention;
-    Batch batch;
+    std::optional<Batch> batch;  ///< Nothing: it stands by while others need what it has of weights and gradients.
   };
   /// Of this rank's shares.
   struct Sums {
@@ -273,14 +273,16 @@ class Run {
     all_or_none(communicator_, [&] {
       const TraceScope scope(tracer, "read pieces", Stream());
       for (const std::vector<StepGroup>& micro_batch : plan.micro_batches) {
+        const std::size_t before = shares.size();
         for (const StepGroup& of : micro_batch) {
           const int rank = communicator_.rank() - of.first_rank;
           if (rank < 0 || rank >= of.ranks) continue;
           shares.push_back({.group = communicator_.group(of.first_rank, of.ranks),
                             .attention = of.attention,
                             .batch = make_batch(corpus, of.pieces, layout_, of.ranks, rank)});
-          shares.back().batch.valid_labels = plan.labels;
+          shares.back().batch->valid_labels = plan.labels;
         }
+        if (shares.size() == before && shares_gradients()) shares.emplace_back();
       }
     });
     return shares;
@@ -289,14 +291,14 @@ class Run {
   void plan_model(const Share& share, Tracer* tracer) {
     // What the batch before enqueued still uses the plans that this one replaces.
     cuda::synchronize(stream_);
-    model_.plan(share.batch, {.communicator = share.group,
-                              .linear = config_.parallel.linear,
-                              .attention =
-                                  [&](char letter, const AttentionProblem& problem) {
-                                    return share.attention ? *share.attention : strategy_for(letter, problem);
-                                  },
-                              .tracer = tracer,
-                              .stream = stream_});
+    model_.plan(*share.batch, {.communicator = share.group,
+                               .linear = config_.parallel.linear,
+                               .attention =
+                                   [&](char letter, const AttentionProblem& problem) {
+                                     return share.attention ? *share.attention : strategy_for(letter, problem);
+                                   },
+                               .tracer = tracer,
+                               .stream = stream_});
   }
 
   void fetch_weights(std::size_t section, TensorView weights, Tracer* tracer) const {
@@ -306,7 +308,7 @@ class Run {
 
   /// update: of gradients that ranks share out.
   void train_on(const Share& share, kernels::Update update, Tracer* tracer, Sums& sums) {
-    plan_model(share, tracer);
+    if (share.batch) plan_model(share, tracer);
     const double before = communicator_.traffic().wait_seconds;
     const TraceScope scope(tracer, "forward and backward", stream_);
     double outside = 0;  // of mixers: nothing is computed meanwhile
@@ -321,10 +323,11 @@ class Run {
                                             const TraceScope summing(tracer, "sum gradients", stream_);
                                             optimizer_.sum(section, gradients, update, stream_);
                                           }};
+    if (!share.batch) return model_.stand_by(stream_, exchange);
     sums.loss += model_.loss_and_gradients(stream_, exchange);
     sums.waited += communicator_.traffic().wait_seconds - before - outside;
     sums.exposed += model_.exposed_seconds();
-    if (share.group.rank() == 0) sums.flops += model_.flops(share.batch);
+    if (share.group.rank() == 0) sums.flops += model_.flops(*share.batch);
   }
 
   StepMetrics run_step(std::int64_t step) {

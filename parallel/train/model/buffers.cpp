@@ -1,7 +1,5 @@
 #include "parallel/train/model/buffers.h"
 
-#include <algorithm>
-
 namespace periplus::train {
 
 ParameterBuffers::ParameterBuffers(const ParameterTable& parameters, DType dtype, const Memory& memory, bool all_weights,
@@ -20,10 +18,9 @@ ParameterBuffers::ParameterBuffers(const ParameterTable& parameters, DType dtype
 }
 
 ParameterBuffers::Places ParameterBuffers::make_places(DType dtype, const Memory& memory) const {
-  const std::span<const Section> sections = parameters_->sections(), layers = sections.subspan(1, sections.size() - 2);
+  const std::span<const Section> sections = parameters_->sections();
   const auto room = [&](std::int64_t elements) { return Tensor({elements}, dtype, memory); };
-  const std::int64_t largest_layer = std::ranges::max_element(layers, {}, &Section::elements)->elements;
-  return {room(sections.front().elements), room(largest_layer), room(sections.back().elements)};
+  return {room(sections.front().elements), room(parameters_->largest_layer()), room(sections.back().elements)};
 }
 
 ParameterBuffers::Part<ConstTensorView> ParameterBuffers::weights_of(std::size_t section, const SectionExchange& exchange) {

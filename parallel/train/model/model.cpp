@@ -121,6 +121,20 @@ double Model::loss_and_gradients(StreamView stream, const SectionExchange& excha
   return loss_sum;
 }
 
+// In the order of loss_and_gradients.
+void Model::stand_by(StreamView stream, const SectionExchange& exchange) {
+  buffers_.forget_weights();
+  const std::size_t last = parameters_.last_section();
+  for (std::size_t section = 0; section <= last; ++section) buffers_.weights_of(section, exchange);
+  const auto of_embedding = buffers_.begin_gradients(0, stream), behind_layers = buffers_.begin_gradients(last, stream);
+  buffers_.end_gradients(last, behind_layers, exchange);
+  for (std::size_t section = last - 1; section > 0; --section) {
+    buffers_.weights_of(section, exchange);
+    buffers_.end_gradients(section, buffers_.begin_gradients(section, stream), exchange);
+  }
+  buffers_.end_gradients(0, of_embedding, exchange);
+}
+
 double Model::flops(const Batch& batch) const {
   double flops = 6.0 * static_cast<double>(parameters_.matmul_elements()) * static_cast<double>(batch.layout.tokens());
   for (const Mixing& mixing : mixing_) flops += mixing.mixer->flops(batch);

@@ -49,6 +49,8 @@ class Model {
   /// The same, and adds to gradients() those of the mean loss over the labels of all ranks: summed over ranks, never
   /// averaged, they are its gradient. Collective.
   double loss_and_gradients(StreamView stream, const SectionExchange& exchange = {});
+  /// What a rank does that has no part in a batch of others: it fetches what they fetch, and leaves zeros. Collective.
+  void stand_by(StreamView stream, const SectionExchange& exchange);
 
   /// Forward and backward operations of a row, all ranks, recomputation not counted: 6 per matrix weight and token, and
   /// what the mixers add.

@@ -1,5 +1,6 @@
 #include "parallel/train/model/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -61,6 +62,11 @@ ParameterTable::ParameterTable(const ModelConfig& model) {
     add("lm_head.weight", {model.vocabulary, model.hidden}, Start::projection, model);
   }
   end_section();
+}
+
+std::int64_t ParameterTable::largest_layer() const noexcept {
+  const auto layers = sections().subspan(1, sections_.size() - 2);
+  return std::ranges::max_element(layers, {}, &Section::elements)->elements;
 }
 
 void ParameterTable::end_section() {

@@ -69,6 +69,8 @@ class ParameterTable {
   std::size_t last_section() const noexcept { return sections_.size() - 1; }
   static std::size_t section_of_layer(std::int64_t layer) { return static_cast<std::size_t>(layer) + 1; }
   std::size_t section_of_head() const noexcept { return head_ == 0 ? 0 : last_section(); }
+  /// Elements of the largest layer.
+  std::int64_t largest_layer() const noexcept;
 
   // Views of tensors in a flat buffer of all parameters, or of a section that begins at element `begin` of it.
 

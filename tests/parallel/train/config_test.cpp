@@ -80,11 +80,6 @@ TEST(Config, RefusesWhatCannotBeTrainedAndNamesTheKey) {
          c.model.rope_turns = {4, 1};
        }},
       {"parallel.zero_stage is 4; it must be 1, 2 or 3", [](Config& c) { c.parallel.zero_stage = 4; }},
-      {"parallel.zero_stage is 2; it must be 1 with parallel.planner flexible",
-       [](Config& c) {
-         c.parallel.planner = "flexible";
-         c.parallel.zero_stage = 2;
-       }},
       {"model.norm_epsilon is 0; it must be a positive number", [](Config& c) { c.model.norm_epsilon = 0; }},
       {"model.qk_norm is true; it must be left out: model.pattern 'D' has neither S nor W layers",
        [](Config& c) {

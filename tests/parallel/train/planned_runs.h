@@ -22,8 +22,7 @@ inline MachineDescription machine_for(const Config& config, DType dtype, int ran
   const planner::Model model = planner_model(config, dtype, simulated);
   planner::Machine& planned = machine.planner;
   planned.name = "test", planned.devices = planned.devices_per_node = ranks;
-  planned.memory_bytes =
-      bytes_of_every_rank(config.model, dtype, device) + model.state_bytes / ranks + model.activation_bytes * tokens_per_rank;
+  planned.memory_bytes = bytes_of_every_rank(config, dtype, device) + model.state_bytes / ranks + model.activation_bytes * tokens_per_rank;
   planned.link_bytes_per_second = planned.stream_bytes_per_second = planned.node_bytes_per_second = 1e7, planned.hop_seconds = 1e-5;
   return machine;
 }

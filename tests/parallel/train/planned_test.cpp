@@ -74,6 +74,22 @@ TEST_F(PlannedTraining, LossesAreThoseOfOneRankOnEachRow) {
   }
 }
 
+TEST_F(PlannedTraining, LossesDoNotDependOnWhatIsSharedOut) {
+  const std::vector<double> single = run(config("none", "f64"), 1).losses();
+  for (const std::string planner : {"static", "flexible"}) {
+    for (const std::int64_t stage : {2, 3}) {
+      for (const int ranks : {2, 3, 4}) {
+        SCOPED_TRACE(testing::Message() << planner << ", stage " << stage << ", " << ranks << " ranks");
+        Config planned = config(planner, "f64");
+        planned.parallel.zero_stage = stage;
+        const Outcome outcome = run(planned, ranks, false, 0, ranks < 3 ? 40 : 24);
+        ASSERT_EQ(outcome.steps.size(), single.size());
+        for (std::size_t i = 0; i < single.size(); ++i) EXPECT_NEAR(outcome.steps[i].loss, single[i], 1e-10) << "step " << i + 1;
+      }
+    }
+  }
+}
+
 TEST_F(PlannedTraining, LossesDoNotDependOnTheLayout) {
   const std::vector<double> single = run(config("none", "f64"), 1).losses();
   for (const char* layout : {"contiguous", "zigzag", "striped", "balanced"}) {
