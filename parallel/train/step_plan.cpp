@@ -47,6 +47,26 @@ planner::PlannerOptions without_deadline() {
 
 }  // namespace
 
+std::vector<Share> read_shares(const Corpus& corpus, const StepPlan& plan, LayoutKind layout, bool stand_by,
+                               const comm::Communicator& communicator) {
+  std::vector<Share> shares;
+  all_or_none(communicator, [&] {
+    for (const std::vector<StepGroup>& micro_batch : plan.micro_batches) {
+      const std::size_t before = shares.size();
+      for (const StepGroup& of : micro_batch) {
+        const int rank = communicator.rank() - of.first_rank;
+        if (rank < 0 || rank >= of.ranks) continue;
+        shares.push_back({.group = communicator.group(of.first_rank, of.ranks),
+                          .attention = of.attention,
+                          .batch = make_batch(corpus, of.pieces, layout, of.ranks, rank)});
+        shares.back().batch->valid_labels = plan.labels;
+      }
+      if (stand_by && shares.size() == before) shares.emplace_back();
+    }
+  });
+  return shares;
+}
+
 AttentionOptions options_of(const planner::Kind& kind) {
   using planner::Method;
   switch (kind.method) {

@@ -9,6 +9,8 @@
 #include "parallel/planner/planner.h"
 #include "parallel/problem.h"
 #include "parallel/train/config.h"
+#include "parallel/train/data/batch.h"
+#include "parallel/train/data/corpus.h"
 #include "parallel/train/data/packing.h"
 #include "parallel/train/planner_costs.h"
 #include "runtime/comm/communicator.h"
@@ -31,6 +33,18 @@ struct StepPlan {
   double gap = 0;                       ///< Of the prediction over the planner's lower bound.
   std::string found_by;
 };
+
+/// What a rank does in a micro-batch.
+struct Share {
+  comm::Communicator group;
+  std::optional<AttentionOptions> attention;  ///< Nothing: as the configuration says.
+  std::optional<Batch> batch;                 ///< Nothing: it stands by.
+};
+
+/// Of this rank, for every micro-batch in which it has a group, and the others too if `stand_by`. All of a step at once: afterwards no rank
+/// can fail alone for its data while others wait for it. Collective.
+std::vector<Share> read_shares(const Corpus& corpus, const StepPlan& plan, LayoutKind layout, bool stand_by,
+                               const comm::Communicator& communicator);
 
 /// Makes the plan of every step: rows_per_step packed rows over all ranks, one after the other, or what the planner makes of
 /// their pieces. Rank 0 plans step i + 1 beside step i, and sends plans as bytes; every rank checks what it got (planner/plan.h).

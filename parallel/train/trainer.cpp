@@ -14,9 +14,9 @@
 #include "parallel/train/agree.h"
 #include "parallel/train/checkpoint/checkpoint.h"
 #include "parallel/train/checkpoint/initial_weights.h"
-#include "parallel/train/data/batch.h"
 #include "parallel/train/data/corpus.h"
 #include "parallel/train/data/packing.h"
+#include "parallel/train/matrix_peak.h"
 #include "parallel/train/metrics.h"
 #include "parallel/train/model/model.h"
 #include "parallel/train/optimizer.h"
@@ -71,7 +71,8 @@ class Run {
         model_(config.model, dtype_, memory_,
                {.hidden = config.run.keeps_hidden(), .gradients = !shares_gradients(), .weights = !shares_weights()}),
         optimizer_(model_.parameters(), dtype_, communicator_, memory_, shares_weights()),
-        tracer_(communicator_.rank()) {
+        tracer_(communicator_.rank()),
+        peak_(options, dtype_, communicator_) {
     if (corpora_.validation) all_or_none(communicator_, [&] { validation_.emplace(config, *corpora_.validation); });
   }
 
@@ -83,7 +84,10 @@ class Run {
     describe();
     restore_or_initialise();
     on_rank0(communicator_, [&] { metrics_file_.emplace(directory_, result_.last_step); });
-    if (result_.last_step < config_.run.steps) measure_peak();
+    if (result_.last_step < config_.run.steps) {
+      cuda::synchronize(stream_);  // weights are on their way
+      peak_.measure(teller());
+    }
     while (result_.last_step < config_.run.steps && !result_.stopped_by_request) advance();
     if (validation_ && result_.steps_run == 0) validate_finished();
     if (config_.run.trace && result_.steps_run > 0) {
@@ -103,6 +107,10 @@ class Run {
   void say(fmt::format_string<Arguments...> pattern, Arguments&&... arguments) const {
     if (communicator_.rank() != 0 || !options_.on_message) return;
     options_.on_message(fmt::format(pattern, std::forward<Arguments>(arguments)...));
+  }
+
+  std::function<void(const std::string&)> teller() const {
+    return [this](const std::string& message) { say("{}", message); };
   }
 
   /// A step, and what is due after it.
@@ -226,24 +234,6 @@ class Run {
     say("checkpoint of step {} written to {}", saved_step_, (directory_ / "checkpoints").string());
   }
 
-  void measure_peak() {
-    if (!options_.measure_peak || dtype_ == DType::f64) return;
-    cuda::synchronize(stream_);       // weights are on their way
-    communicator_.barrier(Stream());  // ranks share cores and caches, or a GPU, in training too, so they measure at the same time
-    std::array<double, 1> peak = {options_.measure_peak(dtype_, options_.device)};
-    all_reduce(communicator_, peak, comm::Reduce::sum);
-    peak_flops_ = std::max(peak_flops_, peak[0]);
-    say("matrix peak of all ranks together: {:.1f} Gflop/s in {}", peak_flops_ * 1e-9, to_string(dtype_));
-  }
-
-  /// After a step with so many flops per second. Not on a GPU, where the step may have left no memory to measure in.
-  void correct_peak(double reached) {
-    if (peak_flops_ == 0 || reached <= peak_flops_ || options_.device.kind != DeviceKind::cpu) return;
-    say("a step was faster than the matrix peak, which others must have slowed: it is measured again");
-    measure_peak();
-    peak_flops_ = std::max(peak_flops_, reached);
-  }
-
   /// The options of softmax layers in this step; with strategy "auto" the choice is told whenever it changes.
   AttentionOptions strategy_for(char letter, const AttentionProblem& problem) {
     if (config_.parallel.attention.strategy != "auto") return config_.parallel.attention;
@@ -254,12 +244,6 @@ class Run {
     return std::move(choice.options);
   }
 
-  /// What this rank does in a micro-batch.
-  struct Share {
-    comm::Communicator group;
-    std::optional<AttentionOptions> attention;
-    std::optional<Batch> batch;  ///< Nothing: it stands by while others need what it has of weights and gradients.
-  };
   /// Of this rank's shares.
   struct Sums {
     double loss = 0;
@@ -267,25 +251,9 @@ class Run {
     double waited = 0, exposed = 0;  ///< Inside the model: blocked for messages, and with nothing to compute.
   };
 
-  /// All of a step at once: afterwards no rank can fail alone for its data while others wait for it.
-  std::vector<Share> read_shares(const Corpus& corpus, const StepPlan& plan, Tracer* tracer) {
-    std::vector<Share> shares;
-    all_or_none(communicator_, [&] {
-      const TraceScope scope(tracer, "read pieces", Stream());
-      for (const std::vector<StepGroup>& micro_batch : plan.micro_batches) {
-        const std::size_t before = shares.size();
-        for (const StepGroup& of : micro_batch) {
-          const int rank = communicator_.rank() - of.first_rank;
-          if (rank < 0 || rank >= of.ranks) continue;
-          shares.push_back({.group = communicator_.group(of.first_rank, of.ranks),
-                            .attention = of.attention,
-                            .batch = make_batch(corpus, of.pieces, layout_, of.ranks, rank)});
-          shares.back().batch->valid_labels = plan.labels;
-        }
-        if (shares.size() == before && shares_gradients()) shares.emplace_back();
-      }
-    });
-    return shares;
+  std::vector<Share> read_shares(const Corpus& corpus, const StepPlan& plan, Tracer* tracer) const {
+    const TraceScope scope(tracer, "read pieces", Stream());
+    return train::read_shares(corpus, plan, layout_, shares_gradients(), communicator_);
   }
 
   void plan_model(const Share& share, Tracer* tracer) {
@@ -339,7 +307,7 @@ class Run {
     }
     const double waited = communicator_.traffic().wait_seconds;
     const StepPlan plan = planner_.plan(step);
-    std::vector<Share> shares = read_shares(corpora_.training, plan, tracer);
+    const std::vector<Share> shares = read_shares(corpora_.training, plan, tracer);
     if (!shares_gradients()) model_.zero_gradients(stream_);
     Sums sums;
     for (const Share& share : shares) {
@@ -371,8 +339,8 @@ class Run {
     metrics.step_seconds = seconds_since(begin);
     metrics.tokens_per_second = static_cast<double>(metrics.tokens) / metrics.step_seconds;
     metrics.flops_per_second = totals[1] / metrics.step_seconds;
-    correct_peak(largest[2]);
-    metrics.mfu = peak_flops_ > 0 ? metrics.flops_per_second / peak_flops_ : 0;
+    peak_.correct(largest[2], teller());
+    metrics.mfu = peak_.flops() > 0 ? metrics.flops_per_second / peak_.flops() : 0;
     return metrics;
   }
 
@@ -448,10 +416,10 @@ class Run {
   ShardedAdamw optimizer_;
   std::optional<Validation> validation_;
   Tracer tracer_;
+  MatrixPeak peak_;
   std::optional<MetricsFile> metrics_file_;
   std::deque<double> last_losses_;
   std::map<char, std::uint64_t> chosen_;  // digest of what strategy auto stands for, by kind of layer
-  double peak_flops_ = 0;                 // of all ranks together; 0: not measured
   std::int64_t saved_step_ = -1;
   TrainResult result_;
 };
