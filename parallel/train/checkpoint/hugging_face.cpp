@@ -130,12 +130,21 @@ std::int64_t whole_number(const json& object, const char* key) {
   return value.get<std::int64_t>();
 }
 
+/// Where rotary positions are described: before transformers 5 in rope_scaling, since then in rope_parameters. If it finds both it
+/// takes the first, without the base in the other.
+std::string rope_key(const json& config) {
+  const json scaling = config.value("rope_scaling", json()), parameters = config.value("rope_parameters", json());
+  if (!scaling.is_null() && !parameters.is_null() && scaling != parameters)
+    throw InvalidArgument("rope_scaling and rope_parameters are both given and differ; leave one of them out");
+  return parameters.is_null() ? "rope_scaling" : "rope_parameters";
+}
+
 /// model.rope_* keys.
 Texts rope_of(const json& config) {
-  json rope = config.value("rope_scaling", json());
-  if (const auto parameters = config.find("rope_parameters"); parameters != config.end()) rope = *parameters;  // since transformers 5
+  const std::string from = rope_key(config);
+  json rope = config.value(from, json());
   if (rope.is_null()) rope = json::object();
-  const auto refuse = [&](const std::string& why) { return InvalidArgument(fmt::format("rope_scaling is {}, and {}", rope.dump(), why)); };
+  const auto refuse = [&](const std::string& why) { return InvalidArgument(fmt::format("{} is {}, and {}", from, rope.dump(), why)); };
   if (!rope.is_object()) throw refuse("no object");
   const std::string kind = rope.value("rope_type", rope.value("type", "default")), scaling = kind == "default" ? "none" : kind;
   Texts keys = {{"model.rope_theta", fmt::format("{}", rope.value("rope_theta", config.value("rope_theta", 10000.0)))},
@@ -154,9 +163,10 @@ Texts rope_of(const json& config) {
   if (scaling == "linear") return keys;
   const bool has_original = rope.contains(kOriginalContext);
   const std::int64_t original = has_original ? whole_number(rope, kOriginalContext) : whole_number(config, kContext);
-  if (scaling == "yarn" && has_original && factor * static_cast<double>(original) != config.at(kContext).get<double>())
-    throw refuse(fmt::format("{} is {}, which some versions of transformers divide by the original one for a factor", kContext,
-                             config.at(kContext).dump()));
+  const double context = factor * static_cast<double>(original);
+  if (scaling == "yarn" && has_original && from == "rope_scaling" && context != config.at(kContext).get<double>())
+    throw refuse(fmt::format("{} is {}, which some versions of transformers divide by the original one for a factor; make it {}", kContext,
+                             config.at(kContext).dump(), context));
   const std::vector<double> defaults = default_rope_turns(scaling);
   const std::vector<double> turns = {rope.value(low, defaults[0]), rope.value(high, defaults[1])};
   keys["model.rope_original_context"] = fmt::format("{}", original);

@@ -182,9 +182,17 @@ TEST_F(InitialWeights, MayHaveAnotherRotaryBaseAndOtherWindows) {
   config["max_position_embeddings"] = 32768;
   config["rope_scaling"] = {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 8192}, {"beta_fast", 16}};
   write_config(config);
-  EXPECT_EQ(load(),
-            (std::vector<std::string>{"model.rope_factor is 4 there and 0 here", "model.rope_original_context is 8192 there and 0 here",
-                                      "model.rope_scaling is yarn there and none here", "model.rope_turns is [1, 16] there and [] here"}));
+  const std::vector<std::string> remarks = {
+      "model.rope_factor is 4 there and 0 here", "model.rope_original_context is 8192 there and 0 here",
+      "model.rope_scaling is yarn there and none here", "model.rope_turns is [1, 16] there and [] here"};
+  EXPECT_EQ(load(), remarks);
+  config["rope_parameters"] = nullptr;
+  write_config(config);
+  EXPECT_EQ(load(), remarks);
+  // transformers 5 takes the factor as it is.
+  config["rope_parameters"] = config["rope_scaling"], config["rope_scaling"] = nullptr, config["max_position_embeddings"] = 8192;
+  write_config(config);
+  EXPECT_EQ(load(), remarks);
   config = llama_config();
   config["model_type"] = "mistral", config["sliding_window"] = 33;
   write_config(config);
@@ -245,7 +253,7 @@ TEST_F(InitialWeights, OfOtherModelsAreRefused) {
        [](json& c) {
          c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "llama3"}};
        }},
-      {R"(rope_scaling is {"rope_type":"dynamic"}, and only linear, llama3 and yarn)",
+      {R"(rope_parameters is {"rope_type":"dynamic"}, and only linear, llama3 and yarn)",
        [](json& c) {
          c["rope_parameters"] = {{"rope_type", "dynamic"}};
        }},
@@ -253,10 +261,15 @@ TEST_F(InitialWeights, OfOtherModelsAreRefused) {
        [](json& c) {
          c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "yarn"}, {"mscale", 0.707}};
        }},
-      {"max_position_embeddings is 4096, which some versions",
+      {"max_position_embeddings is 4096, which some versions of transformers divide by the original one for a factor; make it 8192;",
        [](json& c) {
          c["max_position_embeddings"] = 4096;
          c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "yarn"}, {"original_max_position_embeddings", 1024}};
+       }},
+      {"rope_scaling and rope_parameters are both given and differ; leave one of them out",
+       [](json& c) {
+         c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "linear"}};
+         c["rope_parameters"] = {{"rope_theta", 10000.0}, {"rope_type", "default"}};
        }},
       {"set model.norm_epsilon=1e-06", [](json& c) { c["rms_norm_eps"] = 1e-6; }},
       {"set model.norm_epsilon=1e-06", [](json& c) { c.erase("rms_norm_eps"); }},
