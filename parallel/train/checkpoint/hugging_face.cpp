@@ -113,8 +113,11 @@ struct Computed {
 
 /// Keys that have one value here.
 void require_computed(const json& config) {
-  const std::array<Computed, 4> only = {
-      {{"hidden_act", "silu", "silu"}, {"attention_bias", false, false}, {"mlp_bias", false, false}, {"pretraining_tp", 1, 1}}};
+  const std::array<Computed, 5> only = {{{"hidden_act", "silu", "silu"},
+                                         {"attention_bias", false, false},
+                                         {"mlp_bias", false, false},
+                                         {"pretraining_tp", 1, 1},
+                                         {"quantization_config", nullptr, nullptr}}};
   for (const auto& [key, here, unless_given] : only) {
     const json there = config.value(key, unless_given);
     if (there != here) throw InvalidArgument(fmt::format("{} is {}, and only {} is computed here", key, there.dump(), here.dump()));
@@ -184,7 +187,8 @@ std::int64_t whole_number(const json& config, const char* key, std::int64_t othe
 std::string letters_of(const json& config, const Family& family, std::size_t layers) {
   if (family.letters == "W") return std::string(layers, 'W');
   if (family.letters == "S" || !config.value("use_sliding_window", false)) return std::string(layers, 'S');
-  std::string letters(std::min(layers, static_cast<std::size_t>(whole_number(config, "max_window_layers", 28))), 'S');
+  const std::int64_t whole = std::max<std::int64_t>(whole_number(config, "max_window_layers", 28), 0);
+  std::string letters(std::min(layers, static_cast<std::size_t>(whole)), 'S');
   letters.resize(layers, 'W');
   const json types = config.value("layer_types", json());
   if (types.is_null()) return letters;

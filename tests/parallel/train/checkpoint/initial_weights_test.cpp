@@ -225,10 +225,12 @@ TEST_F(InitialWeights, OfQwen3HaveNormsOfHeadsAndWindowsWhereItHas) {
   config_.model.pattern = "WS", config_.model.window = 32;
   EXPECT_EQ(load(), std::vector<std::string>());
   config["layer_types"] = nullptr;
-  config["max_window_layers"] = 0;
-  write_config(config);
   config_.model.pattern = "W";
-  EXPECT_EQ(load(), std::vector<std::string>());
+  for (const int first : {0, -1}) {
+    config["max_window_layers"] = first;
+    write_config(config);
+    EXPECT_EQ(load(), std::vector<std::string>());
+  }
   config["sliding_window"] = nullptr;
   write_config(config);
   EXPECT_EQ(load(), (std::vector<std::string>{"model.pattern is S there and W here", "model.window is 0 there and 32 here"}));
@@ -270,6 +272,10 @@ TEST_F(InitialWeights, OfOtherModelsAreRefused) {
        [](json& c) {
          c["rope_scaling"] = {{"factor", 8.0}, {"rope_type", "linear"}};
          c["rope_parameters"] = {{"rope_theta", 10000.0}, {"rope_type", "default"}};
+       }},
+      {R"(quantization_config is {"quant_method":"fp8"}, and only null is computed here)",
+       [](json& c) {
+         c["quantization_config"] = {{"quant_method", "fp8"}};
        }},
       {"set model.norm_epsilon=1e-06", [](json& c) { c["rms_norm_eps"] = 1e-6; }},
       {"set model.norm_epsilon=1e-06", [](json& c) { c.erase("rms_norm_eps"); }},
