@@ -1,5 +1,7 @@
 #include "parallel/train/model/mixer.h"
 
+#include <map>
+
 #include "runtime/error.h"
 #include "tests/parallel/train/model/model_runs.h"
 
@@ -33,6 +35,24 @@ std::vector<ModelConfig> models() {
 
 std::string name_of(const ModelConfig& model) {
   return model.pattern + " " + model.gate + (model.qk_norm ? " qk_norm" : "") + (model.qkv_bias ? " qkv_bias" : "");
+}
+
+using Named = std::map<std::string, std::span<double>>;
+
+Named by_name(const ModelConfig& config, std::span<double> weights) {
+  const ParameterTable table(config);
+  Named named;
+  for (const Parameter& parameter : table.all()) {
+    named[parameter.name] = weights.subspan(static_cast<std::size_t>(parameter.offset), static_cast<std::size_t>(parameter.elements));
+  }
+  return named;
+}
+
+void scale_norms(const Named& weights, double factor) {
+  for (const auto& [name, values] : weights) {
+    if (!name.ends_with("norm.weight")) continue;
+    for (double& value : values) value *= factor;
+  }
 }
 
 /// Documents of one token, short ones, and one that spans all ranks.
@@ -70,6 +90,59 @@ TEST(Mixers, DocumentsOfARowAreAsIfAlone) {
     SCOPED_TRACE(name_of(model));
     const double apart = run(model, first, LayoutKind::contiguous, 1).loss * 8 + run(model, second, LayoutKind::contiguous, 1).loss * 22;
     EXPECT_NEAR(run(model, together, LayoutKind::zigzag, 3).loss * 30, apart, 1e-9);
+  }
+}
+
+/// Far above all squares, it alone is what norms divide by: four times of it, and twice the gains, are the same model.
+TEST(Mixers, EveryNormHasTheEpsilonOfTheModel) {
+  for (ModelConfig model : models()) {
+    SCOPED_TRACE(name_of(model));
+    const auto loss = [&](double epsilon) {
+      model.norm_epsilon = epsilon;
+      const auto change = [&](std::span<double> weights) { scale_norms(by_name(model, weights), std::sqrt(epsilon)); };
+      return run(model, mixed_row(), LayoutKind::contiguous, 1, false, change).loss;
+    };
+    EXPECT_NEAR(loss(4e8), loss(1e8), 1e-6);
+  }
+}
+
+/// Such norms are matrices. Then gains of heads, and biases as the column of a channel that is always 1, can be put into projections.
+TEST(Mixers, GainsAndBiasesAreOfTheHeadsTheyAreNamedFor) {
+  for (const char* pattern : {"S", "W"}) {
+    ModelConfig model = hybrid(pattern);
+    model.norm_epsilon = 1e8;
+    const auto prepare = [&](std::span<double> weights) {
+      const Named named = by_name(model, weights);
+      scale_norms(named, 1e4);
+      named.at("model.layers.0.input_layernorm.weight")[0] = 1e4;
+      const auto columns = static_cast<std::size_t>(model.hidden);
+      for (const auto& [name, values] : named) {
+        const bool projection = name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") || name.ends_with("v_proj.weight");
+        if (!projection && name != "model.embed_tokens.weight") continue;
+        for (std::size_t i = 0; i < values.size(); i += columns) values[i] = projection ? 0 : 1;
+      }
+      return named;
+    };
+    std::map<std::string, std::vector<double>> added;
+    model.qk_norm = model.qkv_bias = true;
+    const double apart = run(model, mixed_row(), LayoutKind::contiguous, 1, false, [&](std::span<double> weights) {
+                           for (const auto& [name, values] : prepare(weights)) added[name].assign(values.begin(), values.end());
+                         }).loss;
+    model.qk_norm = model.qkv_bias = false;
+    const auto put_in = [&](std::span<double> weights) {
+      const Named named = prepare(weights);
+      for (const std::string role : {"q", "k", "v"}) {
+        const std::string of = "model.layers.0.self_attn." + role;
+        const std::span<double> projection = named.at(of + "_proj.weight");
+        for (std::size_t i = 0; i < projection.size(); ++i) {
+          const std::size_t row = i / static_cast<std::size_t>(model.hidden), channel = row % static_cast<std::size_t>(model.head_size);
+          if (i % static_cast<std::size_t>(model.hidden) == 0) projection[i] = added.at(of + "_proj.bias")[row];
+          if (role != "v") projection[i] *= added.at(of + "_norm.weight")[channel] / 1e4;
+        }
+      }
+    };
+    EXPECT_NEAR(run(model, mixed_row(), LayoutKind::contiguous, 1, false, put_in).loss, apart, 1e-6);
+    EXPECT_GT(std::abs(run(model, mixed_row(), LayoutKind::contiguous, 1, false, prepare).loss - apart), 1e-3);
   }
 }
 
