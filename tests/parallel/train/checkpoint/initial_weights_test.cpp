@@ -225,6 +225,9 @@ TEST_F(InitialWeights, OfQwen3HaveNormsOfHeadsAndWindowsWhereItHas) {
   config_.model.pattern = "WS", config_.model.window = 32;
   EXPECT_EQ(load(), std::vector<std::string>());
   config["layer_types"] = nullptr;
+  config.erase("max_window_layers");
+  write_config(config);
+  EXPECT_EQ(load(), (std::vector<std::string>{"model.pattern is S there and WS here", "model.window is 0 there and 32 here"}));
   config_.model.pattern = "W";
   for (const int first : {0, -1}) {
     config["max_window_layers"] = first;

@@ -200,6 +200,14 @@ TEST(Mixers, ParametersOfEachKindAreNamedAndStartAsTheyShould) {
     EXPECT_LE(step, 0.1000001);
   }
   EXPECT_EQ(initial_values(*by_name.at("model.layers.1.mixer.D"), 1), std::vector<double>(2, 1));
+  ModelConfig biased = hybrid("S");
+  biased.qkv_bias = true;
+  const ParameterTable of_biased(biased);
+  for (const Parameter& parameter : of_biased.all()) {
+    if (!parameter.name.ends_with("bias")) continue;
+    EXPECT_FALSE(parameter.decays());
+    EXPECT_EQ(initial_values(parameter, 1), std::vector<double>(static_cast<std::size_t>(parameter.elements)));
+  }
 }
 
 TEST(Mixers, FlopsCountMatricesTapsAndStates) {
