@@ -19,6 +19,7 @@ namespace periplus::train {
 namespace {
 
 constexpr double kFinalShare = 0.1;
+constexpr std::int64_t kAlignedElements = 64;  // slices begin at multiples: kernels then read and write 16 bytes at a time
 
 /// Of a parameter, what one part of a shard holds.
 struct Piece {
@@ -82,7 +83,8 @@ ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm
   if (memory.device().kind == DeviceKind::cuda) {
     const std::int64_t others = communicator_.size() - 1;
     const auto room = static_cast<std::int64_t>(inbox_bytes / size_of(accumulator)) / std::max<std::int64_t>(1, others);
-    inbox_ = Tensor({others, std::min(shards_.largest_part(), room)}, accumulator, memory);
+    const std::int64_t needed = (shards_.largest_part() + kAlignedElements - 1) / kAlignedElements;
+    inbox_ = Tensor({others, kAlignedElements * std::clamp<std::int64_t>(room / kAlignedElements, 1, needed)}, accumulator, memory);
   }
 }
 

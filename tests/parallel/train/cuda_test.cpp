@@ -169,7 +169,7 @@ TEST_F(TrainerOnCuda, GradientsAreSummedSliceBySlice) {
       for (std::int64_t i = 0; i < table.elements(); ++i)
         host.view().span<float>()[static_cast<std::size_t>(i)] = gradient_of(communicator.rank(), i);
       const Tensor gradients = to_device(host, Memory(kDevice), stream);
-      for (const std::size_t inbox : {1000, 1 << 20}) {
+      for (const std::size_t inbox : {4, 1000, 1 << 20}) {
         ShardedAdamw optimizer(table, DType::f32, communicator, Memory(kDevice), false, inbox);
         optimizer.sum(gradients, stream);
         const Tensor sum = to_host(optimizer.gradient(), stream);
