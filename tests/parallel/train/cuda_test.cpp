@@ -188,13 +188,21 @@ TEST_F(TrainerOnCuda, GradientsAreSummedSliceBySlice) {
 
 TEST_F(TrainerOnCuda, LossesOfEveryZeroStageAreThoseOfTheCpu) {
   for (const char* dtype : {"f64", "bf16"}) {
-    const Outcome on_cpu = run_on({}, config(dtype), 1);
-    for (const int stage : {2, 3}) {
-      for (const int ranks : {1, 2, 3}) {
-        SCOPED_TRACE(testing::Message() << dtype << ", stage " << stage << ", " << ranks << " ranks");
-        Config shared = config(dtype);
-        shared.parallel.zero_stage = stage;
-        expect_close(run_on(kDevice, shared, ranks), on_cpu, tolerance_of(dtype));
+    for (const int rows : {1, 3}) {
+      const auto shared = [&](int stage) {
+        Config on = config(dtype);
+        on.parallel.zero_stage = stage, on.data.rows_per_step = rows;
+        on.model.tie_embeddings = rows == 1;
+        on.data.validation_paths = {(folder_ / "corpus/7.txt").string()};
+        on.run.validate_every = 1, on.run.steps = 4;
+        return on;
+      };
+      const Outcome on_cpu = run_on({}, shared(1), 1);
+      for (const int stage : {2, 3}) {
+        for (const int ranks : {1, 2, 3}) {
+          SCOPED_TRACE(testing::Message() << dtype << ", " << rows << " rows, stage " << stage << ", " << ranks << " ranks");
+          expect_close(run_on(kDevice, shared(stage), ranks), on_cpu, tolerance_of(dtype));
+        }
       }
     }
   }

@@ -90,6 +90,23 @@ TEST_F(PlannedTraining, LossesDoNotDependOnWhatIsSharedOut) {
   }
 }
 
+TEST_F(PlannedTraining, ThePlannerKnowsWhatEveryStageSpares) {
+  constexpr int kRanks = 2;
+  const auto bytes_of = [&](std::int64_t stage) {
+    Config planned = config("static", "bf16");
+    planned.model.layers = 3, planned.parallel.zero_stage = stage, planned.run.steps = 1;
+    const MachineDescription machine = machine_for(planned, DType::bf16, kRanks, 40);
+    const double expected =
+        bytes_of_every_rank(planned, DType::bf16, {}) + planner_model(planned, DType::bf16, machine.simulated).state_bytes / kRanks;
+    return std::pair(expected, static_cast<double>(run(planned, kRanks).result.state_bytes));
+  };
+  const auto [expected, held] = bytes_of(1);
+  for (const std::int64_t stage : {2, 3}) {
+    const auto [expected_then, held_then] = bytes_of(stage);
+    EXPECT_NEAR(expected - expected_then, held - held_then, 1024) << stage;
+  }
+}
+
 TEST_F(PlannedTraining, LossesDoNotDependOnTheLayout) {
   const std::vector<double> single = run(config("none", "f64"), 1).losses();
   for (const char* layout : {"contiguous", "zigzag", "striped", "balanced"}) {

@@ -134,6 +134,27 @@ TEST_F(Trainer, SharingOutGradientsAndWeightsSparesMemoryAndChangesNoLoss) {
   }
 }
 
+/// Over links so slow that messages of gradients and weights take most of a step.
+TEST_F(Trainer, WaitingForSharedWeightsAndGradientsIsExposed) {
+  constexpr double kRate = 4e6;
+  Config config = tiny_config(folder_.path());
+  config.model.layers = 3, config.model.ffn = 240;
+  config.parallel.zero_stage = 3, config.run.steps = 2;
+  double exposed = 0;
+  comm::run_thread_ranks(2,
+                         [&](const comm::Communicator& communicator) {
+                           TrainOptions options{.measure_peak = {}, .on_step = {}, .on_message = {}};
+                           if (communicator.rank() == 0)
+                             options.on_step = [&](const StepMetrics& metrics) { exposed = metrics.exposed_comm_seconds; };
+                           train(config, options, communicator);
+                         },
+                         {.links = comm::Links{{.bytes_per_second = kRate}}});
+  // A rank receives half of all weights, of the layers but the last again, and of all gradients.
+  const ParameterTable parameters(config.model);
+  const std::int64_t elements = (2 * parameters.elements() + (config.model.layers - 1) * parameters.sections()[1].elements) / 2;
+  EXPECT_GT(exposed, 0.95 * 4 * static_cast<double>(elements) / kRate);
+}
+
 TEST_F(Trainer, LossesOfHybridsDoNotDependOnRanksLayoutOrStrategy) {
   Config config = tiny_config(folder_.path());
   config.run.dtype = "f64";

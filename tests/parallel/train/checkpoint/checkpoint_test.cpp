@@ -1,5 +1,6 @@
 #include "parallel/train/checkpoint/checkpoint.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <gtest/gtest.h>
@@ -115,6 +116,19 @@ TEST_F(Checkpoint, HoldsWholeTensorsOnceUnderHuggingFaceNames) {
   for (const Parameter& parameter : table.all()) {
     for (const std::string prefix : {"", "optimizer.exp_avg.", "optimizer.exp_avg_sq."})
       EXPECT_EQ(found.at(prefix + parameter.name), parameter.shape);
+  }
+}
+
+TEST_F(Checkpoint, FilesOfTheRanksAreOfSimilarLength) {
+  Config config = config_in("run");
+  config.model.tie_embeddings = false;
+  for (const int ranks : {2, 3, 5}) {
+    config.run.directory = (folder_ / std::to_string(ranks)).string();
+    run_training(config, ranks);
+    const Manifest manifest = read_manifest(checkpoint_folder(config, 8));
+    const auto [shortest, longest] = std::ranges::minmax(manifest.files, {}, &Manifest::File::bytes);
+    const std::uint64_t largest_tensor = 3 * 4 * 256 * 16, headers = 8192;  // f32, and two moments
+    EXPECT_LE(longest.bytes - shortest.bytes, largest_tensor + headers) << ranks;
   }
 }
 

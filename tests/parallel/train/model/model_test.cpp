@@ -1,5 +1,6 @@
 #include "parallel/train/model/model.h"
 
+#include <algorithm>
 #include <atomic>
 
 #include <gtest/gtest.h>
@@ -58,6 +59,50 @@ TEST(Model, KeptHiddenValuesGiveTheSameBits) {
       EXPECT_EQ(kept.loss, again.loss);
       EXPECT_EQ(kept.values, again.values);
     }
+  }
+}
+
+/// What is asked of the other ranks, in the order in which it is; and what comes of it.
+TEST(Model, WeightsAreFetchedBeforeTheirUseAndGradientsTakenWhenTheyAreComplete) {
+  const Row row = make_row({1, 9, 37});
+  const Batch batch = shard_row(row.tokens, row.cu_seqlens, LayoutKind::contiguous, 1, 0);
+  const Stream stream;
+  const Memory memory;
+  for (const bool tied : {true, false}) {
+    ModelConfig config = tiny_model(tied);
+    config.layers = 3;
+    Model whole(config, DType::f64, memory), parts(config, DType::f64, memory, {.gradients = false, .weights = false});
+    fill_weights(whole, 8);
+    whole.plan(batch, {});
+    parts.plan(batch, {});
+    const Tensor taken({parts.parameters().elements()}, DType::f64, memory);
+    std::string order;
+    const auto of = [&](std::size_t section, TensorView flat) {
+      const Section& part = parts.parameters().sections()[section];
+      return flat.slice(0, part.begin, part.elements);
+    };
+    const SectionExchange exchange = {.fetch =
+                                          [&](std::size_t section, TensorView weights) {
+                                            order += " fetch " + std::to_string(section);
+                                            copy(of(section, whole.weights()), weights);
+                                          },
+                                      .take =
+                                          [&](std::size_t section, ConstTensorView gradients) {
+                                            order += " take " + std::to_string(section);
+                                            copy(gradients, of(section, taken));
+                                          }};
+    const std::string expected = " fetch 0 fetch 1 fetch 2 fetch 3 fetch 4 take 4 take 3 fetch 2 take 2 fetch 1 take 1 take 0";
+    const double loss = whole.loss_and_gradients(stream);
+    for (int batches = 0; batches < 2; ++batches) {
+      order.clear();
+      EXPECT_EQ(parts.loss_and_gradients(stream, exchange), loss);
+      EXPECT_EQ(order, expected);
+      EXPECT_TRUE(std::ranges::equal(taken.view().span<double>(), whole.gradients().span<double>()));
+    }
+    order.clear();
+    parts.stand_by(stream, exchange);
+    EXPECT_EQ(order, expected);
+    EXPECT_EQ(std::ranges::count(taken.view().span<double>(), 0.0), parts.parameters().elements());
   }
 }
 
