@@ -92,7 +92,7 @@ Training training_of(const train::Config& config, int ranks, std::span<const tra
   if (config.run.keeps_hidden()) training.recompute = simulate::Recompute::but_hidden;
   training.zero = static_cast<int>(config.parallel.zero_stage);
   training.context = ranks, training.layout = layout_kind_from_string(config.parallel.layout), training.tiled_loss = true;
-  training.gradient_bytes = sizeof(float), training.gradients_last = true;
+  training.gradient_bytes = sizeof(float), training.exposed_collectives = true;
   training.attention = config.parallel.attention, training.linear = config.parallel.linear;
   return training;
 }

@@ -183,6 +183,9 @@ class Run {
     gathered_[layer] = background_;
     count_background(weight_bytes_);
   }
+  void begin_gather_beside(int layer) {
+    if (!training_.exposed_collectives) begin_gather(layer);
+  }
   void take_gathered(int layer) {
     if (training_.zero < 3) return;
     if (!gathered_.contains(layer)) begin_gather(layer);
@@ -191,7 +194,7 @@ class Run {
   }
   /// Gradients of a layer, summed over all that share its weights: at once with ZeRO-2 and 3, with the last micro-batch otherwise.
   void reduce_gradients() {
-    if (sharers_ == 1 || training_.gradients_last || (training_.zero < 2 && !last_micro_batch_)) return;
+    if (sharers_ == 1 || training_.exposed_collectives || (training_.zero < 2 && !last_micro_batch_)) return;
     reduce(weight_bytes_);
   }
   /// bytes: of weights.
@@ -209,7 +212,7 @@ class Run {
 
   void forward(int layer) {
     take_gathered(layer);
-    if (layer + 1 < shape_.layers) begin_gather(layer + 1);
+    if (layer + 1 < shape_.layers) begin_gather_beside(layer + 1);
     exchange_activations(1);
     compute(fmt::format("qkv {}", layer), [&](double rows) { return dense_.before(rows); });
     attend(layer, Pass::forward);
@@ -219,7 +222,7 @@ class Run {
 
   void backward(int layer) {
     take_gathered(layer);
-    if (layer > 0) begin_gather(layer - 1);
+    if (layer > 0) begin_gather_beside(layer - 1);
     if (training_.recompute != Recompute::none) {
       compute(fmt::format("qkv {} again", layer), [&](double rows) { return dense_.before(rows); });
       if (training_.recompute == Recompute::all) {
@@ -244,7 +247,7 @@ class Run {
 
   /// What is left of the gradients, the optimizer, and new weights with ZeRO-1 and 2; then the host, if it is slower.
   void finish() {
-    if (training_.gradients_last && sharers_ > 1) reduce(shape_.weights() * shape_.element_bytes / training_.tensor);
+    if (training_.exposed_collectives && sharers_ > 1) reduce(shape_.weights() * shape_.element_bytes / training_.tensor);
     wait_until(background_, "gradients");
     wait_until(*std::ranges::max_element(now_), "others");
     const double weights = shape_.weights() / training_.tensor / (training_.zero >= 1 ? sharers_ : 1);

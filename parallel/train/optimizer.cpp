@@ -22,15 +22,15 @@ constexpr double kFinalShare = 0.1;
 constexpr std::int64_t kAlignedElements = 64;  // slices begin at multiples: kernels then read and write 16 bytes at a time
 
 /// Of a parameter, what one part of a shard holds.
-struct Piece {
+struct OwnPart {
   const Parameter* parameter;
   std::int64_t begin;   // flat
   std::int64_t offset;  // in the shard
   std::int64_t count;
 };
 
-std::vector<Piece> pieces_of(const ParameterTable& parameters, std::span<const Shards::Part> parts) {
-  std::vector<Piece> pieces;
+std::vector<OwnPart> pieces_of(const ParameterTable& parameters, std::span<const Shards::Part> parts) {
+  std::vector<OwnPart> pieces;
   for (const Shards::Part& part : parts) {
     for (const Parameter& parameter : parameters.all()) {
       const std::int64_t from = std::max(part.begin, parameter.offset);
@@ -42,9 +42,9 @@ std::vector<Piece> pieces_of(const ParameterTable& parameters, std::span<const S
 }
 
 /// Neighbours that decay alike become one: a kernel takes them together.
-std::vector<Piece> runs_of_equal_decay(const std::vector<Piece>& pieces) {
-  std::vector<Piece> runs;
-  for (const Piece& piece : pieces) {
+std::vector<OwnPart> runs_of_equal_decay(const std::vector<OwnPart>& pieces) {
+  std::vector<OwnPart> runs;
+  for (const OwnPart& piece : pieces) {
     const bool follows = !runs.empty() && runs.back().begin + runs.back().count == piece.begin;
     if (follows && runs.back().parameter->decays() == piece.parameter->decays()) {
       runs.back().count += piece.count;
@@ -101,7 +101,7 @@ void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
   const bool on_cpu = stream.device().kind == DeviceKind::cpu;
   const Tensor staged = on_cpu ? Tensor() : Tensor(master_.shape(), master_.dtype(), Memory());
   const TensorView values = on_cpu ? master() : staged.view();
-  const std::vector<Piece> pieces = pieces_of(*parameters_, own_parts());
+  const std::vector<OwnPart> pieces = pieces_of(*parameters_, own_parts());
 #pragma omp parallel for schedule(dynamic)
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     const auto& [parameter, begin, offset, count] = pieces[i];
@@ -199,7 +199,7 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
   kernels::AdamwOptions options{.learning_rate = learning_rate, .beta1 = config.betas[0], .beta2 = config.betas[1]};
   options.step = step;
   options.gradient_scale = gradient_scale;
-  for (const Piece& run : runs_of_equal_decay(pieces_of(*parameters_, own_parts()))) {
+  for (const OwnPart& run : runs_of_equal_decay(pieces_of(*parameters_, own_parts()))) {
     options.weight_decay = run.parameter->decays() ? config.weight_decay : 0.0;
     const auto of = [&](const Tensor& shard) { return shard.view().slice(0, run.offset, run.count); };
     kernels::adamw(of(master_), of(exp_avg_), of(exp_avg_sq_), of(gradient_), working(run.begin, run.offset, run.count, weights), options,
@@ -211,7 +211,7 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
 void ShardedAdamw::throw_not_finite(std::int64_t step, StreamView stream) const {
   const Tensor gradient = to_host(gradient_, stream);
   std::string name;
-  for (const Piece& piece : pieces_of(*parameters_, own_parts())) {
+  for (const OwnPart& piece : pieces_of(*parameters_, own_parts())) {
     if (name.empty() && !all_finite(gradient.view().slice(0, piece.offset, piece.count))) name = piece.parameter->name;
   }
   const std::vector<std::string> names = communicator_.all_gather_bytes(name, Stream());

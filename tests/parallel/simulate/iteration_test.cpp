@@ -212,17 +212,21 @@ TEST(Iteration, TensorParallelMatricesMoveActivations) {
   EXPECT_NEAR(iteration.ranks[0].collective_wait, iteration.link_bytes / 1e9 - beside, 1e-9);
 }
 
-TEST(Iteration, GradientsThatAreSummedLastAreExposed) {
+TEST(Iteration, CollectivesThatNothingIsComputedBesideAreExposed) {
   Training training = over(2, 4096);
   training.zero = 1;
   const Shape shape = small_shape();
   const Machine machine = even_machine(2, 2);
   const Iteration beside = simulate_iteration(shape, machine, training);
-  training.gradients_last = true, training.gradient_bytes = 4;
+  training.exposed_collectives = true, training.gradient_bytes = 4;
   const Iteration last = simulate_iteration(shape, machine, training);
   const double sum = gather_seconds(machine, 2, shape.weights() * 4), weights = gather_seconds(machine, 2, shape.weights() * 2);
   EXPECT_GT(last.seconds, beside.seconds);
   for (const RankShare& rank : last.ranks) EXPECT_NEAR(rank.collective_wait, sum + weights, 1e-9);
+  training.zero = 3;
+  const double layer = gather_seconds(machine, 2, shape.layer_weights() * 2);
+  for (const RankShare& rank : simulate_iteration(shape, machine, training).ranks)
+    EXPECT_NEAR(rank.collective_wait, sum + 2 * shape.layers * layer, 1e-9);
 }
 
 /// Makespan of a plan whose steps compute nothing.
