@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
-#include <numeric>
 #include <string>
 
 #include <fmt/format.h>
@@ -21,35 +20,30 @@ namespace {
 constexpr double kFinalShare = 0.1;
 constexpr std::int64_t kAlignedElements = 64;  // slices begin at multiples: kernels then read and write 16 bytes at a time
 
-/// Of a parameter, what one part of a shard holds.
-struct OwnPart {
+/// Of a parameter, what a rank's shard holds.
+struct OwnTensor {
   const Parameter* parameter;
-  std::int64_t begin;   // flat
-  std::int64_t offset;  // in the shard
-  std::int64_t count;
+  Shards::Part part;
 };
 
-std::vector<OwnPart> pieces_of(const ParameterTable& parameters, std::span<const Shards::Part> parts) {
-  std::vector<OwnPart> pieces;
-  for (const Shards::Part& part : parts) {
-    for (const Parameter& parameter : parameters.all()) {
-      const std::int64_t from = std::max(part.begin, parameter.offset);
-      const std::int64_t to = std::min(part.begin + part.count, parameter.offset + parameter.elements);
-      if (from < to) pieces.push_back({&parameter, from, part.offset + from - part.begin, to - from});
-    }
+std::vector<OwnTensor> own_tensors(const ParameterTable& parameters, const Shards& shards, int rank) {
+  std::vector<OwnTensor> own;
+  for (const Parameter& parameter : parameters.all()) {
+    const Shards::Part part = shards.held(rank, parameter.offset, parameter.elements);
+    if (part.count > 0) own.push_back({&parameter, part});
   }
-  return pieces;
+  return own;
 }
 
 /// Neighbours that decay alike become one: a kernel takes them together.
-std::vector<OwnPart> runs_of_equal_decay(const std::vector<OwnPart>& pieces) {
-  std::vector<OwnPart> runs;
-  for (const OwnPart& piece : pieces) {
-    const bool follows = !runs.empty() && runs.back().begin + runs.back().count == piece.begin;
-    if (follows && runs.back().parameter->decays() == piece.parameter->decays()) {
-      runs.back().count += piece.count;
+std::vector<OwnTensor> runs_of_equal_decay(const std::vector<OwnTensor>& tensors) {
+  std::vector<OwnTensor> runs;
+  for (const OwnTensor& tensor : tensors) {
+    const bool follows = !runs.empty() && runs.back().part.begin + runs.back().part.count == tensor.part.begin;
+    if (follows && runs.back().parameter->decays() == tensor.parameter->decays()) {
+      runs.back().part.count += tensor.part.count;
     } else {
-      runs.push_back(piece);
+      runs.push_back(tensor);
     }
   }
   return runs;
@@ -101,11 +95,11 @@ void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
   const bool on_cpu = stream.device().kind == DeviceKind::cpu;
   const Tensor staged = on_cpu ? Tensor() : Tensor(master_.shape(), master_.dtype(), Memory());
   const TensorView values = on_cpu ? master() : staged.view();
-  const std::vector<OwnPart> pieces = pieces_of(*parameters_, own_parts());
+  const std::vector<OwnTensor> tensors = own_tensors(*parameters_, shards_, communicator_.rank());
 #pragma omp parallel for schedule(dynamic)
-  for (std::size_t i = 0; i < pieces.size(); ++i) {
-    const auto& [parameter, begin, offset, count] = pieces[i];
-    start(*parameter, begin - parameter->offset, values.slice(0, offset, count));
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto& [parameter, part] = tensors[i];
+    start(*parameter, part.begin - parameter->offset, values.slice(0, part.offset, part.count));
   }
   if (!on_cpu) upload(values, master(), stream);
   fill_zero(exp_avg_, stream);
@@ -113,14 +107,13 @@ void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
 }
 
 void ShardedAdamw::publish(TensorView weights, StreamView stream) const {
-  for (const Shards::Part& part : own_parts())
-    kernels::copy(as_row(own(master_, part)), as_row(working(part.begin, part.offset, part.count, weights)), stream);
+  for (const Shards::Part& part : own_parts()) kernels::copy(as_row(own(master_, part)), as_row(working(part, weights)), stream);
   gather(weights, stream);
 }
 
 /// Where the working weights of a part of the shard go.
-TensorView ShardedAdamw::working(std::int64_t begin, std::int64_t offset, std::int64_t count, const TensorView& weights) const {
-  return weights_.empty() ? weights.slice(0, begin, count) : weights_.view().slice(0, offset, count);
+TensorView ShardedAdamw::working(const Shards::Part& part, const TensorView& weights) const {
+  return weights_.empty() ? weights.slice(0, part.begin, part.count) : own(weights_, part);
 }
 
 void ShardedAdamw::gather_section(std::size_t section, TensorView weights, StreamView stream) const {
@@ -199,10 +192,9 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
   kernels::AdamwOptions options{.learning_rate = learning_rate, .beta1 = config.betas[0], .beta2 = config.betas[1]};
   options.step = step;
   options.gradient_scale = gradient_scale;
-  for (const OwnPart& run : runs_of_equal_decay(pieces_of(*parameters_, own_parts()))) {
-    options.weight_decay = run.parameter->decays() ? config.weight_decay : 0.0;
-    const auto of = [&](const Tensor& shard) { return shard.view().slice(0, run.offset, run.count); };
-    kernels::adamw(of(master_), of(exp_avg_), of(exp_avg_sq_), of(gradient_), working(run.begin, run.offset, run.count, weights), options,
+  for (const auto& [parameter, part] : runs_of_equal_decay(own_tensors(*parameters_, shards_, communicator_.rank()))) {
+    options.weight_decay = parameter->decays() ? config.weight_decay : 0.0;
+    kernels::adamw(own(master_, part), own(exp_avg_, part), own(exp_avg_sq_, part), own(gradient_, part), working(part, weights), options,
                    stream);
   }
   gather(weights, stream);
@@ -211,8 +203,8 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
 void ShardedAdamw::throw_not_finite(std::int64_t step, StreamView stream) const {
   const Tensor gradient = to_host(gradient_, stream);
   std::string name;
-  for (const OwnPart& piece : pieces_of(*parameters_, own_parts())) {
-    if (name.empty() && !all_finite(gradient.view().slice(0, piece.offset, piece.count))) name = piece.parameter->name;
+  for (const auto& [parameter, part] : own_tensors(*parameters_, shards_, communicator_.rank())) {
+    if (name.empty() && !all_finite(own(gradient, part))) name = parameter->name;
   }
   const std::vector<std::string> names = communicator_.all_gather_bytes(name, Stream());
   std::string where = "the norm overflows although every element is finite";

@@ -68,7 +68,7 @@ class ShardedAdamw {
   void sum_slice(std::size_t section, ConstTensorView gradients, std::int64_t first, kernels::Update update, StreamView stream);
   std::int64_t inbox_slice() const { return inbox_.shape()[1]; }
   TensorView own(const Tensor& shard, const Shards::Part& part) const { return shard.view().slice(0, part.offset, part.count); }
-  TensorView working(std::int64_t begin, std::int64_t offset, std::int64_t count, const TensorView& weights) const;
+  TensorView working(const Shards::Part& part, const TensorView& weights) const;
   void gather(TensorView weights, StreamView stream) const;
 
   const ParameterTable* parameters_;

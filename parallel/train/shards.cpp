@@ -32,15 +32,19 @@ std::vector<std::int64_t> Shards::counts(std::size_t section) const {
 
 std::int64_t Shards::largest_part() const { return std::ranges::max_element(parts_, {}, &Part::count)->count; }
 
-std::vector<Shards::Part> Shards::owners(std::int64_t begin, std::int64_t count) const {
+Shards::Part Shards::held(int rank, std::int64_t begin, std::int64_t count) const {
   // Parts of rank 0 start where their sections do.
   const std::span<const Part> firsts = of_rank(0);
   const auto section = static_cast<std::size_t>(std::ranges::upper_bound(firsts, begin, {}, &Part::begin) - firsts.begin()) - 1;
+  const Part& whole = part(section, rank);
+  const std::int64_t from = std::max(begin, whole.begin), to = std::min(begin + count, whole.begin + whole.count);
+  return {rank, from, std::max<std::int64_t>(to - from, 0), whole.offset + from - whole.begin};
+}
+
+std::vector<Shards::Part> Shards::owners(std::int64_t begin, std::int64_t count) const {
   std::vector<Part> found;
   for (int rank = 0; rank < ranks_; ++rank) {
-    const Part& whole = part(section, rank);
-    const std::int64_t from = std::max(begin, whole.begin), to = std::min(begin + count, whole.begin + whole.count);
-    if (from < to) found.push_back({rank, from, to - from, whole.offset + from - whole.begin});
+    if (const Part part = held(rank, begin, count); part.count > 0) found.push_back(part);
   }
   return found;
 }

@@ -30,7 +30,9 @@ class Shards {
   std::vector<std::int64_t> counts(std::size_t section) const;
   /// Of the largest part of all.
   std::int64_t largest_part() const;
-  /// What holds elements [begin, begin + count) of one section, in ascending order, without empty parts.
+  /// What the rank holds of elements [begin, begin + count), which are of one section; of count 0 if nothing.
+  Part held(int rank, std::int64_t begin, std::int64_t count) const;
+  /// What all ranks hold of them, in ascending order, without empty parts.
   std::vector<Part> owners(std::int64_t begin, std::int64_t count) const;
 
  private:

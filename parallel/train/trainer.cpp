@@ -9,7 +9,7 @@
 
 #include <fmt/format.h>
 
-#include "kernels/matmul.h"
+#include "kernels/attention.h"
 #include "parallel/choose.h"
 #include "parallel/train/agree.h"
 #include "parallel/train/checkpoint/checkpoint.h"

@@ -257,14 +257,13 @@ void read_shard(const fs::path& checkpoint, const std::map<std::string, std::str
   std::map<std::string, SafetensorsFile> open;
   const int self = optimizer.communicator().rank();
   for (const Parameter& parameter : optimizer.parameters().all()) {
-    for (const Shards::Part& part : optimizer.shards().owners(parameter.offset, parameter.elements)) {
-      if (part.rank != self) continue;
-      for (const State& state : states.all()) {
-        const std::string name = std::string(state.prefix) + parameter.name;
-        const SafetensorsFile& file = open.try_emplace(file_of.at(name), checkpoint / file_of.at(name)).first->second;
-        const ConstTensorView whole = file.view(name).reshape({parameter.elements});
-        copy(whole.slice(0, part.begin - parameter.offset, part.count), state.shard.slice(0, part.offset, part.count));
-      }
+    const Shards::Part part = optimizer.shards().held(self, parameter.offset, parameter.elements);
+    if (part.count == 0) continue;
+    for (const State& state : states.all()) {
+      const std::string name = std::string(state.prefix) + parameter.name;
+      const SafetensorsFile& file = open.try_emplace(file_of.at(name), checkpoint / file_of.at(name)).first->second;
+      const ConstTensorView whole = file.view(name).reshape({parameter.elements});
+      copy(whole.slice(0, part.begin - parameter.offset, part.count), state.shard.slice(0, part.offset, part.count));
     }
   }
 }

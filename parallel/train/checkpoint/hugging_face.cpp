@@ -69,17 +69,15 @@ json windows_of(const Family& family, const std::string& letters, std::int64_t w
 std::string hugging_face_config(const Manifest& manifest, DType dtype) {
   const auto text = [&](const std::string& key) -> const std::string& { return manifest.config.at(key); };
   const auto value = [&](const std::string& key) { return json::parse(text(key)); };
-  const std::string& scaling = text("model.rope_scaling");
+  const std::string &scaling = text("model.rope_scaling"), &pattern = text("model.pattern");
   std::string letters;
-  for (std::size_t layer = 0; layer < value("model.layers"); ++layer)
-    letters += text("model.pattern")[layer % text("model.pattern").size()];
+  for (std::size_t layer = 0, layers = value("model.layers"); layer < layers; ++layer) letters += pattern[layer % pattern.size()];
   const auto family = std::ranges::find_if(kFamilies, [&](const Family& it) {
     return letters.find_first_not_of(it.letters) == letters.npos && value("model.qk_norm") == it.qk_norm &&
            value("model.qkv_bias") == it.qkv_bias;
   });
   if (family == kFamilies.end()) return {};
-  const auto end = manifest.config.find("data.document_end");  // older manifests have none
-  const std::int64_t document_end = end == manifest.config.end() ? -1 : std::stoll(end->second);
+  const std::int64_t document_end = value("data.document_end");
   json config = {{"architectures", json::array({family->causal_lm})},
                  {"model_type", family->type},
                  {"num_hidden_layers", value("model.layers")},

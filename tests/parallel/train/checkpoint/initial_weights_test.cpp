@@ -68,12 +68,10 @@ class InitialWeights : public testing::Test {
       if (communicator.rank() == 0) remarks = said;
       const auto master = optimizer.master().span<float>();
       for (const Parameter& parameter : parameters.all()) {
-        for (const Shards::Part& part : optimizer.shards().owners(parameter.offset, parameter.elements)) {
-          if (part.rank != communicator.rank()) continue;
-          for (std::int64_t i = 0; i < part.count; ++i) {
-            ASSERT_EQ(master[static_cast<std::size_t>(part.offset + i)], value_of(parameter, part.begin - parameter.offset + i))
-                << parameter.name << " " << i;
-          }
+        const Shards::Part part = optimizer.shards().held(communicator.rank(), parameter.offset, parameter.elements);
+        for (std::int64_t i = 0; i < part.count; ++i) {
+          ASSERT_EQ(master[static_cast<std::size_t>(part.offset + i)], value_of(parameter, part.begin - parameter.offset + i))
+              << parameter.name << " " << i;
         }
       }
     });
