@@ -71,10 +71,8 @@ int estimate_command(Arguments arguments) {
   const simulate::Shape shape = load_shape(model);
   const simulate::Machine machine = load_simulated_machine(machine_name, kernels);
   const simulate::Estimate estimate = simulate::estimate(shape, machine, options);
-  nlohmann::ordered_json json{{"fits", !estimate.candidates.empty()},
-                              {"candidates", nlohmann::ordered_json::array()},
-                              {"longest_tokens", estimate.longest},
-                              {"longest_tokens_with_host", estimate.longest_on_host}};
+  nlohmann::ordered_json json{
+      {"fits", !estimate.candidates.empty()}, {"candidates", nlohmann::ordered_json::array()}, {"longest_tokens", estimate.longest}};
   if (estimate.candidates.empty()) {
     say(table, fmt::format("{} with {} tokens does not fit {}", shape.name, options.tokens, machine.name));
   } else {
@@ -85,10 +83,7 @@ int estimate_command(Arguments arguments) {
     show(table, shape, machine, candidate);
     json["candidates"].push_back(to_json(shape, machine, candidate));
   }
-  say(table,
-      fmt::format(
-          "longest sequence over all devices: {} tokens in {} each{}", estimate.longest, bytes_text(machine.memory_bytes),
-          estimate.longest_on_host > 0 ? fmt::format("; {} with checkpoints and optimizer on the host", estimate.longest_on_host) : ""));
+  say(table, fmt::format("longest sequence over all devices: {} tokens in {} each", estimate.longest, bytes_text(machine.memory_bytes)));
   print_result(table, json);
   return estimate.candidates.empty() ? kFailedCheck : kOk;
 }

@@ -8,6 +8,7 @@
 
 #include "launch/bench/statistics.h"
 #include "launch/commands.h"
+#include "launch/progress.h"
 #include "launch/ranks.h"
 #include "launch/train_options.h"
 #include "parallel/simulate/iteration.h"
@@ -20,8 +21,6 @@
 
 namespace periplus::launch {
 namespace {
-
-using simulate::Training;
 
 train::Manifest manifest_of(const std::string& folder) {
   const auto checkpoint = train::newest_checkpoint(folder);
@@ -68,13 +67,15 @@ simulate::Shape shape_of(const train::Config& config) {
 struct Step {
   std::int64_t number = 0;
   int ranks = 1;
-  double measured = 0, simulated = 0;
+  double measured = 0;
+  double measured_bytes = 0;  ///< The most that a rank has held up to this step.
+  double simulated = 0;
 };
 
 std::vector<Step> measured_steps(const std::string& folder) {
   std::vector<Step> steps;
   for (const train::StepMetrics& step : train::read_metrics(folder)) {
-    if (step.step_seconds > 0) steps.push_back({.number = step.step, .ranks = step.ranks, .measured = step.step_seconds});
+    if (step.step_seconds > 0) steps.push_back({step.step, step.ranks, step.step_seconds, static_cast<double>(step.peak_memory_bytes)});
   }
   if (steps.size() < 2)
     throw InvalidArgument(
@@ -83,18 +84,10 @@ std::vector<Step> measured_steps(const std::string& folder) {
   return steps;
 }
 
-Training training_of(const train::Config& config, int ranks, std::span<const train::Piece> row) {
-  Training training;
-  for (const train::Piece& piece : row) {
-    training.documents.push_back(piece.length);
-    training.tokens += piece.length;
-  }
-  if (config.run.keeps_hidden()) training.recompute = simulate::Recompute::but_hidden;
-  training.zero = static_cast<int>(config.parallel.zero_stage);
-  training.context = ranks, training.layout = layout_kind_from_string(config.parallel.layout), training.tiled_loss = true;
-  training.gradient_bytes = sizeof(float), training.exposed_collectives = true;
-  training.attention = config.parallel.attention, training.linear = config.parallel.linear;
-  return training;
+std::vector<std::int64_t> lengths_of(std::span<const train::Piece> row) {
+  std::vector<std::int64_t> lengths;
+  for (const train::Piece& piece : row) lengths.push_back(piece.length);
+  return lengths;
 }
 
 }  // namespace
@@ -116,17 +109,27 @@ int compare_with_run(const OptionTable& table, const std::string& folder, const 
   const train::Packing packing(config.data.packing, corpus.lengths(), config.data.context);
   train::RowOrder order(packing, config.run.seed);
   std::vector<double> errors;
+  double measured_bytes = 0, simulated_bytes = 0;
   say(table, fmt::format("{:>6} {:>12} {:>12} {:>8}", "step", "measured s", "simulated s", "ratio"));
   for (Step& step : steps) {
-    const Training training = training_of(config, step.ranks, packing.row(order.row_of_step(step.number)));
-    step.simulated = simulate::simulate_iteration(shape, machine, training).seconds;
+    const std::vector<std::int64_t> documents = lengths_of(packing.row(order.row_of_step(step.number)));
+    const simulate::Iteration iteration =
+        simulate::simulate_iteration(shape, machine, train::simulated_training(config, step.ranks, documents));
+    step.simulated = iteration.seconds;
+    measured_bytes = std::max(measured_bytes, step.measured_bytes), simulated_bytes = std::max(simulated_bytes, iteration.memory.total());
     errors.push_back(std::abs(step.simulated / step.measured - 1));
     say(table,
         fmt::format("{:>6} {:>12.5f} {:>12.5f} {:>8.3f}", step.number, step.measured, step.simulated, step.simulated / step.measured));
   }
   const double error = bench::median(errors);
   say(table, fmt::format("median error of {} steps: {:.1f} %", steps.size(), 100 * error));
-  nlohmann::json json{{"median_error", error}, {"steps", nlohmann::json::array()}};
+  simulated_bytes *= static_cast<double>(size_of(dtype_from_string(config.run.dtype))) / shape.element_bytes;  // twice for f64
+  say(table, fmt::format("memory of a rank: {} measured, {} simulated, ratio {:.3f}", bytes_text(measured_bytes),
+                         bytes_text(simulated_bytes), simulated_bytes / measured_bytes));
+  nlohmann::json json{{"median_error", error},
+                      {"measured_bytes", measured_bytes},
+                      {"simulated_bytes", simulated_bytes},
+                      {"steps", nlohmann::json::array()}};
   for (const Step& step : steps)
     json["steps"].push_back({{"step", step.number}, {"measured", step.measured}, {"simulated", step.simulated}});
   print_result(table, json);

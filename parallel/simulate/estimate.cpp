@@ -18,7 +18,7 @@ bool fits(const Shape& shape, const Machine& machine, const Training& training, 
 /// From the least recomputation and ZeRO stage on, those that fit as far as is known before attention is planned.
 std::vector<Training> fitted(const Shape& shape, const Machine& machine, Training training) {
   std::vector<Training> result;
-  for (const Recompute recompute : kRecomputes) {
+  for (const Recompute recompute : {Recompute::but_hidden, Recompute::but_attention}) {
     for (const int zero : {1, 2, 3}) {
       training.recompute = recompute, training.zero = zero;
       if (fits(shape, machine, training)) result.push_back(training);
@@ -48,7 +48,8 @@ bool has_softmax(const Shape& shape) { return shape.pattern.find('S') != std::st
 Training start(const Shape& shape, const EstimateOptions& options, int devices, int context) {
   Training training;
   training.tokens = options.tokens, training.micro_batches = options.micro_batches;
-  training.context = context, training.replicas = devices / context, training.tiled_loss = true;
+  training.context = context, training.replicas = devices / context;
+  training.by_section = training.tiled_ffn = training.tiled_loss = true;
   if (!has_softmax(shape)) training.layout = LayoutKind::contiguous;  // a state passes once through each rank
   return training;
 }
@@ -106,16 +107,12 @@ Estimate estimate(const Shape& shape, const Machine& machine, const EstimateOpti
   }
   std::ranges::stable_sort(result.candidates, std::greater(), [](const Candidate& c) { return c.iteration.tokens_per_second(c.training); });
   Training most = start(shape, options, devices, devices);
-  most.zero = 3, most.recompute = Recompute::all;
+  most.zero = 3;
   // Workspaces of strategies differ little beside the rest; nothing is known of it where nothing fits.
   const double workspace = result.candidates.empty() ? 0
                                                      : result.candidates.front().iteration.workspace *
                                                            result.candidates.front().training.context / static_cast<double>(options.tokens);
   result.longest = longest_that_fits(shape, machine, most, workspace);
-  if (machine.host_bytes_per_second > 0) {
-    most.checkpoints_on_host = most.optimizer_on_host = true;
-    result.longest_on_host = longest_that_fits(shape, machine, most, workspace);
-  }
   return result;
 }
 

@@ -22,14 +22,13 @@ struct Candidate {
 
 struct Estimate {
   std::vector<Candidate> candidates;  ///< By falling tokens/s; empty: no way fits.
-  std::int64_t longest = 0;           ///< Tokens of a sequence over all devices that fit in device memory.
-  std::int64_t longest_on_host = 0;   ///< The same with checkpoints and optimizer on the host; 0: the machine's file knows no host.
+  std::int64_t longest = 0;           ///< Tokens of a sequence over all devices that fit.
 };
 
-/// How fast a model trains on a machine with sequences of a length: which strategy, over how many ranks, what is computed again
+/// How fast our trainer trains a model on a machine with sequences of a length: which strategy, over how many ranks, what is computed again
 /// and what ZeRO splits. Of the degrees that fit, powers of two and all devices, up to kMostContext, the least and the next two doublings
-/// are simulated, with each strategy and the least recomputation and ZeRO stage that fit; the other devices are replicas. The
-/// loss runs in tiles, as in our trainer.
+/// are simulated, with each strategy and the least recomputation and ZeRO stage that fit; the other devices are replicas. Not
+/// counted: tiles of rows, some 2 GB of a device for a model of 8 B parameters.
 ///
 /// Errors   InvalidArgument as simulate_iteration.
 /// Cost     Some ten simulated iterations: 1 s for 64 devices.

@@ -184,7 +184,7 @@ class Run {
     count_background(weight_bytes_);
   }
   void begin_gather_beside(int layer) {
-    if (!training_.exposed_collectives) begin_gather(layer);
+    if (!training_.by_section) begin_gather(layer);
   }
   void take_gathered(int layer) {
     if (training_.zero < 3) return;
@@ -194,12 +194,12 @@ class Run {
   }
   /// Gradients of a layer, summed over all that share its weights: at once with ZeRO-2 and 3, with the last micro-batch otherwise.
   void reduce_gradients() {
-    if (sharers_ == 1 || training_.exposed_collectives || (training_.zero < 2 && !last_micro_batch_)) return;
+    if (sharers_ == 1 || training_.by_section || (training_.zero < 2 && !last_micro_batch_)) return;
     reduce(weight_bytes_);
   }
   /// bytes: of weights.
   void reduce(double bytes) {
-    if (training_.gradient_bytes > 0) bytes *= static_cast<double>(training_.gradient_bytes) / shape_.element_bytes;
+    if (training_.by_section) bytes *= static_cast<double>(sizeof(float)) / shape_.element_bytes;
     const int times = training_.zero == 0 ? 2 : 1;
     const double once = gather_seconds(machine_, sharers_, bytes, training_.tensor);
     background_ = std::max(background_, *std::ranges::max_element(now_)) + times * once;
@@ -247,7 +247,7 @@ class Run {
 
   /// What is left of the gradients, the optimizer, and new weights with ZeRO-1 and 2; then the host, if it is slower.
   void finish() {
-    if (training_.exposed_collectives && sharers_ > 1) reduce(shape_.weights() * shape_.element_bytes / training_.tensor);
+    if (training_.by_section && sharers_ > 1) reduce(shape_.weights() * shape_.element_bytes / training_.tensor);
     wait_until(background_, "gradients");
     wait_until(*std::ranges::max_element(now_), "others");
     const double weights = shape_.weights() / training_.tensor / (training_.zero >= 1 ? sharers_ : 1);

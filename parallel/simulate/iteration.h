@@ -40,10 +40,11 @@ struct Training {
   AttentionOptions attention;     ///< Of S layers. strategy "auto": see estimate.h.
   LinearAttentionOptions linear;  ///< Of L layers.
   Recompute recompute = Recompute::but_attention;
-  int zero = 1;            ///< Stage 0 to 3 (algorithms.md 10.6), over context x replicas.
-  int gradient_bytes = 0;  ///< Of an element, when gradients are summed; 0: as the model's elements.
-  /// Nothing is computed beside them: a layer's weights are gathered when it comes, and gradients are summed after backward.
-  bool exposed_collectives = false;
+  int zero = 1;  ///< Stage 0 to 3 (algorithms.md 10.6), over context x replicas.
+  /// As our trainer: gradients are made in f32 and summed into a shard of their own, and nothing is computed beside collectives: weights
+  /// of a section (the embedding, a layer, what is behind the layers) are gathered when it comes. Else as others: gradients have the
+  /// model's elements, and the next layer's weights and the last one's gradients move beside compute.
+  bool by_section = false;
   double optimizer_bytes = 12;       ///< Of a weight beside itself and its gradient: master weight and two moments.
   bool optimizer_on_host = false;    ///< Master weights and moments take no device memory.
   bool checkpoints_on_host = false;  ///< What layers keep for backward goes to the host and comes back.

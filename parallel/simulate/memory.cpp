@@ -10,7 +10,17 @@ namespace {
 
 constexpr double kF32 = 4;
 
+/// Of our trainer, which holds either all or the embedding, one layer and what is behind the layers.
+double state_bytes_by_section(const Shape& shape, const Training& training) {
+  const double all = shape.weights() / training.tensor, some = all - (shape.layers - 1) * shape.layer_weights() / training.tensor;
+  const double shard = training.zero >= 1 ? all / (training.context * training.replicas) : all;
+  const double weights = training.zero >= 3 ? some + shard : all, gradients = training.zero >= 2 ? some : all;
+  const double optimizer = training.optimizer_on_host ? 0 : training.optimizer_bytes;
+  return shape.element_bytes * weights + kF32 * (gradients + shard) + optimizer * shard;
+}
+
 double state_bytes(const Shape& shape, const Training& training) {
+  if (training.by_section) return state_bytes_by_section(shape, training);
   const double weights = shape.weights() / training.tensor, sharers = training.context * training.replicas;
   const double weight = shape.element_bytes / (training.zero >= 3 ? sharers : 1);
   const double gradient = shape.element_bytes / (training.zero >= 2 ? sharers : 1);

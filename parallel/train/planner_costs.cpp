@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
+#include <utility>
 
 #include <fmt/format.h>
 
-#include "parallel/simulate/iteration.h"
 #include "parallel/train/model/model.h"
 #include "parallel/train/model/tiles.h"
 #include "parallel/train/optimizer.h"
@@ -23,19 +24,29 @@ simulate::Shape simulated_shape(const ModelConfig& model, DType dtype) {
   return shape;
 }
 
+simulate::Training simulated_training(const Config& config, int ranks, std::vector<std::int64_t> documents) {
+  simulate::Training training;
+  training.tokens = std::accumulate(documents.begin(), documents.end(), std::int64_t{0}), training.documents = std::move(documents);
+  training.context = ranks, training.layout = layout_kind_from_string(config.parallel.layout);
+  training.attention = config.parallel.attention, training.linear = config.parallel.linear;
+  if (config.run.keeps_hidden()) training.recompute = simulate::Recompute::but_hidden;
+  training.zero = static_cast<int>(config.parallel.zero_stage);
+  training.by_section = training.tiled_ffn = training.tiled_loss = true;
+  return training;
+}
+
 namespace {
 
-simulate::Training training_of(const RunConfig& run, std::int64_t tokens, int ranks) {
-  simulate::Training training;
-  if (run.keeps_hidden()) training.recompute = simulate::Recompute::but_hidden;
-  training.tokens = tokens, training.context = ranks;
-  training.tiled_ffn = training.tiled_loss = true;
+/// Of one sequence, whatever strategy its group will take.
+simulate::Training training_of(const Config& config, std::int64_t tokens, int ranks) {
+  simulate::Training training = simulated_training(config, ranks, {tokens});
+  training.attention = {}, training.layout = LayoutKind::zigzag;
   return training;
 }
 
 /// Of one micro-batch of one sequence on one rank: a second one adds it without what a step costs once.
-double micro_batch_seconds(const RunConfig& run, const simulate::Shape& shape, const simulate::Machine& machine, std::int64_t tokens) {
-  simulate::Training training = training_of(run, tokens, 1);
+double micro_batch_seconds(const Config& config, const simulate::Shape& shape, const simulate::Machine& machine, std::int64_t tokens) {
+  simulate::Training training = training_of(config, tokens, 1);
   const double once = simulate::simulate_iteration(shape, machine, training).seconds;
   training.micro_batches = 2;
   return simulate::simulate_iteration(shape, machine, training).seconds - once;
@@ -66,10 +77,10 @@ std::array<double, 3> fit(const std::vector<double>& lengths, const std::vector<
 }
 
 /// Bytes of a rank's token. Two ranks, so that what attention holds of others is counted.
-double activation_bytes(const RunConfig& run, const simulate::Shape& shape, const simulate::Machine& machine, DType dtype,
+double activation_bytes(const Config& config, const simulate::Shape& shape, const simulate::Machine& machine, DType dtype,
                         std::int64_t tokens) {
   const int ranks = std::min(2, machine.devices);
-  const simulate::Memory memory = simulate::simulate_iteration(shape, machine, training_of(run, tokens, ranks)).memory;
+  const simulate::Memory memory = simulate::simulate_iteration(shape, machine, training_of(config, tokens, ranks)).memory;
   const double scale = static_cast<double>(size_of(dtype)) / shape.element_bytes;
   return scale * (memory.checkpoints + memory.working) * ranks / static_cast<double>(tokens);
 }
@@ -83,7 +94,7 @@ planner::Model planner_model(const Config& config, DType dtype, const simulate::
   const std::int64_t longest = std::max(config.data.context, kLeastLongest);
   for (std::int64_t length = longest; length >= kShortest && lengths.size() < 8; length /= 2) {
     lengths.insert(lengths.begin(), static_cast<double>(length));
-    times.insert(times.begin(), micro_batch_seconds(config.run, shape, machine, length));
+    times.insert(times.begin(), micro_batch_seconds(config, shape, machine, length));
   }
   const auto [start, token, pair] = fit(lengths, times);
   planner::Model model{.name = "trained", .layers = shape.layers, .heads = shape.heads, .kv_heads = shape.kv_heads};
@@ -92,7 +103,7 @@ planner::Model planner_model(const Config& config, DType dtype, const simulate::
   // Of a fit that no rounding may push below 0; a token takes at least its matrices' time.
   model.seconds_per_micro_batch = std::max(0.0, start), model.seconds_per_pair = std::max(0.0, pair);
   model.seconds_per_token = std::max(token, 6 * shape.weights() / machine.kernels.matmul_flops_per_second);
-  model.activation_bytes = activation_bytes(config.run, shape, machine, dtype, longest);
+  model.activation_bytes = activation_bytes(config, shape, machine, dtype, longest);
   // Master weights, two moments and the summed gradient, and working weights that are shared out.
   const double shared_weights = config.parallel.zero_stage == 3 ? static_cast<double>(size_of(dtype)) : 0;
   model.state_bytes = (4.0 * static_cast<double>(size_of(accumulator_of(dtype))) + shared_weights) *

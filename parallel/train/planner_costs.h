@@ -2,8 +2,10 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "parallel/planner/cost.h"
+#include "parallel/simulate/iteration.h"
 #include "parallel/simulate/machine.h"
 #include "parallel/simulate/shape.h"
 #include "parallel/train/config.h"
@@ -21,6 +23,9 @@ struct MachineDescription {
 
 /// The model for the simulator, weights and activations in `dtype`.
 simulate::Shape simulated_shape(const ModelConfig& model, DType dtype);
+
+/// A step of one row of documents over all ranks.
+simulate::Training simulated_training(const Config& config, int ranks, std::vector<std::int64_t> documents);
 
 /// What the planner needs to know of training the model: times as simulate_iteration predicts them for one rank, as
 /// micro_batch + token * s + pair * s^2 by least squares of the relative error over lengths s up to the context; memory of the
