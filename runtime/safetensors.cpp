@@ -282,16 +282,22 @@ std::string quoted(const std::string& file, const std::string& text) {
   }
 }
 
-std::string tensor_entry(const std::string& file, const std::string& name, const ConstTensorView& tensor, std::uint64_t begin) {
-  const auto shape = tensor.shape().value.begin();
-  return fmt::format(R"({}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", quoted(file, name), file_dtype(tensor.dtype()),
-                     fmt::join(shape, shape + tensor.dims(), ","), begin, begin + tensor.size_bytes());
+std::uint64_t bytes_of(const TensorOutline& tensor) { return static_cast<std::uint64_t>(tensor.shape.product()) * size_of(tensor.dtype); }
+
+std::string tensor_entry(const std::string& file, const TensorOutline& tensor, std::uint64_t begin) {
+  const auto shape = tensor.shape.value.begin();
+  return fmt::format(R"({}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", quoted(file, tensor.name), file_dtype(tensor.dtype),
+                     fmt::join(shape, shape + tensor.shape.dims, ","), begin, begin + bytes_of(tensor));
 }
 
-std::string make_header(const std::string& file, const NamedTensors& tensors, const std::map<std::string, std::string>& metadata) {
-  const auto refuse = [&](const std::string& what) { throw InvalidArgument(fmt::format("safetensors: {}: {}", file, what)); };
+[[noreturn]] void refuse(const std::string& file, const std::string& what) {
+  throw InvalidArgument(fmt::format("safetensors: {}: {}", file, what));
+}
+
+std::string make_header(const std::string& file, const std::vector<TensorOutline>& tensors,
+                        const std::map<std::string, std::string>& metadata) {
   if (tensors.size() > kMaxEntries || metadata.size() > kMaxEntries) {
-    refuse(fmt::format("{} tensors and {} metadata keys; the limit is {} of each", tensors.size(), metadata.size(), kMaxEntries));
+    refuse(file, fmt::format("{} tensors and {} metadata keys; the limit is {} of each", tensors.size(), metadata.size(), kMaxEntries));
   }
   std::string header = "{";
   if (!metadata.empty()) {
@@ -302,21 +308,16 @@ std::string make_header(const std::string& file, const NamedTensors& tensors, co
   }
   std::set<std::string_view> names;
   std::uint64_t begin = 0;
-  for (const auto& [name, tensor] : tensors) {
-    if (name == kMetadataName) refuse(fmt::format("a tensor cannot be named {}", kMetadataName));
-    if (!names.insert(name).second) refuse(fmt::format("tensor '{}' is given twice", shown(name)));
-    if (!tensor.contiguous()) {
-      refuse(fmt::format("tensor '{}' of shape {} with strides {} is not contiguous; copy it first", shown(name), to_string(tensor.shape()),
-                         to_string(tensor.strides())));
-    }
-    if (tensor.bytes() == nullptr && tensor.size_bytes() > 0) refuse(fmt::format("tensor '{}' has no memory", shown(name)));
-    header += tensor_entry(file, name, tensor, begin) + ",";
-    begin += tensor.size_bytes();
+  for (const TensorOutline& tensor : tensors) {
+    if (tensor.name == kMetadataName) refuse(file, fmt::format("a tensor cannot be named {}", kMetadataName));
+    if (!names.insert(tensor.name).second) refuse(file, fmt::format("tensor '{}' is given twice", shown(tensor.name)));
+    header += tensor_entry(file, tensor, begin) + ",";
+    begin += bytes_of(tensor);
   }
   if (header.back() == ',') header.pop_back();
   header += '}';
   header.resize((header.size() + kLengthBytes - 1) / kLengthBytes * kLengthBytes, ' ');
-  if (header.size() > kMaxHeaderBytes) refuse(fmt::format("header of {} bytes; the limit is {}", header.size(), kMaxHeaderBytes));
+  if (header.size() > kMaxHeaderBytes) refuse(file, fmt::format("header of {} bytes; the limit is {}", header.size(), kMaxHeaderBytes));
   return header;
 }
 
@@ -368,14 +369,45 @@ ConstTensorView SafetensorsFile::view(const std::string& name) const {
 }
 
 void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors, const std::map<std::string, std::string>& metadata) {
-  const std::string header = make_header(path.string(), tensors, metadata);
+  std::vector<TensorOutline> outlines;
+  for (const auto& [name, tensor] : tensors) outlines.push_back({name, tensor.dtype(), tensor.shape()});
+  SafetensorsWriter writer(path, std::move(outlines), metadata);
+  for (const auto& [name, tensor] : tensors) writer.append(tensor);
+  writer.commit();
+}
+
+SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorOutline> tensors,
+                                     const std::map<std::string, std::string>& metadata)
+    : path_(path.string()), tensors_(std::move(tensors)) {
+  const std::string header = make_header(path_, tensors_, metadata);
   std::array<std::uint8_t, kLengthBytes> length{};
   for (std::size_t i = 0; i < kLengthBytes; ++i) length[i] = static_cast<std::uint8_t>(std::uint64_t{header.size()} >> (8 * i));
-  AtomicFileWriter writer(path);
-  writer.append(length.data(), length.size());
-  writer.append(header.data(), header.size());
-  for (const auto& [name, tensor] : tensors) writer.append(tensor.bytes(), tensor.size_bytes());
-  writer.commit();
+  file_ = std::make_unique<AtomicFileWriter>(path);
+  file_->append(length.data(), length.size());
+  file_->append(header.data(), header.size());
+}
+
+SafetensorsWriter::SafetensorsWriter(SafetensorsWriter&&) noexcept = default;
+SafetensorsWriter::~SafetensorsWriter() = default;
+
+void SafetensorsWriter::append(ConstTensorView tensor) {
+  if (next_ == tensors_.size()) refuse(path_, fmt::format("there are {} tensors, and one more was given", next_));
+  const TensorOutline& outline = tensors_[next_++];
+  if (tensor.dtype() != outline.dtype || tensor.shape() != outline.shape) {
+    refuse(path_, fmt::format("tensor '{}' is {} {}, and {} {} was given", shown(outline.name), to_string(outline.dtype),
+                              to_string(outline.shape), to_string(tensor.dtype()), to_string(tensor.shape())));
+  }
+  if (!tensor.contiguous()) {
+    refuse(path_, fmt::format("tensor '{}' of shape {} with strides {} is not contiguous; copy it first", shown(outline.name),
+                              to_string(tensor.shape()), to_string(tensor.strides())));
+  }
+  if (tensor.bytes() == nullptr && tensor.size_bytes() > 0) refuse(path_, fmt::format("tensor '{}' has no memory", shown(outline.name)));
+  file_->append(tensor.bytes(), tensor.size_bytes());
+}
+
+void SafetensorsWriter::commit() {
+  if (next_ < tensors_.size()) throw InternalError(fmt::format("safetensors: {}: {} of {} tensors given", path_, next_, tensors_.size()));
+  file_->commit();
 }
 
 }  // namespace periplus

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,6 +12,8 @@
 #include "runtime/tensor.h"
 
 namespace periplus {
+
+class AtomicFileWriter;
 
 struct TensorInfo {
   DType dtype;
@@ -56,5 +59,31 @@ using NamedTensors = std::vector<std::pair<std::string, ConstTensorView>>;
 /// the name always holds an old or a new complete file. Data starts 8-byte aligned. DeviceError on any failed call.
 void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
+
+struct TensorOutline {
+  std::string name;
+  DType dtype;
+  Extents shape;
+};
+
+/// The same for tensors that are not all in memory at once. Destroyed before commit(), it leaves no trace.
+class SafetensorsWriter {
+ public:
+  SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorOutline> tensors,
+                    const std::map<std::string, std::string>& metadata = {});
+  SafetensorsWriter(SafetensorsWriter&&) noexcept;
+  ~SafetensorsWriter();
+
+  /// The next of the tensors. InvalidArgument unless it is contiguous and of the outline's type and shape.
+  void append(ConstTensorView tensor);
+  /// InternalError before the last tensor.
+  void commit();
+
+ private:
+  std::string path_;
+  std::vector<TensorOutline> tensors_;
+  std::size_t next_ = 0;
+  std::unique_ptr<AtomicFileWriter> file_;
+};
 
 }  // namespace periplus

@@ -117,6 +117,34 @@ TEST(Safetensors, WriterRefusesWhatTheFormatCannotHold) {
   EXPECT_TRUE(folder.names().empty());
 }
 
+TEST(Safetensors, TensorsMayComeOneByOne) {
+  const ScratchFolder folder;
+  const std::array<Tensor, 2> tensors = {filled({4, 4}, DType::f32, 1), filled({3}, DType::bf16, 2)};
+  const std::vector<TensorOutline> outlines = {{"w", DType::f32, {4, 4}}, {"b", DType::bf16, {3}}};
+  write_safetensors(folder / "at_once", {{"w", tensors[0]}, {"b", tensors[1]}}, {{"k", "v"}});
+  SafetensorsWriter writer(folder / "one_by_one", outlines, {{"k", "v"}});
+  for (const Tensor& tensor : tensors) writer.append(tensor);
+  EXPECT_FALSE(std::filesystem::exists(folder / "one_by_one"));
+  writer.commit();
+  EXPECT_EQ(read_file(folder / "one_by_one", 1 << 16), read_file(folder / "at_once", 1 << 16));
+
+  const auto refused = [&](const std::function<void(SafetensorsWriter&)>& use) {
+    return message_of<InvalidArgument>([&] {
+      SafetensorsWriter unfinished(folder / "never", outlines);
+      use(unfinished);
+    });
+  };
+  EXPECT_NE(refused([&](auto& it) { it.append(tensors[1]); }).find("'w' is f32 [4, 4], and bf16 [3] was given"), std::string::npos);
+  EXPECT_NE(refused([&](auto& it) {
+              for (const int i : {0, 1, 1}) it.append(tensors[static_cast<std::size_t>(i)]);
+            }).find("there are 2 tensors, and one more was given"),
+            std::string::npos);
+  SafetensorsWriter unfinished(folder / "never", outlines);
+  unfinished.append(tensors[0]);
+  EXPECT_THROW(unfinished.commit(), InternalError);
+  EXPECT_FALSE(std::filesystem::exists(folder / "never"));
+}
+
 TEST(Safetensors, WriterKeepsTheOldFileWhenItFails) {
   const ScratchFolder folder;
   const Tensor tensor = filled({4}, DType::f32, 1);

@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
+#include <functional>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -58,87 +61,88 @@ std::array<State, 3> states_of(const ShardedAdamw& optimizer) {
           State{"optimizer.exp_avg_sq.", optimizer.exp_avg_sq()}};
 }
 
-/// The same in host memory: the shards themselves on a CPU stream, else copies.
-class HostStates {
- public:
-  HostStates(const ShardedAdamw& optimizer, StreamView stream) : there_(states_of(optimizer)), here_(there_), stream_(stream) {
-    for (std::size_t i = 0; i < here_.size() && on_device(); ++i) {
-      copies_[i] = Tensor(there_[i].shard.shape(), there_[i].shard.dtype(), Memory());
-      here_[i].shard = copies_[i];
-    }
-  }
-  std::span<const State> all() const { return here_; }
-  /// From the optimizer to here, and back. The host waits.
-  void fetch() {
-    for (std::size_t i = 0; i < here_.size() && on_device(); ++i) copy(to_host(there_[i].shard, stream_), here_[i].shard);
-  }
-  void store() const {
-    for (std::size_t i = 0; i < here_.size() && on_device(); ++i) upload(here_[i].shard, there_[i].shard, stream_);
-  }
-
- private:
-  bool on_device() const { return stream_.device().kind == DeviceKind::cuda; }
-  std::array<State, 3> there_, here_;
-  std::array<Tensor, 3> copies_;
-  StreamView stream_;
-};
-
-/// The whole tensors that this rank writes: of those that it owns a part of, the ones that keep the files of all ranks equally long.
-/// What others own of them arrives in one exchange.
+/// The whole tensors that this rank writes, a section and a state at a time: of those that it owns a part of, the ones that keep the
+/// files of all ranks equally long. What others own of them arrives in one exchange.
 class WholeTensors {
  public:
-  /// `states` outlive it.
-  WholeTensors(const ShardedAdamw& optimizer, const HostStates& states)
-      : optimizer_(optimizer), states_(states), written_(index(optimizer.communicator().size())) {
-    for (const Parameter& parameter : optimizer.parameters().all()) add(parameter);
-    optimizer.communicator().exchange(sends_, receives_, {.operation = "checkpoint"}, Stream()).wait();
+  WholeTensors(const ShardedAdamw& optimizer, StreamView stream) : optimizer_(optimizer), stream_(stream) {
+    std::vector<std::int64_t> written(static_cast<std::size_t>(optimizer.communicator().size()));  // elements, by rank
+    const auto of = [&](const Part& part) -> std::int64_t& { return written[static_cast<std::size_t>(part.rank)]; };
+    for (const Parameter& parameter : optimizer.parameters().all()) {
+      const std::vector<Part> parts = optimizer.shards().owners(parameter.offset, parameter.elements);
+      const Part& writer = *std::ranges::min_element(parts, {}, of);
+      of(writer) += parameter.elements;
+      writers_.push_back(writer.rank);
+    }
   }
-  const NamedTensors& tensors() const { return tensors_; }
+
+  std::vector<TensorOutline> outlines() const {
+    std::vector<TensorOutline> result;
+    for_each_group([&](std::size_t section, const State& state) {
+      for_each_parameter(section, [&](const Parameter& parameter, int writer) {
+        if (writer == self()) result.push_back({std::string(state.prefix) + parameter.name, state.shard.dtype(), parameter.shape});
+      });
+    });
+    return result;
+  }
+
+  /// Calls `take` for each of them, in the order of outlines(). Collective.
+  void visit(const std::function<void(ConstTensorView)>& take) const {
+    for_each_group([&](std::size_t section, const State& state) { visit_group(section, state, take); });
+  }
 
  private:
   using Part = Shards::Part;
+  int self() const { return optimizer_.communicator().rank(); }
 
-  void add(const Parameter& parameter) {
-    const int self = optimizer_.communicator().rank();
-    const std::vector<Part> parts = optimizer_.shards().owners(parameter.offset, parameter.elements);
-    const int writer = std::ranges::min_element(parts, {}, [&](const Part& part) { return written_[index(part.rank)]; })->rank;
-    written_[index(writer)] += parameter.elements;
-    const auto mine = std::ranges::find(parts, self, &Part::rank);
-    if (mine == parts.end()) return;
-    for (const State& state : states_.all()) {
-      const TensorView own = state.shard.slice(0, mine->offset, mine->count);
-      if (self != writer) {
-        sends_.push_back({writer, own.bytes(), own.size_bytes()});
-        continue;
-      }
-      const TensorView whole = parts.size() == 1 ? own : assemble(parameter, parts, own);
-      tensors_.emplace_back(std::string(state.prefix) + parameter.name, whole.reshape(parameter.shape));
+  template <class Body>
+  void for_each_group(const Body& body) const {
+    for (std::size_t section = 0; section <= optimizer_.parameters().last_section(); ++section) {
+      for (const State& state : states_of(optimizer_)) body(section, state);
+    }
+  }
+  template <class Body>
+  void for_each_parameter(std::size_t section, const Body& body) const {
+    const auto [begin, elements] = optimizer_.parameters().sections()[section];
+    for (std::size_t i = 0; i < writers_.size(); ++i) {
+      const Parameter& parameter = optimizer_.parameters().all()[i];
+      if (parameter.offset >= begin && parameter.offset < begin + elements) body(parameter, writers_[i]);
     }
   }
 
-  TensorView assemble(const Parameter& parameter, const std::vector<Part>& parts, ConstTensorView own) {
-    assembled_.emplace_back(Extents{parameter.elements}, own.dtype(), Memory());
-    const TensorView whole = assembled_.back();
-    for (const Part& part : parts) {
-      const TensorView place = whole.slice(0, part.begin - parameter.offset, part.count);
-      if (part.rank == optimizer_.communicator().rank()) {
-        copy(own, place);
-      } else {
-        receives_.push_back({part.rank, place.bytes(), place.size_bytes()});
+  void visit_group(std::size_t section, const State& state, const std::function<void(ConstTensorView)>& take) const {
+    const Part& part = optimizer_.shards().part(section, self());
+    ConstTensorView own = state.shard.slice(0, part.offset, part.count);
+    const bool on_device = stream_.device().kind != DeviceKind::cpu;
+    const Tensor fetched = on_device ? to_host(own, stream_) : Tensor();
+    if (on_device) own = fetched;
+    std::vector<comm::Send> sends;
+    std::vector<comm::Receive> receives;
+    std::vector<Tensor> whole;
+    for_each_parameter(section, [&](const Parameter& parameter, int writer) {
+      if (writer == self()) whole.emplace_back(parameter.shape, own.dtype(), Memory());
+      for (const Part& piece : optimizer_.shards().owners(parameter.offset, parameter.elements)) {
+        const bool is_own = piece.rank == self();
+        const ConstTensorView held = is_own ? own.slice(0, piece.offset - part.offset, piece.count) : ConstTensorView();
+        if (writer != self()) {
+          if (is_own) sends.push_back({writer, held.bytes(), held.size_bytes()});
+          continue;
+        }
+        const TensorView place = whole.back().view().reshape({parameter.elements}).slice(0, piece.begin - parameter.offset, piece.count);
+        if (is_own) {
+          copy(held, place);
+        } else {
+          receives.push_back({piece.rank, place.bytes(), place.size_bytes()});
+        }
       }
-    }
-    return whole;
+    });
+    optimizer_.communicator().exchange(sends, receives, {.operation = "checkpoint"}, Stream()).wait();
+    for (const Tensor& tensor : whole) take(tensor);
   }
-
-  static std::size_t index(int rank) { return static_cast<std::size_t>(rank); }
 
   const ShardedAdamw& optimizer_;
-  const HostStates& states_;
-  std::vector<std::int64_t> written_;  // elements, by rank
-  NamedTensors tensors_;
-  std::vector<Tensor> assembled_;
-  std::vector<comm::Send> sends_;
-  std::vector<comm::Receive> receives_;
+  StreamView stream_;
+  std::vector<int> writers_;  // by parameter
 };
 
 /// One line per file, so that rank 0 can list what the others wrote: name, digest, bytes, tensors.
@@ -157,13 +161,32 @@ Manifest::File from_line(const std::string& line) {
   return {fields.at(0), fields.at(1), std::stoull(fields.at(2)), {fields.begin() + 3, fields.end()}};
 }
 
-Manifest::File write_own_file(const fs::path& folder, const ShardedAdamw& optimizer, const NamedTensors& tensors) {
+/// Collective.
+Manifest::File write_own_file(const fs::path& folder, const ShardedAdamw& optimizer, StreamView stream) {
+  const comm::Communicator& communicator = optimizer.communicator();
+  const WholeTensors tensors(optimizer, stream);
+  const std::vector<TensorOutline> outlines = tensors.outlines();
   Manifest::File file;
-  file.name = fmt::format("rank-{:05}-of-{:05}.safetensors", optimizer.communicator().rank(), optimizer.communicator().size());
-  write_safetensors(folder / file.name, tensors, {{"format", "pt"}});  // transformers refuses files without
-  file.digest = digest_of_file(folder / file.name);
-  file.bytes = fs::file_size(folder / file.name);
-  for (const auto& [name, tensor] : tensors) file.tensors.push_back(name);
+  file.name = fmt::format("rank-{:05}-of-{:05}.safetensors", communicator.rank(), communicator.size());
+  for (const TensorOutline& tensor : outlines) file.tensors.push_back(tensor.name);
+  std::optional<SafetensorsWriter> writer;
+  // transformers refuses files without "format".
+  all_or_none(communicator, [&] { writer.emplace(folder / file.name, outlines, std::map<std::string, std::string>{{"format", "pt"}}); });
+  std::exception_ptr failure;  // others wait for this rank's messages all the same
+  tensors.visit([&](ConstTensorView tensor) {
+    if (failure) return;
+    try {
+      writer->append(tensor);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  });
+  all_or_none(communicator, [&] {
+    if (failure) std::rethrow_exception(failure);
+    writer->commit();
+    file.digest = digest_of_file(folder / file.name);
+    file.bytes = fs::file_size(folder / file.name);
+  });
   return file;
 }
 
@@ -253,17 +276,17 @@ std::map<std::string, std::string> file_of_tensors(const fs::path& checkpoint, c
 }
 
 void read_shard(const fs::path& checkpoint, const std::map<std::string, std::string>& file_of, const ShardedAdamw& optimizer,
-                const HostStates& states) {
+                StreamView stream) {
   std::map<std::string, SafetensorsFile> open;
   const int self = optimizer.communicator().rank();
   for (const Parameter& parameter : optimizer.parameters().all()) {
     const Shards::Part part = optimizer.shards().held(self, parameter.offset, parameter.elements);
     if (part.count == 0) continue;
-    for (const State& state : states.all()) {
+    for (const State& state : states_of(optimizer)) {
       const std::string name = std::string(state.prefix) + parameter.name;
       const SafetensorsFile& file = open.try_emplace(file_of.at(name), checkpoint / file_of.at(name)).first->second;
       const ConstTensorView whole = file.view(name).reshape({parameter.elements});
-      copy(whole.slice(0, part.begin - parameter.offset, part.count), state.shard.slice(0, part.offset, part.count));
+      upload(whole.slice(0, part.begin - parameter.offset, part.count), state.shard.slice(0, part.offset, part.count), stream);
     }
   }
 }
@@ -288,11 +311,7 @@ void save_checkpoint(const fs::path& run_directory, Manifest manifest, const Sha
     remove_unfinished(checkpoints);
     create_folders(unfinished);
   });
-  HostStates states(optimizer, stream);
-  states.fetch();
-  const WholeTensors whole(optimizer, states);
-  Manifest::File own;
-  all_or_none(communicator, [&] { own = write_own_file(unfinished, optimizer, whole.tensors()); });
+  const Manifest::File own = write_own_file(unfinished, optimizer, stream);
   manifest.ranks = communicator.size();
   for (const std::string& line : communicator.all_gather_bytes(to_line(own), Stream())) manifest.files.push_back(from_line(line));
   on_rank0(communicator, [&] {
@@ -329,11 +348,7 @@ void load_checkpoint(const fs::path& checkpoint, const Manifest& manifest, Shard
       verify_file(checkpoint, manifest.files[i], optimizer);
     }
   });
-  all_or_none(communicator, [&] {
-    const HostStates states(optimizer, stream);
-    read_shard(checkpoint, file_of, optimizer, states);
-    states.store();
-  });
+  all_or_none(communicator, [&] { read_shard(checkpoint, file_of, optimizer, stream); });
 }
 
 }  // namespace periplus::train

@@ -39,6 +39,7 @@ struct Manifest {
 /// last, manifest.json. Everything goes to a folder beside it, is synced and renamed; then LATEST follows. Keeps the newest two, and
 /// nothing of a save that was killed. Collective; a failure on one rank
 /// is thrown on all. `stream` is of the device that holds the optimizer's state; files are the same for all devices.
+/// Cost: the bytes over the links once; in host memory, of one state of one section, what the rank writes and, on a device, owns.
 void save_checkpoint(const std::filesystem::path& run_directory, Manifest manifest, const ShardedAdamw& optimizer, StreamView stream);
 
 /// Folder of the newest complete checkpoint: what LATEST names, else the highest step that has a manifest; nothing if
