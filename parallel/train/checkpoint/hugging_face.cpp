@@ -181,11 +181,11 @@ std::int64_t whole_number(const json& config, const char* key, std::int64_t othe
   return given ? whole_number(config, key) : otherwise;
 }
 
-/// A letter a layer.
-std::string letters_of(const json& config, const Family& family, std::size_t layers) {
-  if (family.letters == "W") return std::string(layers, 'W');
-  if (family.letters == "S" || !config.value("use_sliding_window", false)) return std::string(layers, 'S');
-  const std::int64_t whole = std::max<std::int64_t>(whole_number(config, "max_window_layers", 28), 0);
+/// A letter a layer; W only if there is a window.
+std::string letters_of(const json& config, const Family& family, std::size_t layers, bool window) {
+  if (family.letters.size() == 1) return std::string(layers, window ? family.letters[0] : 'S');
+  window = window && config.value("use_sliding_window", false);
+  const std::int64_t whole = window ? std::max<std::int64_t>(whole_number(config, "max_window_layers", 28), 0) : kMostLayers;
   std::string letters(std::min(layers, static_cast<std::size_t>(whole)), 'S');
   letters.resize(layers, 'W');
   const json types = config.value("layer_types", json());
@@ -194,6 +194,11 @@ std::string letters_of(const json& config, const Family& family, std::size_t lay
   for (std::size_t layer = 0; layer < layers; ++layer) {
     if (types[layer] != kWhole && types[layer] != kWindow)
       throw InvalidArgument(fmt::format("layer_types has {}, which is not computed here", types[layer].dump()));
+    if (types[layer] == kWindow && !window)
+      throw InvalidArgument(
+          fmt::format("layer_types has {}, but no sliding_window is in use; set use_sliding_window and sliding_window "
+                      "in config.json, or make it {}",
+                      types[layer].dump(), json(kWhole).dump()));
     letters[layer] = types[layer] == kWindow ? 'W' : 'S';
   }
   return letters;
@@ -203,8 +208,7 @@ std::string letters_of(const json& config, const Family& family, std::size_t lay
 Texts pattern_of(const json& config, const Family& family, std::int64_t layers) {
   // null is no window, and no key is the default of transformers.
   const std::int64_t window = whole_number(config, "sliding_window", config.contains("sliding_window") ? 0 : 4096);
-  const std::string all = letters_of(config, family, static_cast<std::size_t>(layers)),
-                    letters = window > 0 ? all : std::string(all.size(), 'S');
+  const std::string letters = letters_of(config, family, static_cast<std::size_t>(layers), window > 0);
   const bool same = letters.find_first_not_of(letters[0]) == letters.npos, windows = letters.find('W') != letters.npos;
   return {{"model.pattern", same ? letters.substr(0, 1) : letters}, {"model.window", fmt::format("{}", windows ? window - 1 : 0)}};
 }

@@ -287,6 +287,11 @@ TEST_F(InitialWeights, OfOtherModelsAreRefused) {
          c["model_type"] = "qwen3", c["use_sliding_window"] = true;
          c["layer_types"] = {"full_attention", "chunked_attention"};
        }},
+      {R"(layer_types has "sliding_attention", but no sliding_window is in use; set use_sliding_window and sliding_window in config.json)",
+       [](json& c) {
+         c["model_type"] = "qwen3", c["use_sliding_window"] = false;
+         c["layer_types"] = {"full_attention", "sliding_attention"};
+       }},
       {"layer_types has 1 entries for 2 layers",
        [](json& c) {
          c["model_type"] = "qwen3", c["use_sliding_window"] = true;
