@@ -36,9 +36,9 @@ struct StepPlan {
 
 /// What a rank does in a micro-batch.
 struct Share {
-  comm::Communicator group;
-  std::optional<AttentionOptions> attention;  ///< Nothing: as the configuration says.
-  std::optional<Batch> batch;                 ///< Nothing: it stands by.
+  comm::Communicator group = {};
+  std::optional<AttentionOptions> attention = {};  ///< Nothing: as the configuration says.
+  std::optional<Batch> batch = {};                 ///< Nothing: it stands by.
 };
 
 /// Of this rank, for every micro-batch in which it has a group, and the others too if `stand_by`. All of a step at once: afterwards no rank

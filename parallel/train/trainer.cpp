@@ -4,22 +4,18 @@
 #include <chrono>
 #include <cmath>
 #include <deque>
-#include <map>
 #include <numeric>
 
 #include <fmt/format.h>
 
-#include "kernels/attention.h"
-#include "parallel/choose.h"
 #include "parallel/train/agree.h"
 #include "parallel/train/checkpoint/checkpoint.h"
 #include "parallel/train/checkpoint/initial_weights.h"
 #include "parallel/train/data/corpus.h"
 #include "parallel/train/data/packing.h"
+#include "parallel/train/engine.h"
 #include "parallel/train/matrix_peak.h"
 #include "parallel/train/metrics.h"
-#include "parallel/train/model/model.h"
-#include "parallel/train/optimizer.h"
 #include "parallel/train/start.h"
 #include "parallel/train/step_plan.h"
 #include "parallel/train/trace_file.h"
@@ -38,21 +34,6 @@ constexpr std::size_t kLastLosses = 10;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-/// Adds to `seconds` what the host waits for messages while it lives.
-class WaitMeter {
- public:
-  WaitMeter(const comm::Communicator& communicator, double& seconds)
-      : communicator_(communicator), seconds_(seconds), before_(communicator.traffic().wait_seconds) {}
-  ~WaitMeter() { seconds_ += communicator_.traffic().wait_seconds - before_; }
-  WaitMeter(const WaitMeter&) = delete;
-  WaitMeter& operator=(const WaitMeter&) = delete;
-
- private:
-  const comm::Communicator& communicator_;
-  double& seconds_;
-  double before_;
-};
-
 /// One training run of one rank.
 class Run {
  public:
@@ -68,9 +49,7 @@ class Run {
         corpora_(open_on_all_ranks(config, communicator_)),
         packing_(config.data.packing, corpora_.training.lengths(), config.data.context),
         planner_(config, packing_, dtype_, options.machine ? &*options.machine : nullptr, options.device, communicator_),
-        model_(config.model, dtype_, memory_,
-               {.hidden = config.run.keeps_hidden(), .gradients = !shares_gradients(), .weights = !shares_weights()}),
-        optimizer_(model_.parameters(), dtype_, communicator_, memory_, shares_weights()),
+        engine_(config, dtype_, memory_, communicator_, stream, teller()),
         tracer_(communicator_.rank()),
         peak_(options, dtype_, communicator_) {
     if (corpora_.validation) all_or_none(communicator_, [&] { validation_.emplace(config, *corpora_.validation); });
@@ -169,7 +148,7 @@ class Run {
     say("model: {} parameters in {}, on {} {} ({} transport), layers {}, strategy {}, layout {}; {:.1f} MiB of weights, gradients and "
         "optimizer state "
         "here",
-        model_.parameters().elements(), to_string(dtype_), communicator_.size(), communicator_.size() == 1 ? "rank" : "ranks",
+        engine_.model().parameters().elements(), to_string(dtype_), communicator_.size(), communicator_.size() == 1 ? "rank" : "ranks",
         communicator_.transport_name(), description_of_layers(config_.model),
         planner_.cost() == nullptr ? config_.parallel.attention.strategy : "by the planner", config_.parallel.layout,
         static_cast<double>(result_.state_bytes) / (1 << 20));
@@ -199,12 +178,13 @@ class Run {
     if (options_.resume) {
       restore();
     } else if (const std::string& folder = config_.run.initial_weights; !folder.empty()) {
-      for (const std::string& remark : load_initial_weights(folder, config_, optimizer_, stream_)) say("initial weights: {}", remark);
+      for (const std::string& remark : load_initial_weights(folder, config_, engine_.optimizer(), stream_))
+        say("initial weights: {}", remark);
       say("initial weights are those of {}", folder);
     } else {
-      optimizer_.initialise(config_.run.seed, stream_);
+      engine_.optimizer().initialise(config_.run.seed, stream_);
     }
-    optimizer_.publish(model_.weights(), stream_);
+    engine_.publish();
   }
 
   void restore() {
@@ -220,7 +200,7 @@ class Run {
       saved = read_manifest(found);
       require_same_run(saved, manifest());
     });
-    load_checkpoint(found, saved, optimizer_, stream_);
+    load_checkpoint(found, saved, engine_.optimizer(), stream_);
     result_.last_step = saved.step;
     saved_step_ = saved.step;
     say("resumed from {} (step {}, written by {} ranks)", found, saved.step, saved.ranks);
@@ -229,73 +209,14 @@ class Run {
 
   void save() {
     if (saved_step_ == result_.last_step || !options_.checkpoints) return;
-    save_checkpoint(directory_, manifest(), optimizer_, stream_);
+    save_checkpoint(directory_, manifest(), engine_.optimizer(), stream_);
     saved_step_ = result_.last_step;
     say("checkpoint of step {} written to {}", saved_step_, (directory_ / "checkpoints").string());
   }
 
-  /// The options of softmax layers in this step; with strategy "auto" the choice is told whenever it changes.
-  AttentionOptions strategy_for(char letter, const AttentionProblem& problem) {
-    if (config_.parallel.attention.strategy != "auto") return config_.parallel.attention;
-    Choice choice = choose_strategy(problem, config_.parallel.attention);
-    std::uint64_t& chosen = chosen_[letter];
-    if (choice.options.digest() != chosen) say("strategy auto, {} layers: {}", letter, choice.why);
-    chosen = choice.options.digest();
-    return std::move(choice.options);
-  }
-
-  /// Of this rank's shares.
-  struct Sums {
-    double loss = 0;
-    double flops = 0;                ///< Of the groups whose first rank this is, all their ranks.
-    double waited = 0, exposed = 0;  ///< Inside the model: blocked for messages, and with nothing to compute.
-  };
-
   std::vector<Share> read_shares(const Corpus& corpus, const StepPlan& plan, Tracer* tracer) const {
     const TraceScope scope(tracer, "read pieces", Stream());
-    return train::read_shares(corpus, plan, layout_, shares_gradients(), communicator_);
-  }
-
-  void plan_model(const Share& share, Tracer* tracer) {
-    // What the batch before enqueued still uses the plans that this one replaces.
-    cuda::synchronize(stream_);
-    model_.plan(*share.batch, {.communicator = share.group,
-                               .linear = config_.parallel.linear,
-                               .attention =
-                                   [&](char letter, const AttentionProblem& problem) {
-                                     return share.attention ? *share.attention : strategy_for(letter, problem);
-                                   },
-                               .tracer = tracer,
-                               .stream = stream_});
-  }
-
-  void fetch_weights(std::size_t section, TensorView weights, Tracer* tracer) const {
-    const TraceScope scope(tracer, "gather weights", stream_);
-    optimizer_.gather_section(section, weights, stream_);
-  }
-
-  /// update: of gradients that ranks share out.
-  void train_on(const Share& share, kernels::Update update, Tracer* tracer, Sums& sums) {
-    if (share.batch) plan_model(share, tracer);
-    const double before = communicator_.traffic().wait_seconds;
-    const TraceScope scope(tracer, "forward and backward", stream_);
-    double outside = 0;  // of mixers: nothing is computed meanwhile
-    const SectionExchange exchange = {.fetch =
-                                          [&](std::size_t section, TensorView weights) {
-                                            const WaitMeter meter(communicator_, outside);
-                                            fetch_weights(section, weights, tracer);
-                                          },
-                                      .take =
-                                          [&](std::size_t section, ConstTensorView gradients) {
-                                            const WaitMeter meter(communicator_, outside);
-                                            const TraceScope summing(tracer, "sum gradients", stream_);
-                                            optimizer_.sum(section, gradients, update, stream_);
-                                          }};
-    if (!share.batch) return model_.stand_by(stream_, exchange);
-    sums.loss += model_.loss_and_gradients(stream_, exchange);
-    sums.waited += communicator_.traffic().wait_seconds - before - outside;
-    sums.exposed += model_.exposed_seconds();
-    if (share.group.rank() == 0) sums.flops += model_.flops(*share.batch);
+    return train::read_shares(corpus, plan, layout_, engine_.stands_by(), communicator_);
   }
 
   StepMetrics run_step(std::int64_t step) {
@@ -308,18 +229,15 @@ class Run {
     const double waited = communicator_.traffic().wait_seconds;
     const StepPlan plan = planner_.plan(step);
     const std::vector<Share> shares = read_shares(corpora_.training, plan, tracer);
-    if (!shares_gradients()) model_.zero_gradients(stream_);
-    Sums sums;
-    for (const Share& share : shares) {
-      train_on(share, &share == &shares.front() ? kernels::Update::overwrite : kernels::Update::accumulate, tracer, sums);
-    }
+    const double waited_before = communicator_.traffic().wait_seconds;
+    const Engine::StepResult result = engine_.step(shares, step, plan.labels, tracer);
+    const double waited_inside = communicator_.traffic().wait_seconds - waited_before;
 
     StepMetrics metrics{.step = step, .tokens = plan.tokens, .ranks = communicator_.size()};
     metrics.micro_batches = std::ssize(plan.micro_batches), metrics.predicted_seconds = plan.predicted_seconds;
-    metrics.learning_rate = learning_rate_at(config_.optimizer, step, config_.run.steps);
-    metrics.grad_norm = update(step, metrics.learning_rate, plan.labels > 0, tracer);
+    metrics.learning_rate = result.learning_rate, metrics.grad_norm = result.grad_norm;
     // One message decides for all ranks whether to stop: a signal may reach them in different steps.
-    std::array<double, 3> totals = {sums.loss, sums.flops, stop_requested()};
+    std::array<double, 3> totals = {result.loss, result.flops, stop_requested()};
     all_reduce(communicator_, totals, comm::Reduce::sum);
     result_.stopped_by_request = totals[2] > 0;
     result_.last_step = step;
@@ -330,8 +248,8 @@ class Run {
       if (last_losses_.size() > kLastLosses) last_losses_.pop_front();
     }
 
-    const double waits_outside = communicator_.traffic().wait_seconds - waited - sums.waited;
-    std::array<double, 3> largest = {waits_outside + sums.exposed, static_cast<double>(memory_.account().peak_bytes()),
+    const double waited_outside = communicator_.traffic().wait_seconds - waited - waited_inside;
+    std::array<double, 3> largest = {waited_outside + result.exposed_seconds, static_cast<double>(memory_.account().peak_bytes()),
                                      totals[1] / seconds_since(begin)};
     all_reduce(communicator_, largest, comm::Reduce::max);
     metrics.exposed_comm_seconds = largest[0];
@@ -357,9 +275,7 @@ class Run {
         told = Clock::now();
       }
       const std::vector<Share> shares = read_shares(*corpora_.validation, validation_->plan(row, communicator_.size()), nullptr);
-      plan_model(shares.front(), nullptr);
-      const auto fetch = [&](std::size_t section, TensorView weights) { fetch_weights(section, weights, nullptr); };
-      std::array<double, 2> totals = {model_.loss(stream_, {.fetch = fetch}), stop_requested()};
+      std::array<double, 2> totals = {engine_.loss(shares.front()), stop_requested()};
       all_reduce(communicator_, totals, comm::Reduce::sum);
       if (totals[1] > 0) {
         result_.stopped_by_request = true;
@@ -373,25 +289,6 @@ class Run {
           fmt::format("train: the validation loss of step {} is not finite; lower optimizer.learning_rate", result_.last_step));
     result_.validation_loss = loss;
     return loss;
-  }
-
-  bool shares_gradients() const { return config_.parallel.zero_stage >= 2; }
-  bool shares_weights() const { return config_.parallel.zero_stage == 3; }
-
-  /// Returns the gradient norm of all ranks. A row of one-token documents predicts nothing and changes nothing.
-  double update(std::int64_t step, double learning_rate, bool has_labels, Tracer* tracer) {
-    if (!shares_gradients()) {
-      const TraceScope scope(tracer, "sum gradients", stream_);
-      optimizer_.sum(model_.gradients(), stream_);
-    }
-    const double norm = optimizer_.norm(stream_);
-    if (!std::isfinite(norm)) optimizer_.throw_not_finite(step, stream_);
-    if (!has_labels) return norm;
-    const TraceScope scope(tracer, "update weights", stream_);
-    const double limit = config_.optimizer.clip_norm;
-    const double scale = limit > 0 && norm > limit ? limit / norm : 1;
-    optimizer_.update(config_.optimizer, learning_rate, scale, step, model_.weights(), stream_);
-    return norm;
   }
 
   void report(const StepMetrics& metrics) {
@@ -412,14 +309,12 @@ class Run {
   Corpora corpora_;
   Packing packing_;
   StepPlanner planner_;
-  Model model_;
-  ShardedAdamw optimizer_;
+  Engine engine_;
   std::optional<Validation> validation_;
   Tracer tracer_;
   MatrixPeak peak_;
   std::optional<MetricsFile> metrics_file_;
   std::deque<double> last_losses_;
-  std::map<char, std::uint64_t> chosen_;  // digest of what strategy auto stands for, by kind of layer
   std::int64_t saved_step_ = -1;
   TrainResult result_;
 };
