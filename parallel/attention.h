@@ -28,6 +28,7 @@ struct AttentionStatistics {
   double flops = 0;            ///< Counted from the bands: 2(D+E)H forward, (6D+4E)H backward, per allowed pair.
 };
 
+/// Rows and heads of inputs and outputs may have any strides (k and v only without problem.contiguous_kv); widths are contiguous.
 struct AttentionInputs {
   ConstTensorView q;          ///< [rows, q_heads, head_size], this rank's rows of the layout
   ConstTensorView k;          ///< [rows, kv_heads, head_size]
@@ -42,7 +43,7 @@ struct AttentionOutputGradients {
   ConstTensorView dout;       ///< As out.
   ConstTensorView dlse = {};  ///< As lse; empty unless problem.lse_gradient.
 };
-/// dk, dv and dq are dense. Results must not overlap the inputs.
+/// Dense. Neither these nor AttentionOutputs may share memory with anything else.
 struct AttentionInputGradients {
   TensorView dq, dk, dv;  ///< As q, k, v, in storage type.
   TensorView dsink = {};  ///< As sink: this rank's part; the caller sums it over ranks with its parameter gradients.

@@ -70,10 +70,11 @@ plan::Plan make_plan(const LinearAttentionProblem& problem, const LinearAttentio
 /// The same for many plans: see PlanMaker.
 plan::Plan& make_plan(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass, plan::PlanMaker& maker);
 
+/// Rows and heads of inputs and of out may have any strides; widths are contiguous.
 struct LinearAttentionInputs {
-  ConstTensorView q, k;            ///< [rows, heads, head_size], this rank's rows of the layout; any strides of rows and heads
+  ConstTensorView q, k;            ///< [rows, heads, head_size], this rank's rows of the layout
   ConstTensorView v;               ///< [rows, heads, value_size]
-  ConstTensorView log_decay = {};  ///< [rows, heads, 1 or head_size], accumulator type; empty unless problem.decay
+  ConstTensorView log_decay = {};  ///< [rows, heads, 1 or head_size], accumulator type, natural log, <= 0; empty unless problem.decay
   ConstTensorView beta = {};       ///< [rows, heads, 1], accumulator type; empty unless problem.delta_rule
 };
 struct LinearAttentionOutputs {
@@ -84,7 +85,7 @@ struct LinearAttentionOutputs {
   TensorView following = {};    ///< As incoming, of the tokens behind the units; empty unless problem.bidirectional
   TensorView normaliser = {};   ///< [rows, heads, 1], accumulator type: the divisors; empty unless problem.normalise
 };
-/// Dense. Results must not overlap the inputs.
+/// Dense. Neither these nor LinearAttentionOutputs may share memory with anything else.
 struct LinearAttentionGradients {
   TensorView dq, dk, dv;                   ///< As q, k, v, in storage type.
   TensorView dlog_decay = {}, dbeta = {};  ///< As log_decay and beta.

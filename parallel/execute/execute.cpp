@@ -15,6 +15,7 @@
 #include "kernels/transfer.h"
 #include "parallel/execute/device_queues.h"
 #include "parallel/execute/recurrence.h"
+#include "parallel/execute/resolve_slots.h"
 #include "parallel/plan/ops.h"
 #include "parallel/plan/trace_event.h"
 #include "runtime/cuda/device.h"
@@ -32,38 +33,6 @@ namespace transfer_operand = plan::transfer_operand;
 using Clock = std::chrono::steady_clock;
 
 double seconds_between(Clock::time_point begin, Clock::time_point end) { return std::chrono::duration<double>(end - begin).count(); }
-
-/// One tensor per slot: bound ones checked against the plan, scratch cut out of the workspace.
-std::vector<TensorView> resolve_slots(const Program& program, const Bindings& bindings, TensorView workspace) {
-  if (workspace.elements() < program.workspace_bytes) {
-    throw InvalidArgument(
-        fmt::format("execute: the workspace holds {} bytes, the program needs {}", workspace.elements(), program.workspace_bytes));
-  }
-  std::vector<TensorView> slots;
-  std::vector<bool> bound(program.slots.size(), false);
-  for (const plan::Slot& slot : program.slots) {
-    const Extents shape{slot.rows, slot.heads, slot.width};
-    slots.emplace_back(slot.role == plan::Role::scratch ? workspace.bytes() + slot.offset : nullptr, slot.dtype, shape);
-  }
-  for (const auto& [name, tensor] : bindings.tensors()) {
-    const auto id = static_cast<std::size_t>(program.find_slot(name));
-    const plan::Slot& slot = program.slots[id];
-    if (slot.role == plan::Role::scratch || tensor.dtype() != slot.dtype || tensor.shape() != slots[id].shape() ||
-        (slot.contiguous && !tensor.contiguous())) {
-      throw InvalidArgument(fmt::format("execute: rank {} binds '{}' to a {} tensor of shape {}, the plan has {} {}{}", program.rank, name,
-                                        to_string(tensor.dtype()), to_string(tensor.shape()), to_string(slot.dtype),
-                                        to_string(slots[id].shape()), slot.contiguous ? ", contiguous" : ""));
-    }
-    slots[id] = tensor;
-    bound[id] = true;
-  }
-  for (std::size_t id = 0; id < slots.size(); ++id) {
-    if (program.slots[id].role != plan::Role::scratch && !bound[id]) {
-      throw InvalidArgument(fmt::format("execute: rank {} does not bind slot '{}'", program.rank, program.slots[id].name));
-    }
-  }
-  return slots;
-}
 
 bool on_cuda(const Context& context) { return context.stream.device().kind == DeviceKind::cuda; }
 

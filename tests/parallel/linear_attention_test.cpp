@@ -213,11 +213,11 @@ std::string message(Body&& body) {
 TEST(LinearAttentionErrors, NothingGivenIsIgnored) {
   const Memory memory;
   const auto zeros = [&](std::int64_t width) { return Tensor::zeros({64, 3, width}, DType::f32, memory); };
-  const Tensor q = zeros(4), v = zeros(3), gate = zeros(1), incoming = Tensor::zeros({1, 3, 12}, DType::f32, memory);
+  const Tensor q = zeros(4), v = zeros(3), out = zeros(3), gate = zeros(1), incoming = Tensor::zeros({1, 3, 12}, DType::f32, memory);
   LinearCase c{.decay = Decay::none};
   DistributedLinearAttention plain(problem_of(c, DType::f32, 1), {}, {}, memory);
   const auto forward = [&](DistributedLinearAttention& on, const LinearAttentionInputs& inputs) {
-    return message<InvalidArgument>([&] { on.forward(inputs, {v, incoming}); });
+    return message<InvalidArgument>([&] { on.forward(inputs, {out, incoming}); });
   };
   EXPECT_EQ(forward(plain, {q, q, v}), "no error");
   EXPECT_NE(forward(plain, {q, q, v, gate}).find("log_decay is given, but problem.decay does not ask for it"), std::string::npos);
