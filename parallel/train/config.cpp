@@ -122,22 +122,6 @@ void check_rope(const ModelConfig& model) {
           "above 1 with model.rope_scaling yarn");
 }
 
-void check_model(const ModelConfig& model) {
-  require_size("model.layers", model.layers, kMostLayers);
-  require_size("model.hidden", model.hidden);
-  require_size("model.heads", model.heads, 65536);
-  require_size("model.kv_heads", model.kv_heads, 65536);
-  require_size("model.head_size", model.head_size, 65536);
-  require_size("model.ffn", model.ffn);
-  require_size("model.vocabulary", model.vocabulary);
-  require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, fmt::format("a divisor of model.heads = {}", model.heads));
-  require(model.head_size % 2 == 0, "model.head_size", model.head_size, "even (rotary positions turn pairs)");
-  require(std::isfinite(model.norm_epsilon) && model.norm_epsilon > 0, "model.norm_epsilon", model.norm_epsilon, "a positive number");
-  check_rope(model);
-  check_pattern(model.pattern);
-  check_layer_kinds(model);
-}
-
 /// A state moves between ranks for every unit, so layouts that cut a rank's tokens into many are no use.
 void check_recurrent(const ModelConfig& model, const ParallelConfig& parallel) {
   try {
@@ -205,7 +189,25 @@ void check_validation(const Config& config) {
   require(run.validate_every == 0, "run.validate_every", run.validate_every, kLeftOut);
 }
 
-void check_optimizer(const OptimizerConfig& optimizer) {
+}  // namespace
+
+void check(const ModelConfig& model) {
+  require_size("model.layers", model.layers, kMostLayers);
+  require_size("model.hidden", model.hidden);
+  require_size("model.heads", model.heads, 65536);
+  require_size("model.kv_heads", model.kv_heads, 65536);
+  require_size("model.head_size", model.head_size, 65536);
+  require_size("model.ffn", model.ffn);
+  require_size("model.vocabulary", model.vocabulary);
+  require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, fmt::format("a divisor of model.heads = {}", model.heads));
+  require(model.head_size % 2 == 0, "model.head_size", model.head_size, "even (rotary positions turn pairs)");
+  require(std::isfinite(model.norm_epsilon) && model.norm_epsilon > 0, "model.norm_epsilon", model.norm_epsilon, "a positive number");
+  check_rope(model);
+  check_pattern(model.pattern);
+  check_layer_kinds(model);
+}
+
+void check(const OptimizerConfig& optimizer) {
   require_finite("optimizer.learning_rate", optimizer.learning_rate, 0);
   require(optimizer.warmup_steps >= 0, "optimizer.warmup_steps", optimizer.warmup_steps, "0 or more");
   require_finite("optimizer.weight_decay", optimizer.weight_decay, 0);
@@ -216,11 +218,9 @@ void check_optimizer(const OptimizerConfig& optimizer) {
   }
 }
 
-}  // namespace
-
 void check(const Config& config) {
-  check_model(config.model);
-  check_optimizer(config.optimizer);
+  check(config.model);
+  check(config.optimizer);
   require(!config.data.paths.empty(), "data.paths", "empty", "one or more files, folders or globs");
   require(config.data.context >= 2 && config.data.context <= kLargestContext, "data.context", config.data.context,
           fmt::format("2 to {} tokens", kLargestContext));

@@ -104,6 +104,9 @@ struct Config {
 
 /// Throws InvalidArgument naming key, value and what is accepted, for anything that cannot be trained.
 void check(const Config& config);
+/// The same for a part of it.
+void check(const ModelConfig& model);
+void check(const OptimizerConfig& optimizer);
 
 /// Storage type of activations and working weights on a device of this machine.
 DType storage_dtype(const RunConfig& run, Device device = {});

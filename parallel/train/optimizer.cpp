@@ -189,6 +189,7 @@ double ShardedAdamw::norm(StreamView stream) const {
 
 void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, double gradient_scale, std::int64_t step, TensorView weights,
                           StreamView stream) {
+  check(config);
   kernels::AdamwOptions options{.learning_rate = learning_rate, .beta1 = config.betas[0], .beta2 = config.betas[1]};
   options.step = step;
   options.gradient_scale = gradient_scale;

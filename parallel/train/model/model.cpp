@@ -6,6 +6,14 @@
 #include "runtime/error.h"
 
 namespace periplus::train {
+namespace {
+
+const ModelConfig& checked(const ModelConfig& config) {
+  check(config);
+  return config;
+}
+
+}  // namespace
 
 std::int64_t loss_rows(std::int64_t vocabulary, Device device) {
   const kernels::CrossEntropyOptions defaults;
@@ -14,7 +22,7 @@ std::int64_t loss_rows(std::int64_t vocabulary, Device device) {
 }
 
 Model::Model(const ModelConfig& config, DType dtype, const Memory& memory, const ModelStorage& storage)
-    : config_(config),
+    : config_(checked(config)),
       dtype_(dtype),
       memory_(memory),
       keeps_hidden_(storage.hidden),

@@ -29,6 +29,7 @@ struct ModelStorage {
 /// (unless it fetches them), this rank's rows of the activations.
 class Model {
  public:
+  /// dtype: f64, f32 or bf16. Errors: InvalidArgument, as check(config).
   Model(const ModelConfig& config, DType dtype, const Memory& memory, const ModelStorage& storage = {});
   Model(const Model&) = delete;  // mixers refer to the configuration
   Model& operator=(const Model&) = delete;
@@ -43,6 +44,7 @@ class Model {
 
   /// Plans the distributed operators for a batch, which must live until the next plan: one for each kind of layer. Collective.
   void plan(const Batch& batch, const Planning& planning);
+  void plan(Batch&& batch, const Planning& planning) = delete;
 
   /// Sum of the losses (nats) of this rank's labels of the planned batch. Collective.
   double loss(StreamView stream, const SectionExchange& exchange = {});

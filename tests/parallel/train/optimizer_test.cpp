@@ -131,6 +131,20 @@ TEST(ShardedAdamw, ANonFiniteGradientIsNamedOnEveryRank) {
   EXPECT_EQ(named, 3);
 }
 
+TEST(ShardedAdamw, RefusesBetasThatAreNotTwo) {
+  const Stream stream;
+  const Memory memory;
+  const ParameterTable table(tiny_model());
+  ShardedAdamw optimizer(table, DType::f32, {}, memory);
+  optimizer.initialise(9, stream);
+  const Tensor weights({table.elements()}, DType::f32, memory);
+  for (const std::vector<double>& betas : {std::vector<double>{}, {0.9}, {0.9, 0.95, 0.99}}) {
+    OptimizerConfig config;
+    config.betas = betas;
+    EXPECT_THROW(optimizer.update(config, 1e-2, 1, 1, weights, stream), InvalidArgument);
+  }
+}
+
 TEST(Shards, CoverEverySectionEvenly) {
   const std::vector<Section> sections = {{0, 7}, {7, 1}, {8, 100}, {108, 101}};
   for (const int ranks : {1, 2, 3, 8}) {

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "runtime/error.h"
 #include "tests/parallel/train/model/model_runs.h"
 
 namespace periplus::train {
@@ -38,6 +39,30 @@ TEST(Model, LossAndGradientsDoNotDependOnRanksOrLayout) {
       }
     }
   }
+}
+
+TEST(Model, RefusesAConfigurationThatCannotBeComputed) {
+  const auto refusal = [](const auto& change) -> std::string {
+    ModelConfig config = tiny_model(true);
+    change(config);
+    try {
+      Model(config, DType::f64, Memory());
+    } catch (const InvalidArgument& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  const auto expect = [&](std::string_view part, const auto& change) {
+    const std::string message = refusal(change);
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+  };
+  expect("model.pattern", [](ModelConfig& model) { model.pattern = ""; });
+  expect("model.pattern", [](ModelConfig& model) { model.pattern = "X"; });
+  expect("model.gate", [](ModelConfig& model) { model.pattern = "L"; });
+  expect("model.window", [](ModelConfig& model) { model.pattern = "W"; });
+  expect("model.layers", [](ModelConfig& model) { model.layers = -1; });
+  expect("model.norm_epsilon", [](ModelConfig& model) { model.norm_epsilon = -1; });
+  expect("model.rope_scaling", [](ModelConfig& model) { model.rope_scaling = "ntk"; });
 }
 
 TEST(Model, RepeatsBitForBit) {
