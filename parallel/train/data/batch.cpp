@@ -1,9 +1,13 @@
 #include "parallel/train/data/batch.h"
 
 #include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
 
 #include "kernels/transformer.h"
 #include "parallel/balanced_layout.h"
+#include "runtime/error.h"
 
 namespace periplus::train {
 namespace {
@@ -21,8 +25,16 @@ std::vector<std::int32_t> shifted_labels(std::span<const std::int32_t> row, std:
 }  // namespace
 
 Batch shard_row(std::span<const std::int32_t> row, std::span<const std::int64_t> cu_seqlens, LayoutKind kind, int ranks, int rank) {
-  Batch batch{make_layout(kind, ranks, Mask({}, cu_seqlens)), {}, {}, {}, 0};
-  const std::vector<std::int32_t> labels = shifted_labels(row, cu_seqlens);
+  return shard_row(row, make_layout(kind, ranks, Mask({}, cu_seqlens)), rank);
+}
+
+Batch shard_row(std::span<const std::int32_t> row, SequenceLayout layout, int rank) {
+  if (std::ssize(row) != layout.tokens()) {
+    throw InvalidArgument(
+        fmt::format("batch: the row has {} tokens, its layout {}; give a token for each row of the layout", row.size(), layout.tokens()));
+  }
+  const std::vector<std::int32_t> labels = shifted_labels(row, layout.cu_seqlens());
+  Batch batch{std::move(layout), {}, {}, {}, 0};
   batch.valid_labels = std::count_if(labels.begin(), labels.end(), [](std::int32_t label) { return label != kernels::kIgnoreLabel; });
   for (const std::int64_t global : batch.layout.global_rows(rank)) {
     batch.tokens.push_back(row[static_cast<std::size_t>(global)]);

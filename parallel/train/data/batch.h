@@ -21,7 +21,10 @@ struct Batch {
 
 /// row: the tokens of all pieces one after the other; cu_seqlens: their borders. Labels are shifted on the whole row, then
 /// sharded: shifting inside a shard would be wrong at every border.
+/// Errors: InvalidArgument for a row of another length.
 Batch shard_row(std::span<const std::int32_t> row, std::span<const std::int64_t> cu_seqlens, LayoutKind kind, int ranks, int rank);
+/// The same for a layout of the caller, which has the borders.
+Batch shard_row(std::span<const std::int32_t> row, SequenceLayout layout, int rank);
 
 /// Reads the pieces of a row and shards them. Every rank reads the whole row.
 Batch make_batch(const Corpus& corpus, std::span<const Piece> pieces, LayoutKind kind, int ranks, int rank);

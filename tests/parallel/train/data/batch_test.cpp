@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/transformer.h"
+#include "runtime/error.h"
 #include "tests/parallel/train/scenario.h"
 
 namespace periplus::train {
@@ -47,6 +48,27 @@ TEST(Batch, TogetherTheRanksHoldTheRowWhateverTheirNumber) {
       }
       EXPECT_EQ(seen, std::vector<int>(row.size(), 1)) << to_string(kind) << " ranks " << ranks;
     }
+  }
+}
+
+TEST(Batch, TakesTheCallersLayout) {
+  const std::vector<std::int32_t> row = {10, 11, 12, 13, 14, 15};
+  const std::vector<std::int64_t> cu_seqlens = {0, 2, 6};
+  const SequenceLayout layout = SequenceLayout::from_segments(
+      2, cu_seqlens, {{.rank = 0, .local0 = 0, .global0 = 5, .length = 1}, {.rank = 1, .local0 = 0, .global0 = 0, .length = 5}});
+  const Batch first = shard_row(row, layout, 0), second = shard_row(row, layout, 1);
+  EXPECT_EQ(first.tokens, (std::vector<std::int32_t>{15}));
+  EXPECT_EQ(first.labels, (std::vector<std::int32_t>{kNone}));
+  EXPECT_EQ(second.labels, (std::vector<std::int32_t>{11, kNone, 13, 14, 15}));
+  EXPECT_EQ(second.positions, (std::vector<std::int64_t>{0, 1, 0, 1, 2}));
+  EXPECT_EQ(first.valid_labels, 4);
+  EXPECT_EQ(first.layout.digest(), layout.digest());
+}
+
+TEST(Batch, RefusesARowOfAnotherLength) {
+  const std::vector<std::int64_t> cu_seqlens = {0, 8};
+  for (const std::size_t tokens : {0U, 7U, 9U}) {
+    EXPECT_THROW(shard_row(std::vector<std::int32_t>(tokens), cu_seqlens, LayoutKind::contiguous, 1, 0), InvalidArgument) << tokens;
   }
 }
 
