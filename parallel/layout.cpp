@@ -209,14 +209,19 @@ void SequenceLayout::finalise() {
   digest_ = hash64({reinterpret_cast<const char*>(words.data()), words.size() * sizeof(words[0])});
 }
 
+std::size_t SequenceLayout::index_of(int rank) const {
+  if (rank < 0 || rank >= ranks_) throw InvalidArgument(fmt::format("sequence_layout: rank {} is not one of the {} ranks", rank, ranks_));
+  return static_cast<std::size_t>(rank);
+}
+
 std::span<const Segment> SequenceLayout::segments_of(int rank) const {
-  const auto r = static_cast<std::size_t>(rank);
-  return std::span(by_local_).subspan(first_.at(r), first_.at(r + 1) - first_.at(r));
+  const std::size_t r = index_of(rank);
+  return std::span(by_local_).subspan(first_[r], first_[r + 1] - first_[r]);
 }
 
 std::span<const Segment> SequenceLayout::segments_by_global(int rank) const {
-  const auto r = static_cast<std::size_t>(rank);
-  return std::span(by_global_).subspan(first_.at(r), first_.at(r + 1) - first_.at(r));
+  const std::size_t r = index_of(rank);
+  return std::span(by_global_).subspan(first_[r], first_[r + 1] - first_[r]);
 }
 
 std::vector<std::int64_t> SequenceLayout::global_rows(int rank) const {

@@ -33,7 +33,7 @@ struct Segment {
   std::int64_t global0 = 0;
   std::int64_t length = 0;
   std::int64_t stride = 1;
-  int document = 0;
+  int document = 0;  ///< Found by the layout: from_segments does not read it.
   std::int64_t global_end() const noexcept { return global0 + (length - 1) * stride + 1; }
 };
 
@@ -51,10 +51,12 @@ class SequenceLayout {
   /// from_segments for the segments that make_layout deals.
   static SequenceLayout balanced(int ranks, std::span<const std::int64_t> cu_seqlens, std::vector<Segment> segments);
 
+  // What asks for a rank throws InvalidArgument if there is none of that number.
+
   LayoutKind kind() const noexcept { return kind_; }
   int ranks() const noexcept { return ranks_; }
   std::int64_t tokens() const noexcept { return cu_seqlens_.back(); }
-  std::int64_t rows_of(int rank) const { return rows_.at(static_cast<std::size_t>(rank)); }
+  std::int64_t rows_of(int rank) const { return rows_[index_of(rank)]; }
   /// Segments of a rank by rising local row.
   std::span<const Segment> segments_of(int rank) const;
   /// The same segments by rising global0.
@@ -71,6 +73,7 @@ class SequenceLayout {
  private:
   SequenceLayout() = default;
   void finalise();
+  std::size_t index_of(int rank) const;
   LayoutKind kind_ = LayoutKind::contiguous;
   int ranks_ = 1;
   std::vector<std::int64_t> cu_seqlens_;

@@ -233,6 +233,19 @@ TEST(SequenceLayoutErrors, ArgumentsAreChecked) {
   }
 }
 
+TEST(SequenceLayoutErrors, RanksThatItDoesNotHaveAreNamed) {
+  const SequenceLayout layout = SequenceLayout::make(LayoutKind::zigzag, 3, Lengths{0, 8});
+  for (const int rank : {-1, 3, 7}) {
+    const std::string expected = "rank " + std::to_string(rank) + " is not one of the 3 ranks";
+    for (const std::string& message :
+         {error_of([&] { (void)layout.rows_of(rank); }), error_of([&] { (void)layout.segments_of(rank); }),
+          error_of([&] { (void)layout.segments_by_global(rank); }), error_of([&] { (void)layout.global_rows(rank); }),
+          error_of([&] { (void)layout.positions(rank); })}) {
+      EXPECT_NE(message.find(expected), std::string::npos) << message;
+    }
+  }
+}
+
 TEST(SequenceLayout, DigestsTellLayoutsApart) {
   std::set<std::uint64_t> digests;
   std::size_t made = 0;
