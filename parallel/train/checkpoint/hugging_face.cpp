@@ -67,7 +67,11 @@ json windows_of(const Family& family, const std::string& letters, std::int64_t w
 }  // namespace
 
 std::string hugging_face_config(const Manifest& manifest, DType dtype) {
-  const auto text = [&](const std::string& key) -> const std::string& { return manifest.config.at(key); };
+  const auto text = [&](const std::string& key) -> const std::string& {
+    const auto entry = manifest.config.find(key);
+    if (entry != manifest.config.end()) return entry->second;
+    throw InvalidArgument(fmt::format("checkpoint: the manifest's config lacks {}; fill it with key_values() of the run", key));
+  };
   const auto value = [&](const std::string& key) { return json::parse(text(key)); };
   const std::string &scaling = text("model.rope_scaling"), &pattern = text("model.pattern");
   std::string letters;

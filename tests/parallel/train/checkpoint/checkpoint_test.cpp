@@ -173,6 +173,21 @@ TEST_F(Checkpoint, TransformersIsToldTheModelOnlyIfItHasIt) {
   }
 }
 
+TEST_F(Checkpoint, AManifestWithoutConfigurationIsRefusedWithWhatItLacks) {
+  const Stream stream;
+  const ParameterTable parameters(config_in("bare").model);
+  ShardedAdamw optimizer(parameters, DType::f32, {}, Memory());
+  optimizer.initialise(1, stream);
+  std::string message = "accepted";
+  try {
+    save_checkpoint(folder_ / "bare", {.step = 1, .corpus_digest = "none"}, optimizer, stream);
+  } catch (const InvalidArgument& error) {
+    message = error.what();
+  }
+  EXPECT_TRUE(mentions(message, "the manifest's config lacks model.")) << message;
+  EXPECT_FALSE(newest_checkpoint(folder_ / "bare").has_value());
+}
+
 TEST_F(Checkpoint, KeepsTheNewestTwoAndIgnoresUnfinishedOnes) {
   Config config = config_in("run");
   config.run.checkpoint_every = 2;
