@@ -18,12 +18,13 @@ PlannedPasses::PlannedPasses(std::string_view name, const SequenceLayout& layout
     throw InvalidArgument(fmt::format("{}: the memory is on {}, but the stream on {}; use a stream of the memory's device", name,
                                       to_string(memory_.device()), to_string(stream_.device())));
   }
+  // First: what is wrong afterwards is wrong on all ranks, and none waits for another.
+  comm::require_same_on_all_ranks(communicator_, hash64({reinterpret_cast<const char*>(digests.data()), sizeof(digests)}),
+                                  fmt::format("{} problem and options", name), Stream());
   if (layout.ranks() != communicator_.size()) {
     throw InvalidArgument(
         fmt::format("{}: the layout is for {} ranks, the communicator has {}", name, layout.ranks(), communicator_.size()));
   }
-  comm::require_same_on_all_ranks(communicator_, hash64({reinterpret_cast<const char*>(digests.data()), sizeof(digests)}),
-                                  fmt::format("{} problem and options", name), Stream());
   const int rank = communicator_.rank();
   programs_ = {make(Pass::forward, rank), make(Pass::backward, rank)};
   workspace_ = Tensor({std::max(programs_[0].workspace_bytes, programs_[1].workspace_bytes)}, DType::u8, memory_);

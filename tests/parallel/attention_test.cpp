@@ -196,6 +196,17 @@ TEST(DistributedAttentionErrors, NothingGivenIsIgnored) {
   EXPECT_THROW(attention.backward({q, q, q}, {out, lse}, {q, lse}, {dq, dk, dv}), InvalidArgument);
 }
 
+TEST(DistributedAttentionErrors, ALayoutOfTheWrongSizeOnOneRankIsRefusedByAll) {
+  std::atomic<int> refused = 0;
+  const auto body = [&](const comm::Communicator& communicator) {
+    const Memory memory;
+    EXPECT_THROW(DistributedAttention(small_problem(communicator.rank() == 1 ? 4 : 3), {}, communicator, memory), InvalidArgument);
+    ++refused;
+  };
+  comm::run_thread_ranks(3, body, {.deadline = std::chrono::seconds(5)});
+  EXPECT_EQ(refused, 3);
+}
+
 TEST(DistributedAttentionErrors, ARankThatLeavesEndsThePlanOfTheOthers) {
   const auto begin = std::chrono::steady_clock::now();
   EXPECT_THROW(comm::run_thread_ranks(2,
