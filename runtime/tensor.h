@@ -57,7 +57,7 @@ class BasicTensorView {
   /// Dense row-major (dimensions of size 1 do not matter).
   bool contiguous() const noexcept;
 
-  /// The element pointer. Throws InternalError if T is not the dtype.
+  /// The element pointer. Throws InvalidArgument if T is not the dtype.
   template <class T>
   auto data() const {
     using Pointer = std::conditional_t<std::is_const_v<Byte>, const T*, T*>;

@@ -11,6 +11,8 @@ bool mpi_built() noexcept;
 /// Communicator over a duplicate of MPI_COMM_WORLD, host memory only. The caller has initialised MPI with at least
 /// MPI_THREAD_FUNNELED and uses the communicator from that thread; it must be destroyed before MPI_Finalize.
 /// Messages travel as fragments of at most 1 MiB so that one progress call copies little.
+/// abort() fails the operations of the own rank only: others learn of it at their deadlines, so a program whose rank fails should end
+/// with MPI_Abort.
 /// Errors: BackendUnavailable without MPI in the build; InvalidArgument if MPI is not initialised.
 Communicator make_mpi_world(const TransportOptions& options = {});
 

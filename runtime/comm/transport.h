@@ -40,7 +40,8 @@ std::string describe_exchange(const Purpose& purpose, std::span<const Send> send
 
 /// Ends every message about a deadline.
 inline constexpr std::string_view kDeadlineAdvice =
-    "check that every rank is alive and executes the same program, or raise the deadline (--deadline or run.deadline_seconds)";
+    "check that every rank is alive and executes the same program, or raise the deadline (--deadline, run.deadline_seconds, "
+    "TransportOptions)";
 
 /// What a transport supplies: one verb. Everything else is built on it in communicator.cpp.
 class Transport {
