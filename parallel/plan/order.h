@@ -123,7 +123,7 @@ inline void append_joined(std::vector<Access>& accesses, std::size_t begin, cons
     before.rows += view.rows;
     return;
   }
-  accesses.emplace_back(view, mode);
+  accesses.push_back({view, mode});
 }
 
 /// Uses of one kind of a slot by one queue that a later step may have to wait for, oldest first. A queue finishes in order,
