@@ -1,5 +1,6 @@
-// Ring attention in an own program: ring_attention [ranks]. Ranks are threads here; under mpirun, replace
-// run_thread_ranks by comm::make_mpi_world() and keep the rest.
+// Ring attention in an own program: ring_attention [ranks]. Ranks are threads here; in a program that mpirun starts, MPI_Init_thread comes
+// first, the body runs once with comm::make_mpi_world(), and a rank that fails ends with MPI_Abort, or the others wait for it until their
+// deadline.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

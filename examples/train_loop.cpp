@@ -1,5 +1,6 @@
-// A training loop of an own program, with data of its own: train_loop [ranks]. Ranks are threads here; under mpirun, replace
-// run_thread_ranks by comm::make_mpi_world() and keep the rest.
+// A training loop of an own program, with data of its own: train_loop [ranks]. Ranks are threads here; in a program that mpirun starts,
+// MPI_Init_thread comes first, the body runs once with comm::make_mpi_world(), and a rank that fails ends with MPI_Abort, or the others
+// wait for it until their deadline.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -21,7 +22,15 @@ constexpr DType kType = DType::f64;  // to see that the number of ranks changes 
 /// Two layers of softmax attention and one with a state of fixed size.
 train::Config configuration() {
   train::Config config;
-  config.model = {.layers = 3, .hidden = 64, .heads = 4, .kv_heads = 2, .head_size = 16, .ffn = 128, .vocabulary = 32, .pattern = "SLS"};
+  config.model = {.layers = 3,
+                  .hidden = 64,
+                  .heads = 4,
+                  .kv_heads = 2,
+                  .head_size = 16,
+                  .ffn = 128,
+                  .vocabulary = 32,
+                  .pattern = "SLS",
+                  .gate = "retention"};
   config.optimizer.learning_rate = 5e-3;
   config.run.steps = kSteps;
   return config;

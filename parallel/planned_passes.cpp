@@ -19,8 +19,10 @@ PlannedPasses::PlannedPasses(std::string_view name, const SequenceLayout& layout
                                       to_string(memory_.device()), to_string(stream_.device())));
   }
   // First: what is wrong afterwards is wrong on all ranks, and none waits for another.
-  comm::require_same_on_all_ranks(communicator_, hash64({reinterpret_cast<const char*>(digests.data()), sizeof(digests)}),
-                                  fmt::format("{} problem and options", name), Stream());
+  const std::string of_layout = fmt::format("{}: the layout", name), of_problem = fmt::format("{}: the problem", name),
+                    of_options = fmt::format("{}: the options", name);
+  const std::array<comm::NamedDigest, 3> compared = {{{layout.digest(), of_layout}, {digests[0], of_problem}, {digests[1], of_options}}};
+  comm::require_same_on_all_ranks(communicator_, compared, Stream());
   if (layout.ranks() != communicator_.size()) {
     throw InvalidArgument(
         fmt::format("{}: the layout is for {} ranks, the communicator has {}", name, layout.ranks(), communicator_.size()));

@@ -21,7 +21,7 @@ class PlannedPasses {
  public:
   using MakeProgram = std::function<plan::Program(Pass pass, int rank)>;
 
-  /// Collective: compares the digests of problem and options with all ranks before anything is planned. `name` is the operator's,
+  /// Collective: compares the digests of layout, problem and options with all ranks before anything is planned. `name` is the operator's,
   /// for messages.
   PlannedPasses(std::string_view name, const SequenceLayout& layout, const std::array<std::uint64_t, 2>& digests,
                 comm::Communicator communicator, Memory memory, Tracer* tracer, Stream stream, const MakeProgram& make);

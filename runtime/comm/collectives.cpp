@@ -281,17 +281,25 @@ std::vector<std::string> Communicator::all_gather_bytes(std::string_view mine, S
   return all;
 }
 
-void require_same_on_all_ranks(const Communicator& communicator, std::uint64_t digest, std::string_view what, StreamView stream) {
+void require_same_on_all_ranks(const Communicator& communicator, std::span<const NamedDigest> digests, StreamView stream) {
   check_stream(stream, "require_same_on_all_ranks");
-  std::vector<std::uint64_t> digests(static_cast<std::size_t>(communicator.size()));
-  digests[static_cast<std::size_t>(communicator.rank())] = digest;
-  exchange_shares(communicator, reinterpret_cast<std::byte*>(digests.data()), sizeof(std::uint64_t),
-                  Shares::even(communicator.size(), communicator.size()), "require_same_on_all_ranks", stream);
-  for (std::size_t r = 1; r < digests.size(); ++r) {
-    if (digests[r] == digests[0]) continue;
+  const auto ranks = static_cast<std::size_t>(communicator.size());
+  std::vector<std::uint64_t> all(ranks * digests.size());  // rank by rank
+  for (std::size_t i = 0; i < digests.size(); ++i)
+    all[static_cast<std::size_t>(communicator.rank()) * digests.size() + i] = digests[i].digest;
+  exchange_shares(communicator, reinterpret_cast<std::byte*>(all.data()), sizeof(std::uint64_t),
+                  Shares::even(std::ssize(all), communicator.size()), "require_same_on_all_ranks", stream);
+  for (std::size_t i = digests.size(); i < all.size(); ++i) {
+    const std::uint64_t expected = all[i % digests.size()];
+    if (all[i] == expected) continue;
     throw InvalidArgument(fmt::format("{}: rank {} of {} has digest {:016x}, but rank 0 has {:016x}; every rank must be given the same",
-                                      what, r, digests.size(), digests[r], digests[0]));
+                                      digests[i % digests.size()].what, i / digests.size(), ranks, all[i], expected));
   }
+}
+
+void require_same_on_all_ranks(const Communicator& communicator, std::uint64_t digest, std::string_view what, StreamView stream) {
+  const NamedDigest one{digest, what};
+  require_same_on_all_ranks(communicator, {&one, 1}, stream);
 }
 
 }  // namespace periplus::comm

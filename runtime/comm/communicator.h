@@ -133,7 +133,15 @@ class Communicator {
   std::shared_ptr<Transport> transport_;
 };
 
-/// Throws InvalidArgument naming the first rank that differs, if `digest` is not the same on all ranks. Collective.
+struct NamedDigest {
+  std::uint64_t digest;
+  std::string_view what;
+};
+
+/// Throws InvalidArgument naming the first rank that differs and the first of `digests` in which it does, unless they are the same on
+/// all ranks. Collective; all ranks give equally many.
+void require_same_on_all_ranks(const Communicator& communicator, std::span<const NamedDigest> digests, StreamView stream);
+/// The same for one.
 void require_same_on_all_ranks(const Communicator& communicator, std::uint64_t digest, std::string_view what, StreamView stream);
 
 }  // namespace periplus::comm

@@ -117,7 +117,8 @@ TEST_P(EveryStrategy, BytesSentEqualThePlanAndTheFormula) {
       c.sink = false;  // its gradient is summed by a collective of the test
       if (p.sink) continue;
       comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
-        comm::require_same_on_all_ranks(communicator, 1, "nothing", Stream());
+        const std::array<comm::NamedDigest, 3> nothing{};
+        comm::require_same_on_all_ranks(communicator, nothing, Stream());
         const auto overhead = communicator.traffic().bytes_sent;  // of the comparison that the constructor repeats
         run_case(c, oracle, DType::f32, communicator);
         counted += static_cast<std::int64_t>(communicator.traffic().bytes_sent - 2 * overhead);
@@ -237,7 +238,7 @@ TEST(DistributedAttentionErrors, RanksThatDisagreeAreTold) {
     });
     FAIL() << "different problems were accepted";
   } catch (const InvalidArgument& error) {
-    EXPECT_NE(std::string(error.what()).find("attention problem"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("attention: the problem: rank 1 of 2"), std::string::npos) << error.what();
   }
 }
 

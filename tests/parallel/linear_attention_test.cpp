@@ -256,7 +256,7 @@ TEST(LinearAttentionErrors, RanksThatDisagreeAreTold) {
       DistributedLinearAttention(problem, {}, communicator, Memory());
     });
   });
-  EXPECT_NE(told.find("linear attention problem and options"), std::string::npos) << told;
+  EXPECT_NE(told.find("linear attention: the problem: rank 1 of 2"), std::string::npos) << told;
 }
 
 }  // namespace

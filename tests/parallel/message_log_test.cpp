@@ -42,11 +42,11 @@ void expect_program(MessageLog& log, const plan::Program& program) {
   }
 }
 
-/// Operators compare one digest with all ranks when they are made.
+/// Operators compare three digests with all ranks when they are made.
 void expect_digests(MessageLog& log, const comm::Communicator& communicator) {
   for (int peer = 0; peer < communicator.size(); ++peer) {
     if (peer == communicator.rank()) continue;
-    for (const char* verb : {"send", "receive"}) expect_message(log, verb, peer, comm::kCollectiveLane, sizeof(std::uint64_t));
+    for (const char* verb : {"send", "receive"}) expect_message(log, verb, peer, comm::kCollectiveLane, 3 * sizeof(std::uint64_t));
   }
 }
 

@@ -198,6 +198,9 @@ void differing_digest_is_named_on_every_rank(const Communicator& communicator) {
   for (const std::string& part : {std::string("plan of layer 3"), "rank " + std::to_string(odd), std::string("2b"), std::string("2a")}) {
     require_contains(message, part);
   }
+  const std::array<NamedDigest, 3> several = {{{1, "layout"}, {digest, "problem"}, {digest, "options"}}};
+  require_contains(message_of<InvalidArgument>([&] { require_same_on_all_ranks(communicator, several, stream()); }),
+                   "problem: rank " + std::to_string(odd));
 }
 
 void wrong_collective_arguments_are_refused(const Communicator& communicator) {
