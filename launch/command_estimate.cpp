@@ -23,10 +23,14 @@ std::string strategy_of(const simulate::Shape& shape, const simulate::Training& 
   return how.head_ranks > 0 ? fmt::format("{}, {} for heads", how.strategy, how.head_ranks) : how.strategy;
 }
 
+std::string recompute_of(const simulate::Training& training) {
+  return fmt::format("{}{}", to_string(training.recompute), training.checkpoints_on_host ? ", host" : "");
+}
+
 void show(const OptionTable& table, const simulate::Shape& shape, const simulate::Machine& machine, const Candidate& c) {
   say(table,
-      fmt::format("{:<20} {:>7} {:>8} {:>5} {:<13} {:>10.4g} {:>11.5g} {:>7.1f} {:>10} {:>8.1f}", strategy_of(shape, c.training),
-                  c.training.context, c.training.replicas, c.training.zero, to_string(c.training.recompute), c.iteration.seconds,
+      fmt::format("{:<20} {:>7} {:>8} {:>5} {:<19} {:>10.4g} {:>11.5g} {:>7.1f} {:>10} {:>8.1f}", strategy_of(shape, c.training),
+                  c.training.context, c.training.replicas, c.training.zero, recompute_of(c.training), c.iteration.seconds,
                   c.iteration.tokens_per_second(c.training), 100 * c.iteration.mfu(machine, c.training),
                   bytes_text(c.iteration.memory.total()), 100 * std::max(0.0, c.iteration.ranks[0].attention_wait) / c.iteration.seconds));
 }
@@ -40,6 +44,8 @@ nlohmann::ordered_json to_json(const simulate::Shape& shape, const simulate::Mac
           {"replicas", c.training.replicas},
           {"zero", c.training.zero},
           {"recompute", to_string(c.training.recompute)},
+          {"offload_activations", c.training.checkpoints_on_host},
+          {"host_bytes", c.iteration.memory.host},
           {"seconds", c.iteration.seconds},
           {"tokens_per_second", c.iteration.tokens_per_second(c.training)},
           {"mfu", c.iteration.mfu(machine, c.training)},
@@ -71,19 +77,24 @@ int estimate_command(Arguments arguments) {
   const simulate::Shape shape = load_shape(model);
   const simulate::Machine machine = load_simulated_machine(machine_name, kernels);
   const simulate::Estimate estimate = simulate::estimate(shape, machine, options);
-  nlohmann::ordered_json json{
-      {"fits", !estimate.candidates.empty()}, {"candidates", nlohmann::ordered_json::array()}, {"longest_tokens", estimate.longest}};
+  nlohmann::ordered_json json{{"fits", !estimate.candidates.empty()},
+                              {"candidates", nlohmann::ordered_json::array()},
+                              {"longest_tokens", estimate.longest},
+                              {"longest_tokens_with_host", estimate.longest_on_host}};
   if (estimate.candidates.empty()) {
     say(table, fmt::format("{} with {} tokens does not fit {}", shape.name, options.tokens, machine.name));
   } else {
-    say(table, fmt::format("{:<20} {:>7} {:>8} {:>5} {:<13} {:>10} {:>11} {:>7} {:>10} {:>8}", "strategy", "context", "replicas", "ZeRO",
+    say(table, fmt::format("{:<20} {:>7} {:>8} {:>5} {:<19} {:>10} {:>11} {:>7} {:>10} {:>8}", "strategy", "context", "replicas", "ZeRO",
                            "recompute", "s / step", "tokens/s", "MFU %", "memory", "waits %"));
   }
   for (const Candidate& candidate : estimate.candidates) {
     show(table, shape, machine, candidate);
     json["candidates"].push_back(to_json(shape, machine, candidate));
   }
-  say(table, fmt::format("longest sequence over all devices: {} tokens in {} each", estimate.longest, bytes_text(machine.memory_bytes)));
+  say(table, fmt::format("longest sequence over all devices: {} tokens in {} each{}", estimate.longest, bytes_text(machine.memory_bytes),
+                         estimate.longest_on_host > 0 ? fmt::format("; {} with activations on the host, {} for each device",
+                                                                    estimate.longest_on_host, bytes_text(estimate.host_bytes))
+                                                      : ""));
   print_result(table, json);
   return estimate.candidates.empty() ? kFailedCheck : kOk;
 }

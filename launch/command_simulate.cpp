@@ -114,9 +114,10 @@ void show(const OptionTable& table, const simulate::Machine& machine, const Trai
   std::string shares = "of a rank's time, mean:";
   for (const auto& [name, part] : kParts) shares += fmt::format(" {} {:.1f} %", name, 100 * std::max(0.0, share_of_all(iteration, part)));
   say(table, shares);
-  say(table, fmt::format("memory {} of {}: states {}, kept for backward {}, layer at work {}, logits {}", bytes_text(memory.total()),
-                         bytes_text(machine.memory_bytes), bytes_text(memory.states), bytes_text(memory.checkpoints),
-                         bytes_text(memory.working), bytes_text(memory.logits)));
+  say(table,
+      fmt::format("memory {} of {}: states {}, kept for backward {}, layer at work {}, logits {}{}", bytes_text(memory.total()),
+                  bytes_text(machine.memory_bytes), bytes_text(memory.states), bytes_text(memory.checkpoints), bytes_text(memory.working),
+                  bytes_text(memory.logits), memory.host > 0 ? fmt::format("; in host memory {}", bytes_text(memory.host)) : ""));
   say(table, fmt::format("sent by the busiest rank: {} inside its node, {} out of it", bytes_text(iteration.link_bytes),
                          bytes_text(iteration.card_bytes)));
   if (memory.total() > machine.memory_bytes) say(table, "DOES NOT FIT into the memory of a device");

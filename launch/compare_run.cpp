@@ -53,6 +53,8 @@ train::Config config_of(const train::Manifest& manifest) {
   }
   config.run.seed = std::stoull(text.at("run.seed"));
   config.run.dtype = text.at("run.dtype");
+  if (const auto offload = text.find("run.offload_activations"); offload != text.end())
+    config.run.offload_activations = offload->second == "true";
   if (const auto recompute = text.find("run.recompute"); recompute != text.end()) config.run.recompute = recompute->second;
   return config;
 }

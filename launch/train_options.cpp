@@ -209,6 +209,10 @@ void add_run(OptionTable& table, train::RunConfig& run) {
              .value = "NAME",
              .help = "What backward computes again: all but attention, or less for 2 ffn elements of a token and layer:",
              .choices = {"but_attention", "but_hidden"}});
+  table.add({.key = "run.offload_activations",
+             .flag = "offload-activations",
+             .target = &run.offload_activations,
+             .help = "On a GPU: what layers keep for backward waits in host memory, but for two layers."});
   table.add(
       {.key = "run.trace", .flag = "trace", .target = &run.trace, .help = "Writes trace.json of the last step, for ui.perfetto.dev."});
 }

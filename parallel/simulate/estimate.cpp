@@ -15,15 +15,20 @@ bool fits(const Shape& shape, const Machine& machine, const Training& training, 
   return memory_of(shape, training, workspace).total() <= machine.memory_bytes;
 }
 
-/// From the least recomputation and ZeRO stage on, those that fit as far as is known before attention is planned.
+/// From the least recomputation and ZeRO stage on, and then with activations on the host, those that fit as far as is known before
+/// attention is planned.
 std::vector<Training> fitted(const Shape& shape, const Machine& machine, Training training) {
   std::vector<Training> result;
-  for (const Recompute recompute : {Recompute::but_hidden, Recompute::but_attention}) {
+  const auto add_stages = [&](Recompute recompute, bool on_host) {
+    training.recompute = recompute, training.checkpoints_on_host = on_host;
     for (const int zero : {1, 2, 3}) {
-      training.recompute = recompute, training.zero = zero;
+      training.zero = zero;
       if (fits(shape, machine, training)) result.push_back(training);
     }
-  }
+  };
+  add_stages(Recompute::but_hidden, false);
+  add_stages(Recompute::but_attention, false);
+  if (machine.host_bytes_per_second > 0) add_stages(Recompute::but_attention, true);
   return result;
 }
 
@@ -113,6 +118,11 @@ Estimate estimate(const Shape& shape, const Machine& machine, const EstimateOpti
                                                      : result.candidates.front().iteration.workspace *
                                                            result.candidates.front().training.context / static_cast<double>(options.tokens);
   result.longest = longest_that_fits(shape, machine, most, workspace);
+  if (machine.host_bytes_per_second > 0) {
+    most.checkpoints_on_host = true;
+    result.longest_on_host = most.tokens = longest_that_fits(shape, machine, most, workspace);
+    result.host_bytes = memory_of(shape, most).host;
+  }
   return result;
 }
 

@@ -74,6 +74,7 @@ struct Memory {
   double checkpoints = 0;  ///< Kept for backward, all layers and micro-batches in flight.
   double working = 0;      ///< Of the layer at work: activations, their gradients, attention's workspace.
   double logits = 0;
+  double host = 0;  ///< Beside the device's: checkpoints that wait in host memory.
   double total() const noexcept { return states + checkpoints + (working > logits ? working : logits); }
 };
 

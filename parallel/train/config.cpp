@@ -314,7 +314,8 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"run.validate_every", text(run.validate_every)},
           {"run.deadline_seconds", text(run.deadline_seconds)},
           {"run.trace", text(run.trace)},
-          {"run.recompute", run.recompute}};
+          {"run.recompute", run.recompute},
+          {"run.offload_activations", text(run.offload_activations)}};
 }
 
 }  // namespace periplus::train

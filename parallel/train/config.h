@@ -91,6 +91,10 @@ struct RunConfig {
   /// feed-forward part, which take 2 ffn elements of a token and layer. The numbers are the same.
   std::string recompute = "but_attention";
 
+  /// On a device, what layers keep for backward waits in host memory, all but two layers; it moves beside the layers' work. The numbers
+  /// are the same.
+  bool offload_activations = false;
+
   bool keeps_hidden() const noexcept { return recompute == "but_hidden"; }
 };
 

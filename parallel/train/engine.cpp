@@ -37,7 +37,10 @@ Engine::Engine(const Config& config, DType dtype, const Memory& memory, comm::Co
       stream_(stream),
       tell_(std::move(tell)),
       model_(config.model, dtype, memory,
-             {.hidden = config.run.keeps_hidden(), .gradients = !shares_gradients(), .weights = !shares_weights()}),
+             {.hidden = config.run.keeps_hidden(),
+              .gradients = !shares_gradients(),
+              .weights = !shares_weights(),
+              .offload = config.run.offload_activations}),
       optimizer_(model_.parameters(), dtype, communicator_, memory, shares_weights()) {}
 
 Engine::StepResult Engine::step(std::span<const Share> shares, std::int64_t step, std::int64_t labels, Tracer* tracer) {

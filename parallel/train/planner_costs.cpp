@@ -30,6 +30,7 @@ simulate::Training simulated_training(const Config& config, int ranks, std::vect
   training.context = ranks, training.layout = layout_kind_from_string(config.parallel.layout);
   training.attention = config.parallel.attention, training.linear = config.parallel.linear;
   if (config.run.keeps_hidden()) training.recompute = simulate::Recompute::but_hidden;
+  training.checkpoints_on_host = config.run.offload_activations;
   training.zero = static_cast<int>(config.parallel.zero_stage);
   training.by_section = training.tiled_ffn = training.tiled_loss = true;
   return training;

@@ -34,8 +34,8 @@ struct HiddenTile {
   TensorView gate, up;
 };
 HiddenTile hidden_of(const LayerContext& on, const Tile& tile) {
-  if (on.hidden.gate.empty()) return {tile.top(on.scratch.gate), tile.top(on.scratch.up)};
-  return {tile.of(on.hidden.gate), tile.of(on.hidden.up)};
+  if (!on.hidden) return {tile.top(on.scratch.gate), tile.top(on.scratch.up)};
+  return {tile.of(on.hidden->gate), tile.of(on.hidden->up)};
 }
 
 /// residual = x + mixed W_o^T, normed and rstd of it, gate, up and their product: what the feed-forward part needs in
@@ -48,7 +48,7 @@ void feed_forward_hidden(const LayerContext& on, const LayerWeights& weights, Co
   project(mixed, weights.o, residual, on.stream);
   kernels::add_in_place(tile.of(x), residual, on.stream);
   kernels::rms_norm(residual, weights.post_norm, on.norm_epsilon, normed, tile.top(scratch.rstd), on.stream);
-  if (pass == Pass::forward || on.hidden.gate.empty()) {
+  if (pass == Pass::forward || !on.hidden) {
     project(normed, weights.gate, gate, on.stream);
     project(normed, weights.up, up, on.stream);
   }
@@ -90,7 +90,9 @@ LayerScratch::LayerScratch(const ModelConfig& model, DType dtype, std::int64_t r
 void layer_forward(const LayerContext& on, const LayerWeights& weights, ConstTensorView x, TensorView x_next) {
   const MixerLayer mixing{.slot = on.slot, .weights = weights.mixer, .stream = on.stream};
   project_input(on, weights, mixing, x);
+  on.mixer.kept().begin_write(on.slot, on.stream);
   on.mixer.forward(mixing);
+  on.mixer.kept().end_write(on.slot, on.stream);
   for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
     feed_forward_hidden(on, weights, on.mixer.output(mixing, tile), x, tile, Pass::forward);
     project(tile.top(on.scratch.product), weights.down, tile.of(x_next), on.stream);
@@ -101,6 +103,7 @@ void layer_forward(const LayerContext& on, const LayerWeights& weights, ConstTen
 void layer_backward(const LayerContext& on, const LayerWeights& weights, const LayerGradients& gradients, ConstTensorView x,
                     TensorView dx) {
   const MixerLayer mixing{.slot = on.slot, .weights = weights.mixer, .gradients = gradients.mixer, .stream = on.stream};
+  on.mixer.kept().begin_read(on.slot, on.stream);
   project_input(on, weights, mixing, x);
   for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
     const TensorView dy = tile.of(dx);
@@ -119,6 +122,7 @@ void layer_backward(const LayerContext& on, const LayerWeights& weights, const L
     kernels::rms_norm_backward(stored(on, tile), tile.of(x), weights.input_norm, rstd, tile.of(dx), Update::accumulate,
                                gradients.input_norm, on.stream);
   });
+  on.mixer.kept().end_read(on.slot, on.stream);
 }
 
 }  // namespace periplus::train

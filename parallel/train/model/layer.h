@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "parallel/train/config.h"
 #include "parallel/train/model/mixer.h"
@@ -22,15 +23,15 @@ class LayerScratch {
   Tensor gate, up, product, dproduct;
 };
 
-/// [rows, ffn]: what a layer's feed-forward part keeps for backward. Empty: backward computes it again.
+/// [rows, ffn]: what a layer's feed-forward part keeps for backward.
 struct LayerHidden {
-  Tensor gate, up;
+  TensorView gate, up;
 };
 
 /// A layer of one step: its mixer, and which of the mixer's layers it is.
 struct LayerContext {
   const LayerScratch& scratch;
-  const LayerHidden& hidden;
+  std::optional<LayerHidden> hidden;  ///< Nothing: backward computes it again.
   Mixer& mixer;
   std::size_t slot;
   double norm_epsilon;

@@ -5,11 +5,13 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "parallel/linear_attention.h"
 #include "parallel/train/config.h"
 #include "parallel/train/data/batch.h"
+#include "parallel/train/model/kept.h"
 #include "parallel/train/model/parameters.h"
 #include "parallel/train/model/tiles.h"
 #include "runtime/comm/communicator.h"
@@ -27,6 +29,14 @@ struct Planning {
   Stream stream = {};  ///< Of the device that holds the model; not needed for the CPU.
 };
 
+struct MixerSetup {
+  const ModelConfig& model;  ///< Outlives the mixer.
+  DType dtype;
+  Memory memory;
+  std::vector<std::int64_t> layers;  ///< Numbers of the model's layers that it serves: layers[slot].
+  bool offload = false;              ///< What is kept in proportion to rows waits in host memory.
+};
+
 /// What a mixer gets of the layer that it computes.
 struct MixerLayer {
   std::size_t slot = 0;  ///< Which of the layers of its kind.
@@ -40,11 +50,15 @@ struct MixerLayer {
 /// so that nothing is communicated twice; everything local is computed again (algorithms.md 10.7).
 ///
 /// Order    plan; forward: project (all tiles), forward, output (by tile). backward: project (all tiles), then by tile output,
-///          doutput (to be filled), output_backward; backward; project_backward (by tile).
+///          doutput (to be filled), output_backward; backward; project_backward (by tile). kept() is written by forward, and read from
+///          the first to the last of backward.
 /// Ranks    plan, forward and backward are collective.
 class Mixer {
  public:
   virtual ~Mixer() = default;
+
+  /// Of every layer, by slot.
+  Kept& kept() noexcept { return kept_; }
 
   /// Plans for a batch, which must live until the next plan, and makes room for its rows.
   virtual void plan(const Batch& batch, const Planning& planning) = 0;
@@ -64,13 +78,12 @@ class Mixer {
   virtual void backward(const MixerLayer& layer) = 0;
   /// sum [tile, hidden], accumulator type := gradient of normed; gradients of weights accumulate.
   virtual void project_backward(const MixerLayer& layer, const Tile& tile, ConstTensorView normed, TensorView sum) = 0;
-};
 
-struct MixerSetup {
-  const ModelConfig& model;  ///< Outlives the mixer.
-  DType dtype;
-  Memory memory;
-  std::vector<std::int64_t> layers;  ///< Numbers of the model's layers that it serves: layers[slot].
+ protected:
+  Mixer(const MixerSetup& setup, std::vector<Kept::Part> parts)
+      : kept_(setup.layers.size(), std::move(parts), setup.memory, setup.offload) {}
+
+  Kept kept_;
 };
 
 /// A letter of model.pattern.

@@ -7,7 +7,13 @@ namespace periplus::train {
 using kernels::Update;
 
 RecurrentMixer::RecurrentMixer(const MixerSetup& setup, const Form& form)
-    : model_(setup.model), dtype_(setup.dtype), memory_(setup.memory), layers_(setup.layers), form_(form), saved_(setup.layers.size()) {}
+    : Mixer(setup, {{{setup.model.heads * setup.model.head_size}, setup.dtype}}),
+      model_(setup.model),
+      dtype_(setup.dtype),
+      memory_(setup.memory),
+      layers_(setup.layers),
+      form_(form),
+      saved_(setup.layers.size()) {}
 
 std::vector<ParameterShape> gate_and_norm_parameters(const ModelConfig& model, std::string_view gate, std::string_view norm) {
   return {{gate, {model.heads * model.head_size, model.hidden}, Start::projection}, {norm, {model.head_size}, Start::ones}};
@@ -31,6 +37,7 @@ void RecurrentMixer::plan(const Batch& batch, const Planning& planning) {
 }
 
 void RecurrentMixer::reserve() {
+  kept_.resize(rows_);
   const std::int64_t units = recurrence_->units(), transitions = recurrence_->transition_rows();
   if (rows_ <= capacity_ && units <= unit_capacity_ && transitions <= transition_capacity_) return;
   capacity_ = std::max(capacity_, rows_);
@@ -49,7 +56,6 @@ void RecurrentMixer::reserve() {
   for (Tensor* tensor : {&normed_out_, &output_}) *tensor = Tensor({tile, channels()}, dtype_, memory_);
   rstd_ = Tensor({tile, model_.heads}, accumulator, memory_);
   for (Saved& saved : saved_) {
-    saved.out = Tensor({capacity_, channels()}, dtype_, memory_);
     saved.incoming = Tensor({unit_capacity_, model_.heads, model_.head_size * model_.head_size}, accumulator, memory_);
     if (keeps_transitions_) {
       saved.transitions = Tensor({transition_capacity_, model_.heads, model_.head_size * model_.head_size}, accumulator, memory_);
@@ -60,7 +66,7 @@ void RecurrentMixer::reserve() {
 
 LinearAttentionOutputs RecurrentMixer::outputs(const MixerLayer& layer) const {
   const Saved& saved = saved_[layer.slot];
-  LinearAttentionOutputs outputs{heads(saved.out), top(saved.incoming, recurrence_->units())};
+  LinearAttentionOutputs outputs{heads(out(layer)), top(saved.incoming, recurrence_->units())};
   if (keeps_transitions_) outputs.transitions = top(saved.transitions, recurrence_->transition_rows());
   return outputs;
 }
@@ -79,13 +85,13 @@ void RecurrentMixer::project(const MixerLayer& layer, const Tile& tile, ConstTen
 
 void RecurrentMixer::forward(const MixerLayer& layer) {
   recurrence_->forward(operands(layer, Pass::first), outputs(layer));
-  add_to_output(layer, heads(saved_[layer.slot].out));
+  add_to_output(layer, heads(out(layer)));
 }
 
 ConstTensorView RecurrentMixer::output(const MixerLayer& layer, const Tile& tile) {
   const Extents by_head = {tile.rows * model_.heads, model_.head_size};
   const TensorView normed = tile.top(normed_out_), output = tile.top(output_);
-  kernels::rms_norm(tile.of(saved_[layer.slot].out).reshape(by_head), layer.weights[kNorm], model_.norm_epsilon, normed.reshape(by_head),
+  kernels::rms_norm(tile.of(out(layer)).reshape(by_head), layer.weights[kNorm], model_.norm_epsilon, normed.reshape(by_head),
                     tile.top(rstd_).reshape({by_head[0]}), layer.stream);
   kernels::swiglu(tile.of(z_), normed, output, layer.stream);
   return output;
@@ -95,7 +101,7 @@ void RecurrentMixer::output_backward(const MixerLayer& layer, const Tile& tile) 
   const Extents by_head = {tile.rows * model_.heads, model_.head_size};
   const TensorView normed = tile.top(normed_out_), z = tile.of(z_), dout = tile.of(dout_);
   kernels::swiglu_backward(dout, z, normed, z, normed, layer.stream);  // z and normed become their own gradients
-  kernels::rms_norm_backward(normed.reshape(by_head), tile.of(saved_[layer.slot].out).reshape(by_head), layer.weights[kNorm],
+  kernels::rms_norm_backward(normed.reshape(by_head), tile.of(out(layer)).reshape(by_head), layer.weights[kNorm],
                              tile.top(rstd_).reshape({by_head[0]}), dout.reshape(by_head), Update::overwrite, layer.gradients[kNorm],
                              layer.stream);
 }

@@ -63,13 +63,14 @@ class RecurrentMixer : public Mixer {
   std::vector<std::int64_t> layers_;
 
  private:
+  /// Beside kept(), which has out, [rows, heads * head_size], a skip included: what does not grow with rows.
   struct Saved {
-    Tensor out;          // [rows, heads * head_size], a skip included
     Tensor incoming;     // [units, heads, head_size * head_size], accumulator type
     Tensor transitions;  // [units of all ranks, the same], if they are kept
   };
   void reserve();
   LinearAttentionOutputs outputs(const MixerLayer& layer) const;
+  const Tensor& out(const MixerLayer& layer) const { return kept_.tensor(layer.slot, 0); }
 
   Form form_;
   std::optional<DistributedLinearAttention> recurrence_;

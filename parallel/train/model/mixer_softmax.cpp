@@ -20,13 +20,14 @@ enum Role : std::size_t { kQ, kK, kV, kQNorm, kKNorm };
 class SoftmaxMixer : public Mixer {
  public:
   SoftmaxMixer(const MixerSetup& setup, char letter, const MaskSpec& mask)
-      : model_(setup.model),
+      : Mixer(setup, {{{setup.model.heads * setup.model.head_size}, setup.dtype},  // out
+                      {{setup.model.heads, 1}, accumulator_of(setup.dtype)}}),     // lse
+        model_(setup.model),
         rotary_(rotary_of(setup.model)),
         dtype_(setup.dtype),
         memory_(setup.memory),
         letter_(letter),
-        mask_(mask),
-        saved_(setup.layers.size()) {
+        mask_(mask) {
     if (model_.qkv_bias) ones_ = ones(tile_rows(memory_.device()));
   }
 
@@ -64,7 +65,7 @@ class SoftmaxMixer : public Mixer {
 
   void forward(const MixerLayer& layer) override { attention_->forward(inputs(layer), outputs(layer)); }
 
-  ConstTensorView output(const MixerLayer& layer, const Tile& tile) override { return tile.of(saved_[layer.slot].out); }
+  ConstTensorView output(const MixerLayer& layer, const Tile& tile) override { return tile.of(kept_.tensor(layer.slot, 0)); }
   TensorView doutput(const Tile& tile) override { return tile.of(dout_); }
   void output_backward(const MixerLayer&, const Tile&) override {}
 
@@ -87,10 +88,6 @@ class SoftmaxMixer : public Mixer {
   }
 
  private:
-  struct Saved {
-    Tensor out;  // [rows, heads * head_size]
-    Tensor lse;  // [rows, heads, 1], accumulator type
-  };
   /// Of q or k, with qk_norm.
   struct HeadNorm {
     Tensor x;     // [rows, heads * head_size]: what is normalised
@@ -109,17 +106,14 @@ class SoftmaxMixer : public Mixer {
   }
 
   void reserve() {
+    kept_.resize(rows_);
     if (rows_ <= capacity_) return;
     // Old tensors go first: two generations at once would double the peak.
-    for (Saved& saved : saved_) saved = {};
     for (Tensor* tensor : {&q_, &k_, &v_, &dout_, &dq_, &dk_, &dv_}) *tensor = Tensor();
     for (HeadNorm* norm : {&q_norm_, &k_norm_}) *norm = HeadNorm();
     const Extents queries = {rows_, model_.heads * model_.head_size}, keys = {rows_, model_.kv_heads * model_.head_size};
     for (Tensor* tensor : {&q_, &dout_, &dq_}) *tensor = Tensor(queries, dtype_, memory_);
     for (Tensor* tensor : {&k_, &v_, &dk_, &dv_}) *tensor = Tensor(keys, dtype_, memory_);
-    for (Saved& saved : saved_) {
-      saved = {Tensor(queries, dtype_, memory_), Tensor({rows_, model_.heads, 1}, accumulator_of(dtype_), memory_)};
-    }
     if (model_.qk_norm) {
       q_norm_ = {Tensor(queries, dtype_, memory_), Tensor({rows_ * model_.heads}, accumulator_of(dtype_), memory_)};
       k_norm_ = {Tensor(keys, dtype_, memory_), Tensor({rows_ * model_.kv_heads}, accumulator_of(dtype_), memory_)};
@@ -132,8 +126,7 @@ class SoftmaxMixer : public Mixer {
     return heads_of(top(projected, rows_), 0, projected.shape()[1] / size, size);
   }
   AttentionOutputs outputs(const MixerLayer& layer) const {
-    const Saved& saved = saved_[layer.slot];
-    return {heads(saved.out), top(saved.lse, rows_)};
+    return {heads(kept_.tensor(layer.slot, 0)), top(kept_.tensor(layer.slot, 1), rows_)};
   }
   void rotate(const Tensor& x, kernels::RopeDirection direction, StreamView stream) const {
     kernels::rope(heads(x), positions_, rotary_.frequencies, kernels::RopeStyle::half, direction, stream);
@@ -176,7 +169,6 @@ class SoftmaxMixer : public Mixer {
   Tensor q_, k_, v_, dout_, dq_, dk_, dv_;
   HeadNorm q_norm_, k_norm_;
   Tensor ones_;
-  std::vector<Saved> saved_;
 };
 
 }  // namespace

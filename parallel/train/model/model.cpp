@@ -8,8 +8,14 @@
 namespace periplus::train {
 namespace {
 
-const ModelConfig& checked(const ModelConfig& config) {
+const ModelConfig& checked(const ModelConfig& config, const Memory& memory, const ModelStorage& storage) {
   check(config);
+  if (storage.offload && memory.device().kind == DeviceKind::cpu) {
+    throw InvalidArgument(
+        "model: run.offload_activations moves what layers keep to host memory, and there it is where ranks compute on the CPU; leave it "
+        "out "
+        "or take --device cuda");
+  }
   return config;
 }
 
@@ -22,12 +28,16 @@ std::int64_t loss_rows(std::int64_t vocabulary, Device device) {
 }
 
 Model::Model(const ModelConfig& config, DType dtype, const Memory& memory, const ModelStorage& storage)
-    : config_(checked(config)),
+    : config_(checked(config, memory, storage)),
       dtype_(dtype),
       memory_(memory),
       keeps_hidden_(storage.hidden),
+      offload_(storage.offload),
       parameters_(config),
-      buffers_(parameters_, dtype, memory, storage.weights, storage.gradients) {
+      buffers_(parameters_, dtype, memory, storage.weights, storage.gradients),
+      inputs_(static_cast<std::size_t>(config.layers), {{{config.hidden}, dtype}}, memory, storage.offload),
+      hidden_(storage.hidden ? static_cast<std::size_t>(config.layers) : 0, {{{config.ffn}, dtype}, {{config.ffn}, dtype}}, memory,
+              storage.offload) {
   make_mixers();
 }
 
@@ -39,7 +49,7 @@ void Model::make_mixers() {
       if (config_.letter_of(layer) == kind.letter) layers.push_back(layer);
     }
     if (layers.empty()) continue;
-    mixers_.push_back(kind.make({config_, dtype_, memory_, layers}));
+    mixers_.push_back(kind.make({config_, dtype_, memory_, layers, offload_}));
     for (std::size_t slot = 0; slot < layers.size(); ++slot) {
       mixing_[static_cast<std::size_t>(layers[slot])] = {mixers_.back().get(), slot};
     }
@@ -58,33 +68,41 @@ std::int64_t Model::rows() const {
 }
 
 void Model::reserve(std::int64_t rows) {
+  inputs_.resize(rows);
+  hidden_.resize(rows);
   if (rows <= capacity_) return;
   // Old tensors go first: two generations at once would double the peak.
   scratch_ = LayerScratch();
-  inputs_.clear();
-  hidden_.clear();
-  for (Tensor* tensor : {&normed_, &rstd_, &dnormed_, &dx_}) *tensor = Tensor();
+  for (Tensor* tensor : {&output_, &normed_, &rstd_, &dnormed_, &dx_}) *tensor = Tensor();
   const Extents hidden = {rows, config_.hidden};
   scratch_ = LayerScratch(config_, dtype_, rows, keeps_hidden_, memory_);
-  for (std::int64_t layer = 0; layer <= config_.layers; ++layer) inputs_.emplace_back(hidden, dtype_, memory_);
-  const auto kept = [&] { return keeps_hidden_ ? Tensor({rows, config_.ffn}, dtype_, memory_) : Tensor(); };
-  for (std::int64_t layer = 0; layer < config_.layers; ++layer) hidden_.push_back({kept(), kept()});
-  for (Tensor* tensor : {&normed_, &dnormed_, &dx_}) *tensor = Tensor(hidden, dtype_, memory_);
+  for (Tensor* tensor : {&output_, &normed_, &dnormed_, &dx_}) *tensor = Tensor(hidden, dtype_, memory_);
   rstd_ = Tensor({rows}, accumulator_of(dtype_), memory_);
   capacity_ = rows;
 }
 
 LayerContext Model::context(std::int64_t layer, StreamView stream) const {
-  const auto& [mixer, slot] = mixing_[static_cast<std::size_t>(layer)];
-  return {scratch_, hidden_[static_cast<std::size_t>(layer)], *mixer, slot, config_.norm_epsilon, stream};
+  const auto set = static_cast<std::size_t>(layer);
+  const auto& [mixer, slot] = mixing_[set];
+  std::optional<LayerHidden> hidden;
+  if (keeps_hidden_) hidden = {hidden_.tensor(set, 0), hidden_.tensor(set, 1)};
+  return {scratch_, hidden, *mixer, slot, config_.norm_epsilon, stream};
 }
 
 void Model::forward_layers(StreamView stream, const SectionExchange& exchange) {
   buffers_.forget_weights();
+  inputs_.begin_write(0, stream);
   kernels::embedding(batch_->tokens, parameters_.embedding(buffers_.weights_of(0, exchange).view), input(0), stream);
+  inputs_.end_write(0, stream);
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
     const auto [weights, begin] = buffers_.weights_of(ParameterTable::section_of_layer(layer), exchange);
+    const auto set = static_cast<std::size_t>(layer);
+    const bool last = layer + 1 == config_.layers;
+    if (keeps_hidden_) hidden_.begin_write(set, stream);
+    if (!last) inputs_.begin_write(set + 1, stream);
     layer_forward(context(layer, stream), parameters_.layer(layer, weights, begin), input(layer), input(layer + 1));
+    if (keeps_hidden_) hidden_.end_write(set, stream);
+    if (!last) inputs_.end_write(set + 1, stream);
   }
 }
 
@@ -120,8 +138,13 @@ double Model::loss_and_gradients(StreamView stream, const SectionExchange& excha
     const std::size_t section = ParameterTable::section_of_layer(layer);
     const auto weights = buffers_.weights_of(section, exchange);
     const auto gradients = buffers_.begin_gradients(section, stream);
+    const auto set = static_cast<std::size_t>(layer);
+    inputs_.begin_read(set, stream);
+    if (keeps_hidden_) hidden_.begin_read(set, stream);
     layer_backward(context(layer, stream), parameters_.layer(layer, weights.view, weights.begin),
                    parameters_.layer(layer, gradients.view, gradients.begin), input(layer), dx);
+    inputs_.end_read(set, stream);
+    if (keeps_hidden_) hidden_.end_read(set, stream);
     buffers_.end_gradients(section, gradients, exchange);
   }
   kernels::embedding_backward(batch_->tokens, dx, parameters_.embedding(of_embedding.view), stream);

@@ -7,6 +7,7 @@
 #include "parallel/train/config.h"
 #include "parallel/train/data/batch.h"
 #include "parallel/train/model/buffers.h"
+#include "parallel/train/model/kept.h"
 #include "parallel/train/model/layer.h"
 #include "parallel/train/model/mixer.h"
 #include "parallel/train/model/parameters.h"
@@ -23,13 +24,14 @@ struct ModelStorage {
   bool hidden = false;    ///< Backward finds gate and up of all layers instead of computing them again.
   bool gradients = true;  ///< Of all parameters. Else of the embedding, one layer, and what is behind the layers.
   bool weights = true;    ///< The same.
+  bool offload = false;   ///< On a device: what layers keep for backward waits in host memory.
 };
 
 /// A Llama-shaped language model, whose layers mix tokens as model.pattern says, on one rank of a context-parallel group: all weights
 /// (unless it fetches them), this rank's rows of the activations.
 class Model {
  public:
-  /// dtype: f64, f32 or bf16. Errors: InvalidArgument, as check(config).
+  /// dtype: f64, f32 or bf16. Errors: InvalidArgument, as check(config), and for storage that the device has no use for.
   Model(const ModelConfig& config, DType dtype, const Memory& memory, const ModelStorage& storage = {});
   Model(const Model&) = delete;  // mixers refer to the configuration
   Model& operator=(const Model&) = delete;
@@ -71,14 +73,16 @@ class Model {
   std::int64_t rows() const;
   LayerContext context(std::int64_t layer, StreamView stream) const;
   /// [rows, hidden]: input of a layer; behind the last one its output.
-  TensorView input(std::int64_t layer) const { return top(inputs_.at(static_cast<std::size_t>(layer)), rows()); }
+  TensorView input(std::int64_t layer) const {
+    return top(layer == config_.layers ? output_ : inputs_.tensor(static_cast<std::size_t>(layer), 0), rows());
+  }
   void forward_layers(StreamView stream, const SectionExchange& exchange);
   double output_loss(TensorView dnormed, TensorView dhead, StreamView stream, const SectionExchange& exchange);
 
   ModelConfig config_;
   DType dtype_;
   Memory memory_;
-  bool keeps_hidden_;
+  bool keeps_hidden_, offload_;
   ParameterTable parameters_;
   ParameterBuffers buffers_;
   std::int64_t capacity_ = -1;                  // rows the activations below have room for; kept from step to step
@@ -86,8 +90,9 @@ class Model {
   std::vector<Mixing> mixing_;                  // by layer
   const Batch* batch_ = nullptr;                // the planned one
   LayerScratch scratch_;
-  std::vector<Tensor> inputs_;
-  std::vector<LayerHidden> hidden_;
+  Kept inputs_;    // of every layer, [rows, hidden]
+  Kept hidden_;    // gate and up of every layer, [rows, ffn], if they are kept
+  Tensor output_;  // of the last layer
   Tensor normed_, rstd_, dnormed_, dx_;
 };
 

@@ -313,6 +313,7 @@ TEST(Estimate, OffersWhatFitsAndTheLongestSequence) {
   most.context = 4, most.replicas = 1, most.zero = 3, most.recompute = Recompute::but_attention, most.tokens = found.longest;
   most.attention = found.candidates.front().training.attention, most.tiled_loss = true;
   EXPECT_NEAR(simulate_iteration(shape, machine, most).memory.total() / machine.memory_bytes, 1, 0.03);
+  EXPECT_EQ(found.longest_on_host, 0) << "the machine has no link to a host";
   machine.memory_bytes = 1000;
   EXPECT_TRUE(estimate(shape, machine, {.tokens = 4096}).candidates.empty());
   EXPECT_THROW(estimate(shape, machine, {.tokens = 10, .devices = 5}), InvalidArgument);

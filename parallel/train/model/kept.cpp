@@ -1,0 +1,83 @@
+#include "parallel/train/model/kept.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+namespace periplus::train {
+
+Kept::Kept(std::size_t sets, std::vector<Part> parts, const Memory& memory, bool offload)
+    : sets_(sets), parts_(std::move(parts)), memory_(memory), on_device_(offload ? std::min(sets, kPlaces) : sets) {
+  if (!offload || sets <= kPlaces) return;
+  const int device = memory.device().index;
+  mover_ = cuda::make_stream(device);
+  for (std::array<cuda::Event, kPlaces>* events : {&ready_, &moved_}) {
+    for (cuda::Event& event : *events) event = cuda::Event(device);
+  }
+}
+
+Kept::~Kept() {
+  if (!mover_) return;
+  try {
+    cuda::synchronize(*mover_);
+  } catch (const std::exception&) {
+    // Whoever uses the device next finds out.
+  }
+}
+
+Extents Kept::shape_of(const Part& part, std::int64_t rows) const {
+  std::vector<std::int64_t> shape = {rows};
+  shape.insert(shape.end(), part.of_row.begin(), part.of_row.end());
+  return Extents(shape);
+}
+
+void Kept::resize(std::int64_t rows) {
+  rows_ = rows;
+  if (rows <= capacity_) return;
+  // Old tensors go first: two generations at once would double the peak.
+  for (std::vector<Tensor>& set : on_device_) set.clear();
+  on_host_.clear();
+  for (std::vector<Tensor>& set : on_device_) {
+    for (const Part& part : parts_) set.emplace_back(shape_of(part, rows), part.dtype, memory_);
+  }
+  for (std::size_t set = 0; moves(set); ++set) {
+    std::vector<Pinned>& host = on_host_.emplace_back();
+    for (const Tensor& tensor : on_device_.front())
+      host.emplace_back(cuda::allocate_pinned(std::max<std::size_t>(tensor.view().size_bytes(), 1)));
+  }
+  capacity_ = rows;
+}
+
+/// copy(host, device, bytes) for every tensor of a set that moves, behind what the stream has been told.
+template <class Copy>
+void Kept::move(std::size_t set, StreamView stream, const Copy& copy) {
+  const std::size_t place = place_of(set);
+  ready_[place].record(stream);
+  ready_[place].order(*mover_);
+  for (std::size_t part = 0; part < parts_.size(); ++part) {
+    const std::size_t bytes = static_cast<std::size_t>(shape_of(parts_[part], rows_).product()) * size_of(parts_[part].dtype);
+    copy(on_host_[set][part].get(), tensor(set, part).view().bytes(), bytes);
+  }
+  moved_[place].record(*mover_);
+}
+
+void Kept::begin_write(std::size_t set, StreamView stream) {
+  if (mover_ && set >= kPlaces) moved_[place_of(set)].order(stream);  // what was in its place has left
+}
+
+void Kept::end_write(std::size_t set, StreamView stream) {
+  if (!moves(set)) return;
+  move(set, stream, [&](std::byte* host, const std::byte* device, std::size_t bytes) { cuda::copy_bytes(host, device, bytes, *mover_); });
+}
+
+void Kept::begin_read(std::size_t set, StreamView stream) {
+  if (moves(set)) moved_[place_of(set)].order(stream);
+}
+
+void Kept::end_read(std::size_t set, StreamView stream) {
+  if (!mover_ || set < kPlaces) return;
+  move(set - kPlaces, stream,
+       [&](std::byte* host, std::byte* device, std::size_t bytes) { cuda::copy_bytes(device, host, bytes, *mover_); });
+}
+
+}  // namespace periplus::train
