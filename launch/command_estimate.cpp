@@ -23,15 +23,16 @@ std::string strategy_of(const simulate::Shape& shape, const simulate::Training& 
   return how.head_ranks > 0 ? fmt::format("{}, {} for heads", how.strategy, how.head_ranks) : how.strategy;
 }
 
-std::string recompute_of(const simulate::Training& training) {
-  return fmt::format("{}{}", to_string(training.recompute), training.checkpoints_on_host ? ", host" : "");
+std::string_view on_host(const simulate::Training& training) {
+  if (training.optimizer_on_host) return "act. + optim.";
+  return training.checkpoints_on_host ? "activations" : "nothing";
 }
 
 void show(const OptionTable& table, const simulate::Shape& shape, const simulate::Machine& machine, const Candidate& c) {
   say(table,
-      fmt::format("{:<20} {:>7} {:>8} {:>5} {:<19} {:>10.4g} {:>11.5g} {:>7.1f} {:>10} {:>8.1f}", strategy_of(shape, c.training),
-                  c.training.context, c.training.replicas, c.training.zero, recompute_of(c.training), c.iteration.seconds,
-                  c.iteration.tokens_per_second(c.training), 100 * c.iteration.mfu(machine, c.training),
+      fmt::format("{:<20} {:>7} {:>8} {:>5} {:<13} {:<13} {:>10.4g} {:>11.5g} {:>7.1f} {:>10} {:>8.1f}", strategy_of(shape, c.training),
+                  c.training.context, c.training.replicas, c.training.zero, to_string(c.training.recompute), on_host(c.training),
+                  c.iteration.seconds, c.iteration.tokens_per_second(c.training), 100 * c.iteration.mfu(machine, c.training),
                   bytes_text(c.iteration.memory.total()), 100 * std::max(0.0, c.iteration.ranks[0].attention_wait) / c.iteration.seconds));
 }
 
@@ -45,6 +46,7 @@ nlohmann::ordered_json to_json(const simulate::Shape& shape, const simulate::Mac
           {"zero", c.training.zero},
           {"recompute", to_string(c.training.recompute)},
           {"offload_activations", c.training.checkpoints_on_host},
+          {"offload_optimizer", c.training.optimizer_on_host},
           {"host_bytes", c.iteration.memory.host},
           {"seconds", c.iteration.seconds},
           {"tokens_per_second", c.iteration.tokens_per_second(c.training)},
@@ -84,17 +86,18 @@ int estimate_command(Arguments arguments) {
   if (estimate.candidates.empty()) {
     say(table, fmt::format("{} with {} tokens does not fit {}", shape.name, options.tokens, machine.name));
   } else {
-    say(table, fmt::format("{:<20} {:>7} {:>8} {:>5} {:<19} {:>10} {:>11} {:>7} {:>10} {:>8}", "strategy", "context", "replicas", "ZeRO",
-                           "recompute", "s / step", "tokens/s", "MFU %", "memory", "waits %"));
+    say(table, fmt::format("{:<20} {:>7} {:>8} {:>5} {:<13} {:<13} {:>10} {:>11} {:>7} {:>10} {:>8}", "strategy", "context", "replicas",
+                           "ZeRO", "recompute", "on host", "s / step", "tokens/s", "MFU %", "memory", "waits %"));
   }
   for (const Candidate& candidate : estimate.candidates) {
     show(table, shape, machine, candidate);
     json["candidates"].push_back(to_json(shape, machine, candidate));
   }
-  say(table, fmt::format("longest sequence over all devices: {} tokens in {} each{}", estimate.longest, bytes_text(machine.memory_bytes),
-                         estimate.longest_on_host > 0 ? fmt::format("; {} with activations on the host, {} for each device",
-                                                                    estimate.longest_on_host, bytes_text(estimate.host_bytes))
-                                                      : ""));
+  say(table,
+      fmt::format("longest sequence over all devices: {} tokens in {} each{}", estimate.longest, bytes_text(machine.memory_bytes),
+                  estimate.longest_on_host > 0 ? fmt::format("; {} with activations and optimizer on the host, {} there for each device",
+                                                             estimate.longest_on_host, bytes_text(estimate.host_bytes))
+                                               : ""));
   print_result(table, json);
   return estimate.candidates.empty() ? kFailedCheck : kOk;
 }

@@ -53,8 +53,11 @@ train::Config config_of(const train::Manifest& manifest) {
   }
   config.run.seed = std::stoull(text.at("run.seed"));
   config.run.dtype = text.at("run.dtype");
-  if (const auto offload = text.find("run.offload_activations"); offload != text.end())
-    config.run.offload_activations = offload->second == "true";
+  const auto is_set = [&](const char* key) {
+    const auto entry = text.find(key);
+    return entry != text.end() && entry->second == "true";
+  };
+  config.run.offload_activations = is_set("run.offload_activations"), config.run.offload_optimizer = is_set("run.offload_optimizer");
   if (const auto recompute = text.find("run.recompute"); recompute != text.end()) config.run.recompute = recompute->second;
   return config;
 }

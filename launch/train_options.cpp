@@ -213,6 +213,10 @@ void add_run(OptionTable& table, train::RunConfig& run) {
              .flag = "offload-activations",
              .target = &run.offload_activations,
              .help = "On a GPU: what layers keep for backward waits in host memory, but for two layers."});
+  table.add({.key = "run.offload_optimizer",
+             .flag = "offload-optimizer",
+             .target = &run.offload_optimizer,
+             .help = "On a GPU: master weights and moments are in host memory, where OMP_NUM_THREADS threads update them."});
   table.add(
       {.key = "run.trace", .flag = "trace", .target = &run.trace, .help = "Writes trace.json of the last step, for ui.perfetto.dev."});
 }

@@ -15,20 +15,23 @@ bool fits(const Shape& shape, const Machine& machine, const Training& training, 
   return memory_of(shape, training, workspace).total() <= machine.memory_bytes;
 }
 
-/// From the least recomputation and ZeRO stage on, and then with activations on the host, those that fit as far as is known before
-/// attention is planned.
+/// From the least recomputation and ZeRO stage on, then with activations and at last the optimizer on the host, those that fit as far as is
+/// known before attention is planned.
 std::vector<Training> fitted(const Shape& shape, const Machine& machine, Training training) {
   std::vector<Training> result;
-  const auto add_stages = [&](Recompute recompute, bool on_host) {
-    training.recompute = recompute, training.checkpoints_on_host = on_host;
+  const auto add_stages = [&](Recompute recompute, bool activations, bool optimizer) {
+    training.recompute = recompute, training.checkpoints_on_host = activations, training.optimizer_on_host = optimizer;
     for (const int zero : {1, 2, 3}) {
       training.zero = zero;
       if (fits(shape, machine, training)) result.push_back(training);
     }
   };
-  add_stages(Recompute::but_hidden, false);
-  add_stages(Recompute::but_attention, false);
-  if (machine.host_bytes_per_second > 0) add_stages(Recompute::but_attention, true);
+  add_stages(Recompute::but_hidden, false, false);
+  add_stages(Recompute::but_attention, false, false);
+  if (machine.host_bytes_per_second > 0) {
+    add_stages(Recompute::but_attention, true, false);
+    add_stages(Recompute::but_attention, true, true);
+  }
   return result;
 }
 
@@ -112,16 +115,18 @@ Estimate estimate(const Shape& shape, const Machine& machine, const EstimateOpti
   }
   std::ranges::stable_sort(result.candidates, std::greater(), [](const Candidate& c) { return c.iteration.tokens_per_second(c.training); });
   Training most = start(shape, options, devices, devices);
-  most.zero = 3;
   // Workspaces of strategies differ little beside the rest; nothing is known of it where nothing fits.
   const double workspace = result.candidates.empty() ? 0
                                                      : result.candidates.front().iteration.workspace *
                                                            result.candidates.front().training.context / static_cast<double>(options.tokens);
-  result.longest = longest_that_fits(shape, machine, most, workspace);
-  if (machine.host_bytes_per_second > 0) {
-    most.checkpoints_on_host = true;
-    result.longest_on_host = most.tokens = longest_that_fits(shape, machine, most, workspace);
-    result.host_bytes = memory_of(shape, most).host;
+  for (const int zero : {2, 3}) {  // few devices spare less by sharing weights than a layer's take
+    most.zero = zero, most.checkpoints_on_host = most.optimizer_on_host = false;
+    result.longest = std::max(result.longest, longest_that_fits(shape, machine, most, workspace));
+    if (machine.host_bytes_per_second <= 0) continue;
+    most.checkpoints_on_host = most.optimizer_on_host = true;
+    most.tokens = longest_that_fits(shape, machine, most, workspace);
+    if (most.tokens <= result.longest_on_host) continue;
+    result.longest_on_host = most.tokens, result.host_bytes = memory_of(shape, most).host;
   }
   return result;
 }

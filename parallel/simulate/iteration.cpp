@@ -252,7 +252,10 @@ class Run {
     wait_until(*std::ranges::max_element(now_), "others");
     const double weights = shape_.weights() / training_.tensor / (training_.zero >= 1 ? sharers_ : 1);
     constexpr double kOptimizerTraffic = 28;  // master and moments read and written, gradient read, weight written
-    compute("optimizer", [&](double) { return weights * kOptimizerTraffic / machine_.kernels.memory_bytes_per_second; });
+    // A device's share of its host's memory is taken to be as fast as its link to it.
+    const bool on_host = training_.optimizer_on_host && training_.by_section && machine_.host_bytes_per_second > 0;
+    const double rate = on_host ? machine_.host_bytes_per_second : machine_.kernels.memory_bytes_per_second;
+    compute("optimizer", [&](double) { return weights * kOptimizerTraffic / rate; });
     if (training_.zero == 1 || training_.zero == 2) {
       const double bytes = shape_.weights() * shape_.element_bytes / training_.tensor;
       wait_until(*std::ranges::max_element(now_) + gather_seconds(machine_, sharers_, bytes, training_.tensor), "weights");

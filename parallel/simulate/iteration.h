@@ -46,7 +46,7 @@ struct Training {
   /// model's elements, and the next layer's weights and the last one's gradients move beside compute.
   bool by_section = false;
   double optimizer_bytes = 12;       ///< Of a weight beside itself and its gradient: master weight and two moments.
-  bool optimizer_on_host = false;    ///< Master weights and moments take no device memory.
+  bool optimizer_on_host = false;    ///< Master weights and moments take no device memory; by_section: the host updates them.
   bool checkpoints_on_host = false;  ///< What layers keep for backward goes to the host and comes back.
   bool tiled_ffn = false;            ///< The feed-forward part runs in tiles of rows that take no memory to speak of.
   bool tiled_loss = false;
@@ -74,7 +74,7 @@ struct Memory {
   double checkpoints = 0;  ///< Kept for backward, all layers and micro-batches in flight.
   double working = 0;      ///< Of the layer at work: activations, their gradients, attention's workspace.
   double logits = 0;
-  double host = 0;  ///< Beside the device's: checkpoints that wait in host memory.
+  double host = 0;  ///< Beside the device's: checkpoints and optimizer states in host memory.
   double total() const noexcept { return states + checkpoints + (working > logits ? working : logits); }
 };
 

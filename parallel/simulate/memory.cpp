@@ -104,6 +104,10 @@ Memory memory_of(const Shape& shape, const Training& training, double workspace)
   const double layers = training.checkpoints_on_host ? std::min(2, shape.layers) : shape.layers;  // one at work, one on its way
   memory.checkpoints = training.in_flight * layers * kept_bytes(shape, training, share);
   memory.host = training.in_flight * (shape.layers - layers) * kept_bytes(shape, training, share);
+  if (training.optimizer_on_host) {
+    const double sharers = training.zero >= 1 ? training.context * training.replicas : 1;
+    memory.host += training.optimizer_bytes * shape.weights() / training.tensor / sharers;
+  }
   // The mask of the embedding's dropout; a stage also keeps what it sends on.
   const double sent = training.in_flight > 1 ? shape.element_bytes : 0;
   memory.checkpoints += training.in_flight * share.tokens * share.whole * shape.hidden * (shape.mask_bytes / 2 + sent);

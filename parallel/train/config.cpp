@@ -315,7 +315,8 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"run.deadline_seconds", text(run.deadline_seconds)},
           {"run.trace", text(run.trace)},
           {"run.recompute", run.recompute},
-          {"run.offload_activations", text(run.offload_activations)}};
+          {"run.offload_activations", text(run.offload_activations)},
+          {"run.offload_optimizer", text(run.offload_optimizer)}};
 }
 
 }  // namespace periplus::train

@@ -94,6 +94,7 @@ struct RunConfig {
   /// On a device, what layers keep for backward waits in host memory, all but two layers; it moves beside the layers' work. The numbers
   /// are the same.
   bool offload_activations = false;
+  bool offload_optimizer = false;  ///< On a device, the optimizer's states are in host memory, and the host updates them.
 
   bool keeps_hidden() const noexcept { return recompute == "but_hidden"; }
 };

@@ -41,7 +41,8 @@ Engine::Engine(const Config& config, DType dtype, const Memory& memory, comm::Co
               .gradients = !shares_gradients(),
               .weights = !shares_weights(),
               .offload = config.run.offload_activations}),
-      optimizer_(model_.parameters(), dtype, communicator_, memory, shares_weights()) {}
+      optimizer_(model_.parameters(), dtype, communicator_, memory,
+                 {.weights = shares_weights(), .on_host = config.run.offload_optimizer}) {}
 
 Engine::StepResult Engine::step(std::span<const Share> shares, std::int64_t step, std::int64_t labels, Tracer* tracer) {
   StepResult result;

@@ -67,16 +67,25 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step, std::i
   return config.learning_rate * (kFinalShare + (1 - kFinalShare) * 0.5 * (1 + std::cos(std::numbers::pi * done)));
 }
 
-ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory,
-                           bool keeps_weights, std::size_t inbox_bytes)
+ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType type, comm::Communicator communicator, const Memory& memory,
+                           const OptimizerStorage& storage)
     : parameters_(&parameters), communicator_(std::move(communicator)), shards_(parameters.sections(), communicator_.size()) {
-  const DType accumulator = accumulator_of(storage);
+  const bool on_device = memory.device().kind == DeviceKind::cuda;
+  if (storage.on_host && !on_device) {
+    throw InvalidArgument(
+        "optimizer: run.offload_optimizer keeps its states in host memory, and there they are where ranks compute on the CPU; leave it out "
+        "or take --device cuda");
+  }
+  const DType accumulator = accumulator_of(type);
   const std::int64_t elements = shards_.elements(communicator_.rank());
-  for (Tensor* tensor : {&master_, &exp_avg_, &exp_avg_sq_, &gradient_}) *tensor = Tensor::zeros({elements}, accumulator, memory);
-  if (keeps_weights) weights_ = Tensor({elements}, storage, memory);
-  if (memory.device().kind == DeviceKind::cuda) {
+  if (storage.on_host) on_host_.emplace(memory.device(), accumulator, type);
+  const Memory of_states = storage.on_host ? Memory() : memory;
+  for (Tensor* tensor : {&master_, &exp_avg_, &exp_avg_sq_}) *tensor = Tensor::zeros({elements}, accumulator, of_states);
+  gradient_ = Tensor::zeros({elements}, accumulator, memory);
+  if (storage.weights) weights_ = Tensor({elements}, type, memory);
+  if (on_device) {
     const std::int64_t others = communicator_.size() - 1;
-    const auto room = static_cast<std::int64_t>(inbox_bytes / size_of(accumulator)) / std::max<std::int64_t>(1, others);
+    const auto room = static_cast<std::int64_t>(storage.inbox_bytes / size_of(accumulator)) / std::max<std::int64_t>(1, others);
     const std::int64_t needed = (shards_.largest_part() + kAlignedElements - 1) / kAlignedElements;
     inbox_ = Tensor({others, kAlignedElements * std::clamp<std::int64_t>(room / kAlignedElements, 1, needed)}, accumulator, memory);
   }
@@ -92,22 +101,29 @@ void ShardedAdamw::initialise(std::uint64_t seed, StreamView stream) {
 }
 
 void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
-  const bool on_cpu = stream.device().kind == DeviceKind::cpu;
-  const Tensor staged = on_cpu ? Tensor() : Tensor(master_.shape(), master_.dtype(), Memory());
-  const TensorView values = on_cpu ? master() : staged.view();
+  const bool here = on_host() || stream.device().kind == DeviceKind::cpu;
+  const Tensor staged = here ? Tensor() : Tensor(master_.shape(), master_.dtype(), Memory());
+  const TensorView values = here ? master() : staged.view();
   const std::vector<OwnTensor> tensors = own_tensors(*parameters_, shards_, communicator_.rank());
 #pragma omp parallel for schedule(dynamic)
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const auto& [parameter, part] = tensors[i];
     start(*parameter, part.begin - parameter->offset, values.slice(0, part.offset, part.count));
   }
-  if (!on_cpu) upload(values, master(), stream);
-  fill_zero(exp_avg_, stream);
-  fill_zero(exp_avg_sq_, stream);
+  if (!here) upload(values, master(), stream);
+  const Stream cpu;
+  for (const Tensor* moments : {&exp_avg_, &exp_avg_sq_}) fill_zero(*moments, here ? StreamView(cpu) : stream);
 }
 
 void ShardedAdamw::publish(TensorView weights, StreamView stream) const {
-  for (const Shards::Part& part : own_parts()) kernels::copy(as_row(own(master_, part)), as_row(working(part, weights)), stream);
+  for (const Shards::Part& part : own_parts()) {
+    const TensorView from = own(master_, part), to = working(part, weights);
+    if (on_host()) {
+      upload(from, to, stream);
+    } else {
+      kernels::copy(as_row(from), as_row(to), stream);
+    }
+  }
   gather(weights, stream);
 }
 
@@ -193,10 +209,18 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
   kernels::AdamwOptions options{.learning_rate = learning_rate, .beta1 = config.betas[0], .beta2 = config.betas[1]};
   options.step = step;
   options.gradient_scale = gradient_scale;
+  std::vector<HostAdamw::Run> runs;
   for (const auto& [parameter, part] : runs_of_equal_decay(own_tensors(*parameters_, shards_, communicator_.rank()))) {
-    options.weight_decay = parameter->decays() ? config.weight_decay : 0.0;
-    kernels::adamw(own(master_, part), own(exp_avg_, part), own(exp_avg_sq_, part), own(gradient_, part), working(part, weights), options,
-                   stream);
+    runs.push_back({own(master_, part), own(exp_avg_, part), own(exp_avg_sq_, part), own(gradient_, part), working(part, weights),
+                    parameter->decays() ? config.weight_decay : 0.0});
+  }
+  if (on_host()) {
+    on_host_->update(runs, options, stream);
+  } else {
+    for (const HostAdamw::Run& run : runs) {
+      options.weight_decay = run.weight_decay;
+      kernels::adamw(run.master, run.m, run.v, run.gradient, run.working, options, stream);
+    }
   }
   gather(weights, stream);
 }

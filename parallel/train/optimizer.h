@@ -2,11 +2,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "kernels/attention.h"
 #include "parallel/train/config.h"
+#include "parallel/train/host_adamw.h"
 #include "parallel/train/model/parameters.h"
 #include "parallel/train/shards.h"
 #include "runtime/comm/communicator.h"
@@ -23,14 +25,20 @@ bool all_finite(ConstTensorView tensor);
 /// On a device, room for what other ranks send of a gradient at a time.
 inline constexpr std::size_t kInboxBytes = std::size_t{256} << 20;
 
+struct OptimizerStorage {
+  bool weights = false;  ///< The own part of the working weights, in the storage type, for gather_section().
+  bool on_host = false;  ///< On a device: master weights and moments are in host memory, and updated there.
+  std::size_t inbox_bytes = kInboxBytes;
+};
+
 /// AdamW whose state (master weights, both moments; f32, f64 for f64) is split over all ranks: gradients are summed into shards, each rank
 /// updates its own, working weights are gathered. Gradients of all parameters may be summed at once (ZeRO-1), or those of each section as
 /// backward completes them, for every micro-batch (ZeRO-2). Methods with a stream, which is of the device of `memory`, are collective.
 class ShardedAdamw {
  public:
-  /// keeps_weights: the own part of the working weights, in the storage type, for gather_section().
-  ShardedAdamw(const ParameterTable& parameters, DType storage, comm::Communicator communicator, const Memory& memory,
-               bool keeps_weights = false, std::size_t inbox_bytes = kInboxBytes);
+  /// type: of the working weights. Errors: InvalidArgument for storage that the device has no use for.
+  ShardedAdamw(const ParameterTable& parameters, DType type, comm::Communicator communicator, const Memory& memory,
+               const OptimizerStorage& storage = {});
 
   /// to [n] := elements [first, first + n) of a parameter, in host memory.
   using StartValues = std::function<void(const Parameter& parameter, std::int64_t first, TensorView to)>;
@@ -38,7 +46,7 @@ class ShardedAdamw {
   void initialise(const StartValues& values, StreamView stream);
   /// With those of the seed.
   void initialise(std::uint64_t seed, StreamView stream);
-  /// weights (flat, storage type) := the master weights of all ranks; if keeps_weights, which leaves `weights` out, the own part here.
+  /// weights (flat, storage type) := the master weights of all ranks; if they are kept here, which leaves `weights` out, the own part.
   void publish(TensorView weights, StreamView stream) const;
   /// weights := those of a section, from the parts that ranks keep.
   void gather_section(std::size_t section, TensorView weights, StreamView stream) const;
@@ -59,6 +67,8 @@ class ShardedAdamw {
   const comm::Communicator& communicator() const noexcept { return communicator_; }
   const Shards& shards() const noexcept { return shards_; }
   std::span<const Shards::Part> own_parts() const { return shards_.of_rank(communicator_.rank()); }
+  /// Whether master(), exp_avg() and exp_avg_sq() are in host memory, whatever the device of the gradients.
+  bool on_host() const noexcept { return on_host_.has_value(); }
   TensorView master() const { return master_; }
   TensorView exp_avg() const { return exp_avg_; }
   TensorView exp_avg_sq() const { return exp_avg_sq_; }
@@ -75,8 +85,10 @@ class ShardedAdamw {
   comm::Communicator communicator_;
   Shards shards_;
   Tensor master_, exp_avg_, exp_avg_sq_, gradient_;
-  Tensor weights_;  ///< If keeps_weights.
-  Tensor inbox_;    ///< On a device, [other ranks, n]: slices of what they send for a part of gradient_.
+  Tensor weights_;  ///< If they are kept.
+  /// What updates them there, if master_, exp_avg_ and exp_avg_sq_ are in host memory beside a device.
+  std::optional<HostAdamw> on_host_;
+  Tensor inbox_;  ///< On a device, [other ranks, n]: slices of what they send for a part of gradient_.
 };
 
 }  // namespace periplus::train

@@ -30,7 +30,7 @@ simulate::Training simulated_training(const Config& config, int ranks, std::vect
   training.context = ranks, training.layout = layout_kind_from_string(config.parallel.layout);
   training.attention = config.parallel.attention, training.linear = config.parallel.linear;
   if (config.run.keeps_hidden()) training.recompute = simulate::Recompute::but_hidden;
-  training.checkpoints_on_host = config.run.offload_activations;
+  training.checkpoints_on_host = config.run.offload_activations, training.optimizer_on_host = config.run.offload_optimizer;
   training.zero = static_cast<int>(config.parallel.zero_stage);
   training.by_section = training.tiled_ffn = training.tiled_loss = true;
   return training;
@@ -105,9 +105,10 @@ planner::Model planner_model(const Config& config, DType dtype, const simulate::
   model.seconds_per_micro_batch = std::max(0.0, start), model.seconds_per_pair = std::max(0.0, pair);
   model.seconds_per_token = std::max(token, 6 * shape.weights() / machine.kernels.matmul_flops_per_second);
   model.activation_bytes = activation_bytes(config, shape, machine, dtype, longest);
-  // Master weights, two moments and the summed gradient, and working weights that are shared out.
+  // The summed gradient; master weights and two moments, unless the host has them; and working weights that are shared out.
+  const double accumulators = config.run.offload_optimizer ? 1 : 4;
   const double shared_weights = config.parallel.zero_stage == 3 ? static_cast<double>(size_of(dtype)) : 0;
-  model.state_bytes = (4.0 * static_cast<double>(size_of(accumulator_of(dtype))) + shared_weights) *
+  model.state_bytes = (accumulators * static_cast<double>(size_of(accumulator_of(dtype))) + shared_weights) *
                       static_cast<double>(ParameterTable(config.model).elements());
   return model;
 }

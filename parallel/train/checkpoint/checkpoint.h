@@ -38,7 +38,7 @@ struct Manifest {
 /// their Hugging Face names, optimizer.exp_avg.*, optimizer.exp_avg_sq.*), what transformers needs to read them (hugging_face.h) and,
 /// last, manifest.json. Everything goes to a folder beside it, is synced and renamed; then LATEST follows. Keeps the newest two, and
 /// nothing of a save that was killed. Collective; a failure on one rank
-/// is thrown on all. `stream` is of the device that holds the optimizer's state; files are the same for all devices.
+/// is thrown on all. `stream` is of the optimizer's device; files are the same for all devices.
 /// Cost: the bytes over the links once; in host memory, of one state of one section, what the rank writes and, on a device, owns.
 void save_checkpoint(const std::filesystem::path& run_directory, Manifest manifest, const ShardedAdamw& optimizer, StreamView stream);
 

@@ -41,9 +41,8 @@ void Kept::resize(std::int64_t rows) {
     for (const Part& part : parts_) set.emplace_back(shape_of(part, rows), part.dtype, memory_);
   }
   for (std::size_t set = 0; moves(set); ++set) {
-    std::vector<Pinned>& host = on_host_.emplace_back();
-    for (const Tensor& tensor : on_device_.front())
-      host.emplace_back(cuda::allocate_pinned(std::max<std::size_t>(tensor.view().size_bytes(), 1)));
+    std::vector<cuda::PinnedBuffer>& host = on_host_.emplace_back();
+    for (const Tensor& tensor : on_device_.front()) host.emplace_back(tensor.view().size_bytes());
   }
   capacity_ = rows;
 }
@@ -56,7 +55,7 @@ void Kept::move(std::size_t set, StreamView stream, const Copy& copy) {
   ready_[place].order(*mover_);
   for (std::size_t part = 0; part < parts_.size(); ++part) {
     const std::size_t bytes = static_cast<std::size_t>(shape_of(parts_[part], rows_).product()) * size_of(parts_[part].dtype);
-    copy(on_host_[set][part].get(), tensor(set, part).view().bytes(), bytes);
+    copy(on_host_[set][part].data(), tensor(set, part).view().bytes(), bytes);
   }
   moved_[place].record(*mover_);
 }

@@ -3,11 +3,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <vector>
 
 #include "runtime/cuda/device.h"
+#include "runtime/cuda/pinned.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 
@@ -42,10 +42,6 @@ class Kept {
   void end_read(std::size_t set, StreamView stream);
 
  private:
-  struct ReleasePinned {
-    void operator()(std::byte* data) const noexcept { cuda::release_pinned(data); }
-  };
-  using Pinned = std::unique_ptr<std::byte, ReleasePinned>;
   static constexpr std::size_t kPlaces = 2;
 
   Extents shape_of(const Part& part, std::int64_t rows) const;
@@ -58,8 +54,8 @@ class Kept {
   std::vector<Part> parts_;
   Memory memory_;
   std::int64_t rows_ = 0, capacity_ = -1;
-  std::vector<std::vector<Tensor>> on_device_;  // by place and part
-  std::vector<std::vector<Pinned>> on_host_;    // by set that moves, and part
+  std::vector<std::vector<Tensor>> on_device_;            // by place and part
+  std::vector<std::vector<cuda::PinnedBuffer>> on_host_;  // by set that moves, and part
   std::optional<Stream> mover_;
   std::array<cuda::Event, kPlaces> ready_, moved_;
 };

@@ -356,6 +356,9 @@ TEST(MemoryOf, CountsWhatIsKept) {
   EXPECT_GT(memory_of(shape, training).checkpoints, 2 * all.checkpoints);
   training.zero = 3, training.optimizer_on_host = true;
   EXPECT_NEAR(memory_of(shape, training).states, shape.weights() * 4 / 2.0 + 2 * shape.layer_weights() * 2, 1);
+  EXPECT_NEAR(memory_of(shape, training).host, shape.weights() * 12 / 2.0, 1);
+  training.checkpoints_on_host = true, training.recompute = Recompute::all;
+  EXPECT_NEAR(memory_of(shape, training).host, shape.weights() * 12 / 2.0 + all.checkpoints * (shape.layers - 2) / shape.layers, 1);
 }
 
 /// As Korthikanti et al. (arXiv 2205.05198) count a layer of Megatron in f16, dropout included: 34 bytes a token and hidden element, ten of

@@ -8,9 +8,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include "kernels/transfer.h"
+#include "parallel/train/model/tiles.h"
 #include "parallel/train/optimizer.h"
 #include "runtime/cuda/device.h"
 #include "runtime/cuda/home_stream.h"
+#include "runtime/device_tensor.h"
 #include "runtime/file.h"
 #include "tests/parallel/train/planned_runs.h"
 #include "tests/parallel/train/scenario.h"
@@ -170,7 +173,7 @@ TEST_F(TrainerOnCuda, GradientsAreSummedSliceBySlice) {
         host.view().span<float>()[static_cast<std::size_t>(i)] = gradient_of(communicator.rank(), i);
       const Tensor gradients = to_device(host, Memory(kDevice), stream);
       for (const std::size_t inbox : {4, 1000, 1 << 20}) {
-        ShardedAdamw optimizer(table, DType::f32, communicator, Memory(kDevice), false, inbox);
+        ShardedAdamw optimizer(table, DType::f32, communicator, Memory(kDevice), {.inbox_bytes = inbox});
         optimizer.sum(gradients, stream);
         const Tensor sum = to_host(optimizer.gradient(), stream);
         for (const Shards::Part& part : optimizer.own_parts()) {
@@ -234,6 +237,80 @@ TEST_F(TrainerOnCuda, ActivationsThatWaitOnTheHostChangeNothing) {
       }
     }
   }
+}
+
+TEST_F(TrainerOnCuda, TheHostUpdatesWeightsSliceBySlice) {
+  constexpr std::int64_t kElements = 1000;
+  const auto values = [](double phase) {
+    Tensor tensor({kElements}, DType::f32, Memory());
+    for (std::size_t i = 0; i < kElements; ++i)
+      tensor.view().span<float>()[i] = static_cast<float>(std::sin(phase + static_cast<double>(i)));
+    return tensor;
+  };
+  const Stream stream = cuda::make_stream(kDevice.index), host;
+  const cuda::HomeStream home(stream);
+  const Tensor master = values(1), m = Tensor::zeros({kElements}, DType::f32, Memory()),
+               v = Tensor::zeros({kElements}, DType::f32, Memory());
+  const Tensor working({kElements}, DType::bf16, Memory(kDevice));
+  const Tensor expected = values(1), m_expected = Tensor::zeros({kElements}, DType::f32, Memory()),
+               v_expected = Tensor::zeros({kElements}, DType::f32, Memory()), working_expected({kElements}, DType::bf16, Memory());
+  HostAdamw adamw(kDevice, DType::f32, DType::bf16, 64);
+  for (int step = 1; step <= 4; ++step) {
+    kernels::AdamwOptions options{.step = step};
+    const Tensor gradient = values(step), sent = to_device(gradient, Memory(kDevice), stream),
+                 there({kElements}, DType::f32, Memory(kDevice));
+    // What the stream has still to do comes first.
+    kernels::copy(as_row(sent.view()), as_row(there.view()), stream);
+    fill_zero(working, stream);
+    std::vector<HostAdamw::Run> runs;
+    for (const std::int64_t begin : {0, 300, 301}) {  // up to the next one
+      const std::int64_t count = (begin == 0 ? 300 : begin == 300 ? 301 : kElements) - begin;
+      const auto part = [&](const Tensor& tensor) { return tensor.view().slice(0, begin, count); };
+      options.weight_decay = begin == 300 ? 0.1 : 0.0;
+      kernels::adamw(part(expected), part(m_expected), part(v_expected), part(gradient), part(working_expected), options, host);
+      runs.push_back({part(master), part(m), part(v), part(there), part(working), options.weight_decay});
+    }
+    adamw.update(runs, options, stream);
+    const Tensor got = to_host(working, stream);
+    for (std::size_t i = 0; i < kElements; ++i) {
+      ASSERT_EQ(got.view().span<bfloat16>()[i].bits, working_expected.view().span<bfloat16>()[i].bits) << "step " << step << ", " << i;
+    }
+  }
+  for (std::size_t i = 0; i < kElements; ++i) ASSERT_EQ(master.view().span<float>()[i], expected.view().span<float>()[i]) << i;
+}
+
+TEST_F(TrainerOnCuda, AnOptimizerOnTheHostTrainsAsOneOnTheDevice) {
+  for (const char* dtype : {"f32", "bf16"}) {
+    for (const int stage : {1, 3}) {
+      for (const int ranks : {1, 2}) {
+        SCOPED_TRACE(testing::Message() << dtype << ", stage " << stage << ", " << ranks << " ranks");
+        const auto on = [&](bool host) {
+          Config one = config(dtype);
+          one.parallel.zero_stage = stage, one.run.offload_optimizer = host;
+          return one;
+        };
+        const Outcome on_host = run_on(kDevice, on(true), ranks), on_device = run_on(kDevice, on(false), ranks);
+        expect_close(on_host, on_device, tolerance_of(dtype));
+        if (test::device_is_fake()) {
+          EXPECT_EQ(on_host.losses(), on_device.losses()) << "the same kernels";
+        }
+        EXPECT_LT(on_host.result.state_bytes, on_device.result.state_bytes);
+      }
+    }
+  }
+}
+
+TEST_F(TrainerOnCuda, AnOptimizerOnTheHostContinuesOneOnTheDevice) {
+  Config whole = config("f64"), parts = config("f64");
+  const Outcome expected = run_on(kDevice, whole, 2);
+  parts.run.offload_optimizer = true, parts.run.checkpoint_every = 3;
+  const Outcome first = run_training(parts, 2, false, 3, kDevice);
+  parts.run.offload_optimizer = false;
+  const Outcome second = run_training(parts, 2, true, 5, kDevice);
+  parts.run.offload_optimizer = true;
+  const Outcome third = run_training(parts, 2, true, 0, kDevice);
+  ASSERT_FALSE(third.steps.empty());
+  EXPECT_NEAR(third.steps.back().loss, expected.steps.back().loss, 1e-10);
 }
 
 TEST_F(TrainerOnCuda, RepeatsBitForBit) {
