@@ -176,7 +176,7 @@ TEST(Config, KeyValuesNameEveryKeyOnceAndResolveTheType) {
     EXPECT_TRUE(keys.insert(key).second) << key;
     EXPECT_TRUE(key != "run.dtype" || value == "f64") << value;
   }
-  EXPECT_EQ(keys.size(), 55u);
+  EXPECT_EQ(keys.size(), 57u);
 }
 
 }  // namespace
