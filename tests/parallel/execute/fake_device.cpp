@@ -17,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include <malloc.h>
+
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/linear_attention.h"
@@ -124,6 +126,8 @@ FakeDevice& fake() {
   return device;
 }
 
+thread_local const Stream* home = nullptr;  // of the calling thread
+
 EventState& state_of(void* native) { return *static_cast<EventState*>(native); }
 
 }  // namespace
@@ -144,9 +148,17 @@ std::byte* allocate(int, std::size_t bytes) {
   std::memset(data, 0xff, bytes);  // NaN in every floating-point type
   return static_cast<std::byte*>(data);
 }
+/// As the real one: in the order of the thread's home stream, if it has one. Others may use the memory at once then.
 void release(int, std::byte* data) noexcept {
-  fake().synchronize_all();
-  std::free(data);
+  if (home == nullptr) {
+    fake().synchronize_all();
+    std::free(data);
+    return;
+  }
+  fake().enqueue(*home, [data] {
+    std::memset(data, 0xff, malloc_usable_size(data));
+    std::free(data);
+  });
 }
 std::byte* allocate_pinned(std::size_t bytes) { return allocate(0, bytes); }
 void release_pinned(std::byte* data) noexcept { std::free(data); }
@@ -155,8 +167,15 @@ CurrentDevice::~CurrentDevice() = default;
 Stream make_stream(int index, Priority) {
   return Stream({DeviceKind::cuda, index}, std::shared_ptr<void>(fake().make_stream(), [](void* owned) { fake().destroy(owned); }));
 }
-HomeStream::HomeStream(const Stream& stream) : stream_(stream) {}
-HomeStream::~HomeStream() = default;
+HomeStream::HomeStream(const Stream& stream) : stream_(stream) { home = &stream_; }
+HomeStream::~HomeStream() {
+  home = nullptr;
+  try {
+    fake().synchronize(stream_.native());
+  } catch (const std::exception&) {
+    // Whoever uses the device next finds out.
+  }
+}
 void synchronize(StreamView stream) {
   if (stream.device().kind == DeviceKind::cuda) fake().synchronize(stream.native());
 }
