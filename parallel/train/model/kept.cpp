@@ -32,6 +32,7 @@ Extents Kept::shape_of(const Part& part, std::int64_t rows) const {
 }
 
 void Kept::resize(std::int64_t rows) {
+  if (mover_) cuda::synchronize(*mover_);  // after a step that an error ended it may still be at work
   rows_ = rows;
   if (rows <= capacity_) return;
   // Old tensors go first: two generations at once would double the peak.

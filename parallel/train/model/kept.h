@@ -30,6 +30,7 @@ class Kept {
   ~Kept();
 
   /// For batches of so many rows. What was kept is lost if that is more than ever before; then the host must have waited for all work.
+  /// Waits for what still moves.
   /// Errors: DeviceError where memory is not to be had.
   void resize(std::int64_t rows);
 

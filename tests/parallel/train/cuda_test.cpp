@@ -9,11 +9,13 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/transfer.h"
+#include "parallel/train/model/model.h"
 #include "parallel/train/model/tiles.h"
 #include "parallel/train/optimizer.h"
 #include "runtime/cuda/device.h"
 #include "runtime/cuda/home_stream.h"
 #include "runtime/device_tensor.h"
+#include "runtime/error.h"
 #include "runtime/file.h"
 #include "tests/parallel/train/planned_runs.h"
 #include "tests/parallel/train/scenario.h"
@@ -237,6 +239,48 @@ TEST_F(TrainerOnCuda, ActivationsThatWaitOnTheHostChangeNothing) {
       }
     }
   }
+}
+
+/// Whoever catches what ends a step goes on with the next, here with one that takes the same room and with one that takes more.
+TEST_F(TrainerOnCuda, AStepThatFailedMovesNothingIntoTheNext) {
+  constexpr std::size_t kNone = 1000;
+  ModelConfig shape = config("f32").model;
+  shape.layers = 8;
+  const auto batch_of = [](std::int64_t rows) {
+    std::vector<std::int32_t> tokens;
+    for (std::int64_t i = 0; i < rows; ++i) tokens.push_back(static_cast<std::int32_t>(i * i % 251));
+    return shard_row(tokens, std::vector<std::int64_t>{0, rows}, LayoutKind::contiguous, 1, 0);
+  };
+  const Batch first = batch_of(32), larger = batch_of(48);
+  comm::run_thread_ranks(1, [&](const comm::Communicator& communicator) {
+    const Stream stream = cuda::make_stream(kDevice.index);
+    const cuda::HomeStream home(stream);
+    const auto loss_of = [&](Model& model, const Batch& batch, std::size_t failing) {
+      cuda::synchronize(stream);
+      Planning planning{.communicator = communicator};
+      planning.stream = stream;
+      model.plan(batch, planning);
+      return model.loss_and_gradients(stream, {.take = [&](std::size_t section, ConstTensorView) {
+                                        if (section == failing) throw DeviceError("of a test");
+                                      }});
+    };
+    const auto make = [&] {
+      auto model = std::make_unique<Model>(shape, DType::f32, Memory(kDevice), ModelStorage{.gradients = false, .offload = true});
+      Tensor weights({model->parameters().elements()}, DType::f32, Memory());
+      for (std::int64_t i = 0; i < weights.shape()[0]; ++i)
+        weights.view().span<float>()[static_cast<std::size_t>(i)] = 0.3F * std::sin(static_cast<float>(i));
+      upload(weights, model->weights(), stream);
+      return model;
+    };
+    for (const Batch* next : {&first, &larger}) {
+      const double expected = loss_of(*make(), *next, kNone);
+      for (std::size_t failing = 1; failing <= 8; ++failing) {
+        const auto model = make();
+        EXPECT_THROW(loss_of(*model, first, failing), DeviceError);
+        EXPECT_EQ(loss_of(*model, *next, kNone), expected) << failing;
+      }
+    }
+  });
 }
 
 TEST_F(TrainerOnCuda, TheHostUpdatesWeightsSliceBySlice) {
