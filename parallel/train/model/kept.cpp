@@ -35,6 +35,7 @@ void Kept::resize(std::int64_t rows) {
   if (mover_) cuda::synchronize(*mover_);  // after a step that an error ended it may still be at work
   rows_ = rows;
   if (rows <= capacity_) return;
+  capacity_ = -1;  // until memory is had
   // Old tensors go first: two generations at once would double the peak.
   for (std::vector<Tensor>& set : on_device_) set.clear();
   on_host_.clear();
