@@ -187,6 +187,9 @@ int simulate_command(Arguments arguments) {
   if (table.given("linear-strategy") && shape.pattern.find('L') == std::string::npos)
     throw InvalidArgument(fmt::format("simulate: {} has no linear layers; leave --linear-strategy out", shape.name));
   const simulate::Machine machine = load_simulated_machine(options.machine, options.kernels);
+  if (options.training.checkpoints_on_host && machine.host_bytes_per_second <= 0)
+    throw InvalidArgument(
+        fmt::format("simulate: machine {} has no links.host_bytes_per_second, so nothing can go to the host", machine.name));
   const Iteration iteration = simulate::simulate_iteration(shape, machine, options.training);
   show(table, machine, options.training, iteration);
   if (!options.trace.empty()) {

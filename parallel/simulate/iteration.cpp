@@ -40,8 +40,6 @@ void check(const Shape& shape, const Machine& machine, const Training& training)
         fmt::format("model {} keeps scores (memory.score_bytes), whose time is not simulated, only their memory; take it out", shape.name));
   if (!training.split_norms || training.in_flight != 1)
     refuse("the time of pipelines and of norms that a tensor group does not split is not simulated, only their memory");
-  if (training.checkpoints_on_host && machine.host_bytes_per_second <= 0)
-    refuse(fmt::format("machine {} has no links.host_bytes_per_second, so nothing can go to the host", machine.name));
 }
 
 /// Seconds of what a rank computes alone, by its rows.

@@ -51,7 +51,7 @@ struct Machine {
   std::map<int, double> all_to_all;  ///< Measured, by size of the group (Costs); empty: what the links give.
   double node_bytes_per_second = 0;  ///< All network cards of a node together, each way.
   double collective_seconds = 0;     ///< What a gather or reduction costs besides its hops and bytes.
-  double host_bytes_per_second = 0;  ///< Between a device and its host, each way; 0: nothing can be offloaded.
+  double host_bytes_per_second = 0;  ///< Between a device and its host, each way; 0: not told, so that no estimate relies on it.
   double overlap_slowdown = 1;       ///< Of compute while messages move.
   /// Of the time that gathers and reductions of ZeRO-3 take, what compute does not hide; for cost models of a whole iteration.
   double exposed_gather_share = 0;

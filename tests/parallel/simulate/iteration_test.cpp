@@ -402,8 +402,6 @@ TEST(Iteration, RefusesWhatCannotBe) {
   expect_refused(training, "tensor 3 does not divide the 4 heads");
   training = over(1, 100), training.documents = {40, 50};
   expect_refused(training, "documents of 90 tokens in all, for 100");
-  training = over(1, 100), training.checkpoints_on_host = true;
-  expect_refused(training, "nothing can go to the host");
   training = over(1, 100), training.in_flight = 2;
   expect_refused(training, "only their memory");
   Shape scores = small_shape();
