@@ -145,13 +145,12 @@ class Run {
         config_.data.packing, packing_.rows(), config_.data.context, 100 * packing.padding_fraction, 100 * packing.truncated_fraction,
         packing.dropped_fraction > 0 ? fmt::format(", {:.2f} % of the tokens dropped", 100 * packing.dropped_fraction) : std::string(),
         100 * packing.attention_share);
-    say("model: {} parameters in {}, on {} {} ({} transport), layers {}, strategy {}, layout {}; {:.1f} MiB of weights, gradients and "
-        "optimizer state "
-        "here",
+    say("model: {} parameters in {}, on {} {} ({} transport), layers {}, strategy {}, layout {}; {:.1f} MiB of weights{} here",
         engine_.model().parameters().elements(), to_string(dtype_), communicator_.size(), communicator_.size() == 1 ? "rank" : "ranks",
         communicator_.transport_name(), description_of_layers(config_.model),
         planner_.cost() == nullptr ? config_.parallel.attention.strategy : "by the planner", config_.parallel.layout,
-        static_cast<double>(result_.state_bytes) / (1 << 20));
+        static_cast<double>(result_.state_bytes) / (1 << 20),
+        config_.run.offload_optimizer ? " and gradients" : ", gradients and optimizer state");
     if (planner_.cost() != nullptr) describe_planner();
     if (const Device device = options_.device; device.kind == DeviceKind::cuda) {
       say("device: {}, {}", to_string(device), cuda::properties(device.index).name);

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <cuda_runtime.h>
+#include <fmt/format.h>
 
 #include "runtime/cuda/check.h"
 #include "runtime/cuda/device.h"
@@ -155,7 +156,8 @@ HomeStream::~HomeStream() {
 
 std::byte* allocate_pinned(std::size_t bytes) {
   void* data = nullptr;
-  check(cudaMallocHost(&data, bytes), "cudaMallocHost");
+  const cudaError_t status = cudaMallocHost(&data, bytes);
+  if (status != cudaSuccess) check(status, fmt::format("cudaMallocHost of {} bytes of the host's memory", bytes));
   return static_cast<std::byte*>(data);
 }
 void release_pinned(std::byte* data) noexcept { cudaFreeHost(data); }

@@ -2,6 +2,7 @@
 // waits between streams and hosts without a device; its kernels are those of the CPU.
 #include "tests/parallel/execute/cuda_test.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <map>
@@ -340,6 +341,11 @@ TEST_F(TrainerOnCuda, AnOptimizerOnTheHostTrainsAsOneOnTheDevice) {
           EXPECT_EQ(on_host.losses(), on_device.losses()) << "the same kernels";
         }
         EXPECT_LT(on_host.result.state_bytes, on_device.result.state_bytes);
+        const auto tells = [](const Outcome& run, const std::string& what) {
+          return std::ranges::any_of(run.messages, [&](const std::string& message) { return message.find(what) != std::string::npos; });
+        };
+        EXPECT_TRUE(tells(on_host, " MiB of weights and gradients here"));
+        EXPECT_TRUE(tells(on_device, " MiB of weights, gradients and optimizer state here"));
       }
     }
   }
