@@ -48,7 +48,7 @@ class Engine {
   /// groups and micro-batches. Without labels nothing changes. step: 1-based.
   /// Errors: InvalidArgument for gradients that are not finite, and for what cannot be planned.
   StepResult step(std::span<const Share> shares, std::int64_t step, std::int64_t labels, Tracer* tracer = nullptr);
-  /// Sum over this rank's labels, nats.
+  /// Of a share with a batch: sum over this rank's labels, nats.
   double loss(const Share& share);
 
  private:

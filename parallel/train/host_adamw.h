@@ -19,8 +19,8 @@ class HostAdamw {
   /// Elements of a slice: some 100 MB of page-locked memory for f32 and bf16.
   static constexpr std::int64_t kSlice = std::int64_t{8} << 20;
 
-  /// Page-locked memory for slices of so many elements.
-  HostAdamw(Device device, DType accumulator, DType storage, std::int64_t slice = kSlice);
+  /// slice: the most elements of one.
+  HostAdamw(Device device, DType accumulator, DType storage, std::int64_t slice);
   HostAdamw(const HostAdamw&) = delete;
   HostAdamw& operator=(const HostAdamw&) = delete;
   /// Waits for what still moves.

@@ -78,7 +78,7 @@ ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType type, comm::C
   }
   const DType accumulator = accumulator_of(type);
   const std::int64_t elements = shards_.elements(communicator_.rank());
-  if (storage.on_host) on_host_.emplace(memory.device(), accumulator, type);
+  if (storage.on_host) on_host_.emplace(memory.device(), accumulator, type, std::clamp<std::int64_t>(elements, 1, HostAdamw::kSlice));
   const Memory of_states = storage.on_host ? Memory() : memory;
   for (Tensor* tensor : {&master_, &exp_avg_, &exp_avg_sq_}) *tensor = Tensor::zeros({elements}, accumulator, of_states);
   gradient_ = Tensor::zeros({elements}, accumulator, memory);

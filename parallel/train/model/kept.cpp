@@ -38,15 +38,26 @@ void Kept::resize(std::int64_t rows) {
   capacity_ = -1;  // until memory is had
   // Old tensors go first: two generations at once would double the peak.
   for (std::vector<Tensor>& set : on_device_) set.clear();
-  on_host_.clear();
   for (std::vector<Tensor>& set : on_device_) {
     for (const Part& part : parts_) set.emplace_back(shape_of(part, rows), part.dtype, memory_);
   }
+  if (mover_ && rows > host_capacity_) resize_host(host_capacity_ < 0 ? rows : rows + rows / 8);
+  capacity_ = rows;
+}
+
+/// Page-locking is slow, and rows that have grown once will grow again.
+void Kept::resize_host(std::int64_t rows) {
+  host_capacity_ = -1;
+  on_host_.clear();
   for (std::size_t set = 0; moves(set); ++set) {
     std::vector<cuda::PinnedBuffer>& host = on_host_.emplace_back();
-    for (const Tensor& tensor : on_device_.front()) host.emplace_back(tensor.view().size_bytes());
+    for (const Part& part : parts_) host.emplace_back(bytes_of(part, rows));
   }
-  capacity_ = rows;
+  host_capacity_ = rows;
+}
+
+std::size_t Kept::bytes_of(const Part& part, std::int64_t rows) const {
+  return static_cast<std::size_t>(shape_of(part, rows).product()) * size_of(part.dtype);
 }
 
 /// copy(host, device, bytes) for every tensor of a set that moves, behind what the stream has been told.
@@ -56,8 +67,7 @@ void Kept::move(std::size_t set, StreamView stream, const Copy& copy) {
   ready_[place].record(stream);
   ready_[place].order(*mover_);
   for (std::size_t part = 0; part < parts_.size(); ++part) {
-    const std::size_t bytes = static_cast<std::size_t>(shape_of(parts_[part], rows_).product()) * size_of(parts_[part].dtype);
-    copy(on_host_[set][part].data(), tensor(set, part).view().bytes(), bytes);
+    copy(on_host_[set][part].data(), tensor(set, part).view().bytes(), bytes_of(parts_[part], rows_));
   }
   moved_[place].record(*mover_);
 }
@@ -66,8 +76,8 @@ void Kept::begin_write(std::size_t set, StreamView stream) {
   if (mover_ && set >= kPlaces) moved_[place_of(set)].order(stream);  // what was in its place has left
 }
 
-void Kept::end_write(std::size_t set, StreamView stream) {
-  if (!moves(set)) return;
+void Kept::end_write(std::size_t set, StreamView stream, bool will_be_read) {
+  if (!will_be_read || !moves(set)) return;
   move(set, stream, [&](std::byte* host, const std::byte* device, std::size_t bytes) { cuda::copy_bytes(host, device, bytes, *mover_); });
 }
 

@@ -38,7 +38,8 @@ class Kept {
   /// between begin_read and end_read.
   const Tensor& tensor(std::size_t set, std::size_t part) const { return on_device_[place_of(set)][part]; }
   void begin_write(std::size_t set, StreamView stream);
-  void end_write(std::size_t set, StreamView stream);
+  /// will_be_read: before the set is written again.
+  void end_write(std::size_t set, StreamView stream, bool will_be_read = true);
   void begin_read(std::size_t set, StreamView stream);
   void end_read(std::size_t set, StreamView stream);
 
@@ -46,6 +47,8 @@ class Kept {
   static constexpr std::size_t kPlaces = 2;
 
   Extents shape_of(const Part& part, std::int64_t rows) const;
+  std::size_t bytes_of(const Part& part, std::int64_t rows) const;
+  void resize_host(std::int64_t rows);
   bool moves(std::size_t set) const { return mover_ && set + kPlaces < sets_; }
   std::size_t place_of(std::size_t set) const { return mover_ ? set % kPlaces : set; }
   template <class Copy>
@@ -54,7 +57,7 @@ class Kept {
   std::size_t sets_;
   std::vector<Part> parts_;
   Memory memory_;
-  std::int64_t rows_ = 0, capacity_ = -1;
+  std::int64_t rows_ = 0, capacity_ = -1, host_capacity_ = -1;
   std::vector<std::vector<Tensor>> on_device_;            // by place and part
   std::vector<std::vector<cuda::PinnedBuffer>> on_host_;  // by set that moves, and part
   std::optional<Stream> mover_;

@@ -92,7 +92,7 @@ void layer_forward(const LayerContext& on, const LayerWeights& weights, ConstTen
   project_input(on, weights, mixing, x);
   on.mixer.kept().begin_write(on.slot, on.stream);
   on.mixer.forward(mixing);
-  on.mixer.kept().end_write(on.slot, on.stream);
+  on.mixer.kept().end_write(on.slot, on.stream, on.has_backward);
   for_each_tile(x.size(0), on.stream.device(), [&](const Tile& tile) {
     feed_forward_hidden(on, weights, on.mixer.output(mixing, tile), x, tile, Pass::forward);
     project(tile.top(on.scratch.product), weights.down, tile.of(x_next), on.stream);

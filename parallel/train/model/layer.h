@@ -35,6 +35,7 @@ struct LayerContext {
   Mixer& mixer;
   std::size_t slot;
   double norm_epsilon;
+  bool has_backward;  ///< After this forward: else nothing need be kept.
   StreamView stream;
 };
 

@@ -81,28 +81,28 @@ void Model::reserve(std::int64_t rows) {
   capacity_ = rows;
 }
 
-LayerContext Model::context(std::int64_t layer, StreamView stream) const {
+LayerContext Model::context(std::int64_t layer, bool has_backward, StreamView stream) const {
   const auto set = static_cast<std::size_t>(layer);
   const auto& [mixer, slot] = mixing_[set];
   std::optional<LayerHidden> hidden;
   if (keeps_hidden_) hidden = {hidden_.tensor(set, 0), hidden_.tensor(set, 1)};
-  return {scratch_, hidden, *mixer, slot, config_.norm_epsilon, stream};
+  return {scratch_, hidden, *mixer, slot, config_.norm_epsilon, has_backward, stream};
 }
 
-void Model::forward_layers(StreamView stream, const SectionExchange& exchange) {
+void Model::forward_layers(bool has_backward, StreamView stream, const SectionExchange& exchange) {
   buffers_.forget_weights();
   inputs_.begin_write(0, stream);
   kernels::embedding(batch_->tokens, parameters_.embedding(buffers_.weights_of(0, exchange).view), input(0), stream);
-  inputs_.end_write(0, stream);
+  inputs_.end_write(0, stream, has_backward);
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
     const auto [weights, begin] = buffers_.weights_of(ParameterTable::section_of_layer(layer), exchange);
     const auto set = static_cast<std::size_t>(layer);
     const bool last = layer + 1 == config_.layers;
     if (keeps_hidden_) hidden_.begin_write(set, stream);
     if (!last) inputs_.begin_write(set + 1, stream);
-    layer_forward(context(layer, stream), parameters_.layer(layer, weights, begin), input(layer), input(layer + 1));
-    if (keeps_hidden_) hidden_.end_write(set, stream);
-    if (!last) inputs_.end_write(set + 1, stream);
+    layer_forward(context(layer, has_backward, stream), parameters_.layer(layer, weights, begin), input(layer), input(layer + 1));
+    if (keeps_hidden_) hidden_.end_write(set, stream, has_backward);
+    if (!last) inputs_.end_write(set + 1, stream, has_backward);
   }
 }
 
@@ -119,12 +119,12 @@ double Model::output_loss(TensorView dnormed, TensorView dhead, StreamView strea
 }
 
 double Model::loss(StreamView stream, const SectionExchange& exchange) {
-  forward_layers(stream, exchange);
+  forward_layers(false, stream, exchange);
   return output_loss({}, {}, stream, exchange);
 }
 
 double Model::loss_and_gradients(StreamView stream, const SectionExchange& exchange) {
-  forward_layers(stream, exchange);
+  forward_layers(true, stream, exchange);
   const TensorView dnormed = top(dnormed_, rows()), dx = top(dx_, rows());
   const std::size_t last = parameters_.last_section();
   const auto of_embedding = buffers_.begin_gradients(0, stream), behind_layers = buffers_.begin_gradients(last, stream);
@@ -141,7 +141,7 @@ double Model::loss_and_gradients(StreamView stream, const SectionExchange& excha
     const auto set = static_cast<std::size_t>(layer);
     inputs_.begin_read(set, stream);
     if (keeps_hidden_) hidden_.begin_read(set, stream);
-    layer_backward(context(layer, stream), parameters_.layer(layer, weights.view, weights.begin),
+    layer_backward(context(layer, true, stream), parameters_.layer(layer, weights.view, weights.begin),
                    parameters_.layer(layer, gradients.view, gradients.begin), input(layer), dx);
     inputs_.end_read(set, stream);
     if (keeps_hidden_) hidden_.end_read(set, stream);

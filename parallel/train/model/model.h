@@ -71,12 +71,12 @@ class Model {
   void make_mixers();
   void reserve(std::int64_t rows);
   std::int64_t rows() const;
-  LayerContext context(std::int64_t layer, StreamView stream) const;
+  LayerContext context(std::int64_t layer, bool has_backward, StreamView stream) const;
   /// [rows, hidden]: input of a layer; behind the last one its output.
   TensorView input(std::int64_t layer) const {
     return top(layer == config_.layers ? output_ : inputs_.tensor(static_cast<std::size_t>(layer), 0), rows());
   }
-  void forward_layers(StreamView stream, const SectionExchange& exchange);
+  void forward_layers(bool has_backward, StreamView stream, const SectionExchange& exchange);
   double output_loss(TensorView dnormed, TensorView dhead, StreamView stream, const SectionExchange& exchange);
 
   ModelConfig config_;
