@@ -16,24 +16,22 @@ constexpr std::array<const char*, 8> kColors = {"#1f6feb", "#d1495b", "#2a9d5c",
 struct Axis {
   double low = std::numeric_limits<double>::infinity(), high = -low;
   double from = 0, to = 0;  ///< Pixels.
+  double tick = 1;
 
   void include(double value) {
     if (!std::isfinite(value)) return;
     low = std::min(low, value);
     high = std::max(high, value);
   }
-  /// 1, 2 or 5 times a power of ten that gives about six ticks.
-  double tick() const {
-    const double rough = (high - low) / 6, power = std::pow(10, std::floor(std::log10(rough)));
-    const double scaled = rough / power;
-    return power * (scaled < 1.5 ? 1 : scaled < 3.5 ? 2 : scaled < 7.5 ? 5 : 10);
-  }
+  /// Ticks are 1, 2 or 5 times a power of ten apart, about six of them.
   void widen_to_ticks() {
     if (!(low <= high)) low = 0, high = 1;
     if (low == high) low -= 0.5, high += 0.5;
-    const double step = tick();
-    low = std::floor(low / step) * step;
-    high = std::ceil(high / step) * step;
+    const double rough = (high - low) / 6, power = std::pow(10, std::floor(std::log10(rough)));
+    const double scaled = rough / power;
+    tick = power * (scaled < 1.5 ? 1 : scaled < 3.5 ? 2 : scaled < 7.5 ? 5 : 10);
+    low = std::floor(low / tick) * tick;
+    high = std::ceil(high / tick) * tick;
   }
   double pixel(double value) const { return from + (value - low) / (high - low) * (to - from); }
 };
@@ -59,11 +57,11 @@ std::string text_at(double x, double y, const char* anchor, const std::string& t
 std::string grid(const Axis& x, const Axis& y) {
   std::string svg = "<g stroke=\"#dddddd\">\n";
   std::string labels;
-  for (double value = x.low; value <= x.high + x.tick() / 2; value += x.tick()) {
+  for (double value = x.low; value <= x.high + x.tick / 2; value += x.tick) {
     svg += fmt::format("<line x1=\"{0:.1f}\" y1=\"{1:.1f}\" x2=\"{0:.1f}\" y2=\"{2:.1f}\"/>\n", x.pixel(value), y.from, y.to);
     labels += text_at(x.pixel(value), y.from + 18, "middle", fmt::format("{:.6g}", value));
   }
-  for (double value = y.low; value <= y.high + y.tick() / 2; value += y.tick()) {
+  for (double value = y.low; value <= y.high + y.tick / 2; value += y.tick) {
     svg += fmt::format("<line x1=\"{1:.1f}\" y1=\"{0:.1f}\" x2=\"{2:.1f}\" y2=\"{0:.1f}\"/>\n", y.pixel(value), x.from, x.to);
     labels += text_at(x.from - 8, y.pixel(value) + 4, "end", fmt::format("{:.6g}", value));
   }

@@ -26,6 +26,15 @@ TEST(Svg, DrawsCurvesLevelsAndLegend) {
   EXPECT_GE(count(svg, "<text"), 10u);
 }
 
+TEST(Svg, TicksEndAtTheFrame) {
+  for (double high = 2; high < 12; high += 0.05) {
+    const std::string svg = to_svg({.curves = {{"loss", {{1, 1.55}, {2, high}}}}});
+    for (std::size_t at = svg.find(" y1=\""); at != std::string::npos; at = svg.find(" y1=\"", at + 1)) {
+      ASSERT_GE(std::stod(svg.substr(at + 5)), 49.9) << "above the frame, with values up to " << high;
+    }
+  }
+}
+
 TEST(Svg, FiguresThatAreNotJoinedAreDots) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const std::string svg = to_svg({.curves = {{.name = "ratio", .points = {{1, 0.9}, {2, nan}, {3, 1.1}}, .joined = false}}});
