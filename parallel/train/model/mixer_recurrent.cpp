@@ -43,6 +43,15 @@ void RecurrentMixer::reserve() {
   capacity_ = std::max(capacity_, rows_);
   unit_capacity_ = std::max(unit_capacity_, units);
   transition_capacity_ = std::max(transition_capacity_, transitions);
+  try {
+    make_room();
+  } catch (...) {
+    capacity_ = unit_capacity_ = transition_capacity_ = -1;
+    throw;
+  }
+}
+
+void RecurrentMixer::make_room() {
   // Old tensors go first: two generations at once would double the peak.
   for (Saved& saved : saved_) saved = {};
   for (Tensor* tensor : {&z_, &dout_, &dq_, &dk_, &dv_, &dlog_decay_, &dbeta_, &normed_out_, &output_, &rstd_}) *tensor = Tensor();

@@ -69,6 +69,7 @@ class RecurrentMixer : public Mixer {
     Tensor transitions;  // [units of all ranks, the same], if they are kept
   };
   void reserve();
+  void make_room();
   LinearAttentionOutputs outputs(const MixerLayer& layer) const;
   const Tensor& out(const MixerLayer& layer) const { return kept_.tensor(layer.slot, 0); }
 

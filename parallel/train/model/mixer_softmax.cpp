@@ -108,6 +108,7 @@ class SoftmaxMixer : public Mixer {
   void reserve() {
     kept_.resize(rows_);
     if (rows_ <= capacity_) return;
+    capacity_ = -1;  // until memory is had
     // Old tensors go first: two generations at once would double the peak.
     for (Tensor* tensor : {&q_, &k_, &v_, &dout_, &dq_, &dk_, &dv_}) *tensor = Tensor();
     for (HeadNorm* norm : {&q_norm_, &k_norm_}) *norm = HeadNorm();

@@ -71,6 +71,7 @@ void Model::reserve(std::int64_t rows) {
   inputs_.resize(rows);
   hidden_.resize(rows);
   if (rows <= capacity_) return;
+  capacity_ = -1;  // until memory is had
   // Old tensors go first: two generations at once would double the peak.
   scratch_ = LayerScratch();
   for (Tensor* tensor : {&output_, &normed_, &rstd_, &dnormed_, &dx_}) *tensor = Tensor();
