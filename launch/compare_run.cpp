@@ -39,7 +39,7 @@ train::Config config_of(const train::Manifest& manifest) {
   const std::map<std::string, std::string>& text = manifest.config;
   const bool is_list = text.at("data.paths").starts_with('[');  // older runs wrote it with ", " between the paths
   for (const auto& [key, value] : text) {
-    if ((key == "data.paths" && !is_list) || key == "optimizer.betas" || key.starts_with("run.")) continue;
+    if ((key == "data.paths" && !is_list) || key == "optimizer.betas") continue;
     arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", key, value)});
   }
   table.parse(arguments);
@@ -51,14 +51,6 @@ train::Config config_of(const train::Manifest& manifest) {
       begin = end + 2;
     }
   }
-  config.run.seed = std::stoull(text.at("run.seed"));
-  config.run.dtype = text.at("run.dtype");
-  const auto is_set = [&](const char* key) {
-    const auto entry = text.find(key);
-    return entry != text.end() && entry->second == "true";
-  };
-  config.run.offload_activations = is_set("run.offload_activations"), config.run.offload_optimizer = is_set("run.offload_optimizer");
-  if (const auto recompute = text.find("run.recompute"); recompute != text.end()) config.run.recompute = recompute->second;
   return config;
 }
 
