@@ -119,7 +119,7 @@ Estimate estimate(const Shape& shape, const Machine& machine, const EstimateOpti
   const double workspace = result.candidates.empty() ? 0
                                                      : result.candidates.front().iteration.workspace *
                                                            result.candidates.front().training.context / static_cast<double>(options.tokens);
-  for (const int zero : {2, 3}) {  // few devices spare less by sharing weights than a layer's take
+  for (const int zero : {2, 3}) {  // on few devices stage 3 needs more room for a layer's weights than it spares
     most.zero = zero, most.checkpoints_on_host = most.optimizer_on_host = false;
     result.longest = std::max(result.longest, longest_that_fits(shape, machine, most, workspace));
     if (machine.host_bytes_per_second <= 0) continue;

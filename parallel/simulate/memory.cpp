@@ -10,10 +10,15 @@ namespace {
 
 constexpr double kF32 = 4;
 
+/// Weights whose optimizer states are a rank's.
+double optimized_weights(const Shape& shape, const Training& training) {
+  return shape.weights() / training.tensor / (training.zero >= 1 ? training.context * training.replicas : 1);
+}
+
 /// Of our trainer, which holds either all or the embedding, one layer and what is behind the layers.
 double state_bytes_by_section(const Shape& shape, const Training& training) {
   const double all = shape.weights() / training.tensor, some = all - (shape.layers - 1) * shape.layer_weights() / training.tensor;
-  const double shard = training.zero >= 1 ? all / (training.context * training.replicas) : all;
+  const double shard = optimized_weights(shape, training);
   const double weights = training.zero >= 3 ? some + shard : all, gradients = training.zero >= 2 ? some : all;
   const double optimizer = training.optimizer_on_host ? 0 : training.optimizer_bytes;
   return shape.element_bytes * weights + kF32 * (gradients + shard) + optimizer * shard;
@@ -24,10 +29,10 @@ double state_bytes(const Shape& shape, const Training& training) {
   const double weights = shape.weights() / training.tensor, sharers = training.context * training.replicas;
   const double weight = shape.element_bytes / (training.zero >= 3 ? sharers : 1);
   const double gradient = shape.element_bytes / (training.zero >= 2 ? sharers : 1);
-  const double optimizer = training.optimizer_on_host ? 0 : training.optimizer_bytes / (training.zero >= 1 ? sharers : 1);
+  const double optimizer = training.optimizer_on_host ? 0 : training.optimizer_bytes * optimized_weights(shape, training);
   // Two layers of gathered weights: the one at work and the next.
   const double gathered = training.zero >= 3 ? 2 * shape.layer_weights() / training.tensor * shape.element_bytes : 0;
-  return weights * (weight + gradient + optimizer) + gathered;
+  return weights * (weight + gradient) + optimizer + gathered;
 }
 
 /// Of a micro-batch, what a device holds: tokens of its rank; the share of them in which it holds what the matrices of a tensor group do
@@ -104,10 +109,7 @@ Memory memory_of(const Shape& shape, const Training& training, double workspace)
   const double layers = training.checkpoints_on_host ? std::min(2, shape.layers) : shape.layers;  // one at work, one on its way
   memory.checkpoints = training.in_flight * layers * kept_bytes(shape, training, share);
   memory.host = training.in_flight * (shape.layers - layers) * kept_bytes(shape, training, share);
-  if (training.optimizer_on_host) {
-    const double sharers = training.zero >= 1 ? training.context * training.replicas : 1;
-    memory.host += training.optimizer_bytes * shape.weights() / training.tensor / sharers;
-  }
+  if (training.optimizer_on_host) memory.host += training.optimizer_bytes * optimized_weights(shape, training);
   // The mask of the embedding's dropout; a stage also keeps what it sends on.
   const double sent = training.in_flight > 1 ? shape.element_bytes : 0;
   memory.checkpoints += training.in_flight * share.tokens * share.whole * shape.hidden * (shape.mask_bytes / 2 + sent);

@@ -101,7 +101,8 @@ void ShardedAdamw::initialise(std::uint64_t seed, StreamView stream) {
 }
 
 void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
-  const bool here = on_host() || stream.device().kind == DeviceKind::cpu;
+  const StreamView of_states = stream_of_states(stream);
+  const bool here = of_states.device().kind == DeviceKind::cpu;
   const Tensor staged = here ? Tensor() : Tensor(master_.shape(), master_.dtype(), Memory());
   const TensorView values = here ? master() : staged.view();
   const std::vector<OwnTensor> tensors = own_tensors(*parameters_, shards_, communicator_.rank());
@@ -111,14 +112,13 @@ void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
     start(*parameter, part.begin - parameter->offset, values.slice(0, part.offset, part.count));
   }
   if (!here) upload(values, master(), stream);
-  const Stream cpu;
-  for (const Tensor* moments : {&exp_avg_, &exp_avg_sq_}) fill_zero(*moments, here ? StreamView(cpu) : stream);
+  for (const Tensor* moments : {&exp_avg_, &exp_avg_sq_}) fill_zero(*moments, of_states);
 }
 
 void ShardedAdamw::publish(TensorView weights, StreamView stream) const {
   for (const Shards::Part& part : own_parts()) {
     const TensorView from = own(master_, part), to = working(part, weights);
-    if (on_host()) {
+    if (on_host_) {
       upload(from, to, stream);
     } else {
       kernels::copy(as_row(from), as_row(to), stream);
@@ -214,7 +214,7 @@ void ShardedAdamw::update(const OptimizerConfig& config, double learning_rate, d
     runs.push_back({own(master_, part), own(exp_avg_, part), own(exp_avg_sq_, part), own(gradient_, part), working(part, weights),
                     parameter->decays() ? config.weight_decay : 0.0});
   }
-  if (on_host()) {
+  if (on_host_) {
     on_host_->update(runs, options, stream);
   } else {
     for (const HostAdamw::Run& run : runs) {

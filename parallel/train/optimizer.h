@@ -67,8 +67,8 @@ class ShardedAdamw {
   const comm::Communicator& communicator() const noexcept { return communicator_; }
   const Shards& shards() const noexcept { return shards_; }
   std::span<const Shards::Part> own_parts() const { return shards_.of_rank(communicator_.rank()); }
-  /// Whether master(), exp_avg() and exp_avg_sq() are in host memory, whatever the device of the gradients.
-  bool on_host() const noexcept { return on_host_.has_value(); }
+  /// Of the memory that master(), exp_avg() and exp_avg_sq() are in: `stream`, or one of the host.
+  StreamView stream_of_states(StreamView stream) const noexcept { return on_host_ ? StreamView(host_) : stream; }
   TensorView master() const { return master_; }
   TensorView exp_avg() const { return exp_avg_; }
   TensorView exp_avg_sq() const { return exp_avg_sq_; }
@@ -88,6 +88,7 @@ class ShardedAdamw {
   Tensor weights_;  ///< If they are kept.
   /// What updates them there, if master_, exp_avg_ and exp_avg_sq_ are in host memory beside a device.
   std::optional<HostAdamw> on_host_;
+  Stream host_;
   Tensor inbox_;  ///< On a device, [other ranks, n]: slices of what they send for a part of gradient_.
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <exception>
 #include <string>
 
 #include "runtime/device.h"
@@ -56,6 +57,13 @@ enum class Priority { normal, high };
 Stream make_stream(int index, Priority priority = Priority::normal);
 /// Blocks the host until the stream has passed; throws DeviceError with what the device says. Does nothing on a CPU stream.
 void synchronize(StreamView stream);
+/// The same for destructors: of a device that has failed, whoever uses it next finds out.
+inline void drain(StreamView stream) noexcept {
+  try {
+    synchronize(stream);
+  } catch (const std::exception&) {
+  }
+}
 
 /// Bytes between any two of host (pinned, else the host waits) and device, in stream order.
 void copy_bytes(void* destination, const void* source, std::size_t bytes, StreamView stream);

@@ -311,8 +311,7 @@ void save_checkpoint(const fs::path& run_directory, Manifest manifest, const Sha
     remove_unfinished(checkpoints);
     create_folders(unfinished);
   });
-  const Stream host;
-  const Manifest::File own = write_own_file(unfinished, optimizer, optimizer.on_host() ? StreamView(host) : stream);
+  const Manifest::File own = write_own_file(unfinished, optimizer, optimizer.stream_of_states(stream));
   manifest.ranks = communicator.size();
   for (const std::string& line : communicator.all_gather_bytes(to_line(own), Stream())) manifest.files.push_back(from_line(line));
   on_rank0(communicator, [&] {
@@ -349,8 +348,7 @@ void load_checkpoint(const fs::path& checkpoint, const Manifest& manifest, Shard
       verify_file(checkpoint, manifest.files[i], optimizer);
     }
   });
-  const Stream host;
-  all_or_none(communicator, [&] { read_shard(checkpoint, file_of, optimizer, optimizer.on_host() ? StreamView(host) : stream); });
+  all_or_none(communicator, [&] { read_shard(checkpoint, file_of, optimizer, optimizer.stream_of_states(stream)); });
 }
 
 }  // namespace periplus::train

@@ -1,7 +1,6 @@
 #include "parallel/train/model/kept.h"
 
 #include <algorithm>
-#include <exception>
 #include <utility>
 
 namespace periplus::train {
@@ -17,12 +16,7 @@ Kept::Kept(std::size_t sets, std::vector<Part> parts, const Memory& memory, bool
 }
 
 Kept::~Kept() {
-  if (!mover_) return;
-  try {
-    cuda::synchronize(*mover_);
-  } catch (const std::exception&) {
-    // Whoever uses the device next finds out.
-  }
+  if (mover_) cuda::drain(*mover_);
 }
 
 Extents Kept::shape_of(const Part& part, std::int64_t rows) const {

@@ -12,9 +12,8 @@ const ModelConfig& checked(const ModelConfig& config, const Memory& memory, cons
   check(config);
   if (storage.offload && memory.device().kind == DeviceKind::cpu) {
     throw InvalidArgument(
-        "model: run.offload_activations moves what layers keep to host memory, and there it is where ranks compute on the CPU; leave it "
-        "out "
-        "or take --device cuda");
+        "model: run.offload_activations moves what layers keep to host memory, and there it is where ranks compute on the CPU; "
+        "leave it out or take --device cuda");
   }
   return config;
 }

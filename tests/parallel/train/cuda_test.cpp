@@ -285,6 +285,33 @@ TEST_F(TrainerOnCuda, AStepThatFailedMovesNothingIntoTheNext) {
   });
 }
 
+TEST_F(TrainerOnCuda, WhatIsKeptComesBackFromTheHostWhenRowsHaveGrown) {
+  constexpr std::size_t kSets = 6;
+  const Stream stream = cuda::make_stream(kDevice.index);
+  const cuda::HomeStream home(stream);
+  Kept kept(kSets, {{{8}, DType::f32}}, Memory(kDevice), true);
+  for (const std::int64_t rows : {4, 1000, 1001, 3, 2000}) {
+    const auto values_of = [&](std::size_t set) {
+      Tensor values({rows, 8}, DType::f32, Memory());
+      std::ranges::fill(values.view().span<float>(), static_cast<float>(rows) + static_cast<float>(set));
+      return values;
+    };
+    kept.resize(rows);
+    for (std::size_t set = 0; set < kSets; ++set) {
+      kept.begin_write(set, stream);
+      upload(values_of(set), top(kept.tensor(set, 0), rows), stream);
+      kept.end_write(set, stream);
+    }
+    for (std::size_t set = kSets; set-- > 0;) {
+      kept.begin_read(set, stream);
+      const Tensor got = to_host(top(kept.tensor(set, 0), rows), stream);
+      ASSERT_TRUE(std::ranges::equal(got.view().span<float>(), values_of(set).view().span<float>())) << rows << " rows, set " << set;
+      kept.end_read(set, stream);
+    }
+    cuda::synchronize(stream);
+  }
+}
+
 TEST_F(TrainerOnCuda, TheHostUpdatesWeightsSliceBySlice) {
   constexpr std::int64_t kElements = 1000;
   const auto values = [](double phase) {

@@ -132,16 +132,13 @@ TEST(ShardedAdamw, ANonFiniteGradientIsNamedOnEveryRank) {
 }
 
 TEST(ShardedAdamw, RefusesBetasThatAreNotTwo) {
-  const Stream stream;
-  const Memory memory;
   const ParameterTable table(tiny_model());
-  ShardedAdamw optimizer(table, DType::f32, {}, memory);
-  optimizer.initialise(9, stream);
-  const Tensor weights({table.elements()}, DType::f32, memory);
+  ShardedAdamw optimizer(table, DType::f32, {}, Memory());
+  const Tensor weights({table.elements()}, DType::f32, Memory());
   for (const std::vector<double>& betas : {std::vector<double>{}, {0.9}, {0.9, 0.95, 0.99}}) {
     OptimizerConfig config;
     config.betas = betas;
-    EXPECT_THROW(optimizer.update(config, 1e-2, 1, 1, weights, stream), InvalidArgument);
+    EXPECT_THROW(optimizer.update(config, 1e-2, 1, 1, weights, Stream()), InvalidArgument);
   }
 }
 
