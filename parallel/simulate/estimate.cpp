@@ -81,6 +81,14 @@ std::vector<AttentionOptions> strategies(const Shape& shape, const Machine& mach
   return result;
 }
 
+/// Of the ring's plans, bytes for each token of the rank that needs most: they grow with the tokens, hardly with the ranks.
+double workspace_for_a_token(const Shape& shape, const Machine& machine, Training training) {
+  constexpr std::int64_t kRows = 1 << 20;
+  training.context = std::min(training.context, 64);
+  training.tokens = kRows * training.context;
+  return simulate_iteration(shape, machine, training).workspace / kRows;
+}
+
 }  // namespace
 
 std::int64_t longest_that_fits(const Shape& shape, const Machine& machine, Training training, double workspace) {
@@ -115,10 +123,7 @@ Estimate estimate(const Shape& shape, const Machine& machine, const EstimateOpti
   }
   std::ranges::stable_sort(result.candidates, std::greater(), [](const Candidate& c) { return c.iteration.tokens_per_second(c.training); });
   Training most = start(shape, options, devices, devices);
-  // Workspaces of strategies differ little beside the rest; nothing is known of it where nothing fits.
-  const double workspace = result.candidates.empty() ? 0
-                                                     : result.candidates.front().iteration.workspace *
-                                                           result.candidates.front().training.context / static_cast<double>(options.tokens);
+  const double workspace = workspace_for_a_token(shape, machine, most);
   for (const int zero : {2, 3}) {  // on few devices stage 3 needs more room for a layer's weights than it spares
     most.zero = zero, most.checkpoints_on_host = most.optimizer_on_host = false;
     result.longest = std::max(result.longest, longest_that_fits(shape, machine, most, workspace));

@@ -22,7 +22,7 @@ struct Candidate {
 
 struct Estimate {
   std::vector<Candidate> candidates;  ///< By falling tokens/s; empty: no way fits.
-  std::int64_t longest = 0;           ///< Tokens of a sequence over all devices that fit in device memory.
+  std::int64_t longest = 0;           ///< Tokens of a sequence, by the ring over all devices, that fit in device memory.
   std::int64_t longest_on_host = 0;   ///< The same with activations and optimizer on the host; 0: the machine's file knows no host.
   double host_bytes = 0;              ///< That it takes of the host for each device; whether the host has them is not known.
 };

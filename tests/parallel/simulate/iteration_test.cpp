@@ -319,6 +319,19 @@ TEST(Estimate, OffersWhatFitsAndTheLongestSequence) {
   EXPECT_THROW(estimate(shape, machine, {.tokens = 10, .devices = 5}), InvalidArgument);
 }
 
+TEST(Estimate, TheLongestSequenceDoesNotDependOnTheOneAskedFor) {
+  Machine machine = even_machine(4, 4);
+  machine.memory_bytes = 8e6;
+  machine.host_bytes_per_second = 1e9;
+  const Estimate found = estimate(small_shape(), machine, {.tokens = 64});
+  EXPECT_FALSE(estimate(small_shape(), machine, {.tokens = found.longest_on_host * 95 / 100}).candidates.empty());
+  for (const std::int64_t tokens : {std::int64_t{4096}, found.longest, found.longest_on_host, std::int64_t{1} << 30}) {
+    const Estimate again = estimate(small_shape(), machine, {.tokens = tokens});
+    EXPECT_EQ(again.longest, found.longest) << tokens;
+    EXPECT_EQ(again.longest_on_host, found.longest_on_host) << tokens;
+  }
+}
+
 TEST(Estimate, PlansForAThousandRanksAtMost) {
   for (const Candidate& candidate : estimate(small_shape(), even_machine(65535, 8), {.tokens = 4096}).candidates) {
     EXPECT_EQ(candidate.training.context, 1);
