@@ -24,7 +24,7 @@ void print_line(const std::string& text) {
   std::fflush(stdout);
 }
 
-std::vector<std::string> chosen_ids(const std::string& only, const std::vector<std::string>& known, const std::string& suite) {
+std::vector<std::string> chosen_ids(const std::string& only, const std::vector<std::string>& known, const std::string& option) {
   std::vector<std::string> wanted(1);
   for (const char c : only) {
     if (c == ',') {
@@ -36,7 +36,7 @@ std::vector<std::string> chosen_ids(const std::string& only, const std::vector<s
   for (const std::string& id : wanted) {
     if (std::ranges::find(known, id) == known.end()) {
       throw InvalidArgument(
-          fmt::format("{}: --only: there is no figure '{}'{}; there are {}", suite, id, did_you_mean(id, known), fmt::join(known, ", ")));
+          fmt::format("{}: there is no figure '{}'{}; there are {}", option, id, did_you_mean(id, known), fmt::join(known, ", ")));
     }
   }
   return wanted;

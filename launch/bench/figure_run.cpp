@@ -83,7 +83,7 @@ void add_sampling_options(OptionTable& table, std::string& only, Sampling& sampl
 
 int run_figures(const OptionTable& table, std::vector<Figure> figures, const std::string& only, const std::string& suite,
                 Sampling& sampling) {
-  keep_chosen(figures, only, suite);
+  keep_chosen(figures, only, suite + ": --only");
   if (kernels::cpu_level() == CpuLevel::emulated_amx) {
     throw InvalidArgument(
         fmt::format("{}: level emulated_amx is slow on purpose and only for tests; choose another PERIPLUS_CPU_LEVEL", suite));

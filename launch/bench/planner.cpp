@@ -195,7 +195,7 @@ int bench_planner(Arguments arguments) {
   for (const char* const name : {"wikipedia", "github-like", "uniform"})
     parts.insert(parts.end() - 1, {"C11", [&options, name] { return quality(options, name); }});
   parts.push_back({"executed", [&] { return planner_executed(options.data); }});
-  keep_chosen(parts, options.only, "planner");
+  keep_chosen(parts, options.only, "planner: --only");
   if (!table.json()) print_line(text_header());
   bool missed = false;
   for (const Part& part : parts) {

@@ -97,7 +97,7 @@ void write_pictures(const std::string& folder, const Summary& summary, const std
 
 int run_exam(const OptionTable& table, const std::string& only, const std::string& picture) {
   std::vector<Row> chosen = rows();
-  if (only != "all") bench::keep_chosen(chosen, only, "simulate --reproduce");
+  if (only != "all") bench::keep_chosen(chosen, only, "--reproduce");
   Summary summary;
   for (const Row& row : chosen) {
     bench::show_progress(fmt::format("{} of {}", row.id, chosen.size()));
