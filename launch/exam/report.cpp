@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include <fmt/format.h>
@@ -109,20 +110,20 @@ int run_exam(const OptionTable& table, const std::string& only, const std::strin
       show(row, result);
     }
   }
-  const double median_error = summary.errors.empty() ? 0 : bench::median(summary.errors);
+  const std::optional<double> median_error = summary.errors.empty() ? std::nullopt : std::optional(bench::median(summary.errors));
   if (table.json()) {
-    bench::print_line(Json{
-        {"id", "all"},
-        {"rows", summary.counted},
-        {"passed", summary.passed},
-        {"fitted_rows", summary.fitted},
-        {"fitted_passed", summary.fitted_passed},
-        {"median_error",
-         median_error}}.dump());
+    bench::print_line(Json{{"id", "all"},
+                           {"rows", summary.counted},
+                           {"passed", summary.passed},
+                           {"fitted_rows", summary.fitted},
+                           {"fitted_passed", summary.fitted_passed},
+                           {"median_error", or_null(median_error)}}
+                          .dump());
   } else {
     bench::print_line(
-        fmt::format("{} of {} rows inside their tolerance, and {} of {} that numbers were fitted to; median error of {} figures {:.1f} %",
-                    summary.passed, summary.counted, summary.fitted_passed, summary.fitted, summary.errors.size(), 100 * median_error));
+        fmt::format("{} of {} rows inside their tolerance, and {} of {} that numbers were fitted to{}", summary.passed, summary.counted,
+                    summary.fitted_passed, summary.fitted,
+                    median_error ? fmt::format("; median error of {} figures {:.1f} %", summary.errors.size(), 100 * *median_error) : ""));
   }
   if (!picture.empty()) write_pictures(picture, summary, chosen);
   return kOk;
