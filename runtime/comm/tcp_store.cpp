@@ -4,6 +4,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include <fmt/format.h>
+
 #include "runtime/comm/tcp_connect.h"
 
 namespace periplus::comm::tcp {
@@ -12,6 +14,8 @@ namespace {
 enum class Query : std::uint8_t { validate = 0, set = 1, get = 3, wait = 6 };
 constexpr std::uint32_t kMagic = 0x3C85F7CE;
 constexpr std::uint64_t kMostBytes = 4096;
+/// An older one hangs up.
+constexpr const char* kStore = "torchrun's store (PyTorch 2.1 or newer)";
 
 class Words {
  public:
@@ -32,7 +36,7 @@ class Words {
 };
 
 void say(Caller& caller, Socket& socket, const Words& words) {
-  caller.write(socket, words.text().data(), words.text().size(), "asking torchrun's store");
+  caller.write(socket, words.text().data(), words.text().size(), fmt::format("asking {}", kStore));
 }
 
 Socket open_store(Caller& caller, const std::string& host, std::uint16_t port) {
@@ -49,11 +53,11 @@ void set_in_store(Caller& caller, const std::string& host, std::uint16_t port, c
   say(caller, socket, Words().add(Query::set).add_text(key).add_text(value));
   say(caller, socket, Words().add(Query::wait).add(std::uint64_t{1}).add_text(key));
   std::uint8_t ready = 0;
-  caller.read(socket, &ready, sizeof(ready), "waiting for torchrun's store to take the port of rank 0");
+  caller.read(socket, &ready, sizeof(ready), fmt::format("waiting for {} to take the port of rank 0", kStore));
 }
 
 std::string wait_in_store(Caller& caller, const std::string& host, std::uint16_t port, const std::string& key) {
-  const std::string what = "waiting for rank 0 to leave its port in torchrun's store";
+  const std::string what = fmt::format("waiting for rank 0 to leave its port in {}", kStore);
   Socket socket = open_store(caller, host, port);
   say(caller, socket, Words().add(Query::wait).add(std::uint64_t{1}).add_text(key));
   std::uint8_t ready = 0;
@@ -61,7 +65,7 @@ std::string wait_in_store(Caller& caller, const std::string& host, std::uint16_t
   say(caller, socket, Words().add(Query::get).add_text(key));
   std::uint64_t length = 0;
   caller.read(socket, &length, sizeof(length), what);
-  if (length > kMostBytes) caller.fail(what, "the answer makes no sense; is MASTER_PORT that of torchrun's store (PyTorch 2.1 or newer)?");
+  if (length > kMostBytes) caller.fail(what, "the answer makes no sense; is MASTER_PORT that of the store?");
   std::string value(length, '\0');
   caller.read(socket, value.data(), value.size(), what);
   return value;

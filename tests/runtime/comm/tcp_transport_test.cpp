@@ -198,6 +198,16 @@ TEST(TcpTransport, RanksMeetThroughTorchrunsStore) {
   EXPECT_EQ(store.values().size(), 2u);
 }
 
+TEST(TcpTransport, AStoreThatHangsUpMayBeTooOld) {
+  asio::io_context io;
+  tcp::acceptor store(io, {tcp::v4(), 0});
+  std::thread old([&] { store.accept(); });
+  const TcpGroup group{.size = 2, .host = "127.0.0.1", .port = store.local_endpoint().port(), .store_key = "key"};
+  const std::string said = conformance::message_of<CommError>([&] { make_tcp_communicator(group); });
+  old.join();
+  EXPECT_NE(said.find("torchrun's store (PyTorch 2.1 or newer)"), std::string::npos) << said;
+}
+
 TEST(TcpTransport, SaysWhoIsMissing) {
   TcpGroup group = group_of(3);
   std::vector<std::string> errors(2);
