@@ -31,7 +31,7 @@ int calibrate_command(Arguments arguments) {
   table.add({.flag = "head-size", .target = &options.head_size, .value = "N", .help = "Width of a head; even.", .least = 2});
   table.add(
       {.flag = "lengths", .target = &options.lengths, .value = "A,B,...", .help = "Lengths of attention blocks, ascending.", .least = 1});
-  table.add({.flag = "samples", .target = &options.samples, .value = "N", .help = "Of each figure; the best counts.", .least = 1});
+  table.add({.flag = "samples", .target = &options.samples, .value = "N", .help = "Of each figure; the median counts.", .least = 1});
   add_rank_options(table, ranks);
   table.parse(arguments);
   if (answered(table)) return kOk;
