@@ -82,6 +82,8 @@ int report_command(Arguments arguments) {
   if (answered(table)) return kOk;
   if (folders.empty()) throw InvalidArgument("report: --runs FOLDER ... is missing");
   if (!output.empty()) check_output_file("output", output);
+  if (!output.empty() && !output.ends_with(".svg"))
+    throw InvalidArgument(fmt::format("--output: '{}' must end with .svg, as the picture is one", output));
   std::vector<Run> runs;
   for (const std::string& folder : folders) runs.push_back(read_run(folder));
   shorten_names(runs);
