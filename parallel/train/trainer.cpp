@@ -97,6 +97,7 @@ class Run {
     StepMetrics metrics = run_step(result_.last_step + 1);
     const std::int64_t every = config_.run.checkpoint_every;
     const bool save_due = metrics.step == config_.run.steps || (every > 0 && metrics.step % every == 0);
+    on_rank0(communicator_, [&] { metrics_file_->append(metrics); });  // before it is saved: a run that goes on from there has the line
     if (validation_ && validation_->due(metrics.step) && !result_.stopped_by_request) {
       if (save_due) save();  // before it: a validation that fails or is killed costs no weights
       metrics.validation_loss = validate();
@@ -292,7 +293,7 @@ class Run {
 
   void report(const StepMetrics& metrics) {
     on_rank0(communicator_, [&] {
-      metrics_file_->append(metrics);
+      if (metrics.validation_loss) metrics_file_->append_validation_loss(*metrics.validation_loss);
       if (options_.on_step) options_.on_step(metrics);
     });
   }

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "parallel/strategy/strategy.h"
+#include "parallel/train/metrics.h"
 #include "parallel/train/shards.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
@@ -220,6 +221,9 @@ TEST_F(Trainer, MeasuresLossesOfTextThatItDoesNotTrainOn) {
   for (const StepMetrics& metrics : outcome.steps)
     EXPECT_EQ(metrics.validation_loss.has_value(), metrics.step % 3 == 0 || metrics.step == 8) << metrics.step;
   EXPECT_EQ(outcome.result.validation_loss, outcome.steps.back().validation_loss);
+  const std::vector<StepMetrics> written = read_metrics(config.run.directory);
+  ASSERT_EQ(written.size(), 8u);
+  for (std::size_t i = 0; i < 8; ++i) EXPECT_EQ(to_json_line(written[i]), to_json_line(outcome.steps[i]));
   EXPECT_LT(*outcome.result.validation_loss, *outcome.steps[2].validation_loss);
 
   // Measuring changes nothing, and nothing is learnt from the text.
@@ -313,7 +317,7 @@ TEST_F(Trainer, AFinishedRunCanBeValidated) {
   }
 }
 
-TEST_F(Trainer, WeightsAreSavedBeforeAValidationThatFails) {
+TEST_F(Trainer, WeightsAndMetricsAreSavedBeforeAValidationThatFails) {
   Config config = tiny_config(folder_.path());
   const fs::path held_out = folder_ / "corpus/7.txt";
   config.data.validation_paths = {held_out.string()};
@@ -327,6 +331,7 @@ TEST_F(Trainer, WeightsAreSavedBeforeAValidationThatFails) {
   config.data.paths = {(folder_ / "corpus/[0-6].txt").string(), (folder_ / "corpus/[89].txt").string(),
                        (folder_ / "corpus/1?.txt").string()};
   EXPECT_EQ(run_training(config, 2, true).result.steps_run, 0);
+  EXPECT_EQ(metrics_of(config).size(), 8u);
 }
 
 TEST_F(Trainer, AStopRequestOnOneRankSavesAndStopsAllInTheSameStep) {
