@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -112,6 +113,14 @@ FileDescriptor open_regular_file(const std::filesystem::path& path, std::uint64_
   if (::fstat(file.get(), &status) != 0) throw_system_error("fstat", path);
   if (!S_ISREG(status.st_mode)) throw DeviceError(fmt::format("file: {} is not a regular file", path.string()));
   size = static_cast<std::uint64_t>(status.st_size);
+  return file;
+}
+
+std::optional<FileDescriptor> try_lock(const std::filesystem::path& path) {
+  FileDescriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));  // NFS locks only what may be written
+  if (file.get() < 0 && errno == EACCES) file = FileDescriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));  // somebody else's
+  if (file.get() < 0) throw_system_error("open", path);
+  if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return std::nullopt;
   return file;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -28,6 +29,10 @@ class FileDescriptor {
 
 /// Opens for reading without ever blocking; a folder, FIFO or device is refused. Sets `size`.
 FileDescriptor open_regular_file(const std::filesystem::path& path, std::uint64_t& size);
+
+/// The lock of a file, which is made if it is not there; it ends with the descriptor, or with the process. Nothing if somebody else
+/// has it. On a file system that has no locks everybody gets it.
+std::optional<FileDescriptor> try_lock(const std::filesystem::path& path);
 
 /// Writes a temporary file beside `path`; `commit` makes it durable under that name. Destroyed before that, it leaves no trace.
 class AtomicFileWriter {

@@ -1,10 +1,12 @@
 // The training loop: everything in it happens on all ranks, in the same order.
 #include "parallel/train/trainer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <deque>
 #include <numeric>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -23,6 +25,7 @@
 #include "runtime/cuda/device.h"
 #include "runtime/cuda/home_stream.h"
 #include "runtime/file.h"
+#include "runtime/file_descriptor.h"
 
 namespace periplus::train {
 namespace {
@@ -116,6 +119,17 @@ class Run {
   void prepare_directory() {
     on_rank0(communicator_, [&] {
       create_folders(directory_);
+      // Ranks of a killed mpirun live on for a second, in which the run may have been started anew.
+      const double patience = std::min(5.0, config_.run.deadline_seconds / 2);
+      const fs::path lock = directory_ / ".lock";
+      const Clock::time_point begin = Clock::now();
+      while (!(lock_ = try_lock(lock)) && seconds_since(begin) < patience) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      if (!lock_) {
+        throw InvalidArgument(
+            fmt::format("train: another run writes to run.directory {}; wait until it has ended, name another directory or, if its machine "
+                        "died, remove {}",
+                        directory_.string(), lock.string()));
+      }
       if (!options_.resume && newest_checkpoint(directory_)) {
         throw InvalidArgument(fmt::format("train: run.directory {} already holds checkpoints; resume that run or name another directory",
                                           directory_.string()));
@@ -303,6 +317,7 @@ class Run {
   comm::Communicator communicator_;
   const Stream& stream_;
   fs::path directory_;
+  std::optional<FileDescriptor> lock_;  // of the directory; rank 0's
   DType dtype_;
   LayoutKind layout_;
   Memory memory_;

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "runtime/error.h"
+#include "runtime/file_descriptor.h"
 #include "tests/runtime/scratch_folder.h"
 
 namespace periplus {
@@ -164,6 +165,16 @@ TEST(File, RenamesFilesAndFolders) {
   EXPECT_EQ(read_file(folder / "to/a", 1), "x");
   EXPECT_NE(message_of<DeviceError>([&] { rename_durably(folder / "from", folder / "to2"); }).find("from"), std::string::npos);
   EXPECT_THROW(sync_directory(folder / "to/a"), DeviceError);
+}
+
+TEST(File, LocksEndWithTheirDescriptor) {
+  const ScratchFolder folder;
+  std::optional<FileDescriptor> lock = try_lock(folder / "lock");
+  ASSERT_TRUE(lock);
+  EXPECT_FALSE(try_lock(folder / "lock"));
+  lock.reset();
+  EXPECT_TRUE(try_lock(folder / "lock"));
+  EXPECT_THROW(try_lock(folder / "none/lock"), DeviceError);
 }
 
 TEST(File, DigestsMatchThePublishedValuesOfXxh3) {

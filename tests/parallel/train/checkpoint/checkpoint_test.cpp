@@ -238,6 +238,30 @@ TEST_F(Checkpoint, MetricsHaveOneLineForEveryStepAfterACrash) {
   }
 }
 
+TEST_F(Checkpoint, ASecondRunInAFolderIsRefusedWhileTheFirstWrites) {
+  const Config config = config_in("run");
+  Config second = config;
+  second.run.deadline_seconds = 0.1;  // of which it waits a part
+  const auto refusal = [&](bool resume) {
+    try {
+      run_training(second, 2, resume);
+    } catch (const InvalidArgument& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  std::vector<std::string> refusals;
+  comm::run_thread_ranks(2, [&](const comm::Communicator& communicator) {
+    const auto start_others = [&](const StepMetrics&) {
+      for (const bool resume : {false, true}) refusals.push_back(refusal(resume));
+    };
+    train(config, {.measure_peak = {}, .on_step = start_others, .on_message = {}}, communicator);
+  });
+  ASSERT_EQ(refusals.size(), 16u);
+  for (const std::string& message : refusals) EXPECT_NE(message.find("another run writes to run.directory"), std::string::npos) << message;
+  EXPECT_EQ(run_training(config, 2, true).result.last_step, 8);
+}
+
 TEST_F(Checkpoint, RunFolderMayHaveAnyName) {
   const Config config = config_in("na\xefve \"run\"");
   run_training(config, 2, false, 4);
