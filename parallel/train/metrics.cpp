@@ -11,6 +11,7 @@
 
 #include "runtime/error.h"
 #include "runtime/file.h"
+#include "runtime/file_descriptor.h"
 
 namespace periplus::train {
 namespace {
@@ -59,7 +60,7 @@ bool read_number(const nlohmann::json& value, double least, Number& number) {
 }
 
 void require_written(const std::ios& file, const fs::path& path) {
-  if (!file) throw DeviceError(fmt::format("train: cannot append to {}; is the disk full?", path.string()));
+  if (!file) throw_system_error("append", path);
 }
 
 }  // namespace

@@ -41,6 +41,23 @@ TEST_F(Metrics, LeaveOutALineThatACrashCutShort) {
   EXPECT_EQ(read().size(), 1u);
 }
 
+TEST_F(Metrics, SayWhyALineCannotBeWritten) {
+  std::filesystem::create_directory(folder_.path() / "run");
+  MetricsFile file(folder_.path() / "run", 0);
+  file.append({.step = 1});
+  std::filesystem::remove_all(folder_.path() / "run");
+  const auto expect_reason = [](const auto& write) {
+    try {
+      write();
+      FAIL() << "wrote into a folder that is gone";
+    } catch (const DeviceError& error) {
+      EXPECT_NE(std::string(error.what()).find("metrics.jsonl: No such file or directory"), std::string::npos) << error.what();
+    }
+  };
+  expect_reason([&] { file.append({.step = 2}); });
+  expect_reason([&] { file.append_validation_loss(0.5); });
+}
+
 TEST_F(Metrics, RefuseWhatTrainingDoesNotWrite) {
   EXPECT_EQ(refusal(R"({"step": 2, "loss": 5.1})"), "");
   EXPECT_NE(refusal(R"({"step": 2, "loss": "five"})").find("metrics.jsonl:2: loss is \"five\""), std::string::npos);
