@@ -4,8 +4,10 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <new>
 #include <thread>
 
@@ -186,6 +188,29 @@ void say(const std::string& line) {
   std::fflush(stderr);
 }
 
+/// Ends this process if MPI, whose start and end know no deadline, takes longer than the deadline (and 10 s, which starting may well
+/// take). Rank 0 speaks first: when it has ended, mpirun ends the others.
+class MpiWatch {
+ public:
+  MpiWatch(const RankSource& source, const RankOptions& options, const char* call)
+      : thread_([=, rank = source.rank, ranks = source.ranks, deadline = options.deadline_seconds](const std::stop_token& stop) {
+          const double seconds = std::max(deadline, 10.0);
+          std::mutex mutex;
+          std::unique_lock lock(mutex);
+          const auto stopped = [&] { return stop.stop_requested(); };
+          if (std::condition_variable_any().wait_for(lock, stop, std::chrono::duration<double>(seconds + (rank > 0 ? 2 : 0)), stopped))
+            return;
+          say(
+              fmt::format("periplus: rank {} of {}: {} has not finished after {} s; check that every rank is alive, or raise the deadline "
+                          "(--deadline, run.deadline_seconds)",
+                          rank, ranks, call, seconds));
+          std::_Exit(kRuntimeFailure);
+        }) {}
+
+ private:
+  std::jthread thread_;
+};
+
 /// Uses MPI only where it is known to be sane: after a communication failure any MPI call may hang, and a launcher ends
 /// the job anyway when a process leaves with an error.
 [[noreturn]] void end_failed_rank(const std::exception& error, const RankSource& source, const MpiWorld& world,
@@ -237,12 +262,15 @@ comm::Communicator join_processes(const RankSource& source, const RankOptions& o
 
 int run_process_rank(const RankSource& source, const RankOptions& options,
                      const std::function<int(const comm::Communicator&, Device)>& body) {
+  std::optional<MpiWatch> watch;
+  if (source.mpi) watch.emplace(source, options, "MPI_Init");
   const MpiWorld world = source.mpi ? start_mpi() : MpiWorld{source.rank, source.ranks};
   int code = kOk;
   // They outlive a failing body: freeing a communicator while other ranks still wait in it could hang.
   comm::Communicator communicator, of_devices;
   try {
     communicator = join_processes(source, options, world);
+    watch.reset();
     std::optional<Device> own;
     if (uses_nccl(source, options)) {
       const Topology topology;
@@ -264,6 +292,7 @@ int run_process_rank(const RankSource& source, const RankOptions& options,
     end_failed_rank(error, source, world, communicator);
   }
   of_devices = {};
+  if (source.mpi) watch.emplace(source, options, "MPI_Finalize");
   communicator = {};
   if (source.mpi) finish_mpi();
   return code;
