@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 
 #include <fmt/format.h>
@@ -20,6 +21,7 @@
 #include "runtime/comm/thread_transport.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
+#include "runtime/out_of_memory.h"
 
 namespace periplus::launch {
 namespace {
@@ -175,8 +177,10 @@ int exit_code_of(const std::exception& error) {
 
 /// The standard library's exceptions say little, and what a message quotes of a file must not control the terminal.
 std::string message_of(const std::exception& error) {
-  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr)
-    return "memory: the system has no more; use more ranks, fewer tokens or a smaller model, or raise the limit (ulimit -v, a container's)";
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return kOutOfMemory;
+  const auto* const refused = dynamic_cast<const std::system_error*>(&error);
+  if (refused != nullptr && refused->code() == std::errc::resource_unavailable_try_again)
+    return "threads: the system starts no more; use fewer ranks or threads, or raise the limit (ulimit -u, ulimit -v, a container's)";
   std::string message = error.what();
   const auto controls = [](char c) { return (static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f; };
   std::ranges::replace_if(message, controls, '?');

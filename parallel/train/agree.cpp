@@ -1,10 +1,12 @@
 #include "parallel/train/agree.h"
 
+#include <new>
 #include <string>
 
 #include <fmt/format.h>
 
 #include "runtime/error.h"
+#include "runtime/out_of_memory.h"
 
 namespace periplus::train {
 namespace {
@@ -22,6 +24,8 @@ void all_or_none(const comm::Communicator& communicator, const std::function<voi
     throw;  // the group is broken: nothing can be agreed on any more
   } catch (const InvalidArgument& error) {
     failure = std::string(1, kInvalidArgument) + error.what();
+  } catch (const std::bad_alloc&) {
+    failure = std::string(1, kOther) + kOutOfMemory;
   } catch (const std::exception& error) {
     failure = std::string(1, kOther) + error.what();
   }

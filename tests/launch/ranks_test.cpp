@@ -1,6 +1,8 @@
 #include "launch/ranks.h"
 
 #include <map>
+#include <new>
+#include <system_error>
 
 #include <gtest/gtest.h>
 
@@ -139,6 +141,16 @@ TEST(ShareOfCores, IsWhatNobodyElseHasOrAPart) {
   EXPECT_EQ(share_of_cores(16, 16, 32), 8) << "two processes, unbound";
   EXPECT_EQ(share_of_cores(16, 16, 16), 16) << "alone";
   EXPECT_EQ(share_of_cores(2, 2, 8), 1) << "more processes than cores";
+}
+
+TEST(Report, SaysWhatToDoAboutThreadsAndMemory) {
+  const auto said = [](const std::exception& error) {
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(report(error, "train"), kRuntimeFailure);
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_NE(said(std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again))).find("ulimit -u"), std::string::npos);
+  EXPECT_NE(said(std::bad_alloc()).find("ulimit -v"), std::string::npos);
 }
 
 TEST(DescribeLauncher, SaysWhoStartedWhatAndWhichVariablesAreSet) {

@@ -12,6 +12,7 @@
 #include "parallel/train/shards.h"
 #include "runtime/error.h"
 #include "runtime/file.h"
+#include "runtime/out_of_memory.h"
 #include "tests/parallel/train/scenario.h"
 
 namespace periplus::train {
@@ -378,6 +379,18 @@ TEST_F(Trainer, MistakesAreOneSentenceOnEveryRank) {
   EXPECT_THROW(run_training(config, 2, true), InvalidArgument);  // nothing to resume from
   run_training(config, 2);
   EXPECT_THROW(run_training(config, 2), InvalidArgument);  // would overwrite a finished run
+}
+
+TEST_F(Trainer, MemoryThatIsNotThereIsNamedWithItsRank) {
+  comm::run_thread_ranks(2, [&](const comm::Communicator& communicator) {
+    const auto allocate = [](const StepMetrics&) { throw std::bad_alloc(); };
+    try {
+      train(tiny_config(folder_.path()), {.measure_peak = {}, .on_step = allocate, .on_message = {}}, communicator);
+      ADD_FAILURE() << "trained on";
+    } catch (const DeviceError& error) {
+      EXPECT_EQ(std::string(error.what()), std::string(kOutOfMemory) + " (rank 0 of 2)");
+    }
+  });
 }
 
 TEST_F(Trainer, DivergenceIsNamedNotTrainedOn) {
