@@ -4,8 +4,10 @@
 #include <string>
 #include <vector>
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include "kernels/attention.h"
 #include "launch/commands.h"
@@ -84,13 +86,22 @@ int dispatch(const std::vector<std::string>& words, std::string& running) {
   return command->run(Arguments(words).subspan(1));
 }
 
+/// What was printed may be the result. Who closed standard output wants none of it.
+void require_output_written() {
+  const bool failed = std::fflush(stdout) != 0 || std::ferror(stdout) != 0;
+  if (failed && ::fcntl(STDOUT_FILENO, F_GETFD) >= 0)
+    throw DeviceError("not all of standard output could be written; is the disk full that it goes to?");
+}
+
 }  // namespace
 }  // namespace periplus::launch
 
 int main(int argc, char** argv) {
   std::string running;
   try {
-    return periplus::launch::dispatch(std::vector<std::string>(argv + 1, argv + argc), running);
+    const int code = periplus::launch::dispatch(std::vector<std::string>(argv + 1, argv + argc), running);
+    if (code == periplus::launch::kOk) periplus::launch::require_output_written();
+    return code;
   } catch (const std::exception& error) {
     return periplus::launch::report(error, running);
   }
