@@ -176,15 +176,19 @@ void Caller::fail(const std::string& what, const std::string& why) const {
 
 Socket Caller::connect(const std::string& host, std::uint16_t port) {
   const std::string what = fmt::format("connecting to {} at port {}", host, port);
+  // Rank 0 may not have started yet, nor its host, nor may its name be known (containers that start together).
+  const std::array<Code, 3> may_pass = {asio::error::connection_refused, asio::error::host_unreachable,
+                                        asio::error::host_not_found_try_again};
   while (true) {
     Code code;
     asio::ip::tcp::resolver resolver(io_);
     const auto places = resolver.resolve(host, std::to_string(port), code);
-    if (code) fail(what, code.message());
-    Socket socket(io_);
-    code = complete(io_, socket, until_, [&](auto handler) { asio::async_connect(socket, places, handler); });
-    if (!code) return socket;
-    if (code != asio::error::connection_refused || Clock::now() + kRetry >= until_) {
+    if (!code) {
+      Socket socket(io_);
+      code = complete(io_, socket, until_, [&](auto handler) { asio::async_connect(socket, places, handler); });
+      if (!code) return socket;
+    }
+    if (std::ranges::find(may_pass, code) == may_pass.end() || Clock::now() + kRetry >= until_) {
       fail(what, code == asio::error::connection_refused ? fmt::format("nobody listens there; {}", kDeadlineAdvice) : code.message());
     }
     std::this_thread::sleep_for(kRetry);
