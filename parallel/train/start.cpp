@@ -2,19 +2,30 @@
 
 #include <array>
 #include <optional>
+#include <sstream>
 
 #include <fmt/format.h>
 
 #include "parallel/train/agree.h"
+#include "runtime/error.h"
 #include "runtime/file.h"
 
 namespace periplus::train {
 
 void check_on_all_ranks(const Config& config, bool resume, const comm::Communicator& communicator) {
   all_or_none(communicator, [&] { check(config); });
-  std::string text = resume ? "resume" : "start";
+  std::string text = resume ? "resume = true" : "resume = false";
   for (const auto& [key, value] : key_values(config)) text += fmt::format("\n{} = {}", key, value);
-  comm::require_same_on_all_ranks(communicator, hash64(text), "the configuration", Stream());
+  const std::vector<std::string> texts = communicator.all_gather_bytes(text, Stream());
+  for (std::size_t rank = 1; rank < texts.size(); ++rank) {
+    std::istringstream first(texts.front()), other(texts[rank]);
+    std::string wanted, found;
+    while (wanted == found && std::getline(first, wanted) && std::getline(other, found)) {
+    }
+    if (wanted == found) continue;
+    throw InvalidArgument(
+        fmt::format("train: rank {} of {} was given {}, rank 0 {}; every rank must be given the same", rank, texts.size(), found, wanted));
+  }
 }
 
 Corpora open_on_all_ranks(const Config& config, const comm::Communicator& communicator) {

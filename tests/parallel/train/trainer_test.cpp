@@ -381,6 +381,20 @@ TEST_F(Trainer, MistakesAreOneSentenceOnEveryRank) {
   EXPECT_THROW(run_training(config, 2), InvalidArgument);  // would overwrite a finished run
 }
 
+TEST_F(Trainer, RanksThatDisagreeAreToldAboutWhat) {
+  comm::run_thread_ranks(3, [&](const comm::Communicator& communicator) {
+    Config config = tiny_config(folder_.path());
+    if (communicator.rank() == 2) config.run.seed = 7;
+    try {
+      train(config, {.measure_peak = {}, .on_step = {}, .on_message = {}}, communicator);
+      ADD_FAILURE() << "trained with two seeds";
+    } catch (const InvalidArgument& error) {
+      EXPECT_NE(std::string(error.what()).find("rank 2 of 3 was given run.seed = 7, rank 0 run.seed = 1;"), std::string::npos)
+          << error.what();
+    }
+  });
+}
+
 TEST_F(Trainer, MemoryThatIsNotThereIsNamedWithItsRank) {
   comm::run_thread_ranks(2, [&](const comm::Communicator& communicator) {
     const auto allocate = [](const StepMetrics&) { throw std::bad_alloc(); };
