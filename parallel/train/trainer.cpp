@@ -70,8 +70,8 @@ class Run {
       cuda::synchronize(stream_);  // weights are on their way
       peak_.measure(teller());
     }
+    if (validation_ && options_.resume && owes_validation()) validate_resumed();
     while (result_.last_step < config_.run.steps && !result_.stopped_by_request) advance();
-    if (validation_ && result_.steps_run == 0) validate_finished();
     if (config_.run.trace && result_.steps_run > 0) {
       cuda::synchronize(stream_);
       tracer_.settle();
@@ -109,7 +109,21 @@ class Run {
     if (save_due || result_.stopped_by_request) save();
   }
 
-  void validate_finished() {
+  /// Of the step that the run goes on from: it was stopped or killed before that was measured, or it is the last one, whose loss may
+  /// be asked for again.
+  bool owes_validation() const {
+    if (result_.last_step >= config_.run.steps) return true;
+    if (!validation_->due(result_.last_step)) return false;
+    std::array<double, 1> owed{};
+    on_rank0(communicator_, [&] {
+      const std::vector<StepMetrics> lines = read_metrics(directory_);
+      owed[0] = !lines.empty() && lines.back().step == result_.last_step && !lines.back().validation_loss;
+    });
+    all_reduce(communicator_, owed, comm::Reduce::sum);
+    return owed[0] > 0;
+  }
+
+  void validate_resumed() {
     const std::optional<double> loss = validate();
     if (!loss) return;
     say("validation loss of step {}: {:.4f} nats per token", result_.last_step, *loss);

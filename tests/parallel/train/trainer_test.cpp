@@ -335,6 +335,27 @@ TEST_F(Trainer, WeightsAndMetricsAreSavedBeforeAValidationThatFails) {
   EXPECT_EQ(metrics_of(config).size(), 8u);
 }
 
+TEST_F(Trainer, AValidationThatWasCutShortIsMadeUpForOnResuming) {
+  Config config = tiny_config(folder_.path());
+  const fs::path held_out = folder_ / "corpus/7.txt";
+  const std::string text = read_file(held_out, 1 << 20);
+  config.data.validation_paths = {held_out.string()};
+  config.run.validate_every = config.run.checkpoint_every = 3;
+  comm::run_thread_ranks(2, [&](const comm::Communicator& communicator) {
+    const auto shorten = [&](const StepMetrics& metrics) {
+      if (metrics.step == 5) fs::resize_file(held_out, 1);
+    };
+    EXPECT_THROW(train(config, {.measure_peak = {}, .on_step = shorten, .on_message = {}}, communicator), DeviceError);
+  });
+  write_text(held_out, text);
+  EXPECT_EQ(run_training(config, 2, true).result.steps_run, 2);
+  const std::vector<StepMetrics> resumed = read_metrics(config.run.directory);
+  config.run.directory = (folder_ / "whole").string();
+  const std::vector<StepMetrics> whole = run_training(config, 2).steps;
+  ASSERT_EQ(resumed.size(), 8u);
+  for (std::size_t i = 0; i < 8; ++i) EXPECT_EQ(resumed[i].validation_loss, whole[i].validation_loss) << whole[i].step;
+}
+
 TEST_F(Trainer, AStopRequestOnOneRankSavesAndStopsAllInTheSameStep) {
   const Config config = tiny_config(folder_.path());
   const Outcome outcome = run_training(config, 3, false, 4);
