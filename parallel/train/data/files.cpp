@@ -74,6 +74,7 @@ class FileCollector {
     if (error) throw cannot_use(folder, "the folder cannot be read: " + error.message());
     for (; entries != fs::directory_iterator(); entries.increment(error)) {
       const fs::file_status status = entries->symlink_status(error);
+      if (!fs::status_known(status)) throw cannot_use(entries->path(), error.message());
       if (fs::is_directory(status)) {
         walk(entries->path());
       } else if (fs::is_regular_file(status)) {

@@ -2,8 +2,10 @@
 
 #include <cmath>
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "runtime/error.h"
 #include "tests/parallel/train/scenario.h"
@@ -153,6 +155,23 @@ TEST(Corpus, UnreadableIsSkippedIfWalkedAndRefusedIfNamed) {
     expect_refused({folder.path().string()}, "locked");
   }
   fs::permissions(folder / "locked", fs::perms::owner_all);
+}
+
+TEST(Corpus, AFileThatCannotBeLookedAtIsRefusedAndNotLeftOut) {
+  const TemporaryFolder folder;
+  write_text(folder / "text/a", "aa");
+  // A folder whose path is as long as paths may be: it can be listed, and what is in it has no path.
+  fs::path deep = folder / "text";
+  while (deep.native().size() < 3900) deep /= std::string(100, 'd');
+  deep /= std::string(4090 - deep.native().size(), 'e');
+  fs::create_directories(deep);
+  const int descriptor = ::open(deep.c_str(), O_RDONLY | O_DIRECTORY);
+  ASSERT_GE(descriptor, 0);
+  const std::string name = "unreachable";
+  ::close(::openat(descriptor, name.c_str(), O_CREAT | O_WRONLY, 0600));
+  expect_refused({(folder / "text").string()}, "unreachable: File name too long");
+  EXPECT_EQ(::unlinkat(descriptor, name.c_str(), 0), 0);
+  ::close(descriptor);
 }
 
 /// Ids as numpy's tofile writes them.
