@@ -17,6 +17,7 @@
 #include "parallel/train/trainer.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/comm/mpi_transport.h"
+#include "runtime/comm/process_ranks.h"
 #include "runtime/comm/tcp_transport.h"
 #include "runtime/comm/thread_transport.h"
 #include "runtime/error.h"

@@ -1,6 +1,4 @@
-// A training loop of an own program, with data of its own: train_loop [ranks]. Ranks are threads here; in a program that mpirun starts,
-// MPI_Init_thread comes first, the body runs once with comm::make_mpi_world(), and a rank that fails ends with MPI_Abort, or the others
-// wait for it until their deadline.
+// A training loop of an own program, with data of its own: train_loop 3 has ranks that are threads, mpirun -n 3 train_loop processes.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +7,7 @@
 #include "parallel/train/agree.h"
 #include "parallel/train/data/batch.h"
 #include "parallel/train/engine.h"
+#include "runtime/comm/process_ranks.h"
 #include "runtime/comm/thread_transport.h"
 #include "runtime/error.h"
 
@@ -51,41 +50,48 @@ Row row_of_step(std::int64_t step) {
   return row;
 }
 
-/// Mean loss of every step, nats per token.
-std::vector<double> train_on(int ranks) {
+/// What one rank does. Mean loss of every step, nats per token, on every rank.
+std::vector<double> losses_of_run(const comm::Communicator& communicator) {
   std::vector<double> losses;
-  comm::run_thread_ranks(ranks, [&](comm::Communicator communicator) {
-    const train::Config config = configuration();
-    const Stream stream([communicator] { communicator.progress(); });  // messages move while kernels work
-    train::Engine engine(config, kType, Memory(), communicator, stream);
-    engine.optimizer().initialise(config.run.seed, stream);
-    engine.publish();
-    for (std::int64_t step = 1; step <= kSteps; ++step) {
-      const Row row = row_of_step(step);
-      const train::Share share{
-          .group = communicator,
-          .batch = train::shard_row(row.tokens, row.cu_seqlens, LayoutKind::zigzag, communicator.size(), communicator.rank())};
-      const std::int64_t labels = share.batch->valid_labels;
-      double loss = engine.step({&share, 1}, step, labels).loss;
-      train::all_reduce(communicator, {&loss, 1}, comm::Reduce::sum);
-      if (communicator.rank() == 0) losses.push_back(loss / static_cast<double>(labels));
-    }
-  });
+  const train::Config config = configuration();
+  const Stream stream([communicator] { communicator.progress(); });  // messages move while kernels work
+  train::Engine engine(config, kType, Memory(), communicator, stream);
+  engine.optimizer().initialise(config.run.seed, stream);
+  engine.publish();
+  for (std::int64_t step = 1; step <= kSteps; ++step) {
+    const Row row = row_of_step(step);
+    const train::Share share{
+        .group = communicator,
+        .batch = train::shard_row(row.tokens, row.cu_seqlens, LayoutKind::zigzag, communicator.size(), communicator.rank())};
+    const std::int64_t labels = share.batch->valid_labels;
+    double loss = engine.step({&share, 1}, step, labels).loss;
+    train::all_reduce(communicator, {&loss, 1}, comm::Reduce::sum);
+    losses.push_back(loss / static_cast<double>(labels));
+  }
   return losses;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int ranks = argc > 1 ? std::atoi(argv[1]) : 4;
+  std::vector<double> one, many;
+  const auto on_all = [&](const comm::Communicator& communicator) {
+    const std::vector<double> losses = losses_of_run(communicator);
+    if (communicator.rank() == 0) many = losses;
+  };
   try {
-    const std::vector<double> one = train_on(1), many = train_on(ranks);
-    for (std::size_t i = 9; i < one.size(); i += 10)
-      std::printf("step %zu: loss %.12f on 1 rank, %.12f on %d\n", i + 1, one[i], many[i], ranks);
-    const bool equal = std::abs(one.back() - many.back()) < 1e-9, learned = many.back() < one.front() / 2;
-    return equal && learned ? 0 : 1;
+    comm::run_thread_ranks(1, [&](const comm::Communicator& communicator) { one = losses_of_run(communicator); });
+    if (argc > 1) {
+      comm::run_thread_ranks(std::atoi(argv[1]), on_all);
+    } else {
+      comm::run_mpi_rank(on_all);
+    }
   } catch (const Error& error) {
     std::fprintf(stderr, "train_loop: %s\n", error.what());
-    return 2;
+    return comm::exit_code_of(error);
   }
+  if (many.empty()) return 0;  // a process that is not rank 0
+  for (std::size_t i = 9; i < one.size(); i += 10) std::printf("step %zu: loss on one rank %.12f, on all %.12f\n", i + 1, one[i], many[i]);
+  const bool equal = std::abs(one.back() - many.back()) < 1e-9, learned = many.back() < one.front() / 2;
+  return equal && learned ? 0 : 1;
 }

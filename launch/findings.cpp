@@ -21,7 +21,7 @@
 #include "launch/cores.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
-#include "launch/ranks_mpi.h"
+#include "runtime/comm/mpi_process.h"
 #include "runtime/error.h"
 
 namespace periplus::launch {
@@ -149,7 +149,7 @@ Finding examine_memory() {
 }
 
 Finding examine_mpi() {
-  const MpiFacts facts = describe_mpi();
+  const comm::MpiFacts facts = comm::describe_mpi();
   if (!facts.built) return {"MPI", Health::note, facts.text, "ranks still run as threads: --ranks N"};
   if (!in_path("mpirun")) return {"MPI", Health::note, facts.text + ", but mpirun is not in PATH", "apt-get install openmpi-bin"};
   return {"MPI", Health::good, facts.text + ", mpirun found"};

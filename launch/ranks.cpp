@@ -4,24 +4,18 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
-#include <mutex>
-#include <new>
-#include <system_error>
-#include <thread>
 
 #include <fmt/format.h>
 
 #include "launch/cores.h"
-#include "launch/ranks_mpi.h"
-#include "runtime/comm/mpi_transport.h"
+#include "runtime/comm/mpi_process.h"
 #include "runtime/comm/nccl_transport.h"
+#include "runtime/comm/process_ranks.h"
 #include "runtime/comm/thread_transport.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
-#include "runtime/out_of_memory.h"
 
 namespace periplus::launch {
 namespace {
@@ -156,82 +150,6 @@ RankSource where_ranks_are(const RankOptions& options, const Environment& enviro
   return {false, std::max(options.ranks, 1), 0};
 }
 
-/// Every rank of a job usually fails alike: rank 0 gets time to say it and end the job. A rank that is still alive after
-/// that has a problem of its own.
-void let_rank_zero_speak(int rank, const comm::Communicator& ranks = {}) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
-  while (rank > 0 && std::chrono::steady_clock::now() < end) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    try {
-      ranks.progress();
-      ranks.throw_if_failed();
-    } catch (const CommError&) {
-      std::_Exit(kBadInput);  // rank 0 has spoken, and nobody else ends this process
-    }
-  }
-}
-
-int exit_code_of(const std::exception& error) {
-  return dynamic_cast<const InvalidArgument*>(&error) != nullptr ? kBadInput : kRuntimeFailure;
-}
-
-/// The standard library's exceptions say little, and what a message quotes of a file must not control the terminal.
-std::string message_of(const std::exception& error) {
-  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return kOutOfMemory;
-  const auto* const refused = dynamic_cast<const std::system_error*>(&error);
-  if (refused != nullptr && refused->code() == std::errc::resource_unavailable_try_again)
-    return "threads: the system starts no more; use fewer ranks or threads, or raise the limit (ulimit -u, ulimit -v, a container's)";
-  std::string message = error.what();
-  const auto controls = [](char c) { return (static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f; };
-  std::ranges::replace_if(message, controls, '?');
-  return message;
-}
-
-void say(const std::string& line) {
-  std::fputs((line + "\n").c_str(), stderr);
-  std::fflush(stderr);
-}
-
-/// Ends this process if MPI, whose start and end know no deadline, takes longer than the deadline (and 10 s, which starting may well
-/// take). Rank 0 speaks first: when it has ended, mpirun ends the others.
-class MpiWatch {
- public:
-  MpiWatch(const RankSource& source, const RankOptions& options, const char* call)
-      : thread_([=, rank = source.rank, ranks = source.ranks, deadline = options.deadline_seconds](const std::stop_token& stop) {
-          const double seconds = std::max(deadline, 10.0);
-          std::mutex mutex;
-          std::unique_lock lock(mutex);
-          const auto stopped = [&] { return stop.stop_requested(); };
-          if (std::condition_variable_any().wait_for(lock, stop, std::chrono::duration<double>(seconds + (rank > 0 ? 2 : 0)), stopped))
-            return;
-          say(
-              fmt::format("periplus: rank {} of {}: {} has not finished after {} s; check that every rank is alive, or raise the deadline "
-                          "(--deadline, run.deadline_seconds)",
-                          rank, ranks, call, seconds));
-          std::_Exit(kRuntimeFailure);
-        }) {}
-
- private:
-  std::jthread thread_;
-};
-
-/// Uses MPI only where it is known to be sane: after a communication failure any MPI call may hang, and a launcher ends
-/// the job anyway when a process leaves with an error.
-[[noreturn]] void end_failed_rank(const std::exception& error, const RankSource& source, const MpiWorld& world,
-                                  const comm::Communicator& ranks) {
-  const int code = exit_code_of(error);
-  const auto* const of_peer = dynamic_cast<const comm::AbortedByPeer*>(&error);
-  if (of_peer != nullptr && of_peer->cause() == comm::AbortCause::invalid_argument) std::_Exit(kBadInput);  // that rank has spoken
-  if (code == kBadInput) let_rank_zero_speak(world.rank, ranks);
-  const std::string who = fmt::format("rank {} of {}: ", world.rank, world.size), message = message_of(error);
-  const std::string line = (message.starts_with(who) ? "" : who) + message;
-  say("periplus: " + line);
-  std::fflush(stdout);
-  ranks.abort(line, code == kBadInput ? comm::AbortCause::invalid_argument : comm::AbortCause::failure);
-  if (!source.mpi || dynamic_cast<const CommError*>(&error) != nullptr) std::_Exit(code);
-  abort_mpi(code);
-}
-
 comm::TransportOptions transport_options(const RankOptions& options) {
   return {std::chrono::milliseconds(static_cast<std::int64_t>(std::ceil(options.deadline_seconds * 1e3)))};
 }
@@ -249,56 +167,44 @@ void require_backends(const RankSource& source, const RankOptions& options) {
   }
 }
 
-comm::Communicator join_processes(const RankSource& source, const RankOptions& options, const MpiWorld& world) {
-  if (source.tcp) {
-    comm::TcpGroup group = *source.tcp;
-    group.patience = transport_options(options).deadline;
-    return comm::make_tcp_communicator(group, transport_options(options));
-  }
-  if (world.size != source.ranks) {
+/// Where a rank that is a process computes; `of_devices` are its peers there.
+int run_on_own_device(const RankSource& source, const RankOptions& options, const comm::Communicator& processes,
+                      comm::Communicator& of_devices, const std::function<int(const comm::Communicator&, Device)>& body) {
+  if (processes.size() != source.ranks) {
     throw InvalidArgument(
         fmt::format("the launcher announced {} processes but MPI has {}; was this program started by the mpirun of another "
                     "MPI than {}?",
-                    source.ranks, world.size, describe_mpi().text));
+                    source.ranks, processes.size(), comm::describe_mpi().text));
   }
-  return comm::make_mpi_world(transport_options(options));
+  if (!uses_nccl(source, options)) {
+    share_cores(processes);
+    // On a GPU one rank needs no transport.
+    return source.device.kind == DeviceKind::cuda ? body({}, shared_device(source.device)) : body(processes, Device());
+  }
+  const Topology topology;
+  const Device own = own_device(source.device, processes, topology);
+  bind_near_gpu(processes, cuda::properties(own.index).pci_bus_id, topology);
+  share_cores(processes);
+  of_devices = comm::make_nccl_communicator(own.index, processes, transport_options(options));
+  return body(of_devices, own);
 }
 
 int run_process_rank(const RankSource& source, const RankOptions& options,
                      const std::function<int(const comm::Communicator&, Device)>& body) {
-  std::optional<MpiWatch> watch;
-  if (source.mpi) watch.emplace(source, options, "MPI_Init");
-  const MpiWorld world = source.mpi ? start_mpi() : MpiWorld{source.rank, source.ranks};
   int code = kOk;
-  // They outlive a failing body: freeing a communicator while other ranks still wait in it could hang.
-  comm::Communicator communicator, of_devices;
-  try {
-    communicator = join_processes(source, options, world);
-    watch.reset();
-    std::optional<Device> own;
-    if (uses_nccl(source, options)) {
-      const Topology topology;
-      own = own_device(source.device, communicator, topology);
-      bind_near_gpu(communicator, cuda::properties(own->index).pci_bus_id, topology);
-    }
-    share_cores(communicator);
-    if (own) {
-      const Device device = *own;
-      of_devices = comm::make_nccl_communicator(device.index, communicator, transport_options(options));
-      code = body(of_devices, device);
-    } else if (source.device.kind == DeviceKind::cuda) {
-      code = body(of_devices, shared_device(source.device));  // one rank needs no transport
-    } else {
-      code = body(communicator, Device());
-    }
-    communicator.barrier(Stream());
-  } catch (const std::exception& error) {
-    end_failed_rank(error, source, world, communicator);
+  comm::Communicator of_devices;  // outlives a failing body: freeing it while other ranks still wait in it could hang
+  const auto body_of_process = [&](const comm::Communicator& processes) {
+    code = run_on_own_device(source, options, processes, of_devices, body);
+    processes.barrier(Stream());
+    of_devices = {};
+  };
+  if (source.tcp) {
+    comm::TcpGroup group = *source.tcp;
+    group.patience = transport_options(options).deadline;
+    comm::run_tcp_rank(group, body_of_process, transport_options(options));
+  } else {
+    comm::run_mpi_rank(body_of_process, transport_options(options));
   }
-  of_devices = {};
-  if (source.mpi) watch.emplace(source, options, "MPI_Finalize");
-  communicator = {};
-  if (source.mpi) finish_mpi();
   return code;
 }
 
@@ -396,9 +302,9 @@ int run_ranks(const RankSource& source, const RankOptions& options, const std::f
 
 int report(const std::exception& error, const std::string& command) {
   const std::optional<Launched> launched = launcher(process_environment);
-  if (launched) let_rank_zero_speak(launched->rank);
-  say(fmt::format("periplus{}{}: {}", command.empty() ? "" : " ", command, message_of(error)));
-  return exit_code_of(error);
+  if (launched) comm::let_rank_zero_speak(launched->rank);
+  fmt::print(stderr, "periplus{}{}: {}\n", command.empty() ? "" : " ", command, comm::message_of(error));
+  return comm::exit_code_of(error);
 }
 
 }  // namespace periplus::launch

@@ -7,7 +7,7 @@ namespace periplus {
 
 /// Base of every exception this library throws. A message says who, what, the values, and what to do:
 /// `sequence_layout: document 3 has length -1; lengths must be >= 0`.
-/// The library throws and never exits; `launch` turns the kind into an exit code (2 bad input, 3 runtime failure).
+/// The library throws; `launch` and ranks that are processes (comm/process_ranks.h) end with exit code 2 for bad input, else 3.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

@@ -11,7 +11,7 @@ set(may_include_launch ${floors})
 
 # Header pattern, a space, pattern of the files that may include it.
 set(vendor_rules
-  "^mpi\\.h$ ^(runtime/comm/mpi_transport\\.cpp|launch/.*)$"
+  "^mpi\\.h$ ^runtime/comm/mpi_(process|transport)\\.cpp$"
   "^nccl ^(kernels/cuda/|runtime/cuda/|runtime/comm/nccl)"
   "^(cuda|cublas|cooperative_groups|cub/|thrust/) ^(kernels/cuda/|runtime/cuda/|runtime/comm/nccl)"
   "^(oneapi/)?dnnl ^(kernels/matmul[^/]*\\.cpp|launch/doctor[^/]*|launch/bench/onednn_products\\.cpp)$"

@@ -12,7 +12,7 @@ bool mpi_built() noexcept;
 /// MPI_THREAD_FUNNELED and uses the communicator from that thread; it must be destroyed before MPI_Finalize.
 /// Messages travel as fragments of at most 1 MiB so that one progress call copies little.
 /// abort() fails the operations of the own rank only: others learn of it at their deadlines, so a program whose rank fails should end
-/// with MPI_Abort.
+/// with MPI_Abort, as run_mpi_rank (process_ranks.h) does.
 /// Errors: BackendUnavailable without MPI in the build; InvalidArgument if MPI is not initialised.
 Communicator make_mpi_world(const TransportOptions& options = {});
 

@@ -2,19 +2,14 @@
 #include <algorithm>
 #include <cstdio>
 
-#include <mpi.h>
-
-#include "runtime/comm/mpi_transport.h"
+#include "runtime/comm/process_ranks.h"
 #include "tests/parallel/attention_cases.h"
 
 using namespace periplus;
 
-int main(int argc, char** argv) {
-  int provided = 0;
-  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+int main() {
   int wrong = 0;
-  {
-    const comm::Communicator communicator = comm::make_mpi_world();
+  comm::run_mpi_rank([&](const comm::Communicator& communicator) {
     const Memory memory;
     std::vector<test::AttentionCase> cases = test::sweep(communicator.size());
     for (const AttentionOptions& options : test::variants()) {
@@ -32,7 +27,6 @@ int main(int argc, char** argv) {
     total.view().span<std::int32_t>()[0] = wrong;
     communicator.all_reduce(total, comm::Reduce::sum, Stream());
     wrong = total.view().span<std::int32_t>()[0];
-  }
-  MPI_Finalize();
+  });
   return wrong == 0 ? 0 : 1;
 }

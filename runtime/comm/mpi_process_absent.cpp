@@ -1,9 +1,10 @@
+// Stands in for mpi_process.cpp in builds without MPI.
 #include <cstdlib>
 
-#include "launch/ranks_mpi.h"
+#include "runtime/comm/mpi_process.h"
 #include "runtime/error.h"
 
-namespace periplus::launch {
+namespace periplus::comm {
 namespace {
 
 constexpr const char* kAbsent =
@@ -11,9 +12,10 @@ constexpr const char* kAbsent =
 
 }  // namespace
 
+int announced_mpi_rank() { return -1; }
 MpiWorld start_mpi() { throw BackendUnavailable(kAbsent); }
 void finish_mpi() {}
 void abort_mpi(int code) { std::_Exit(code); }
 MpiFacts describe_mpi() { return {false, kAbsent}; }
 
-}  // namespace periplus::launch
+}  // namespace periplus::comm

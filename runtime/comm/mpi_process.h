@@ -1,0 +1,31 @@
+#pragma once
+
+#include <string>
+
+/// What a process needs of MPI itself, outside of any group; programs call run_mpi_rank (process_ranks.h) instead.
+namespace periplus::comm {
+
+struct MpiWorld {
+  int rank = 0;
+  int size = 1;
+  bool started_here = false;  ///< And to be finished here.
+};
+
+/// As mpirun or srun tell it before MPI starts; -1: they do not.
+int announced_mpi_rank();
+/// MPI_Init_thread with MPI_THREAD_FUNNELED, unless the program has called it: the calling thread is the one that may communicate.
+/// Errors: BackendUnavailable without MPI in the build, if MPI offers less, or after MPI_Finalize.
+MpiWorld start_mpi();
+/// MPI_Finalize. Collective.
+void finish_mpi();
+/// Ends all processes of the job with this exit code.
+[[noreturn]] void abort_mpi(int code);
+
+struct MpiFacts {
+  bool built = false;
+  std::string text;  ///< Library version, or why there is none.
+};
+/// Usable without start_mpi.
+MpiFacts describe_mpi();
+
+}  // namespace periplus::comm
