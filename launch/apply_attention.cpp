@@ -6,17 +6,13 @@
 #include "launch/attention_options.h"
 #include "launch/print_launch.h"
 #include "launch/ranks.h"
-#include "parallel/balanced_layout.h"
 
 namespace periplus::launch {
 namespace {
 
 struct Options {
   ApplyFiles files;
-  AttentionOptions how;
-  std::string layout = "zigzag";
-  MaskOptions mask;
-  double scale = 0, softcap = 0;
+  AttentionSettings settings;
   RankOptions ranks;
 };
 
@@ -26,34 +22,18 @@ void add_options(OptionTable& table, Options& options) {
                    "[tokens, heads, value size], of one type: F64, F32, BF16 or F16; grad_lse [tokens, heads], sink [heads]: F32, or F64 "
                    "for F64; cu_seqlens [documents + 1]: I32 or I64, from 0 to all tokens.",
                    "out, lse and, with grad_out, grad_q, grad_k, grad_v and grad_sink");
-  add_strategy_options(table, options.how, options.layout);
-  add_mask_options(table, options.mask);
-  table.add({.key = "attention.scale",
-             .flag = "scale",
-             .target = &options.scale,
-             .value = "X",
-             .help = "Factor of the scores; 0: 1/sqrt(head size).",
-             .least = 0});
-  table.add({.key = "attention.softcap",
-             .flag = "softcap",
-             .target = &options.softcap,
-             .value = "X",
-             .help = "Scores s become X tanh(s / X) before the mask; 0: they stay.",
-             .least = 0});
+  options.settings.add_to(table);
   add_rank_options(table, options.ranks, Devices::any);
   add_print_launch_option(table, options.ranks);
 }
 
 AttentionProblem make_problem(const Options& options, const OptionTable& table, const AttentionFile& file, int ranks) {
-  const Mask mask(mask_spec(options.mask, table), file.cu_seqlens());
-  AttentionProblem problem{.layout = make_layout(layout_kind_from_string(options.layout), ranks, mask), .mask = mask};
+  AttentionProblem problem = options.settings.problem(table, file.cu_seqlens(), ranks);
   problem.q_heads = file.q_heads();
   problem.kv_heads = file.kv_heads();
   problem.head_size = file.head_size();
   problem.value_size = file.value_size();
   problem.dtype = file.dtype();
-  problem.scale = options.scale;
-  problem.softcap = options.softcap;
   problem.sink = file.tensors().sink.dims() > 0;
   problem.lse_gradient = file.tensors().dlse.dims() > 0;
   return problem;
@@ -81,14 +61,16 @@ void write_results(const Options& options, const AttentionProblem& problem, cons
 
 int apply_rank(const OptionTable& table, const Options& options, const AttentionFile& file, const AttentionProblem& problem,
                const comm::Communicator& communicator, Device device) {
-  const LocalAttention local = run_attention(problem, options.how, file.tensors(), communicator, Memory(device), stream_on(device));
+  const LocalAttention local =
+      run_attention(problem, options.settings.how, file.tensors(), communicator, Memory(device), stream_on(device));
   const ApplyFigures figures =
       over_ranks({local.forward_seconds, local.backward_seconds, local.exposed_seconds, local.bytes_sent}, communicator);
   write_results(options, problem, local, communicator);
   if (communicator.rank() != 0) return kOk;
-  print_report(
-      table, {"attention", problem.layout.tokens(), options.how.strategy, options.layout, to_text(problem.mask.spec()), to_string(device)},
-      figures, options.files, communicator);
+  print_report(table,
+               {"attention", problem.layout.tokens(), options.settings.how.strategy, options.settings.layout, to_text(problem.mask.spec()),
+                to_string(device)},
+               figures, options.files, communicator);
   return kOk;
 }
 
@@ -105,7 +87,7 @@ int apply_attention(Arguments arguments) {
   check_files(options.files);
   const AttentionFile file(options.files.input);
   const AttentionProblem problem = make_problem(options, table, file, source.ranks);
-  resolve_auto(table, problem, options.how);
+  resolve_auto(table, problem, options.settings.how);
   return run_ranks(source, options.ranks, [&](const comm::Communicator& communicator, Device device) {
     return apply_rank(table, options, file, problem, communicator, device);
   });

@@ -13,10 +13,7 @@ namespace {
 
 struct Options {
   ApplyFiles files;
-  LinearAttentionOptions how;
-  std::string layout = "zigzag";
-  double scale = 0;
-  LinearSumOptions sums;
+  LinearSettings settings;
   RankOptions ranks;
 };
 
@@ -28,28 +25,19 @@ void add_options(OptionTable& table, const std::string& operation, Options& opti
                   "cu_seqlens [documents + 1]: I32 or I64, from 0 to all tokens.",
                   operation == "delta_rule" ? "beta [tokens, heads] and, if wanted, " : "if wanted "),
       "out and, with grad_out, the gradients (grad_q, ...)");
-  add_linear_strategy_options(table, options.how, options.layout);
-  table.add({.key = "linear.scale",
-             .flag = "scale",
-             .target = &options.scale,
-             .value = "X",
-             .help = "Factor of q; 0: 1/sqrt(head size).",
-             .least = 0});
-  if (operation != "delta_rule") add_linear_sum_options(table, options.sums);
+  options.settings.add_to(table, operation == "delta_rule");
   add_rank_options(table, options.ranks, Devices::any);
   add_print_launch_option(table, options.ranks);
 }
 
 LinearAttentionProblem make_problem(const Options& options, const LinearFile& file, int ranks) {
-  LinearAttentionProblem problem{.layout = SequenceLayout::make(layout_kind_from_string(options.layout), ranks, file.cu_seqlens())};
+  LinearAttentionProblem problem = options.settings.problem(file.cu_seqlens(), ranks);
   problem.heads = file.heads();
   problem.head_size = file.head_size();
   problem.value_size = file.value_size();
   problem.dtype = file.dtype();
   problem.decay = file.decay();
   problem.delta_rule = file.tensors().beta.dims() > 0;
-  problem.scale = options.scale;
-  options.sums.apply_to(problem);
   return problem;
 }
 
@@ -76,12 +64,14 @@ void write_results(const Options& options, const LinearAttentionProblem& problem
 
 int apply_rank(const OptionTable& table, const std::string& operation, const Options& options, const LinearFile& file,
                const LinearAttentionProblem& problem, const comm::Communicator& communicator, Device device) {
-  const LocalLinear local = run_linear(problem, options.how, file.tensors(), communicator, Memory(device), stream_on(device));
+  const LocalLinear local = run_linear(problem, options.settings.how, file.tensors(), communicator, Memory(device), stream_on(device));
   const ApplyFigures figures =
       over_ranks({local.forward_seconds, local.backward_seconds, local.exposed_seconds, local.bytes_sent}, communicator);
   write_results(options, problem, local, communicator);
   if (communicator.rank() != 0) return kOk;
-  print_report(table, {operation, problem.layout.tokens(), options.how.strategy, options.layout, to_text(problem.decay), to_string(device)},
+  print_report(table,
+               {operation, problem.layout.tokens(), options.settings.how.strategy, options.settings.layout, to_text(problem.decay),
+                to_string(device)},
                figures, options.files, communicator);
   return kOk;
 }

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "launch/commands.h"
+#include "parallel/balanced_layout.h"
 #include "parallel/choose.h"
 #include "parallel/layout.h"
 #include "parallel/strategy/strategy.h"
@@ -152,6 +153,31 @@ void add_machine_options(OptionTable& table, Machine& machine, const std::string
              .value = "NAME",
              .help = purpose + "messages that share a link: those of a pair of ranks, or of a port:",
              .choices = {"pair", "port", "half_duplex"}});
+}
+
+void AttentionSettings::add_to(OptionTable& table) {
+  add_strategy_options(table, how, layout);
+  add_mask_options(table, mask);
+  table.add({.key = "attention.scale",
+             .flag = "scale",
+             .target = &scale,
+             .value = "X",
+             .help = "Factor of the scores; 0: 1/sqrt(head size).",
+             .least = 0});
+  table.add({.key = "attention.softcap",
+             .flag = "softcap",
+             .target = &softcap,
+             .value = "X",
+             .help = "Scores s become X tanh(s / X) before the mask; 0: they stay.",
+             .least = 0});
+}
+
+AttentionProblem AttentionSettings::problem(const OptionTable& table, const std::vector<std::int64_t>& cu_seqlens, int ranks) const {
+  const Mask what(mask_spec(mask, table), cu_seqlens);
+  AttentionProblem problem{.layout = make_layout(layout_kind_from_string(layout), ranks, what), .mask = what};
+  problem.scale = scale;
+  problem.softcap = softcap;
+  return problem;
 }
 
 void resolve_auto(const OptionTable& table, const AttentionProblem& problem, AttentionOptions& how) {

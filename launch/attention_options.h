@@ -33,6 +33,18 @@ void add_machine_options(OptionTable& table, Machine& machine, const std::string
 /// Strategy (with "auto") and layout, the options of strategies, and the machine of "auto".
 void add_strategy_options(OptionTable& table, AttentionOptions& how, std::string& layout);
 
+/// All that flags say of one attention.
+struct AttentionSettings {
+  AttentionOptions how;
+  std::string layout = "zigzag";
+  MaskOptions mask;
+  double scale = 0, softcap = 0;
+
+  void add_to(OptionTable& table);
+  /// Of `table`, which was parsed; heads and types are the caller's.
+  AttentionProblem problem(const OptionTable& table, const std::vector<std::int64_t>& cu_seqlens, int ranks) const;
+};
+
 /// Puts the strategy that is chosen for the problem in place of "auto", and says why.
 void resolve_auto(const OptionTable& table, const AttentionProblem& problem, AttentionOptions& how);
 

@@ -77,6 +77,20 @@ void add_linear_sum_options(OptionTable& table, LinearSumOptions& options) {
              .least = 0});
 }
 
+void LinearSettings::add_to(OptionTable& table, bool delta_rule) {
+  add_linear_strategy_options(table, how, layout);
+  table.add(
+      {.key = "linear.scale", .flag = "scale", .target = &scale, .value = "X", .help = "Factor of q; 0: 1/sqrt(head size).", .least = 0});
+  if (!delta_rule) add_linear_sum_options(table, sums);
+}
+
+LinearAttentionProblem LinearSettings::problem(const std::vector<std::int64_t>& cu_seqlens, int ranks) const {
+  LinearAttentionProblem problem{.layout = SequenceLayout::make(layout_kind_from_string(layout), ranks, cu_seqlens)};
+  problem.scale = scale;
+  sums.apply_to(problem);
+  return problem;
+}
+
 std::string to_text(Decay decay) {
   switch (decay) {
     case Decay::none:

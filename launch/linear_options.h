@@ -25,6 +25,18 @@ struct LinearSumOptions {
 /// Rows --bidirectional, --normalise and --epsilon.
 void add_linear_sum_options(OptionTable& table, LinearSumOptions& options);
 
+/// All that flags say of one linear attention or delta rule.
+struct LinearSettings {
+  LinearAttentionOptions how;
+  std::string layout = "zigzag";
+  double scale = 0;
+  LinearSumOptions sums;
+
+  void add_to(OptionTable& table, bool delta_rule);
+  /// Heads, types and decay are the caller's.
+  LinearAttentionProblem problem(const std::vector<std::int64_t>& cu_seqlens, int ranks) const;
+};
+
 /// "no decay", "scalar decay", "diagonal decay"
 std::string to_text(Decay decay);
 
