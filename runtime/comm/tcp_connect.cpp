@@ -85,7 +85,7 @@ class Meeting {
   Meeting(asio::io_context& io, const TcpGroup& group, Clock::time_point until)
       : group_(group), caller_(io, fmt::format("rank {} of {}", group.rank, group.size), until), acceptor_(io) {
     for (int rank = 0; rank < group.size; ++rank) sockets_.emplace_back(io);
-    const bool at_meeting_point = group.rank == 0 && group.store_key.empty();
+    const bool at_meeting_point = group.rank == 0 && group.store_key.empty() && !group.share_port;
     acceptor_ = listen(io, at_meeting_point ? group.port : 0, caller_);
     own_port_ = acceptor_.local_endpoint().port();
   }
@@ -93,13 +93,14 @@ class Meeting {
   std::vector<Socket> connect() {
     std::vector<Place> places(sockets_.size());
     const std::size_t bytes = places.size() * sizeof(Place);
+    const std::uint16_t shared_port = group_.share_port ? share_port() : 0;
     if (group_.rank == 0) {
       if (!group_.store_key.empty()) set_in_store(caller_, group_.host, group_.port, group_.store_key, std::to_string(own_port_));
       accept_all(&places);
       for (int rank = 1; rank < group_.size; ++rank)
         caller_.write(socket(rank), places.data(), bytes, fmt::format("answering rank {}", rank));
     } else {
-      call(0, group_.host, port_of_rank_0());
+      call(0, group_.host, group_.share_port ? shared_port : port_of_rank_0());
       caller_.read(socket(0), places.data(), bytes, "waiting for rank 0 to hear of all ranks");
       for (int rank = 1; rank < group_.rank; ++rank) {
         const Place& place = places[static_cast<std::size_t>(rank)];
@@ -115,6 +116,12 @@ class Meeting {
 
  private:
   Socket& socket(int rank) { return sockets_[static_cast<std::size_t>(rank)]; }
+
+  std::uint16_t share_port() {
+    const std::uint16_t port = group_.share_port(group_.rank == 0 ? own_port_ : 0);
+    if (port == 0) caller_.fail("telling the port of rank 0 to all ranks", "the program's own way to share it gave none");
+    return port;
+  }
 
   std::uint16_t port_of_rank_0() {
     if (group_.store_key.empty()) return group_.port;

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "runtime/comm/communicator.h"
@@ -18,6 +19,9 @@ struct TcpGroup {
   /// Not empty: at host:port answers torchrun's key-value store (PyTorch 2.1 and newer). Rank 0 listens at a port of its own and
   /// leaves its number in the store under this key, which must be new for each start of the job.
   std::string store_key{};
+  /// Or, instead of port and store_key: rank 0 listens at a port of its own. Called once on every rank, with that port on rank 0 and 0
+  /// elsewhere; returns rank 0's port on all of them, or 0 if it cannot.
+  std::function<std::uint16_t(std::uint16_t own)> share_port{};
   std::chrono::milliseconds patience{120'000};  ///< Longest time until all ranks have come.
 };
 

@@ -208,6 +208,23 @@ TEST(TcpTransport, AStoreThatHangsUpMayBeTooOld) {
   EXPECT_NE(said.find("torchrun's store (PyTorch 2.1 or newer)"), std::string::npos) << said;
 }
 
+TEST(TcpTransport, RanksMeetAtAPortThatTheProgramShares) {
+  std::atomic<std::uint16_t> first{0};
+  std::atomic<int> calls{0};
+  const auto share = [&](std::uint16_t own) {
+    ++calls;
+    if (own != 0) first = own;
+    while (first == 0) std::this_thread::yield();
+    return first.load();
+  };
+  const TcpGroup group{.size = 3, .host = "127.0.0.1", .share_port = share};
+  for (const std::string& error : run_ranks(group, pass_ranks_round, {})) EXPECT_EQ(error, "");
+  EXPECT_EQ(calls, 3);
+  const TcpGroup unable{.size = 2, .host = "127.0.0.1", .share_port = [](std::uint16_t) { return std::uint16_t{0}; }};
+  for (const std::string& error : run_ranks(unable, pass_ranks_round, {}))
+    EXPECT_NE(error.find("port of rank 0"), std::string::npos) << error;
+}
+
 TEST(TcpTransport, SaysWhoIsMissing) {
   TcpGroup group = group_of(3);
   std::vector<std::string> errors(2);
