@@ -1,21 +1,24 @@
 # Sourced by launch/quickstart and tests/run: packages, build, and settings that mpirun needs before it starts.
 # Needs `root`, the repository, to be set. Everything here speaks on standard error.
 
+# missing_packages FILE...
 missing_packages() {
   local name
   while read -r name; do
     case $name in ''|'#'*) continue ;; esac
     dpkg-query -W -f='${Status}' "$name" 2>/dev/null | grep -q '^install ok installed$' || printf '%s ' "$name"
-  done < "$root/launch/packages.txt"
+  done < <(cat "$@")
 }
 
+# ensure_packages [FILE...]: those of launch/packages.txt and of the files.
 ensure_packages() {
+  set -- "$root/launch/packages.txt" "$@"
   if ! command -v dpkg-query >/dev/null; then
-    echo "This is not a Debian system: the packages of launch/packages.txt must be there under their local names." >&2
+    echo "This is not a Debian system: the packages of ${*#"$root/"} must be there under their local names." >&2
     return 0
   fi
   local missing
-  missing=$(missing_packages)
+  missing=$(missing_packages "$@")
   missing=${missing% }
   [ -z "$missing" ] && return 0
   local as_root=()

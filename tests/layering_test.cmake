@@ -3,11 +3,12 @@
 # algorithm files have no feature #if. Prints each offence as file:line and fails if there is one.
 cmake_minimum_required(VERSION 3.25)
 
-set(floors runtime kernels parallel launch)
+set(floors runtime kernels parallel launch interop)
 set(may_include_runtime runtime)
 set(may_include_kernels runtime kernels)
 set(may_include_parallel runtime kernels parallel)
-set(may_include_launch ${floors})
+set(may_include_launch runtime kernels parallel launch)
+set(may_include_interop ${floors})
 
 # Header pattern, a space, pattern of the files that may include it.
 set(vendor_rules

@@ -1,0 +1,108 @@
+#include "interop/c/handles.h"
+#include "launch/linear_options.h"
+#include "parallel/linear_attention.h"
+#include "runtime/error.h"
+
+using namespace periplus;
+
+struct periplus_linear {
+  DistributedLinearAttention operation;
+  LinearAttentionOptions how;
+  Memory memory;
+  int rank;
+};
+
+/// Those that LinearAttentionOutputs has beside out; empty where there are none.
+struct periplus_states {
+  Tensor incoming, transitions, following, normaliser;
+};
+
+namespace {
+
+Decay decay_of(int32_t decay) {
+  if (decay < PERIPLUS_NO_DECAY || decay > PERIPLUS_DIAGONAL_DECAY)
+    throw InvalidArgument("decay: " + std::to_string(decay) + " is not 0 (none), 1 (scalar) or 2 (diagonal)");
+  return static_cast<Decay>(decay);
+}
+
+LinearAttentionProblem problem_of(const periplus_linear_spec& spec, const launch::LinearSettings& settings, int ranks) {
+  LinearAttentionProblem problem = settings.problem(interop::documents_of(spec.cu_seqlens, spec.documents), ranks);
+  problem.heads = spec.heads, problem.head_size = spec.head_size, problem.value_size = spec.value_size;
+  problem.dtype = interop::dtype_of(spec.dtype, "dtype");
+  problem.decay = decay_of(spec.decay);
+  problem.delta_rule = spec.delta_rule != 0;
+  return problem;
+}
+
+periplus_states make_states(const periplus_linear& linear, std::int64_t rows) {
+  const LinearAttentionProblem& problem = linear.operation.problem();
+  const DType accumulator = accumulator_of(problem.dtype);
+  const Extents of_units{linear.operation.units(), problem.heads, problem.state_width()};
+  periplus_states states;
+  states.incoming = Tensor(of_units, accumulator, linear.memory);
+  if (linear.how.keep_transitions) {
+    states.transitions = Tensor({linear.operation.transition_rows(), problem.heads, problem.element_width() - problem.state_width()},
+                                accumulator, linear.memory);
+  }
+  if (problem.bidirectional) states.following = Tensor(of_units, accumulator, linear.memory);
+  if (problem.normalise) states.normaliser = Tensor({rows, problem.heads, 1}, accumulator, linear.memory);
+  return states;
+}
+
+LinearAttentionOutputs outputs_of(const periplus_states& states, TensorView out) {
+  const auto view = [](const Tensor& tensor) { return tensor.empty() ? TensorView() : tensor.view(); };
+  return {out, states.incoming, view(states.transitions), view(states.following), view(states.normaliser)};
+}
+
+}  // namespace
+
+int periplus_linear_make(const periplus_group* group, const periplus_linear_spec* spec, periplus_linear** linear) {
+  return interop::guarded([&] {
+    const Device device = interop::device_of(spec->device, "device");
+    launch::OptionTable table(spec->delta_rule != 0 ? "apply delta_rule" : "apply linear_attention", "", "");
+    launch::LinearSettings settings;
+    settings.add_to(table, spec->delta_rule != 0);
+    interop::parse(table, spec->options, spec->option_count);
+    const Memory memory(device);
+    *linear = new periplus_linear{{problem_of(*spec, settings, group->communicator.size()), settings.how, group->communicator, memory,
+                                   nullptr, interop::stream_of(device, spec->stream)},
+                                  settings.how,
+                                  memory,
+                                  group->communicator.rank()};
+  });
+}
+
+int64_t periplus_linear_rows(const periplus_linear* linear, int64_t* rows) {
+  return interop::write_rows(linear->operation.problem().layout, linear->rank, rows);
+}
+
+int periplus_linear_forward(periplus_linear* linear, const periplus_tensor* q, const periplus_tensor* k, const periplus_tensor* v,
+                            const periplus_tensor* log_decay, const periplus_tensor* beta, const periplus_tensor* out,
+                            periplus_states** states) {
+  return interop::guarded([&] {
+    const auto view = [&](const periplus_tensor* tensor, const char* name) {
+      return interop::view_of(tensor, name, linear->memory.device());
+    };
+    auto kept = std::make_unique<periplus_states>(make_states(*linear, linear->operation.problem().layout.rows_of(linear->rank)));
+    linear->operation.forward({view(q, "q"), view(k, "k"), view(v, "v"), view(log_decay, "log_decay"), view(beta, "beta")},
+                              outputs_of(*kept, view(out, "out")));
+    *states = kept.release();
+  });
+}
+
+int periplus_linear_backward(periplus_linear* linear, const periplus_states* states, const periplus_tensor* q, const periplus_tensor* k,
+                             const periplus_tensor* v, const periplus_tensor* log_decay, const periplus_tensor* beta,
+                             const periplus_tensor* out, const periplus_tensor* dout, const periplus_tensor* dq, const periplus_tensor* dk,
+                             const periplus_tensor* dv, const periplus_tensor* dlog_decay, const periplus_tensor* dbeta) {
+  return interop::guarded([&] {
+    const auto view = [&](const periplus_tensor* tensor, const char* name) {
+      return interop::view_of(tensor, name, linear->memory.device());
+    };
+    linear->operation.backward({view(q, "q"), view(k, "k"), view(v, "v"), view(log_decay, "log_decay"), view(beta, "beta")},
+                               outputs_of(*states, view(out, "out")), view(dout, "dout"),
+                               {view(dq, "dq"), view(dk, "dk"), view(dv, "dv"), view(dlog_decay, "dlog_decay"), view(dbeta, "dbeta")});
+  });
+}
+
+void periplus_states_free(periplus_states* states) { delete states; }
+void periplus_linear_free(periplus_linear* linear) { delete linear; }

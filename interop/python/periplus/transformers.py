@@ -1,0 +1,100 @@
+"""Models of transformers on sequences that are spread over ranks.
+
+    context = periplus.transformers.Context(periplus.Group.from_torch(), strategy="ring", layout="zigzag")
+    model = AutoModelForCausalLM.from_pretrained(NAME, attn_implementation=context.name)
+    loss = model(**context.shard(tokens, cu_seqlens)).loss      # tokens [tokens], the whole packed sequence, on every rank
+    loss.backward()
+
+Ranks share one model as they do in data-parallel training, but the loss of a rank is its part of the mean over all labels of the sequence:
+losses and gradients are to be summed over ranks. What averages gradients (DistributedDataParallel, FSDP) gets `loss * group.size`.
+"""
+
+import itertools
+
+import torch
+from transformers import AttentionInterface
+
+from ._library import InvalidArgument
+from .attention import Attention
+from .torch import attention
+
+IGNORED = -100  # transformers' label of tokens that have none
+
+_contexts = itertools.count()
+
+
+class Context:
+    """Who works together and how, and which documents they work on now. `options` are those of Attention: strategy, layout, ...
+
+    Registers an attention function under `name`, for attn_implementation. It takes packed rows (a batch of 1) without padding masks,
+    dropout or caches, and hears from the model about grouped heads, scale, sliding windows, caps of scores and sinks.
+    """
+
+    def __init__(self, group, **options):
+        self.group, self.options = group, options
+        number = next(_contexts)
+        self.name = "periplus" if number == 0 else f"periplus_{number}"
+        self.rows, self._cu_seqlens, self._plans = None, None, {}
+        AttentionInterface.register(self.name, self._attend)
+
+    def shard(self, tokens, cu_seqlens=None, labels=None):
+        """This rank's arguments for the model. tokens and labels [tokens]: the whole packed sequence, on every rank and on the device of
+        the model; cu_seqlens: borders of its documents, by default one. labels are those of the tokens themselves, as transformers has
+        them; by default the tokens."""
+        self._take(cu_seqlens if cu_seqlens is not None else [0, len(tokens)])
+        if self._cu_seqlens[-1] != len(tokens):
+            raise InvalidArgument(f"cu_seqlens end at {self._cu_seqlens[-1]}, but there are {len(tokens)} tokens")
+        labels = tokens if labels is None else labels
+        following = torch.full_like(labels, IGNORED)
+        following[:-1] = labels[1:]
+        borders = torch.tensor(self._cu_seqlens, device=tokens.device)
+        lasts = borders[1:][borders[1:] > borders[:-1]] - 1
+        following[lasts] = IGNORED  # no document predicts the next one
+        everything = torch.arange(len(tokens), device=tokens.device)
+        positions = everything - borders[torch.searchsorted(borders, everything, right=True) - 1]
+        mine = torch.tensor(self.rows, dtype=torch.long, device=tokens.device)
+        own = following[mine].unsqueeze(0)
+        return {
+            "input_ids": tokens[mine].unsqueeze(0),
+            "position_ids": positions[mine].unsqueeze(0),
+            "labels": own,
+            "shift_labels": own,
+            "num_items_in_batch": int((following != IGNORED).sum()),
+            "use_cache": False,
+        }
+
+    def _take(self, cu_seqlens):
+        borders = [int(border) for border in cu_seqlens]
+        if borders == self._cu_seqlens:
+            return
+        self._cu_seqlens, self._plans = borders, {}
+        # A ring takes every layout; which rows are whose does not depend on the strategy.
+        layout = {name: value for name, value in self.options.items() if name == "layout"}
+        self.rows = Attention(self.group, borders, 1, 8, strategy="ring", **layout).rows
+
+    def _plan(self, **what):
+        key = tuple(what.items())
+        if key not in self._plans:
+            plan = Attention(self.group, self._cu_seqlens, **{name: value for name, value in what.items() if value is not None}, **self.options)
+            if plan.rows != self.rows:
+                raise InvalidArgument(f"layout {self.options['layout']} gives other rows to layers with other masks; choose another layout")
+            self._plans[key] = plan
+        return self._plans[key]
+
+    def _attend(self, module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None,
+                is_causal=None, s_aux=None, head_mask=None, **_):
+        if self.rows is None:
+            raise InvalidArgument("which tokens are whose is not known; give the model what context.shard() returns")
+        if query.shape[0] != 1 or query.shape[2] != len(self.rows):
+            raise InvalidArgument(f"the model got {query.shape[0]} rows of {query.shape[2]} tokens, but this rank has 1 row of "
+                                  f"{len(self.rows)}; give it what context.shard() returns")
+        if attention_mask is not None or head_mask is not None or dropout:
+            raise InvalidArgument("masks of padding or heads, and dropout of attention, are not supported; pack documents with cu_seqlens "
+                                  "and set attention_dropout to 0")
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        window = None if sliding_window is None else sliding_window - 1  # transformers counts the token itself
+        plan = self._plan(heads=query.shape[1], head_size=query.shape[3], kv_heads=key.shape[1], value_size=value.shape[3],
+                          dtype=query.dtype, device=query.device, causal=bool(causal), scale=scaling, softcap=softcap,
+                          window=window if causal or window is None else (window, window), sink=s_aux is not None)
+        packed = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+        return attention(plan, *packed, sink=s_aux).unsqueeze(0), None

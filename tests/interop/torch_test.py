@@ -1,0 +1,161 @@
+"""periplus.torch, Group.from_torch and periplus.transformers. Skipped, with a sentence, where PyTorch or transformers is not there."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import unittest
+
+import periplus
+
+if importlib.util.find_spec("torch") is None:
+    print("torch_test: skipped: PyTorch is not installed (Debian: python3-torch)")
+    sys.exit(0)
+
+import torch
+
+import periplus.torch
+
+torch.set_num_threads(1)
+
+CU_SEQLENS = [0, 3, 20, 61]
+
+
+def naive_attention(q, k, v, cu_seqlens):
+    """[tokens, heads, size], causal in each document."""
+    outs = []
+    for first, last in zip(cu_seqlens[:-1], cu_seqlens[1:]):
+        scores = torch.einsum("qhd,khd->hqk", q[first:last], k[first:last]) * q.shape[2] ** -0.5
+        future = torch.ones(last - first, last - first, dtype=torch.bool).triu(1)
+        outs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(future, -torch.inf).softmax(2), v[first:last]))
+    return torch.cat(outs)
+
+
+def whole(parts, rows):
+    result = torch.empty(sum(map(len, rows)), *parts[0].shape[1:], dtype=parts[0].dtype)
+    for part, mine in zip(parts, rows):
+        result[mine] = part
+    return result
+
+
+class TorchTest(unittest.TestCase):
+    def test_gradients_through_attention(self):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(61, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+        out = naive_attention(q, k, v, CU_SEQLENS)
+        expected = torch.autograd.grad(out.tanh().sum(), (q, k, v))
+
+        def rank(group):
+            plan = periplus.Attention(group, CU_SEQLENS, 4, 8, dtype=torch.float64, strategy="ulysses", layout="contiguous")
+            mine = [tensor.detach()[plan.rows].requires_grad_() for tensor in (q, k, v)]
+            result = periplus.torch.attention(plan, *mine)
+            return plan.rows, result.detach(), *torch.autograd.grad(result.tanh().sum(), mine)
+
+        rows, outs, *gradients = zip(*periplus.run_threads(2, rank))
+        torch.testing.assert_close(whole(outs, rows), out.detach(), rtol=0, atol=1e-12)
+        for parts, correct in zip(gradients, expected):
+            torch.testing.assert_close(whole(parts, rows), correct, rtol=0, atol=1e-12)
+
+    def test_lse_and_sink_are_differentiated(self):
+        torch.manual_seed(1)
+        plan = periplus.Attention(periplus.Group.alone(), [0, 9], 2, 8, dtype="f64", sink=True, lse_gradient=True)
+        inputs = [torch.randn(9, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        inputs.append(torch.randn(2, dtype=torch.float64, requires_grad=True))
+        torch.autograd.gradcheck(lambda *tensors: periplus.torch.attention(plan, *tensors), inputs)
+
+    def test_linear_attention_is_differentiated(self):
+        torch.manual_seed(2)
+        plan = periplus.LinearAttention(periplus.Group.alone(), [0, 4, 9], 2, 8, dtype="f64", decay="scalar", delta_rule=True)
+        q, k, v = (torch.randn(9, 2, 8, dtype=torch.float64) for _ in range(3))
+        inputs = [q, torch.nn.functional.normalize(k, dim=2), v, -torch.rand(9, 2, dtype=torch.float64), torch.rand(9, 2, dtype=torch.float64)]
+        torch.autograd.gradcheck(lambda *tensors: periplus.torch.linear_attention(plan, *tensors), [x.requires_grad_() for x in inputs])
+
+    def test_bf16(self):
+        torch.manual_seed(3)
+        plan = periplus.Attention(periplus.Group.alone(), CU_SEQLENS, 4, 64, dtype=torch.bfloat16)
+        q, k, v = (torch.randn(61, 4, 64).bfloat16() for _ in range(3))
+        correct = naive_attention(q.double(), k.double(), v.double(), CU_SEQLENS)
+        torch.testing.assert_close(periplus.torch.attention(plan, q, k, v).double(), correct, rtol=2e-2, atol=2e-2)
+
+    def test_process_groups(self):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        started = [
+            subprocess.Popen([sys.executable, os.path.join(os.path.dirname(__file__), "torch_rank.py")],
+                             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for rank in range(3)
+        ]
+        for process in started:
+            output, _ = process.communicate(timeout=100)
+            self.assertEqual(process.returncode, 0, output)
+            self.assertIn("equal", output)
+
+
+@unittest.skipIf(importlib.util.find_spec("transformers") is None, "transformers is not installed")
+class TransformersTest(unittest.TestCase):
+    def check(self, config, ranks=3, **options):
+        from transformers import AutoModelForCausalLM
+
+        import periplus.transformers
+
+        torch.manual_seed(4)
+        plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double()
+        tokens = torch.randint(0, config.vocab_size, (CU_SEQLENS[-1],))
+        documents = [tokens[first:last].unsqueeze(0) for first, last in zip(CU_SEQLENS[:-1], CU_SEQLENS[1:])]
+        labels = sum(document.shape[1] - 1 for document in documents)
+        expected = sum(plain(document, labels=document).loss * (document.shape[1] - 1) for document in documents) / labels
+        expected.backward()
+
+        def rank(group):
+            context = periplus.transformers.Context(group, **options)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=context.name).double()
+            model.load_state_dict(plain.state_dict())
+            loss = model(**context.shard(tokens, CU_SEQLENS)).loss
+            loss.backward()
+            return loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
+
+        losses, gradients = zip(*periplus.run_threads(ranks, rank))
+        torch.testing.assert_close(sum(losses), expected.detach(), rtol=0, atol=2e-6)
+        for name, weight in plain.named_parameters():
+            total = sum(gradient[name] for gradient in gradients)
+            torch.testing.assert_close(total, weight.grad, rtol=1e-5, atol=1e-7, msg=lambda text: f"{name}: {text}")
+
+    def sizes(self, **more):
+        return dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2, max_position_embeddings=128, **more)
+
+    def test_llama(self):
+        from transformers import LlamaConfig
+
+        self.check(LlamaConfig(**self.sizes()), layout="zigzag")
+
+    def test_mistral_with_a_window(self):
+        from transformers import MistralConfig
+
+        self.check(MistralConfig(**self.sizes(sliding_window=9)), layout="contiguous", strategy="halo")
+
+    def test_qwen3(self):
+        from transformers import Qwen3Config
+
+        self.check(Qwen3Config(**self.sizes(head_dim=16)), layout="striped")
+
+    def test_says_what_it_does_not_take(self):
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        import periplus.transformers
+
+        context = periplus.transformers.Context(periplus.Group.alone())
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**self.sizes()), attn_implementation=context.name)
+        tokens = torch.zeros(1, 7, dtype=torch.long)
+        with self.assertRaisesRegex(periplus.InvalidArgument, "shard"):
+            model(tokens)
+        context.shard(tokens[0])
+        with self.assertRaisesRegex(periplus.InvalidArgument, "1 row of 7"):
+            model(tokens[:, :5])
+
+
+if __name__ == "__main__":
+    unittest.main()
