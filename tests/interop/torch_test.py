@@ -94,6 +94,44 @@ class TorchTest(unittest.TestCase):
             self.assertIn("equal", output)
 
 
+@unittest.skipUnless(torch.cuda.is_available(), "there is no GPU")
+class GpuTest(unittest.TestCase):
+    def results(self, device, ranks):
+        """out and gradients of the whole sequence."""
+        torch.manual_seed(5)
+        q, k, v, dout = (torch.randn(61, 4, 64).bfloat16().to(device) for _ in range(4))
+
+        def rank(group):
+            with torch.cuda.stream(torch.cuda.Stream()):
+                plan = periplus.Attention(group, CU_SEQLENS, 4, 64, dtype="bf16", device=device)
+                mine = [tensor[plan.rows].requires_grad_() for tensor in (q, k, v)]
+                out = periplus.torch.attention(plan, *mine)
+                gradients = torch.autograd.grad(out, mine, dout[plan.rows])
+                torch.cuda.synchronize()
+                return plan.rows, out.detach().cpu(), *(gradient.cpu() for gradient in gradients)
+
+        rows, *parts = zip(*periplus.run_threads(ranks, rank))
+        return [whole(part, rows).double() for part in parts]
+
+    def test_attention_is_that_of_the_host(self):
+        expected = self.results("cpu", 1)
+        for ranks in (1, 2):
+            for result, correct in zip(self.results("cuda", ranks), expected):
+                torch.testing.assert_close(result, correct, rtol=3e-2, atol=3e-2)
+
+    def test_linear_attention_is_that_of_the_host(self):
+        torch.manual_seed(6)
+        q, k, v = (torch.randn(61, 2, 64) for _ in range(3))
+        outs = []
+        for device in ("cpu", "cuda"):
+            plan = periplus.LinearAttention(periplus.Group.alone(), CU_SEQLENS, 2, 64, dtype="f32", device=device)
+            inputs = [tensor.to(device).requires_grad_() for tensor in (q, k, v)]
+            out = periplus.torch.linear_attention(plan, *inputs)
+            outs.append([tensor.detach().cpu() for tensor in (out, *torch.autograd.grad(out.square().sum(), inputs))])
+        for on_host, on_gpu in zip(*outs):
+            torch.testing.assert_close(on_gpu, on_host, rtol=1e-3, atol=1e-3)
+
+
 @unittest.skipIf(importlib.util.find_spec("transformers") is None, "transformers is not installed")
 class TransformersTest(unittest.TestCase):
     def check(self, config, ranks=3, **options):

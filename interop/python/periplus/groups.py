@@ -102,7 +102,7 @@ def _own_address():
 
 def run_threads(ranks, body, deadline_seconds=DEADLINE_SECONDS):
     """Calls body(group) on `ranks` threads that share the cores, and returns what each returned. If ranks raise, the others stop waiting,
-    and the first exception that is not about another rank is raised again."""
+    and what was raised first is raised again. Ranks that share a GPU need a stream each (`with torch.cuda.stream(torch.cuda.Stream())`)."""
     groups = Group.threads(ranks, deadline_seconds)
     results, errors = [None] * ranks, []
 

@@ -41,7 +41,7 @@ class Context:
         """This rank's arguments for the model. tokens and labels [tokens]: the whole packed sequence, on every rank and on the device of
         the model; cu_seqlens: borders of its documents, by default one. labels are those of the tokens themselves, as transformers has
         them; by default the tokens."""
-        self._take(cu_seqlens if cu_seqlens is not None else [0, len(tokens)])
+        self._take(cu_seqlens if cu_seqlens is not None else [0, len(tokens)], tokens.device)
         if self._cu_seqlens[-1] != len(tokens):
             raise InvalidArgument(f"cu_seqlens end at {self._cu_seqlens[-1]}, but there are {len(tokens)} tokens")
         labels = tokens if labels is None else labels
@@ -63,14 +63,14 @@ class Context:
             "use_cache": False,
         }
 
-    def _take(self, cu_seqlens):
+    def _take(self, cu_seqlens, device):
         borders = [int(border) for border in cu_seqlens]
         if borders == self._cu_seqlens:
             return
         self._cu_seqlens, self._plans = borders, {}
         # A ring takes every layout; which rows are whose does not depend on the strategy.
         layout = {name: value for name, value in self.options.items() if name == "layout"}
-        self.rows = Attention(self.group, borders, 1, 8, strategy="ring", **layout).rows
+        self.rows = Attention(self.group, borders, 1, 8, device=device, strategy="ring", **layout).rows
 
     def _plan(self, **what):
         key = tuple(what.items())
