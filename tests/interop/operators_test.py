@@ -92,7 +92,8 @@ class AttentionTest(unittest.TestCase):
             periplus.Attention(group, [0, 4], 1, 8, dtype="int32")
         plan = periplus.Attention(group, [0, 4], 1, 8, dtype="f32")
         right = numpy.zeros((4, 1, 8), "float32")
-        for words, k in [("k", numpy.zeros((3, 1, 8), "float32")), ("k", numpy.zeros((4, 1, 8))), ("k is a list", [1.0]), ("k", None)]:
+        for words, k in [("k", numpy.zeros((3, 1, 8), "float32")), ("k", numpy.zeros((4, 1, 8))), ("k is a list", [1.0]), ("k", None),
+                         ("k.*other order", right.astype(">f4"))]:
             with self.assertRaisesRegex(periplus.InvalidArgument, words):
                 plan.forward(right, k, right)
 

@@ -55,6 +55,8 @@ def describe(name, array):
         address, device, size = array.__array_interface__["data"][0], "cpu", array.itemsize
         if any(stride % size for stride in array.strides):
             raise InvalidArgument(f"{name}: its elements are not at multiples of their size; make a copy")
+        if not array.dtype.isnative:
+            raise InvalidArgument(f"{name}: its bytes are in the other order; make a copy")
         strides = [stride // size for stride in array.strides]
     else:
         raise InvalidArgument(f"{name} is a {type(array).__name__}; give a tensor of PyTorch or an array of NumPy")
