@@ -64,6 +64,11 @@ class TorchTest(unittest.TestCase):
         inputs.append(torch.randn(2, dtype=torch.float64, requires_grad=True))
         torch.autograd.gradcheck(lambda *tensors: periplus.torch.attention(plan, *tensors), inputs)
 
+    def test_an_expanded_sink(self):
+        plan = periplus.Attention(periplus.Group.alone(), [0, 9], 2, 8, dtype="f64", sink=True)
+        q, sink = torch.randn(9, 2, 8, dtype=torch.float64), torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        torch.autograd.gradcheck(lambda tensor: periplus.torch.attention(plan, q, q, q, tensor.expand(2)), [sink])
+
     def test_linear_attention_is_differentiated(self):
         torch.manual_seed(2)
         plan = periplus.LinearAttention(periplus.Group.alone(), [0, 4, 9], 2, 8, dtype="f64", decay="scalar", delta_rule=True)
@@ -193,6 +198,19 @@ class TransformersTest(unittest.TestCase):
         context.shard(tokens[0])
         with self.assertRaisesRegex(periplus.InvalidArgument, "1 row of 7"):
             model(tokens[:, :5])
+
+    def test_sinks_of_a_bf16_model(self):
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        import periplus.transformers
+
+        context = periplus.transformers.Context(periplus.Group.alone())
+        context.shard(torch.zeros(7, dtype=torch.long))
+        q, k, v = (torch.randn(1, 2, 7, 8).bfloat16() for _ in range(3))
+        sink = torch.randn(2).bfloat16().requires_grad_()
+        out, _ = ALL_ATTENTION_FUNCTIONS[context.name](torch.nn.Identity(), q, k, v, None, s_aux=sink)
+        out.float().sum().backward()
+        self.assertEqual(sink.grad.dtype, torch.bfloat16)
 
 
 if __name__ == "__main__":

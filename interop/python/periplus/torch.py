@@ -19,7 +19,7 @@ def _strided(tensor):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, q, k, v, sink):
-        q, k, v = map(_strided, (q, k, v))
+        q, k, v, sink = *map(_strided, (q, k, v)), _dense(sink)
         out, lse = plan.forward(q, k, v, sink)
         ctx.plan = plan
         ctx.save_for_backward(q, k, v, sink, out, lse)

@@ -97,4 +97,5 @@ class Context:
                           dtype=query.dtype, device=query.device, causal=bool(causal), scale=scaling, softcap=softcap,
                           window=window if causal or window is None else (window, window), sink=s_aux is not None)
         packed = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-        return attention(plan, *packed, sink=s_aux).unsqueeze(0), None
+        sink = None if s_aux is None else s_aux.to(torch.promote_types(query.dtype, torch.float32))
+        return attention(plan, *packed, sink=sink).unsqueeze(0), None
