@@ -2,7 +2,7 @@
 
     PYTHONPATH=interop/python torchrun --nproc-per-node 2 examples/train_transformers.py
 
-The numbers of one rank and of any number of ranks are the same up to rounding. Needs PyTorch and transformers 4.48 or newer.
+The numbers of one rank and of any number of ranks are the same up to rounding. Needs PyTorch and transformers 4.53 or newer.
 """
 
 import torch

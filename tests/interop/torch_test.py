@@ -1,5 +1,6 @@
 """periplus.torch, Group.from_torch and periplus.transformers. Skipped, with a sentence, where PyTorch or transformers is not there."""
 
+import copy
 import importlib.util
 import os
 import socket
@@ -154,7 +155,8 @@ class TransformersTest(unittest.TestCase):
 
         def rank(group):
             context = periplus.transformers.Context(group, **options)
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=context.name).double()
+            own = copy.deepcopy(config)  # a model notes in it whose attention is its
+            model = AutoModelForCausalLM.from_config(own, attn_implementation=context.name).double()
             model.load_state_dict(plain.state_dict())
             loss = model(**context.shard(tokens, CU_SEQLENS)).loss
             loss.backward()
@@ -198,6 +200,18 @@ class TransformersTest(unittest.TestCase):
         context.shard(tokens[0])
         with self.assertRaisesRegex(periplus.InvalidArgument, "1 row of 7"):
             model(tokens[:, :5])
+        mask = torch.ones_like(tokens)
+        model(tokens, attention_mask=mask)
+        mask[0, 0] = 0
+        with self.assertRaisesRegex(periplus.InvalidArgument, "a mask"):
+            model(tokens, attention_mask=mask)
+        with self.assertRaisesRegex(periplus.InvalidArgument, "position_bias"):
+            model(tokens, position_bias=torch.zeros(7, 7))
+        model.config.layer_types = ["full_attention", "linear_attention"]
+        with self.assertRaisesRegex(periplus.InvalidArgument, "linear_attention"):
+            model(tokens)
+        with self.assertRaisesRegex(periplus.InvalidArgument, "rank 1 has none of the 1 tokens"):
+            periplus.run_threads(2, lambda group: periplus.transformers.Context(group).shard(tokens[0, :1]))
 
     def test_sinks_of_a_bf16_model(self):
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -12,7 +12,7 @@ losses and gradients are to be summed over ranks. What averages gradients (Distr
 import itertools
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from ._library import InvalidArgument
 from .attention import Attention
@@ -20,14 +20,25 @@ from .torch import attention
 
 IGNORED = -100  # transformers' label of tokens that have none
 
+# What models pass on that says nothing about which scores there are; everything else that _attend does not know is refused.
+_UNRELATED = {"cache_position", "labels", "logits_to_keep", "num_items_in_batch", "output_attentions", "output_hidden_states",
+              "output_router_logits", "position_embeddings", "position_ids", "return_dict", "shift_labels", "use_cache"}
+_LAYERS = {"full_attention", "sliding_attention", "attention"}
+
 _contexts = itertools.count()
+
+
+def _padding(*_, attention_mask=None, **__):
+    """For AttentionMaskInterface, without which models drop masks unseen."""
+    return None if attention_mask is None or attention_mask.all() else attention_mask
 
 
 class Context:
     """Who works together and how, and which documents they work on now. `options` are those of Attention: strategy, layout, ...
 
     Registers an attention function under `name`, for attn_implementation. It takes packed rows (a batch of 1) without padding masks,
-    dropout or caches, and hears from the model about grouped heads, scale, sliding windows, caps of scores and sinks.
+    dropout or caches, and hears from the model about grouped heads, scale, sliding windows, caps of scores and sinks. Only it sees other
+    ranks: tokens must not meet anywhere else in the model (state spaces, convolutions, attention of the model's own).
     """
 
     def __init__(self, group, **options):
@@ -36,11 +47,13 @@ class Context:
         self.name = "periplus" if number == 0 else f"periplus_{number}"
         self.rows, self._cu_seqlens, self._plans = None, None, {}
         AttentionInterface.register(self.name, self._attend)
+        AttentionMaskInterface.register(self.name, _padding)
 
     def shard(self, tokens, cu_seqlens=None, labels=None):
         """This rank's arguments for the model. tokens and labels [tokens]: the whole packed sequence, on every rank and on the device of
         the model; cu_seqlens: borders of its documents, by default one. labels are those of the tokens themselves, as transformers has
-        them; by default the tokens."""
+        them; by default the tokens. What layers recompute in backward (gradient checkpointing) they do with the latest documents, so
+        backward comes before the next shard."""
         self._take(cu_seqlens if cu_seqlens is not None else [0, len(tokens)], tokens.device)
         if self._cu_seqlens[-1] != len(tokens):
             raise InvalidArgument(f"cu_seqlens end at {self._cu_seqlens[-1]}, but there are {len(tokens)} tokens")
@@ -71,6 +84,8 @@ class Context:
         # A ring takes every layout; which rows are whose does not depend on the strategy.
         layout = {name: value for name, value in self.options.items() if name == "layout"}
         self.rows = Attention(self.group, borders, 1, 8, device=device, strategy="ring", **layout).rows
+        if not self.rows:
+            raise InvalidArgument(f"rank {self.group.rank} has none of the {borders[-1]} tokens; models need one on every rank")
 
     def _plan(self, **what):
         key = tuple(what.items())
@@ -82,15 +97,22 @@ class Context:
         return self._plans[key]
 
     def _attend(self, module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None,
-                is_causal=None, s_aux=None, head_mask=None, **_):
+                is_causal=None, s_aux=None, **more):
         if self.rows is None:
             raise InvalidArgument("which tokens are whose is not known; give the model what context.shard() returns")
         if query.shape[0] != 1 or query.shape[2] != len(self.rows):
             raise InvalidArgument(f"the model got {query.shape[0]} rows of {query.shape[2]} tokens, but this rank has 1 row of "
                                   f"{len(self.rows)}; give it what context.shard() returns")
-        if attention_mask is not None or head_mask is not None or dropout:
-            raise InvalidArgument("masks of padding or heads, and dropout of attention, are not supported; pack documents with cu_seqlens "
-                                  "and set attention_dropout to 0")
+        if attention_mask is not None or dropout:
+            raise InvalidArgument(f"{'dropout of attention' if dropout else 'a mask'} is not supported; pack documents with cu_seqlens, set "
+                                  "attention_dropout to 0, and use transformers 4.53 or newer, whose models make no masks of their own")
+        unknown = [name for name, value in more.items() if value is not None and value is not False and name not in _UNRELATED]
+        if unknown:
+            raise InvalidArgument(f"the model gives its attention {', '.join(unknown)}, which is not supported")
+        config = getattr(module, "config", None)
+        layers = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
+        if not _LAYERS.issuperset(layers):
+            raise InvalidArgument(f"layers of type {', '.join(sorted(set(layers) - _LAYERS))} are not supported")
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         window = None if sliding_window is None else sliding_window - 1  # transformers counts the token itself
         plan = self._plan(heads=query.shape[1], head_size=query.shape[3], kv_heads=key.shape[1], value_size=value.shape[3],
