@@ -213,6 +213,14 @@ class TransformersTest(unittest.TestCase):
         with self.assertRaisesRegex(periplus.InvalidArgument, "rank 1 has none of the 1 tokens"):
             periplus.run_threads(2, lambda group: periplus.transformers.Context(group).shard(tokens[0, :1]))
 
+    def test_rotations_that_depend_on_the_longest_position(self):
+        from transformers import LlamaConfig
+
+        scaling = {"rope_type": "dynamic", "factor": 2.0}
+        with self.assertRaisesRegex(periplus.InvalidArgument, "beyond 40 tokens"):
+            self.check(LlamaConfig(**{**self.sizes(), "max_position_embeddings": 40}, rope_scaling=scaling))
+        self.check(LlamaConfig(**{**self.sizes(), "max_position_embeddings": 41}, rope_scaling=scaling))
+
     def test_sinks_of_a_bf16_model(self):
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -33,6 +33,16 @@ def _padding(*_, attention_mask=None, **__):
     return None if attention_mask is None or attention_mask.all() else attention_mask
 
 
+def _longest_of_one_rotation(config):
+    """The longest document whose rotary embedding does not depend on the longest position that a rank has, or None if none does."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = {part.get("rope_type", part.get("type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
+    if kinds.isdisjoint({"dynamic", "longrope"}):
+        return None
+    original = getattr(config, "original_max_position_embeddings", None) or rope.get("original_max_position_embeddings")
+    return original or config.max_position_embeddings
+
+
 class Context:
     """Who works together and how, and which documents they work on now. `options` are those of Attention: strategy, layout, ...
 
@@ -113,6 +123,9 @@ class Context:
         layers = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
         if not _LAYERS.issuperset(layers):
             raise InvalidArgument(f"layers of type {', '.join(sorted(set(layers) - _LAYERS))} are not supported")
+        limit = _longest_of_one_rotation(config)
+        if limit is not None and self.group.size > 1 and any(b - a > limit for a, b in zip(self._cu_seqlens, self._cu_seqlens[1:])):
+            raise InvalidArgument(f"rotary embeddings that are dynamic or longrope would differ between ranks beyond {limit} tokens")
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         window = None if sliding_window is None else sliding_window - 1  # transformers counts the token itself
         plan = self._plan(heads=query.shape[1], head_size=query.shape[3], kv_heads=key.shape[1], value_size=value.shape[3],
