@@ -36,7 +36,7 @@ DistributedAttention make(const periplus_group& group, const periplus_attention_
 }  // namespace
 
 int periplus_attention_make(const periplus_group* group, const periplus_attention_spec* spec, periplus_attention** attention) {
-  return interop::guarded([&] {
+  return interop::guarded({group, spec, attention}, [&] {
     const Device device = interop::device_of(spec->device, "device");
     *attention = new periplus_attention{make(*group, *spec, device), device, group->communicator.rank()};
   });
@@ -48,7 +48,7 @@ int64_t periplus_attention_rows(const periplus_attention* attention, int64_t* ro
 
 int periplus_attention_forward(periplus_attention* attention, const periplus_tensor* q, const periplus_tensor* k, const periplus_tensor* v,
                                const periplus_tensor* sink, const periplus_tensor* out, const periplus_tensor* lse) {
-  return interop::guarded([&] {
+  return interop::guarded({attention}, [&] {
     const auto view = [&](const periplus_tensor* tensor, const char* name) { return interop::view_of(tensor, name, attention->device); };
     attention->operation.forward({view(q, "q"), view(k, "k"), view(v, "v"), view(sink, "sink")}, {view(out, "out"), view(lse, "lse")});
   });
@@ -58,7 +58,7 @@ int periplus_attention_backward(periplus_attention* attention, const periplus_te
                                 const periplus_tensor* sink, const periplus_tensor* out, const periplus_tensor* lse,
                                 const periplus_tensor* dout, const periplus_tensor* dlse, const periplus_tensor* dq,
                                 const periplus_tensor* dk, const periplus_tensor* dv, const periplus_tensor* dsink) {
-  return interop::guarded([&] {
+  return interop::guarded({attention}, [&] {
     const auto view = [&](const periplus_tensor* tensor, const char* name) { return interop::view_of(tensor, name, attention->device); };
     attention->operation.backward({view(q, "q"), view(k, "k"), view(v, "v"), view(sink, "sink")}, {view(out, "out"), view(lse, "lse")},
                                   {view(dout, "dout"), view(dlse, "dlse")},

@@ -25,7 +25,7 @@ comm::TransportOptions options_of(double deadline_seconds) {
 }  // namespace
 
 int periplus_group_threads(int ranks, double deadline_seconds, periplus_group** groups) {
-  return interop::guarded([&] {
+  return interop::guarded({groups}, [&] {
     if (ranks < 1 || ranks > 1024) throw InvalidArgument(fmt::format("ranks: {} is not between 1 and 1024", ranks));
     std::vector<comm::Communicator> made = comm::make_thread_group(ranks, options_of(deadline_seconds));
     for (std::size_t rank = 0; rank < made.size(); ++rank) groups[rank] = new periplus_group{made[rank]};
@@ -33,12 +33,13 @@ int periplus_group_threads(int ranks, double deadline_seconds, periplus_group** 
 }
 
 int periplus_group_mpi(int fortran_handle, double deadline_seconds, periplus_group** group) {
-  return interop::guarded([&] { *group = new periplus_group{comm::make_mpi_communicator(fortran_handle, options_of(deadline_seconds))}; });
+  return interop::guarded({group},
+                          [&] { *group = new periplus_group{comm::make_mpi_communicator(fortran_handle, options_of(deadline_seconds))}; });
 }
 
 int periplus_group_tcp(int rank, int ranks, const char* host, periplus_share_port share_port, void* user, double deadline_seconds,
                        periplus_group** group) {
-  return interop::guarded([&] {
+  return interop::guarded({host, reinterpret_cast<const void*>(share_port), group}, [&] {
     const comm::TransportOptions options = options_of(deadline_seconds);
     const comm::TcpGroup meeting{.rank = rank,
                                  .size = ranks,
@@ -50,8 +51,9 @@ int periplus_group_tcp(int rank, int ranks, const char* host, periplus_share_por
 }
 
 int periplus_group_gpu(const periplus_group* processes, int device, double deadline_seconds, periplus_group** group) {
-  return interop::guarded(
-      [&] { *group = new periplus_group{comm::make_nccl_communicator(device, processes->communicator, options_of(deadline_seconds))}; });
+  return interop::guarded({processes, group}, [&] {
+    *group = new periplus_group{comm::make_nccl_communicator(device, processes->communicator, options_of(deadline_seconds))};
+  });
 }
 
 int periplus_group_rank(const periplus_group* group) { return group->communicator.rank(); }

@@ -27,6 +27,11 @@ int fail(const std::exception& error) noexcept {
   }
 }
 
+void require_given(std::initializer_list<const void*> pointers) {
+  if (std::ranges::find(pointers, nullptr) != pointers.end())
+    throw InvalidArgument("a handle, a spec, a name or the place of a result is NULL");
+}
+
 DType dtype_of(periplus_dtype dtype, const std::string& name) {
   if (dtype.lanes == 1 && dtype.code == kBfloat && dtype.bits == 16) return DType::bf16;
   if (dtype.lanes == 1 && dtype.code == kFloat) {
@@ -71,10 +76,14 @@ Stream stream_of(Device device, void* stream) {
 }
 
 void parse(launch::OptionTable& table, const char** options, std::int64_t count) {
+  if (count < 0 || (count > 0 && (options == nullptr || std::find(options, options + count, nullptr) != options + count)))
+    throw InvalidArgument(fmt::format("options: there are {} of them, or one is NULL", count));
   const std::vector<std::string> flags(options, options + count);
-  for (const char* const other : {"--help", "--json", "--config", "--set", "--dump-config"}) {
-    if (std::ranges::find(flags, other) != flags.end())
-      throw InvalidArgument(fmt::format("options: {} is for the command line; give flags and values only", other));
+  for (const std::string& flag : flags) {
+    const std::string name = flag.substr(0, flag.find('='));
+    for (const char* const other : {"--help", "-h", "--json", "--config", "--set", "--dump-config"}) {
+      if (name == other) throw InvalidArgument(fmt::format("options: {} is for the command line; give flags and values only", other));
+    }
   }
   table.parse(flags);
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <exception>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <vector>
@@ -22,10 +23,14 @@ namespace periplus::interop {
 /// Keeps the message for periplus_error() and returns the status. Call it in a handler.
 int fail(const std::exception& error) noexcept;
 
-/// Runs `body`; nothing escapes into C.
+/// Errors: InvalidArgument if one is NULL.
+void require_given(std::initializer_list<const void*> pointers);
+
+/// Runs `body` if none of the pointers that it needs is NULL; nothing escapes into C.
 template <class Body>
-int guarded(const Body& body) noexcept {
+int guarded(std::initializer_list<const void*> needed, const Body& body) noexcept {
   try {
+    require_given(needed);
     body();
     return PERIPLUS_OK;
   } catch (const std::exception& error) {

@@ -57,7 +57,7 @@ LinearAttentionOutputs outputs_of(const periplus_states& states, TensorView out)
 }  // namespace
 
 int periplus_linear_make(const periplus_group* group, const periplus_linear_spec* spec, periplus_linear** linear) {
-  return interop::guarded([&] {
+  return interop::guarded({group, spec, linear}, [&] {
     const Device device = interop::device_of(spec->device, "device");
     launch::OptionTable table(spec->delta_rule != 0 ? "apply delta_rule" : "apply linear_attention", "", "");
     launch::LinearSettings settings;
@@ -79,7 +79,7 @@ int64_t periplus_linear_rows(const periplus_linear* linear, int64_t* rows) {
 int periplus_linear_forward(periplus_linear* linear, const periplus_tensor* q, const periplus_tensor* k, const periplus_tensor* v,
                             const periplus_tensor* log_decay, const periplus_tensor* beta, const periplus_tensor* out,
                             periplus_states** states) {
-  return interop::guarded([&] {
+  return interop::guarded({linear, states}, [&] {
     const auto view = [&](const periplus_tensor* tensor, const char* name) {
       return interop::view_of(tensor, name, linear->memory.device());
     };
@@ -94,7 +94,7 @@ int periplus_linear_backward(periplus_linear* linear, const periplus_states* sta
                              const periplus_tensor* v, const periplus_tensor* log_decay, const periplus_tensor* beta,
                              const periplus_tensor* out, const periplus_tensor* dout, const periplus_tensor* dq, const periplus_tensor* dk,
                              const periplus_tensor* dv, const periplus_tensor* dlog_decay, const periplus_tensor* dbeta) {
-  return interop::guarded([&] {
+  return interop::guarded({linear, states}, [&] {
     const auto view = [&](const periplus_tensor* tensor, const char* name) {
       return interop::view_of(tensor, name, linear->memory.device());
     };

@@ -1,7 +1,8 @@
 /* Periplus from any language: groups of ranks, distributed softmax attention, linear attention and the delta rule.
  *
  * Every function that can fail returns a status; periplus_error() then tells why. Operations are collective: all ranks of their group make
- * the same ones and call them in the same order. A handle is used by one thread at a time. */
+ * the same ones and call them in the same order. A handle is used by one thread at a time. NULL is for what a comment says may be NULL, and
+ * for the functions that free. */
 #ifndef PERIPLUS_C_H
 #define PERIPLUS_C_H
 

@@ -54,6 +54,16 @@ int main(void) {
   require(periplus_attention_make(group, &spec, &other) == PERIPLUS_BAD_INPUT && other == NULL, "a strategy that is none is refused");
   require(strstr(periplus_error(), "rung") != NULL, "with its value");
 
+  spec.option_count = 2, spec.options = NULL;
+  require(periplus_attention_make(group, &spec, &other) == PERIPLUS_BAD_INPUT, "options that are not there are refused");
+  const char* file[] = {"--config=/dev/null"};
+  spec.option_count = 1, spec.options = file;
+  require(periplus_attention_make(group, &spec, &other) == PERIPLUS_BAD_INPUT && strstr(periplus_error(), "command line") != NULL,
+          "files are not read");
+  require(periplus_attention_make(NULL, &spec, &other) == PERIPLUS_BAD_INPUT, "a group that is NULL is refused");
+  require(periplus_attention_make(group, NULL, &other) == PERIPLUS_BAD_INPUT, "so is a spec");
+  require(periplus_attention_forward(NULL, &tq, &tk, &tv, NULL, &to, &tl) == PERIPLUS_BAD_INPUT, "and a plan");
+
   periplus_attention_free(attention);
   periplus_group_free(group);
   return failures;
