@@ -48,7 +48,8 @@ class Context:
 
     Registers an attention function under `name`, for attn_implementation. It takes packed rows (a batch of 1) without padding masks,
     dropout or caches, and hears from the model about grouped heads, scale, sliding windows, caps of scores and sinks. Only it sees other
-    ranks: tokens must not meet anywhere else in the model (state spaces, convolutions, attention of the model's own).
+    ranks: tokens must not meet anywhere else in the model (state spaces, convolutions, attention of the model's own, or losses of
+    a router, which then are those of a rank's tokens).
     """
 
     def __init__(self, group, **options):
@@ -71,8 +72,7 @@ class Context:
         following = torch.full_like(labels, IGNORED)
         following[:-1] = labels[1:]
         borders = torch.tensor(self._cu_seqlens, device=tokens.device)
-        lasts = borders[1:][borders[1:] > borders[:-1]] - 1
-        following[lasts] = IGNORED  # no document predicts the next one
+        following[borders[1:] - 1] = IGNORED  # no document predicts the next one
         everything = torch.arange(len(tokens), device=tokens.device)
         positions = everything - borders[torch.searchsorted(borders, everything, right=True) - 1]
         mine = torch.tensor(self.rows, dtype=torch.long, device=tokens.device)
