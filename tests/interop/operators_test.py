@@ -12,6 +12,7 @@ import numpy
 import reference
 
 import periplus
+from periplus._library import Handle
 
 CU_SEQLENS = [0, 5, 5, 38, 101]
 
@@ -65,6 +66,7 @@ class AttentionTest(unittest.TestCase):
     def test_masks_and_sinks(self):
         self.check(2, window=7)
         self.check(2, causal=False)
+        self.check(2, causal=False, window=(7, 3))
         self.check(3, sink=True)
 
     def test_types(self):
@@ -96,6 +98,26 @@ class AttentionTest(unittest.TestCase):
                          ("k.*other order", right.astype(">f4"))]:
             with self.assertRaisesRegex(periplus.InvalidArgument, words):
                 plan.forward(right, k, right)
+
+        pairs = numpy.zeros((4, 1, 8), [("one", "float32"), ("other", "float64")])
+        with self.assertRaisesRegex(periplus.InvalidArgument, "q.*multiples"):
+            periplus.Attention(group, [0, 4], 1, 8, dtype="f64").forward(pairs["other"], right, right)
+        with self.assertRaisesRegex(periplus.InvalidArgument, "decay 'some'"):
+            periplus.LinearAttention(group, [0, 4], 1, 8, decay="some")
+
+    def test_a_rank_that_does_not_come(self):
+        def rank(group):
+            if group.rank == 0:
+                periplus.Attention(group, [0, 64], 1, 8)
+
+        with self.assertRaisesRegex(periplus.Failure, "not finished after 0.2 s"):
+            periplus.run_threads(2, rank, deadline_seconds=0.2)
+
+    def test_handles_are_freed_once(self):
+        freed = []
+        handle = Handle(1, freed.append)
+        del handle
+        self.assertEqual(freed, [1])
 
     def test_a_rank_that_fails_ends_the_others(self):
         def rank(group):

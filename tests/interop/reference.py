@@ -4,7 +4,7 @@ import numpy
 
 
 def visible(cu_seqlens, causal=True, window=None):
-    """[tokens, tokens]: which query sees which key."""
+    """[tokens, tokens]: which query sees which key. window: of earlier keys, or (earlier, later)."""
     tokens = cu_seqlens[-1]
     document = numpy.searchsorted(cu_seqlens, numpy.arange(tokens), side="right")
     distance = numpy.arange(tokens)[:, None] - numpy.arange(tokens)[None, :]
@@ -12,7 +12,8 @@ def visible(cu_seqlens, causal=True, window=None):
     if causal:
         seen &= distance >= 0
     if window is not None:
-        seen &= distance <= window
+        left, right = window if isinstance(window, tuple) else (window, 0)
+        seen &= (distance <= left) & (distance >= -right)
     return seen
 
 

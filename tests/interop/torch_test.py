@@ -65,6 +65,25 @@ class TorchTest(unittest.TestCase):
         inputs.append(torch.randn(2, dtype=torch.float64, requires_grad=True))
         torch.autograd.gradcheck(lambda *tensors: periplus.torch.attention(plan, *tensors), inputs)
 
+    def test_strides_of_operands_and_gradients(self):
+        torch.manual_seed(5)
+        plan = periplus.Attention(periplus.Group.alone(), [0, 9], 2, 8, dtype="f64", lse_gradient=True)
+        linear = periplus.LinearAttention(periplus.Group.alone(), [0, 9], 2, 8, dtype="f64")
+        functions = [lambda *inputs: sum(part.sum() for part in periplus.torch.attention(plan, *inputs)),  # expands its gradient
+                     lambda *inputs: periplus.torch.linear_attention(linear, *inputs).sum()]
+        strided = [torch.randn(8, 2, 9, dtype=torch.float64).transpose(0, 2).requires_grad_() for _ in range(3)]
+        dense = [tensor.detach().contiguous().requires_grad_() for tensor in strided]
+        for function in functions:
+            gradients = [torch.autograd.grad(function(*inputs), inputs) for inputs in (strided, dense)]
+            torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+    def test_second_derivatives_are_refused(self):
+        plan = periplus.Attention(periplus.Group.alone(), [0, 9], 2, 8, dtype="f64")
+        q = torch.randn(9, 2, 8, dtype=torch.float64, requires_grad=True)
+        gradient, = torch.autograd.grad(periplus.torch.attention(plan, q, q, q).tanh().sum(), q, create_graph=True)
+        with self.assertRaisesRegex(RuntimeError, "differentiate twice"):
+            gradient.sum().backward()
+
     def test_an_expanded_sink(self):
         plan = periplus.Attention(periplus.Group.alone(), [0, 9], 2, 8, dtype="f64", sink=True)
         q, sink = torch.randn(9, 2, 8, dtype=torch.float64), torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -148,9 +167,13 @@ class TransformersTest(unittest.TestCase):
         torch.manual_seed(4)
         plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double()
         tokens = torch.randint(0, config.vocab_size, (CU_SEQLENS[-1],))
-        documents = [tokens[first:last].unsqueeze(0) for first, last in zip(CU_SEQLENS[:-1], CU_SEQLENS[1:])]
-        labels = sum(document.shape[1] - 1 for document in documents)
-        expected = sum(plain(document, labels=document).loss * (document.shape[1] - 1) for document in documents) / labels
+        labels = tokens.masked_fill(torch.arange(len(tokens)) % 5 == 4, -100)
+        expected, count = 0, 0
+        for first, last in zip(CU_SEQLENS[:-1], CU_SEQLENS[1:]):
+            own = labels[first:last].unsqueeze(0)
+            many = int((own[:, 1:] != -100).sum())
+            expected, count = expected + plain(tokens[first:last].unsqueeze(0), labels=own).loss * many, count + many
+        expected = expected / count
         expected.backward()
 
         def rank(group):
@@ -158,7 +181,8 @@ class TransformersTest(unittest.TestCase):
             own = copy.deepcopy(config)  # a model notes in it whose attention is its
             model = AutoModelForCausalLM.from_config(own, attn_implementation=context.name).double()
             model.load_state_dict(plain.state_dict())
-            loss = model(**context.shard(tokens, CU_SEQLENS)).loss
+            model(**context.shard(tokens, [0, 41, 61]))  # other documents before
+            loss = model(**context.shard(tokens, [0, *CU_SEQLENS, CU_SEQLENS[-1]], labels)).loss  # empty documents say nothing
             loss.backward()
             return loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
 
@@ -182,13 +206,32 @@ class TransformersTest(unittest.TestCase):
 
         self.check(MistralConfig(**self.sizes(sliding_window=9)), layout="contiguous", strategy="halo")
 
+    def test_gemma2_with_caps_scale_and_windows(self):
+        from transformers import Gemma2Config
+
+        self.check(Gemma2Config(**self.sizes(head_dim=8, sliding_window=9, query_pre_attn_scalar=5, attn_logit_softcapping=0.01)))
+
+    def test_attention_that_is_not_causal(self):
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        import periplus.transformers
+
+        context = periplus.transformers.Context(periplus.Group.alone())
+        context.shard(torch.zeros(7, dtype=torch.long))
+        q, k, v = (torch.randn(1, 2, 7, 8) for _ in range(3))
+        for window in (None, 3):
+            out, _ = ALL_ATTENTION_FUNCTIONS[context.name](torch.nn.Identity(), q, k, v, None, is_causal=False, sliding_window=window)
+            distance = (torch.arange(7)[:, None] - torch.arange(7)).abs()
+            scores = (q @ k.mT / 8**0.5).masked_fill(distance >= (window or 7), -torch.inf)
+            torch.testing.assert_close(out, (scores.softmax(3) @ v).transpose(1, 2))
+
     def test_qwen3(self):
         from transformers import Qwen3Config
 
         self.check(Qwen3Config(**self.sizes(head_dim=16)), layout="striped")
 
     def test_says_what_it_does_not_take(self):
-        from transformers import AutoModelForCausalLM, LlamaConfig
+        from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
         import periplus.transformers
 
@@ -200,6 +243,11 @@ class TransformersTest(unittest.TestCase):
         context.shard(tokens[0])
         with self.assertRaisesRegex(periplus.InvalidArgument, "1 row of 7"):
             model(tokens[:, :5])
+        with self.assertRaisesRegex(periplus.InvalidArgument, "2 rows of 7"):
+            model(tokens.expand(2, 7))
+        dropping = LlamaConfig(**self.sizes(attention_dropout=0.1))
+        with self.assertRaisesRegex(periplus.InvalidArgument, "dropout"):
+            AutoModelForCausalLM.from_config(dropping, attn_implementation=context.name).train()(tokens)
         mask = torch.ones_like(tokens)
         model(tokens, attention_mask=mask)
         mask[0, 0] = 0
@@ -210,6 +258,10 @@ class TransformersTest(unittest.TestCase):
         model.config.layer_types = ["full_attention", "linear_attention"]
         with self.assertRaisesRegex(periplus.InvalidArgument, "linear_attention"):
             model(tokens)
+        with self.assertRaisesRegex(periplus.InvalidArgument, "choose another layout"):
+            self.check(MistralConfig(**self.sizes(sliding_window=9)), layout="balanced")
+        with self.assertRaisesRegex(periplus.InvalidArgument, "end at 6, but there are 7"):
+            context.shard(tokens[0], [0, 6])
         with self.assertRaisesRegex(periplus.InvalidArgument, "rank 1 has none of the 1 tokens"):
             periplus.run_threads(2, lambda group: periplus.transformers.Context(group).shard(tokens[0, :1]))
 
