@@ -20,7 +20,7 @@ static periplus_tensor tensor(void* data, int dims, int64_t* shape) {
 
 int main(void) {
   int64_t borders[] = {0, 2}, shape[] = {2, 1, 8}, of_lse[] = {2, 1}, rows[2] = {-1, -1};
-  float q[16] = {0}, k[16] = {0}, v[16] = {0}, out[16], lse[2];
+  float before_q[24] = {0}, *q = before_q + 8, k[16] = {0}, v[16] = {0}, out[16], lse[2];
   const char* options[] = {"--strategy", "ring", "--scale", "1"};
   periplus_attention_spec spec = {.cu_seqlens = borders,
                                   .documents = 1,
@@ -49,6 +49,12 @@ int main(void) {
 
   require(periplus_attention_forward(attention, &tq, NULL, &tv, NULL, &to, &tl) == PERIPLUS_BAD_INPUT, "a missing operand is refused");
   require(strstr(periplus_error(), "k") != NULL, "by its name");
+  tq.ndim = 4;
+  require(periplus_attention_forward(attention, &tq, &tk, &tv, NULL, &to, &tl) == PERIPLUS_BAD_INPUT, "four dimensions are refused");
+  tq.ndim = 3, tq.device.device_type = 2;
+  require(periplus_attention_forward(attention, &tq, &tk, &tv, NULL, &to, &tl) == PERIPLUS_BAD_INPUT, "so is another device");
+  tq.device.device_type = 1, tq.data = q - 8, tq.byte_offset = 8 * sizeof(float), out[8] = 0;
+  require(periplus_attention_forward(attention, &tq, &tk, &tv, NULL, &to, &tl) == PERIPLUS_OK && fabsf(out[8] - 5) < 1e-5f, "byte_offset");
   options[1] = "rung";
   periplus_attention* other = NULL;
   require(periplus_attention_make(group, &spec, &other) == PERIPLUS_BAD_INPUT && other == NULL, "a strategy that is none is refused");

@@ -166,6 +166,17 @@ class LinearAttentionTest(unittest.TestCase):
         for decay in ("none", "scalar", "diagonal"):
             self.check(3, decay)
 
+    def test_variants(self):
+        q, k, v = abs(random(9, 2, 8)), abs(random(9, 2, 8, seed=1)), random(9, 2, 8, seed=2)
+        scores = numpy.einsum("qhd,khd->hqk", q, k)
+
+        def run(**options):
+            return periplus.LinearAttention(periplus.Group.alone(), [0, 9], 2, 8, dtype="f64", scale=1, **options).forward(q, k, v)[0]
+
+        numpy.testing.assert_allclose(run(bidirectional=True), numpy.einsum("hqk,khe->qhe", scores, v))
+        past = numpy.tril(scores)
+        numpy.testing.assert_allclose(run(normalise=True), numpy.einsum("hqk,khe->qhe", past / past.sum(2, keepdims=True), v), rtol=1e-5)
+
     def test_delta_rule(self):
         self.check(2, delta_rule=True)
         self.check(3, "scalar", delta_rule=True, keep_transitions=True)
