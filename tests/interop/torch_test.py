@@ -262,6 +262,9 @@ class TransformersTest(unittest.TestCase):
             self.check(MistralConfig(**self.sizes(sliding_window=9)), layout="balanced")
         with self.assertRaisesRegex(periplus.InvalidArgument, "end at 6, but there are 7"):
             context.shard(tokens[0], [0, 6])
+        context.shard(tokens[0])
+        with self.assertRaisesRegex(periplus.InvalidArgument, "has not come to attention"):
+            context.shard(tokens[0])
         with self.assertRaisesRegex(periplus.InvalidArgument, "rank 1 has none of the 1 tokens"):
             periplus.run_threads(2, lambda group: periplus.transformers.Context(group).shard(tokens[0, :1]))
 

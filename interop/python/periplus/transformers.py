@@ -57,6 +57,7 @@ class Context:
         number = next(_contexts)
         self.name = "periplus" if number == 0 else f"periplus_{number}"
         self.rows, self._cu_seqlens, self._plans = None, None, {}
+        self._waits = False  # for attention over what shard() returned last
         AttentionInterface.register(self.name, self._attend)
         AttentionMaskInterface.register(self.name, _padding)
 
@@ -64,7 +65,10 @@ class Context:
         """This rank's arguments for the model. tokens and labels [tokens]: the whole packed sequence, on every rank and on the device of
         the model; cu_seqlens: borders of its documents, by default one. labels are those of the tokens themselves, as transformers has
         them; by default the tokens. What layers recompute in backward (gradient checkpointing) they do with the latest documents, so
-        backward comes before the next shard."""
+        backward comes before the next shard. Errors: InvalidArgument also if the model has not asked for attention since the last call."""
+        if self._waits:
+            raise InvalidArgument("what shard() returned last has not come to attention: the model has none that others can compute, and its "
+                                  "results are those of each rank's tokens alone; or shard() was called twice before the model")
         self._take(cu_seqlens if cu_seqlens is not None else [0, len(tokens)], tokens.device)
         if self._cu_seqlens[-1] != len(tokens):
             raise InvalidArgument(f"cu_seqlens end at {self._cu_seqlens[-1]}, but there are {len(tokens)} tokens")
@@ -77,6 +81,7 @@ class Context:
         positions = everything - borders[torch.searchsorted(borders, everything, right=True) - 1]
         mine = torch.tensor(self.rows, dtype=torch.long, device=tokens.device)
         own = following[mine].unsqueeze(0)
+        self._waits = True
         return {
             "input_ids": tokens[mine].unsqueeze(0),
             "position_ids": positions[mine].unsqueeze(0),
@@ -106,8 +111,8 @@ class Context:
             self._plans[key] = plan
         return self._plans[key]
 
-    def _attend(self, module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None,
-                is_causal=None, s_aux=None, **more):
+    def _check(self, config, query, attention_mask, dropout, more):
+        """Refuses what would give other numbers than one rank has."""
         if self.rows is None:
             raise InvalidArgument("which tokens are whose is not known; give the model what context.shard() returns")
         if query.shape[0] != 1 or query.shape[2] != len(self.rows):
@@ -119,13 +124,17 @@ class Context:
         unknown = [name for name, value in more.items() if value is not None and value is not False and name not in _UNRELATED]
         if unknown:
             raise InvalidArgument(f"the model gives its attention {', '.join(unknown)}, which is not supported")
-        config = getattr(module, "config", None)
         layers = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
         if not _LAYERS.issuperset(layers):
             raise InvalidArgument(f"layers of type {', '.join(sorted(set(layers) - _LAYERS))} are not supported")
         limit = _longest_of_one_rotation(config)
         if limit is not None and self.group.size > 1 and any(b - a > limit for a, b in zip(self._cu_seqlens, self._cu_seqlens[1:])):
             raise InvalidArgument(f"rotary embeddings that are dynamic or longrope would differ between ranks beyond {limit} tokens")
+
+    def _attend(self, module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None,
+                is_causal=None, s_aux=None, **more):
+        self._check(getattr(module, "config", None), query, attention_mask, dropout, more)
+        self._waits = False
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         window = None if sliding_window is None else sliding_window - 1  # transformers counts the token itself
         plan = self._plan(heads=query.shape[1], head_size=query.shape[3], kv_heads=key.shape[1], value_size=value.shape[3],
