@@ -45,7 +45,8 @@ int periplus_group_tcp(int rank, int ranks, const char* host, periplus_share_por
                                  .size = ranks,
                                  .host = host,
                                  .share_port = [&](std::uint16_t own) { return share_port(own, user); },
-                                 .patience = options.deadline};
+                                 .patience = options.deadline,
+                                 .on_wait = [](const std::string& line) { fmt::print(stderr, "periplus: {}\n", line); }};
     *group = new periplus_group{comm::make_tcp_communicator(meeting, options)};
   });
 }

@@ -53,8 +53,8 @@ PERIPLUS_API int periplus_group_threads(int ranks, double deadline_seconds, peri
 /* Ranks of an MPI communicator, given as its Fortran handle (MPI_Comm_c2f); MPI has at least MPI_THREAD_FUNNELED. Collective. */
 PERIPLUS_API int periplus_group_mpi(int fortran_handle, double deadline_seconds, periplus_group** group);
 /* Processes that meet at rank 0, which others reach as `host`, and are joined by TCP. Rank 0 listens at a free port: share_port is called
- * once on every rank, with that port on rank 0 and 0 elsewhere, and returns rank 0's port on all of them, or 0 if it could not.
- * Collective. */
+ * once on every rank, with that port on rank 0 and 0 elsewhere, and returns rank 0's port on all of them, or 0 if it could not. A rank that
+ * waits long for others says on stderr for whom. Collective. */
 typedef uint16_t (*periplus_share_port)(uint16_t own, void* user);
 PERIPLUS_API int periplus_group_tcp(int rank, int ranks, const char* host, periplus_share_port share_port, void* user,
                                     double deadline_seconds, periplus_group** group);

@@ -41,7 +41,7 @@ void say(const std::string& line) {
   if (of_peer != nullptr && of_peer->cause() == AbortCause::invalid_argument) std::_Exit(kBadInput);  // that rank has spoken
   if (code == kBadInput) let_rank_zero_speak(place.rank, ranks);
   const std::string who = fmt::format("rank {} of {}: ", place.rank, place.size), message = message_of(error);
-  const std::string line = (message.starts_with(who) ? "" : who) + message;
+  const std::string line = (message.find(who) == std::string::npos ? who : "") + message;
   say("periplus: " + line);
   std::fflush(stdout);
   ranks.abort(line, code == kBadInput ? AbortCause::invalid_argument : AbortCause::failure);
@@ -97,8 +97,12 @@ void run_mpi_rank(const std::function<void(const Communicator&)>& body, const Tr
 }
 
 void run_tcp_rank(const TcpGroup& group, const std::function<void(const Communicator&)>& body, const TransportOptions& options) {
-  run_rank(
-      {group.rank, group.size, false}, [&] { return make_tcp_communicator(group, options); }, body);
+  const auto join = [&] {
+    TcpGroup telling = group;
+    if (!telling.on_wait) telling.on_wait = [](const std::string& line) { say("periplus: " + line); };
+    return make_tcp_communicator(telling, options);
+  };
+  run_rank({group.rank, group.size, false}, join, body);
 }
 
 int exit_code_of(const std::exception& error) {

@@ -18,7 +18,8 @@ namespace periplus::comm {
 /// Errors: BackendUnavailable without MPI in the build or if MPI offers no threads.
 void run_mpi_rank(const std::function<void(const Communicator&)>& body, const TransportOptions& options = {});
 
-/// The same without MPI, for processes of any launcher that meet at group.host and group.port.
+/// The same without MPI, for processes of any launcher that meet at group.host and group.port. Without group.on_wait a rank that waits long
+/// for others says on stderr for whom.
 void run_tcp_rank(const TcpGroup& group, const std::function<void(const Communicator&)>& body, const TransportOptions& options = {});
 
 /// 2 for InvalidArgument, 3 for everything else.

@@ -40,19 +40,25 @@ struct Place {
   std::uint64_t port = 0;
 };
 
-/// Runs what `start` begins until its handler is called. At `until` closes the socket, which calls the handler too.
-template <class SocketOrAcceptor, class Start>
-Code complete(asio::io_context& io, SocketOrAcceptor& socket, Clock::time_point until, Start start) {
+/// Runs what `start` begins until its handler is called. At `until` closes the socket, which calls the handler too. Before that calls
+/// `late`, and again at the time that it returns.
+template <class SocketOrAcceptor, class Start, class Late>
+Code complete(asio::io_context& io, SocketOrAcceptor& socket, Clock::time_point until, Start start, Late late) {
   std::optional<Code> result;
   start([&result](const Code& code, const auto&...) { result = code; });
   io.restart();
-  while (!result && Clock::now() < until) io.run_one_until(until);
+  while (!result && Clock::now() < until) io.run_one_until(std::min(until, late()));
   if (result) return *result;
   Code ignored;
   socket.close(ignored);
   io.restart();
   while (!result) io.run_one();
   return asio::error::timed_out;
+}
+
+template <class SocketOrAcceptor, class Start>
+Code complete(asio::io_context& io, SocketOrAcceptor& socket, Clock::time_point until, Start start) {
+  return complete(io, socket, until, start, [until] { return until; });
 }
 
 /// On all interfaces, by IPv6 and IPv4 where there is both.
@@ -82,8 +88,7 @@ Place place_of(const Socket& socket, std::uint64_t port) {
 
 class Meeting {
  public:
-  Meeting(asio::io_context& io, const TcpGroup& group, Clock::time_point until)
-      : group_(group), caller_(io, fmt::format("rank {} of {}", group.rank, group.size), until), acceptor_(io) {
+  Meeting(asio::io_context& io, const TcpGroup& group, Clock::time_point until) : group_(group), caller_(io, group, until), acceptor_(io) {
     for (int rank = 0; rank < group.size; ++rank) sockets_.emplace_back(io);
     const bool at_meeting_point = group.rank == 0 && group.store_key.empty() && !group.share_port;
     acceptor_ = listen(io, at_meeting_point ? group.port : 0, caller_);
@@ -177,6 +182,23 @@ class Meeting {
 
 }  // namespace
 
+Caller::Caller(asio::io_context& io, const TcpGroup& group, Clock::time_point until)
+    : io_(io),
+      group_(group),
+      who_(fmt::format("rank {} of {}", group.rank, group.size)),
+      until_(until),
+      word_after_(group.word_after),
+      word_at_(Clock::now() + word_after_) {}
+
+Clock::time_point Caller::say_if_late(const std::string& what) {
+  if (const Clock::time_point now = Clock::now(); now >= word_at_) {
+    if (group_.on_wait) group_.on_wait(fmt::format("tcp transport: {}: {}", who_, what));
+    word_after_ *= 2;
+    word_at_ = now + word_after_;
+  }
+  return word_at_;
+}
+
 void Caller::fail(const std::string& what, const std::string& why) const {
   throw CommError(fmt::format("tcp transport: {}: {}: {}", who_, what, why));
 }
@@ -187,6 +209,7 @@ Socket Caller::connect(const std::string& host, std::uint16_t port) {
   const std::array<Code, 3> may_pass = {asio::error::connection_refused, asio::error::host_unreachable,
                                         asio::error::host_not_found_try_again};
   while (true) {
+    say_if_late(what);
     Code code;
     asio::ip::tcp::resolver resolver(io_);
     const auto places = resolver.resolve(host, std::to_string(port), code);
@@ -214,7 +237,8 @@ void Caller::write(Socket& socket, const void* data, std::size_t bytes, const st
 
 std::optional<Socket> Caller::accept(Acceptor& acceptor, void* hello, std::size_t bytes, const std::string& what) {
   Socket socket(io_);
-  const Code code = complete(io_, acceptor, until_, [&](auto handler) { acceptor.async_accept(socket, handler); });
+  const Code code = complete(
+      io_, acceptor, until_, [&](auto handler) { acceptor.async_accept(socket, handler); }, [&] { return say_if_late(what); });
   if (code) fail(what, code == asio::error::timed_out ? fmt::format("not finished in time; {}", kDeadlineAdvice) : code.message());
   const Clock::time_point limit = std::min(until_, Clock::now() + kHelloLimit);
   if (complete(io_, socket, limit, [&](auto handler) { asio::async_read(socket, asio::buffer(hello, bytes), handler); })) return {};

@@ -19,7 +19,7 @@ using Clock = std::chrono::steady_clock;
 /// Blocking calls with an end: each throws CommError that names `who` and what it tried, at the latest at `until`.
 class Caller {
  public:
-  Caller(boost::asio::io_context& io, std::string who, Clock::time_point until) : io_(io), who_(std::move(who)), until_(until) {}
+  Caller(boost::asio::io_context& io, const TcpGroup& group, Clock::time_point until);
 
   /// Tries again while nobody listens there: rank 0 may start last.
   Socket connect(const std::string& host, std::uint16_t port);
@@ -31,9 +31,15 @@ class Caller {
   [[noreturn]] void fail(const std::string& what, const std::string& why) const;
 
  private:
+  /// Tells the program if it is time; returns when it will be next.
+  Clock::time_point say_if_late(const std::string& what);
+
   boost::asio::io_context& io_;
+  const TcpGroup& group_;
   const std::string who_;
   const Clock::time_point until_;
+  std::chrono::milliseconds word_after_;
+  Clock::time_point word_at_;
 };
 
 /// Connections to all other ranks; that of the own rank is closed.

@@ -225,6 +225,23 @@ TEST(TcpTransport, RanksMeetAtAPortThatTheProgramShares) {
     EXPECT_NE(error.find("port of rank 0"), std::string::npos) << error;
 }
 
+TEST(TcpTransport, TellsForWhomItStillWaits) {
+  TcpGroup group = group_of(2);
+  std::vector<std::string> lines;
+  group.on_wait = [&](const std::string& line) { lines.push_back(line); };
+  group.word_after = milliseconds(50), group.patience = milliseconds(400);
+  EXPECT_THROW(make_tcp_communicator(group), CommError);  // after 50, 150 and 350 ms
+  EXPECT_LE(lines.size(), 3u);
+  ASSERT_GE(lines.size(), 1u);
+  EXPECT_EQ(lines.front(), "tcp transport: rank 0 of 2: waiting at port " + std::to_string(group.port) + " for rank 1");
+  lines.clear();
+  group.rank = 1;
+  EXPECT_THROW(make_tcp_communicator(group), CommError);
+  EXPECT_LE(lines.size(), 3u);
+  ASSERT_GE(lines.size(), 1u);
+  EXPECT_NE(lines.front().find("rank 1 of 2: connecting to"), std::string::npos) << lines.front();
+}
+
 TEST(TcpTransport, SaysWhoIsMissing) {
   TcpGroup group = group_of(3);
   std::vector<std::string> errors(2);
