@@ -1,6 +1,7 @@
 // What a rank holds (algorithms.md 10.6, 10.7).
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "parallel/simulate/attention_time.h"
 #include "parallel/simulate/iteration.h"
@@ -66,23 +67,36 @@ double attention_elements(const Shape& shape) {
   return 2.0 * static_cast<double>(shape.q_size()) + 2.0 * static_cast<double>(shape.kv_size());
 }
 
-/// Bytes that a layer keeps for backward.
-double kept_bytes(const Shape& shape, const Training& training, const Share& share) {
+/// Bytes that a layer keeps for backward: `mixed` of what its attention made, `other` of the rest.
+struct KeptBytes {
+  double mixed = 0, other = 0;
+};
+
+KeptBytes kept_bytes(const Shape& shape, const Training& training, const Share& share) {
   const double whole = share.tokens * share.whole, split = share.tokens / training.tensor;
   const double lse = shape.score_bytes > 0 ? 0 : split * kF32 * shape.heads;
   switch (training.recompute) {
     case Recompute::none:
-      return whole * (shape.element_bytes * norm_elements(shape) + shape.mask_bytes * shape.hidden) +
-             split * shape.element_bytes * (attention_elements(shape) + ffn_elements(shape)) + lse +
-             share.scores * shape.score_bytes * shape.heads / training.tensor;
+      return {.other = whole * (shape.element_bytes * norm_elements(shape) + shape.mask_bytes * shape.hidden) +
+                       split * shape.element_bytes * (attention_elements(shape) + ffn_elements(shape)) + lse +
+                       share.scores * shape.score_bytes * shape.heads / training.tensor};
     case Recompute::but_hidden:
     case Recompute::but_attention:
-      return whole * shape.element_bytes * shape.hidden +
-             split * shape.element_bytes * (static_cast<double>(shape.q_size()) + hidden_elements(shape, training)) + lse;
+      return {.mixed = split * shape.element_bytes * static_cast<double>(shape.q_size()) + lse,
+              .other = whole * shape.element_bytes * shape.hidden + split * shape.element_bytes * hidden_elements(shape, training)};
     case Recompute::all:
-      return whole * shape.element_bytes * shape.hidden;
+      return {.other = whole * shape.element_bytes * shape.hidden};
   }
-  return 0;
+  return {};
+}
+
+/// Layers whose attention's results stay on the device where the host keeps the others': kinds of attention hold two each.
+double mixers_on_device(const Shape& shape) {
+  std::map<char, int> layers;
+  for (int layer = 0; layer < shape.layers; ++layer) ++layers[shape.letter_of(layer)];
+  double held = 0;
+  for (const auto& [letter, count] : layers) held += std::min(2, count);
+  return held;
 }
 
 /// What a layer at work needs beside what is kept: values that it has made again, and the gradients of one of its halves after the other,
@@ -106,9 +120,11 @@ Memory memory_of(const Shape& shape, const Training& training, double workspace)
   const Share share = share_of(training);
   Memory memory;
   memory.states = state_bytes(shape, training);
+  const KeptBytes kept = kept_bytes(shape, training, share);
   const double layers = training.checkpoints_on_host ? std::min(2, shape.layers) : shape.layers;  // one at work, one on its way
-  memory.checkpoints = training.in_flight * layers * kept_bytes(shape, training, share);
-  memory.host = training.in_flight * (shape.layers - layers) * kept_bytes(shape, training, share);
+  const double mixers = training.checkpoints_on_host ? mixers_on_device(shape) : shape.layers;
+  memory.checkpoints = training.in_flight * (layers * kept.other + mixers * kept.mixed);
+  memory.host = training.in_flight * ((shape.layers - layers) * kept.other + (shape.layers - mixers) * kept.mixed);
   if (training.optimizer_on_host) memory.host += training.optimizer_bytes * optimized_weights(shape, training);
   // The mask of the embedding's dropout; a stage also keeps what it sends on.
   const double sent = training.in_flight > 1 ? shape.element_bytes : 0;

@@ -372,6 +372,13 @@ TEST(MemoryOf, CountsWhatIsKept) {
   EXPECT_NEAR(memory_of(shape, training).host, shape.weights() * 12 / 2.0, 1);
   training.checkpoints_on_host = true, training.recompute = Recompute::all;
   EXPECT_NEAR(memory_of(shape, training).host, shape.weights() * 12 / 2.0 + all.checkpoints * (shape.layers - 2) / shape.layers, 1);
+  training.recompute = Recompute::but_attention;
+  const double input = 1000 * 64 * 2, mixed = 1000 * (64 * 2 + 4 * 4);
+  EXPECT_NEAR(memory_of(shape, training).checkpoints, 2 * input + 2 * mixed, 1);
+  Shape hybrid = shape;
+  hybrid.pattern = "SSL";  // each kind of attention holds two layers of its own
+  EXPECT_NEAR(memory_of(hybrid, training).checkpoints, 2 * input + 3 * mixed, 1);
+  EXPECT_NEAR(memory_of(hybrid, training).host, memory_of(shape, training).host - mixed, 1);
 }
 
 /// As Korthikanti et al. (arXiv 2205.05198) count a layer of Megatron in f16, dropout included: 34 bytes a token and hidden element, ten of
