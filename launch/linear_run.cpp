@@ -21,14 +21,8 @@ LocalLinear run_linear(const LinearAttentionProblem& problem, const LinearAttent
   LocalLinear local;
   local.out = Tensor(v.shape(), problem.dtype, memory);
   DistributedLinearAttention attention(problem, options, communicator, memory, nullptr, stream);
-  const Tensor incoming({attention.units(), problem.heads, problem.state_width()}, accumulator, memory);
-  LinearAttentionOutputs outputs{local.out, incoming};
-  const Tensor transitions({attention.transition_rows(), problem.heads, problem.element_width() - problem.state_width()}, accumulator,
-                           memory);
-  if (options.keep_transitions) outputs.transitions = transitions;
-  const Tensor following(incoming.shape(), accumulator, memory), normaliser({v.shape()[0], problem.heads, 1}, accumulator, memory);
-  if (problem.bidirectional) outputs.following = following;
-  if (problem.normalise) outputs.normaliser = normaliser;
+  const LinearAttentionStates states = attention.make_states(memory);
+  const LinearAttentionOutputs outputs = states.outputs(local.out);
   const auto seconds_of = [&](const auto& pass) { return seconds_of_pass(communicator, stream, pass); };
   local.forward_seconds = seconds_of([&] { attention.forward(inputs, outputs); });
 

@@ -222,7 +222,7 @@ plan::Plan& make_plan(const LinearAttentionProblem& problem, const LinearAttenti
 
 struct DistributedLinearAttention::State {
   LinearAttentionProblem problem;
-  std::int64_t units, transition_rows;
+  std::int64_t rows, units, transition_rows;
   bool keeps_transitions;
   PlannedPasses passes;
 
@@ -260,9 +260,9 @@ DistributedLinearAttention::DistributedLinearAttention(LinearAttentionProblem pr
   const auto make = [&](Pass pass, int of_rank) { return make_program(problem, options, pass, of_rank); };
   PlannedPasses passes("linear attention", problem.layout, {problem.digest(), options.digest()}, std::move(communicator), std::move(memory),
                        tracer, std::move(stream), make);
-  const std::int64_t units = std::ssize(Units(problem.layout).of_rank(rank));
-  const std::int64_t rows = options.keep_transitions ? gathered_units(Units(problem.layout), rank) : 0;
-  state_ = std::make_unique<State>(State{std::move(problem), units, rows, options.keep_transitions, std::move(passes)});
+  const std::int64_t rows = problem.layout.rows_of(rank), units = std::ssize(Units(problem.layout).of_rank(rank));
+  const std::int64_t transition_rows = options.keep_transitions ? gathered_units(Units(problem.layout), rank) : 0;
+  state_ = std::make_unique<State>(State{std::move(problem), rows, units, transition_rows, options.keep_transitions, std::move(passes)});
 }
 
 DistributedLinearAttention::~DistributedLinearAttention() = default;
@@ -272,6 +272,24 @@ DistributedLinearAttention& DistributedLinearAttention::operator=(DistributedLin
 const LinearAttentionProblem& DistributedLinearAttention::problem() const noexcept { return state_->problem; }
 std::int64_t DistributedLinearAttention::units() const noexcept { return state_->units; }
 std::int64_t DistributedLinearAttention::transition_rows() const noexcept { return state_->transition_rows; }
+LinearAttentionStates DistributedLinearAttention::make_states(const Memory& memory) const {
+  const LinearAttentionProblem& problem = state_->problem;
+  const DType accumulator = accumulator_of(problem.dtype);
+  const Extents of_units{units(), problem.heads, problem.state_width()};
+  LinearAttentionStates states;
+  states.incoming = Tensor(of_units, accumulator, memory);
+  if (state_->keeps_transitions)
+    states.transitions = Tensor({transition_rows(), problem.heads, problem.element_width() - problem.state_width()}, accumulator, memory);
+  if (problem.bidirectional) states.following = Tensor(of_units, accumulator, memory);
+  if (problem.normalise) states.normaliser = Tensor({state_->rows, problem.heads, 1}, accumulator, memory);
+  return states;
+}
+
+LinearAttentionOutputs LinearAttentionStates::outputs(TensorView out) const {
+  const auto view = [](const Tensor& tensor) { return tensor.empty() ? TensorView() : tensor.view(); };
+  return {out, incoming, view(transitions), view(following), view(normaliser)};
+}
+
 const plan::Program& DistributedLinearAttention::program(Pass pass) const { return state_->passes.program(pass); }
 AttentionStatistics DistributedLinearAttention::statistics() const noexcept { return state_->passes.statistics(); }
 

@@ -85,6 +85,11 @@ struct LinearAttentionOutputs {
   TensorView following = {};    ///< As incoming, of the tokens behind the units; empty unless problem.bidirectional
   TensorView normaliser = {};   ///< [rows, heads, 1], accumulator type: the divisors; empty unless problem.normalise
 };
+/// Memory of what forward leaves for backward beside out; empty tensors where there is nothing.
+struct LinearAttentionStates {
+  Tensor incoming, transitions, following, normaliser;
+  LinearAttentionOutputs outputs(TensorView out) const;
+};
 /// Dense. Neither these nor LinearAttentionOutputs may share memory with anything else.
 struct LinearAttentionGradients {
   TensorView dq, dk, dv;                   ///< As q, k, v, in storage type.
@@ -106,6 +111,7 @@ class DistributedLinearAttention {
   std::int64_t units() const noexcept;
   /// Rows of `transitions`: units of all ranks; 0 where none are gathered, or none are kept.
   std::int64_t transition_rows() const noexcept;
+  LinearAttentionStates make_states(const Memory& memory) const;
   void forward(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs);
   /// Needs what forward was given and its outputs as it left them (out only with a normaliser); nothing of forward is run again.
   void backward(const LinearAttentionInputs& inputs, const LinearAttentionOutputs& outputs, ConstTensorView dout,

@@ -1,3 +1,5 @@
+#include <memory>
+
 #include "interop/c/handles.h"
 #include "launch/linear_options.h"
 #include "parallel/linear_attention.h"
@@ -7,14 +9,12 @@ using namespace periplus;
 
 struct periplus_linear {
   DistributedLinearAttention operation;
-  LinearAttentionOptions how;
   Memory memory;
   int rank;
 };
 
-/// Those that LinearAttentionOutputs has beside out; empty where there are none.
 struct periplus_states {
-  Tensor incoming, transitions, following, normaliser;
+  LinearAttentionStates tensors;
 };
 
 namespace {
@@ -34,26 +34,6 @@ LinearAttentionProblem problem_of(const periplus_linear_spec& spec, const launch
   return problem;
 }
 
-periplus_states make_states(const periplus_linear& linear, std::int64_t rows) {
-  const LinearAttentionProblem& problem = linear.operation.problem();
-  const DType accumulator = accumulator_of(problem.dtype);
-  const Extents of_units{linear.operation.units(), problem.heads, problem.state_width()};
-  periplus_states states;
-  states.incoming = Tensor(of_units, accumulator, linear.memory);
-  if (linear.how.keep_transitions) {
-    states.transitions = Tensor({linear.operation.transition_rows(), problem.heads, problem.element_width() - problem.state_width()},
-                                accumulator, linear.memory);
-  }
-  if (problem.bidirectional) states.following = Tensor(of_units, accumulator, linear.memory);
-  if (problem.normalise) states.normaliser = Tensor({rows, problem.heads, 1}, accumulator, linear.memory);
-  return states;
-}
-
-LinearAttentionOutputs outputs_of(const periplus_states& states, TensorView out) {
-  const auto view = [](const Tensor& tensor) { return tensor.empty() ? TensorView() : tensor.view(); };
-  return {out, states.incoming, view(states.transitions), view(states.following), view(states.normaliser)};
-}
-
 }  // namespace
 
 int periplus_linear_make(const periplus_group* group, const periplus_linear_spec* spec, periplus_linear** linear) {
@@ -66,7 +46,6 @@ int periplus_linear_make(const periplus_group* group, const periplus_linear_spec
     const Memory memory(device);
     *linear = new periplus_linear{{problem_of(*spec, settings, group->communicator.size()), settings.how, group->communicator, memory,
                                    nullptr, interop::stream_of(device, spec->stream)},
-                                  settings.how,
                                   memory,
                                   group->communicator.rank()};
   });
@@ -83,9 +62,9 @@ int periplus_linear_forward(periplus_linear* linear, const periplus_tensor* q, c
     const auto view = [&](const periplus_tensor* tensor, const char* name) {
       return interop::view_of(tensor, name, linear->memory.device());
     };
-    auto kept = std::make_unique<periplus_states>(make_states(*linear, linear->operation.problem().layout.rows_of(linear->rank)));
+    auto kept = std::make_unique<periplus_states>(periplus_states{linear->operation.make_states(linear->memory)});
     linear->operation.forward({view(q, "q"), view(k, "k"), view(v, "v"), view(log_decay, "log_decay"), view(beta, "beta")},
-                              outputs_of(*kept, view(out, "out")));
+                              kept->tensors.outputs(view(out, "out")));
     *states = kept.release();
   });
 }
@@ -99,7 +78,7 @@ int periplus_linear_backward(periplus_linear* linear, const periplus_states* sta
       return interop::view_of(tensor, name, linear->memory.device());
     };
     linear->operation.backward({view(q, "q"), view(k, "k"), view(v, "v"), view(log_decay, "log_decay"), view(beta, "beta")},
-                               outputs_of(*states, view(out, "out")), view(dout, "dout"),
+                               states->tensors.outputs(view(out, "out")), view(dout, "dout"),
                                {view(dq, "dq"), view(dk, "dk"), view(dv, "dv"), view(dlog_decay, "dlog_decay"), view(dbeta, "dbeta")});
   });
 }
