@@ -35,17 +35,10 @@ struct Launched {
 
 /// The process manager that MPI_Init would talk to, if there is one.
 std::optional<Launched> mpi_launcher(const Environment& environment) {
-  struct Names {
-    const char *by, *rank, *size;
-  };
-  // srun tells the world size of a PMIx job only in its own variable.
-  constexpr Names kKnown[] = {{"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
-                              {"the process manager", "PMI_RANK", "PMI_SIZE"},
-                              {"srun", "PMIX_RANK", "SLURM_STEP_NUM_TASKS"}};
-  for (const Names& names : kKnown) {
-    const auto rank = number_in(environment, names.rank);
-    const auto size = number_in(environment, names.size);
-    if (rank && size) return Launched{names.by, *rank, *size};
+  for (const comm::ProcessManager& manager : comm::kProcessManagers) {
+    const auto rank = number_in(environment, manager.rank);
+    const auto size = number_in(environment, manager.size);
+    if (rank && size) return Launched{manager.name, *rank, *size};
   }
   return std::nullopt;
 }

@@ -8,12 +8,19 @@
 #include "launch/devices.h"
 #include "launch/options.h"
 #include "runtime/comm/communicator.h"
+#include "runtime/comm/process_ranks.h"
 #include "runtime/comm/tcp_transport.h"
 
 namespace periplus::launch {
 
 /// Exit codes of every command. 75 (EX_TEMPFAIL) tells a scheduler to start the same command again with --resume.
-enum ExitCode : int { kOk = 0, kFailedCheck = 1, kBadInput = 2, kRuntimeFailure = 3, kStoppedByRequest = 75 };
+enum ExitCode : int {
+  kOk = 0,
+  kFailedCheck = 1,
+  kBadInput = comm::kBadInputCode,
+  kRuntimeFailure = comm::kFailureCode,
+  kStoppedByRequest = 75
+};
 
 struct RankOptions {
   int ranks = 0;  ///< 0: one, or as many as were launched.

@@ -45,8 +45,7 @@ int periplus_group_tcp(int rank, int ranks, const char* host, periplus_share_por
                                  .size = ranks,
                                  .host = host,
                                  .share_port = [&](std::uint16_t own) { return share_port(own, user); },
-                                 .patience = options.deadline,
-                                 .on_wait = [](const std::string& line) { fmt::print(stderr, "periplus: {}\n", line); }};
+                                 .patience = options.deadline};
     *group = new periplus_group{comm::make_tcp_communicator(meeting, options)};
   });
 }

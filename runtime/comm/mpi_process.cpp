@@ -10,8 +10,8 @@
 namespace periplus::comm {
 
 int announced_mpi_rank() {
-  for (const char* const name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"}) {
-    if (const char* const rank = std::getenv(name)) return std::atoi(rank);
+  for (const ProcessManager& manager : kProcessManagers) {
+    if (const char* const rank = std::getenv(manager.rank)) return std::atoi(rank);
   }
   return -1;
 }

@@ -21,8 +21,6 @@
 namespace periplus::comm {
 namespace {
 
-constexpr int kBadInput = 2, kRuntimeFailure = 3;
-
 struct Place {
   int rank, size;
   bool mpi;
@@ -38,13 +36,13 @@ void say(const std::string& line) {
 [[noreturn]] void end_failed_rank(const std::exception& error, const Place& place, const Communicator& ranks) {
   const int code = exit_code_of(error);
   const auto* const of_peer = dynamic_cast<const AbortedByPeer*>(&error);
-  if (of_peer != nullptr && of_peer->cause() == AbortCause::invalid_argument) std::_Exit(kBadInput);  // that rank has spoken
-  if (code == kBadInput) let_rank_zero_speak(place.rank, ranks);
+  if (of_peer != nullptr && of_peer->cause() == AbortCause::invalid_argument) std::_Exit(kBadInputCode);  // that rank has spoken
+  if (code == kBadInputCode) let_rank_zero_speak(place.rank, ranks);
   const std::string who = fmt::format("rank {} of {}: ", place.rank, place.size), message = message_of(error);
   const std::string line = (message.find(who) == std::string::npos ? who : "") + message;
   say("periplus: " + line);
   std::fflush(stdout);
-  ranks.abort(line, code == kBadInput ? AbortCause::invalid_argument : AbortCause::failure);
+  ranks.abort(line, code == kBadInputCode ? AbortCause::invalid_argument : AbortCause::failure);
   if (!place.mpi || dynamic_cast<const CommError*>(&error) != nullptr) std::_Exit(code);
   abort_mpi(code);
 }
@@ -63,7 +61,7 @@ class MpiWatch {
             return;
           const std::string who = rank >= 0 ? fmt::format("rank {}: ", rank) : "";
           say(fmt::format("periplus: {}{} has not finished after {} s; {}", who, call, seconds, kDeadlineAdvice));
-          std::_Exit(kRuntimeFailure);
+          std::_Exit(kFailureCode);
         }) {}
 
  private:
@@ -97,16 +95,12 @@ void run_mpi_rank(const std::function<void(const Communicator&)>& body, const Tr
 }
 
 void run_tcp_rank(const TcpGroup& group, const std::function<void(const Communicator&)>& body, const TransportOptions& options) {
-  const auto join = [&] {
-    TcpGroup telling = group;
-    if (!telling.on_wait) telling.on_wait = [](const std::string& line) { say("periplus: " + line); };
-    return make_tcp_communicator(telling, options);
-  };
-  run_rank({group.rank, group.size, false}, join, body);
+  run_rank(
+      {group.rank, group.size, false}, [&] { return make_tcp_communicator(group, options); }, body);
 }
 
 int exit_code_of(const std::exception& error) {
-  return dynamic_cast<const InvalidArgument*>(&error) != nullptr ? kBadInput : kRuntimeFailure;
+  return dynamic_cast<const InvalidArgument*>(&error) != nullptr ? kBadInputCode : kFailureCode;
 }
 
 std::string message_of(const std::exception& error) {
@@ -128,7 +122,7 @@ void let_rank_zero_speak(int rank, const Communicator& ranks) {
       ranks.progress();
       ranks.throw_if_failed();
     } catch (const CommError&) {
-      std::_Exit(kBadInput);  // rank 0 has spoken, and nobody else ends this process
+      std::_Exit(kBadInputCode);  // rank 0 has spoken, and nobody else ends this process
     }
   }
 }

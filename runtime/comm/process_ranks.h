@@ -18,11 +18,11 @@ namespace periplus::comm {
 /// Errors: BackendUnavailable without MPI in the build or if MPI offers no threads.
 void run_mpi_rank(const std::function<void(const Communicator&)>& body, const TransportOptions& options = {});
 
-/// The same without MPI, for processes of any launcher that meet at group.host and group.port. Without group.on_wait a rank that waits long
-/// for others says on stderr for whom.
+/// The same without MPI, for processes of any launcher that meet at group.host and group.port.
 void run_tcp_rank(const TcpGroup& group, const std::function<void(const Communicator&)>& body, const TransportOptions& options = {});
 
-/// 2 for InvalidArgument, 3 for everything else.
+inline constexpr int kBadInputCode = 2, kFailureCode = 3;
+/// kBadInputCode for InvalidArgument, kFailureCode for everything else.
 int exit_code_of(const std::exception& error);
 /// What to tell a person: the standard library's exceptions say little, and what a message quotes of a file must not control the terminal.
 std::string message_of(const std::exception& error);

@@ -192,7 +192,8 @@ Caller::Caller(asio::io_context& io, const TcpGroup& group, Clock::time_point un
 
 Clock::time_point Caller::say_if_late(const std::string& what) {
   if (const Clock::time_point now = Clock::now(); now >= word_at_) {
-    if (group_.on_wait) group_.on_wait(fmt::format("tcp transport: {}: {}", who_, what));
+    const std::string line = fmt::format("tcp transport: {}: {}", who_, what);
+    group_.on_wait ? group_.on_wait(line) : fmt::print(stderr, "periplus: {}\n", line);
     word_after_ *= 2;
     word_at_ = now + word_after_;
   }

@@ -23,7 +23,7 @@ struct TcpGroup {
   /// elsewhere; returns rank 0's port on all of them, or 0 if it cannot.
   std::function<std::uint16_t(std::uint16_t own)> share_port{};
   std::chrono::milliseconds patience{120'000};  ///< Longest time until all ranks have come.
-  /// Told, after `word_after` and then after twice the time each, for whom this rank still waits.
+  /// Told, after `word_after` and then after twice the time each, for whom this rank still waits. By default stderr has it.
   std::function<void(const std::string&)> on_wait{};
   std::chrono::milliseconds word_after{10'000};
 };
