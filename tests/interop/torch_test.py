@@ -265,6 +265,10 @@ class TransformersTest(unittest.TestCase):
         context.shard(tokens[0])
         with self.assertRaisesRegex(periplus.InvalidArgument, "has not come to attention"):
             context.shard(tokens[0])
+        fresh = periplus.transformers.Context(periplus.Group.alone())
+        for _ in range(2):  # what was refused is not taken for known the second time
+            with self.assertRaisesRegex(periplus.InvalidArgument, "has none of the 0 tokens"):
+                fresh.shard(tokens[0, :0])
         with self.assertRaisesRegex(periplus.InvalidArgument, "rank 1 has none of the 1 tokens"):
             periplus.run_threads(2, lambda group: periplus.transformers.Context(group).shard(tokens[0, :1]))
 

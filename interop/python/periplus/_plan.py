@@ -3,7 +3,6 @@
 import ctypes
 
 
-
 def flags(options):
     """{"window": (64, 0), "full": True} -> ["--window", "64,0", "--full"]"""
     words = []
@@ -40,5 +39,3 @@ def rows_of(pointer, function):
     rows = (ctypes.c_int64 * function(pointer, None))()
     function(pointer, rows)
     return list(rows)
-
-

@@ -95,12 +95,12 @@ class Context:
         borders = [int(border) for border in cu_seqlens]
         if borders == self._cu_seqlens:
             return
-        self._cu_seqlens, self._plans = borders, {}
         # A ring takes every layout; which rows are whose does not depend on the strategy.
         layout = {name: value for name, value in self.options.items() if name == "layout"}
-        self.rows = Attention(self.group, borders, 1, 8, device=device, strategy="ring", **layout).rows
-        if not self.rows:
+        rows = Attention(self.group, borders, 1, 8, device=device, strategy="ring", **layout).rows
+        if not rows:
             raise InvalidArgument(f"rank {self.group.rank} has none of the {borders[-1]} tokens; models need one on every rank")
+        self.rows, self._cu_seqlens, self._plans = rows, borders, {}
 
     def _plan(self, **what):
         key = tuple(what.items())
