@@ -3,7 +3,6 @@
 #include <fstream>
 #include <limits>
 #include <sstream>
-#include <string_view>
 #include <type_traits>
 
 #include <fmt/format.h>
@@ -27,7 +26,6 @@ bool belongs_before(const std::string& line, std::int64_t last_step) {
 }
 
 constexpr const char* kValidationLoss = "validation_loss";  // of the steps that have one
-constexpr std::string_view kLineEnd = "\n";
 constexpr double kAny = std::numeric_limits<double>::lowest();
 
 /// value(key, number, least that training writes) for all values of a line.
@@ -57,10 +55,6 @@ bool read_number(const nlohmann::json& value, double least, Number& number) {
   if (!fits || value.get<double>() < least || value.get<double>() > kLargest) return false;
   number = value.get<Number>();
   return true;
-}
-
-void require_written(const std::ios& file, const fs::path& path) {
-  if (!file) throw_system_error("append", path);
 }
 
 }  // namespace
@@ -109,15 +103,8 @@ MetricsFile::MetricsFile(const fs::path& run_directory, std::int64_t last_step) 
 
 void MetricsFile::append(const StepMetrics& metrics) {
   std::ofstream file(path_, std::ios::app);
-  file << to_json_line(metrics) << kLineEnd << std::flush;
-  require_written(file, path_);
-}
-
-void MetricsFile::append_validation_loss(double validation_loss) {
-  std::fstream file(path_, std::ios::in | std::ios::out);
-  file.seekp(-static_cast<std::streamoff>(1 + kLineEnd.size()), std::ios::end);
-  file << fmt::format(",\"{}\":{}}}", kValidationLoss, nlohmann::json(validation_loss).dump()) << kLineEnd << std::flush;
-  require_written(file, path_);
+  file << to_json_line(metrics) << '\n' << std::flush;
+  if (!file) throw_system_error("append", path_);
 }
 
 void MetricsFile::amend(std::int64_t step, double validation_loss) {

@@ -24,8 +24,6 @@ class MetricsFile {
   MetricsFile(const std::filesystem::path& run_directory, std::int64_t last_step);
   /// Appends a line; DeviceError if it cannot be written.
   void append(const StepMetrics& metrics);
-  /// Adds it to the line that was appended last; DeviceError if that cannot be written.
-  void append_validation_loss(double validation_loss);
   /// Writes the validation loss of a step into its line, if there is one.
   void amend(std::int64_t step, double validation_loss);
 

@@ -321,7 +321,7 @@ class Run {
 
   void report(const StepMetrics& metrics) {
     on_rank0(communicator_, [&] {
-      if (metrics.validation_loss) metrics_file_->append_validation_loss(*metrics.validation_loss);
+      if (metrics.validation_loss) metrics_file_->amend(metrics.step, *metrics.validation_loss);
       if (options_.on_step) options_.on_step(metrics);
     });
   }

@@ -46,16 +46,12 @@ TEST_F(Metrics, SayWhyALineCannotBeWritten) {
   MetricsFile file(folder_.path() / "run", 0);
   file.append({.step = 1});
   std::filesystem::remove_all(folder_.path() / "run");
-  const auto expect_reason = [](const auto& write) {
-    try {
-      write();
-      FAIL() << "wrote into a folder that is gone";
-    } catch (const DeviceError& error) {
-      EXPECT_NE(std::string(error.what()).find("metrics.jsonl: No such file or directory"), std::string::npos) << error.what();
-    }
-  };
-  expect_reason([&] { file.append({.step = 2}); });
-  expect_reason([&] { file.append_validation_loss(0.5); });
+  try {
+    file.append({.step = 2});
+    FAIL() << "wrote into a folder that is gone";
+  } catch (const DeviceError& error) {
+    EXPECT_NE(std::string(error.what()).find("metrics.jsonl: No such file or directory"), std::string::npos) << error.what();
+  }
 }
 
 TEST_F(Metrics, RefuseWhatTrainingDoesNotWrite) {
