@@ -69,14 +69,15 @@ SharePort = ctypes.CFUNCTYPE(ctypes.c_uint16, ctypes.c_uint16, ctypes.c_void_p)
 
 
 def _find():
-    """PERIPLUS_LIBRARY, or where an installation has it, or in a build of the source tree around this file."""
+    """PERIPLUS_LIBRARY, or where pip or an installation has it, or in a build of the source tree around this file."""
     if os.environ.get("PERIPLUS_LIBRARY"):
         return os.environ["PERIPLUS_LIBRARY"]
-    root = pathlib.Path(__file__).resolve().parents[3]
-    for place in (root / NAME, *(root / "build" / preset / "interop" / NAME for preset in ("cuda", "cpu-release"))):
+    folder = pathlib.Path(__file__).resolve().parent
+    root = folder.parents[2]
+    for place in (folder / NAME, root / NAME, *(root / "build" / preset / "interop" / NAME for preset in ("cuda", "cpu-release"))):
         if place.exists():
             return str(place)
-    raise ImportError(f"{NAME} is neither in {root} nor in a build folder there; build it, or set PERIPLUS_LIBRARY to its path")
+    raise ImportError(f"{NAME} is neither in {folder} or {root} nor in a build folder there; build it, or set PERIPLUS_LIBRARY to its path")
 
 
 def _load():
