@@ -4,9 +4,9 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "launch/bytes_text.h"
 #include "launch/commands.h"
 #include "launch/descriptions.h"
-#include "launch/progress.h"
 #include "launch/ranks.h"
 #include "parallel/simulate/estimate.h"
 #include "runtime/error.h"
@@ -41,9 +41,9 @@ nlohmann::ordered_json to_json(const simulate::Shape& shape, const simulate::Mac
                        : shape.pattern.find('S') == std::string::npos ? c.training.linear.strategy
                                                                       : c.training.attention.strategy},
           {"head_ranks", c.training.attention.head_ranks},
-          {"context", c.training.context},
+          {"ranks", c.training.context},
           {"replicas", c.training.replicas},
-          {"zero", c.training.zero},
+          {"zero_stage", c.training.zero},
           {"recompute", to_string(c.training.recompute)},
           {"offload_activations", c.training.checkpoints_on_host},
           {"offload_optimizer", c.training.optimizer_on_host},
@@ -70,12 +70,12 @@ int estimate_command(Arguments arguments) {
              .target = &kernels,
              .value = "NAME|FILE",
              .help = "Kernels as in examples/kernels; empty: those of the machine's file."});
-  table.add({.flag = "context", .target = &options.tokens, .value = "N", .help = "Tokens of a sequence.", .least = 1});
+  table.add({.flag = "context", .target = &options.tokens, .value = "N", .help = "Tokens of a sequence; needed.", .least = 1});
   table.add({.flag = "devices", .target = &options.devices, .value = "N", .help = "Devices; 0: all of the machine.", .least = 0});
   table.add({.flag = "micro-batches", .target = &options.micro_batches, .value = "N", .help = "Of an iteration.", .least = 1});
   table.parse(arguments);
   if (answered(table)) return kOk;
-  if (!table.given("context")) throw InvalidArgument("estimate: --context N is missing: tokens of a sequence");
+  if (!table.given("context")) throw InvalidArgument("--context N is missing: tokens of a sequence");
   const simulate::Shape shape = load_shape(model);
   const simulate::Machine machine = load_simulated_machine(machine_name, kernels);
   const simulate::Estimate estimate = simulate::estimate(shape, machine, options);
@@ -86,7 +86,7 @@ int estimate_command(Arguments arguments) {
   if (estimate.candidates.empty()) {
     say(table, fmt::format("{} with {} tokens does not fit {}", shape.name, options.tokens, machine.name));
   } else {
-    say(table, fmt::format("{:<20} {:>7} {:>8} {:>5} {:<13} {:<13} {:>10} {:>11} {:>7} {:>10} {:>8}", "strategy", "context", "replicas",
+    say(table, fmt::format("{:<20} {:>7} {:>8} {:>5} {:<13} {:<13} {:>10} {:>11} {:>7} {:>10} {:>8}", "strategy", "ranks", "replicas",
                            "ZeRO", "recompute", "on host", "s / step", "tokens/s", "MFU %", "memory", "waits %"));
   }
   for (const Candidate& candidate : estimate.candidates) {

@@ -5,13 +5,13 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/attention_options.h"
+#include "launch/bytes_text.h"
 #include "launch/commands.h"
 #include "launch/compare_run.h"
 #include "launch/descriptions.h"
 #include "launch/exam/report.h"
 #include "launch/linear_options.h"
 #include "launch/paths.h"
-#include "launch/progress.h"
 #include "launch/ranks.h"
 #include "parallel/simulate/iteration.h"
 #include "runtime/error.h"
@@ -44,19 +44,27 @@ void add_options(OptionTable& table, Options& o) {
              .target = &o.kernels,
              .value = "NAME|FILE",
              .help = "Kernels as in examples/kernels; empty: those of the machine's file."});
-  table.add({.flag = "tokens", .target = &o.training.tokens, .value = "N", .help = "Tokens of a micro-batch of one replica.", .least = 1});
+  table.add({.flag = "tokens",
+             .target = &o.training.tokens,
+             .value = "N",
+             .help = "Tokens of a micro-batch of one replica; needed unless --documents says them.",
+             .least = 1});
   table.add({.flag = "documents",
              .target = &o.training.documents,
              .value = "A,B,...",
              .help = "Lengths that it is packed of; none: one document.",
              .least = 0});
-  table.add({.flag = "context",
+  table.add({.flag = "ranks",
              .target = &o.training.context,
              .value = "N",
              .help = "Ranks that share a sequence.",
              .least = 1,
              .most = simulate::kMostContext});
-  table.add({.flag = "replicas", .target = &o.training.replicas, .value = "N", .help = "Groups of such ranks.", .least = 1});
+  table.add({.flag = "replicas",
+             .target = &o.training.replicas,
+             .value = "N",
+             .help = "Groups of such ranks, each with a sequence of its own.",
+             .least = 1});
   table.add({.flag = "tensor",
              .target = &o.training.tensor,
              .value = "N",
@@ -82,10 +90,10 @@ void add_options(OptionTable& table, Options& o) {
              .choices = linear_strategy_names()});
   table.add(
       {.flag = "recompute", .target = &o.recompute, .value = "NAME", .help = "What backward runs again:", .choices = recompute_names()});
-  table.add({.flag = "zero", .target = &o.training.zero, .value = "N", .help = "ZeRO stage.", .least = 0, .most = 3});
+  table.add({.flag = "zero-stage", .target = &o.training.zero, .value = "N", .help = "ZeRO stage.", .least = 0, .most = 3});
   table.add(
-      {.flag = "optimizer-on-host", .target = &o.training.optimizer_on_host, .help = "Master weights and moments take no device memory."});
-  table.add({.flag = "checkpoints-on-host",
+      {.flag = "offload-optimizer", .target = &o.training.optimizer_on_host, .help = "Master weights and moments take no device memory."});
+  table.add({.flag = "offload-activations",
              .target = &o.training.checkpoints_on_host,
              .help = "What layers keep for backward goes to the host."});
   table.add({.flag = "tiled-ffn", .target = &o.training.tiled_ffn, .help = "The feed-forward part runs in tiles of rows."});
@@ -146,7 +154,7 @@ nlohmann::ordered_json to_json(const simulate::Machine& machine, const Training&
 void require_alone(const OptionTable& table, std::string_view mode, std::initializer_list<std::string_view> allowed) {
   for (const std::string& flag : table.given_flags()) {
     if (flag == mode || flag == "json" || std::ranges::find(allowed, flag) != allowed.end()) continue;
-    throw InvalidArgument(fmt::format("simulate: --{} has no effect with --{}; leave one out", flag, mode));
+    throw InvalidArgument(fmt::format("--{} has no effect with --{}; leave one out", flag, mode));
   }
 }
 
@@ -154,7 +162,7 @@ void require_alone(const OptionTable& table, std::string_view mode, std::initial
 
 int simulate_command(Arguments arguments) {
   OptionTable table("simulate", "a training step on a machine that need not be there",
-                    "periplus simulate --model llama3-8b --machine h100x8 --tokens 65536 --context 8 [options]");
+                    "periplus simulate --model llama3-8b --machine h100x8 --tokens 65536 --ranks 8 [options]");
   Options options;
   add_options(table, options);
   table.add({.flag = "reproduce",
@@ -176,8 +184,9 @@ int simulate_command(Arguments arguments) {
   if (!options.trace.empty()) check_output_file("trace", options.trace);
   if (table.given("reproduce")) return exam::run_exam(table, options.reproduce, options.picture);
   if (table.given("compare")) return compare_with_run(table, options.compare, load_simulated_machine(options.machine, options.kernels));
-  if (table.given("picture")) throw InvalidArgument("simulate: --picture goes with --reproduce");
-  if (!table.given("tokens") && !table.given("documents")) throw InvalidArgument("simulate: --tokens N or --documents A,B,... is missing");
+  if (table.given("picture")) throw InvalidArgument("--picture goes with --reproduce");
+  if (!table.given("tokens") && !table.given("documents"))
+    throw InvalidArgument("--tokens N or --documents A,B,... is missing: what a step trains on");
   options.training.layout = layout_kind_from_string(options.layout);
   options.training.recompute = *std::ranges::find(simulate::kRecomputes, options.recompute, simulate::to_string);
   if (options.training.tokens == 0) {
@@ -185,11 +194,10 @@ int simulate_command(Arguments arguments) {
   }
   const simulate::Shape shape = load_shape(options.model);
   if (table.given("linear-strategy") && shape.pattern.find('L') == std::string::npos)
-    throw InvalidArgument(fmt::format("simulate: {} has no linear layers; leave --linear-strategy out", shape.name));
+    throw InvalidArgument(fmt::format("{} has no linear layers; leave --linear-strategy out", shape.name));
   const simulate::Machine machine = load_simulated_machine(options.machine, options.kernels);
   if (options.training.checkpoints_on_host && machine.host_bytes_per_second <= 0)
-    throw InvalidArgument(
-        fmt::format("simulate: machine {} has no links.host_bytes_per_second, so nothing can go to the host", machine.name));
+    throw InvalidArgument(fmt::format("machine {} has no links.host_bytes_per_second, so nothing can go to the host", machine.name));
   const Iteration iteration = simulate::simulate_iteration(shape, machine, options.training);
   show(table, machine, options.training, iteration);
   if (!options.trace.empty()) {

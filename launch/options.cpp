@@ -1,6 +1,7 @@
 #include "launch/options.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 
 #include <boost/program_options.hpp>
@@ -227,7 +228,8 @@ std::string OptionTable::help() const {
     }
     if (!option.key.empty()) {
       page += fmt::format(" [{} = {}]", option.key, row.default_text);
-    } else if (!is_switch(option) && !is_list(option) && row.default_text != "\"\"") {
+    } else if (!is_switch(option) && !is_list(option) && row.default_text != "\"\"" &&
+               !(std::atof(row.default_text.c_str()) < option.least)) {
       page += fmt::format(" Default: {}.", row.default_text);
     }
     page += "\n";

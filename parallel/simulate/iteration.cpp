@@ -25,10 +25,10 @@ void check(const Shape& shape, const Machine& machine, const Training& training)
   check(machine);
   if (training.tokens < 1) refuse(fmt::format("{} tokens; give at least one", training.tokens));
   if (training.context < 1 || training.replicas < 1 || training.tensor < 1 || training.micro_batches < 1)
-    refuse(fmt::format("context {}, replicas {}, tensor {}, micro-batches {}: each must be at least 1", training.context, training.replicas,
+    refuse(fmt::format("ranks {}, replicas {}, tensor {}, micro-batches {}: each must be at least 1", training.context, training.replicas,
                        training.tensor, training.micro_batches));
   if (training.devices() > machine.devices)
-    refuse(fmt::format("{} devices (context {} x replicas {} x tensor {}): machine {} has {}", training.devices(), training.context,
+    refuse(fmt::format("{} devices (ranks {} x replicas {} x tensor {}): machine {} has {}", training.devices(), training.context,
                        training.replicas, training.tensor, machine.name, machine.devices));
   if (training.zero < 0 || training.zero > 3) refuse(fmt::format("ZeRO stage {}; there are 0, 1, 2 and 3", training.zero));
   if (shape.heads % training.tensor != 0)

@@ -414,7 +414,7 @@ void expect_refused(const Training& training, const std::string& reason) {
 
 TEST(Iteration, RefusesWhatCannotBe) {
   expect_refused(over(0, 100), "each must be at least 1");
-  expect_refused(over(16, 100), "16 devices (context 16 x replicas 1 x tensor 1): machine even has 8");
+  expect_refused(over(16, 100), "16 devices (ranks 16 x replicas 1 x tensor 1): machine even has 8");
   Training training = over(1, 100);
   training.zero = 4;
   expect_refused(training, "ZeRO stage 4");
