@@ -20,8 +20,7 @@ int calibrate_command(Arguments arguments) {
   OptionTable table("calibrate", "measures kernels and links of this machine and writes its file for simulate and estimate",
                     "[mpirun -n 2] periplus calibrate [--ranks 2] --output machine.toml [options]");
   CalibrationOptions options;
-  RankOptions ranks;
-  ranks.ranks = 2;
+  RankOptions ranks{.alone = 2};
   std::string output = "machine.toml", dtype = "bf16";
   table.add({.flag = "output", .target = &output, .value = "FILE", .help = "Where the machine's file goes, TOML."});
   table.add({.flag = "dtype", .target = &dtype, .value = "TYPE", .help = "Storage type of activations:", .choices = {"bf16", "f32"}});
@@ -37,9 +36,9 @@ int calibrate_command(Arguments arguments) {
   if (answered(table)) return kOk;
   options.dtype = dtype_from_string(dtype);
   if (std::ranges::adjacent_find(options.lengths, std::ranges::greater_equal()) != options.lengths.end())
-    throw InvalidArgument(fmt::format("calibrate: --lengths {}: they must ascend", fmt::join(options.lengths, ",")));
+    throw InvalidArgument(fmt::format("--lengths {}: they must ascend", fmt::join(options.lengths, ",")));
   if (options.head_size % 2 != 0)
-    throw InvalidArgument(fmt::format("calibrate: --head-size {} is odd; rotary positions turn pairs", options.head_size));
+    throw InvalidArgument(fmt::format("--head-size {} is odd; rotary positions turn pairs", options.head_size));
   check_output_file("output", output);
   if (!output.ends_with(".toml"))
     throw InvalidArgument(fmt::format("--output: '{}' must end with .toml, so that --machine finds it", output));

@@ -107,6 +107,8 @@ void check_transport(const RankOptions& options, const DeviceRequest& device) {
   }
 }
 
+RankSource thread_ranks(const RankOptions& options) { return {false, options.ranks != 0 ? options.ranks : options.alone, 0}; }
+
 RankSource where_ranks_are(const RankOptions& options, const Environment& environment) {
   const std::optional<Launched> by_torch = torch_launcher(environment);
   std::optional<Launched> launched = mpi_launcher(environment);
@@ -117,7 +119,7 @@ RankSource where_ranks_are(const RankOptions& options, const Environment& enviro
       throw InvalidArgument(fmt::format("--transport thread contradicts {}, which started {} processes; start one process with --ranks {}",
                                         launched->by, launched->size, launched->size));
     }
-    return {false, std::max(options.ranks, 1), 0};
+    return thread_ranks(options);
   }
   if (launched) return tcp ? tcp_ranks(options, *launched, environment) : mpi_ranks(options, *launched);
   refuse_processes_without_mpi(environment);
@@ -140,7 +142,7 @@ RankSource where_ranks_are(const RankOptions& options, const Environment& enviro
     }
     return {true, 1, 0};
   }
-  return {false, std::max(options.ranks, 1), 0};
+  return thread_ranks(options);
 }
 
 comm::TransportOptions transport_options(const RankOptions& options) {
@@ -219,7 +221,8 @@ void add_rank_options(OptionTable& table, RankOptions& options, Devices devices)
              .flag = "ranks",
              .target = &options.ranks,
              .value = "N",
-             .help = "Ranks as threads of this process; 0: one, or as many processes as mpirun or torchrun started.",
+             .help = fmt::format("Ranks as threads of this process; 0: as many as mpirun or torchrun started processes, {} if neither did.",
+                                 options.alone),
              .least = 0,
              .most = 1024});
   table.add({.key = "parallel.transport",
@@ -296,7 +299,9 @@ int run_ranks(const RankSource& source, const RankOptions& options, const std::f
 int report(const std::exception& error, const std::string& command) {
   const std::optional<Launched> launched = launcher(process_environment);
   if (launched) comm::let_rank_zero_speak(launched->rank);
-  fmt::print(stderr, "periplus{}{}: {}\n", command.empty() ? "" : " ", command, comm::message_of(error));
+  std::string message = comm::message_of(error);
+  if (message.starts_with(command + ": ")) message.erase(0, command.size() + 2);  // who calls the library needs that word
+  fmt::print(stderr, "periplus{}{}: {}\n", command.empty() ? "" : " ", command, message);
   return comm::exit_code_of(error);
 }
 

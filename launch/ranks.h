@@ -23,7 +23,8 @@ enum ExitCode : int {
 };
 
 struct RankOptions {
-  int ranks = 0;  ///< 0: one, or as many as were launched.
+  int ranks = 0;  ///< 0: as many as were launched; if none were, `alone`.
+  int alone = 1;
   std::string transport = "auto";
   std::string device = "cpu";
   double deadline_seconds = 120;

@@ -29,7 +29,7 @@ struct Options {
   std::string layout = "zigzag", dtype = "bf16";
   std::int64_t tokens = 16384;
   int heads = 8, kv_heads = 2, head_size = 128, samples = 7;
-  RankOptions ranks{.ranks = 2};
+  RankOptions ranks{.alone = 2};
 };
 
 void add_options(OptionTable& table, Options& options) {
@@ -190,8 +190,7 @@ int bench_attention(Arguments arguments) {
   const int cores = omp_get_num_procs();
   if (source.processes() && cores < source.ranks) {
     throw InvalidArgument(
-        fmt::format("bench attention: this process may use {} of the cores that {} ranks need; start it with mpirun --bind-to none", cores,
-                    source.ranks));
+        fmt::format("this process may use {} of the cores that {} ranks need; start it with mpirun --bind-to none", cores, source.ranks));
   }
   return run_ranks(source, options.ranks, [&](const comm::Communicator& communicator) {
     const Result result = alternate(table, options, cores, communicator);

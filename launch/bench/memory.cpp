@@ -25,7 +25,9 @@ int bench_memory(Arguments arguments) {
       {.flag = "rank-counts", .target = &counts, .value = "LIST", .help = "Rank counts to measure, as threads.", .least = 1, .most = 64});
   table.parse(arguments);
   if (answered(table)) return kOk;
-  if (table.given("ranks")) throw InvalidArgument("memory: --ranks is one count; give the list with --rank-counts 1,2,4,8");
+  refuse_options_of_whole_runs(table);
+  if (table.typed("ranks")) throw InvalidArgument("--ranks is one count; give the list with --rank-counts 1,2,4,8");
+  if (table.typed("transport")) throw InvalidArgument("--transport: ranks are threads here; leave it out");
   if (config.data.paths.empty()) config.data.paths = {"/usr/include"};
   train::check(config);
   nlohmann::json rows = nlohmann::json::array();

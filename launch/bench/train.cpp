@@ -49,23 +49,23 @@ int bench_train(Arguments arguments) {
                     "periplus bench train [--ranks 2] --config FILE");
   train::Config config;
   config.run.steps = 3;
-  RankOptions ranks;
-  ranks.ranks = 2;
+  RankOptions ranks{.alone = 2};
   int samples = 7;
   constexpr double kGoal = 0.9;
   add_train_options(table, config, ranks);
   table.add({.flag = "samples", .target = &samples, .value = "N", .help = "Pairs of measurements; the median counts.", .least = 1});
   table.parse(arguments);
   if (answered(table)) return kOk;
+  refuse_options_of_whole_runs(table);
   if (config.data.paths.empty()) config.data.paths = {"/usr/include"};
   if (config.run.steps < 2)
-    throw InvalidArgument(fmt::format("train: --steps {}; at least 2 are needed, the first is not counted", config.run.steps));
+    throw InvalidArgument(fmt::format("--steps {}; at least 2 are needed, the first is not counted", config.run.steps));
   train::check(config);
   const RankSource source = find_ranks(ranks);
   const int cores = omp_get_num_procs();
   if (source.processes() && cores < source.ranks) {
-    throw InvalidArgument(fmt::format("train: this process may use {} of the cores that {} ranks need; start it with mpirun --bind-to none",
-                                      cores, source.ranks));
+    throw InvalidArgument(
+        fmt::format("this process may use {} of the cores that {} ranks need; start it with mpirun --bind-to none", cores, source.ranks));
   }
   return run_ranks(source, ranks, [&](const comm::Communicator& communicator) {
     const Sides sides = alternate(table, config, samples, cores, communicator);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "launch/options.h"
 #include "parallel/train/trainer.h"
 #include "runtime/comm/communicator.h"
 
@@ -13,6 +14,9 @@ struct TrainingSample {
   double first_loss = 0;
   std::int64_t peak_bytes = 0, state_bytes = 0;
 };
+
+/// Refuses options of training that were typed and that a few steps, after which everything is removed, have no use for.
+void refuse_options_of_whole_runs(const OptionTable& table);
 
 /// A few training steps in a folder that is removed afterwards. Collective.
 TrainingSample train_briefly(const train::Config& config, const comm::Communicator& communicator);

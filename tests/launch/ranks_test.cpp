@@ -38,6 +38,8 @@ TEST(FindRanks, WithoutLauncherRanksAreThreads) {
   EXPECT_FALSE(one.mpi);
   EXPECT_EQ(one.ranks, 1);
   EXPECT_EQ(find_ranks({.ranks = 5}, environment({})).ranks, 5);
+  EXPECT_EQ(find_ranks({.alone = 2}, environment({})).ranks, 2);
+  EXPECT_EQ(find_ranks({.alone = 2}, environment(kMpirun)).ranks, 4);
 }
 
 TEST(FindRanks, LauncherDecidesUnderMpi) {
