@@ -6,8 +6,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "launch/bytes_text.h"
 #include "launch/paths.h"
-#include "launch/progress.h"
 #include "launch/rows.h"
 #include "runtime/error.h"
 

@@ -1,4 +1,4 @@
-#include "launch/numeric_check.h"
+#include "launch/attention_check.h"
 
 #include <algorithm>
 #include <cmath>

@@ -8,7 +8,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "kernels/matmul.h"
@@ -16,18 +15,12 @@
 #include "launch/bench/attention_data.h"
 #include "launch/bench/statistics.h"
 #include "launch/cores.h"
+#include "launch/cpu_seconds.h"
 
 namespace periplus::launch {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-/// Of the calling thread, which its kernels run on. What other programs take of its core is not theirs.
-double thread_seconds() {
-  timespec time{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
 
 double wall_seconds() { return std::chrono::duration<double>(Clock::now().time_since_epoch()).count(); }
 constexpr std::int64_t kRows = 1024;  // of a tile in training
@@ -55,7 +48,7 @@ class Calibration {
 
  private:
   /// A call of a kernel while all ranks work, and share cores where these are fewer.
-  double seconds(const std::function<void()>& work) { return seconds_by(thread_seconds, work) / part_of_a_core_; }
+  double seconds(const std::function<void()>& work) { return seconds_by(cpu_seconds, work) / part_of_a_core_; }
 
   /// The ranks' mean of their medians; all of them work at once, as they share caches and more in a run.
   double seconds_by(double (*now)(), const std::function<void()>& work) {

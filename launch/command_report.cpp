@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/bench/statistics.h"
+#include "launch/bytes_text.h"
 #include "launch/commands.h"
 #include "launch/paths.h"
 #include "launch/progress.h"
@@ -36,7 +37,7 @@ Run read_run(const std::string& folder) {
   constexpr std::size_t kLast = 10;
   Run run{.name = (std::filesystem::path(folder) / "").lexically_normal().parent_path().string(), .steps = train::read_metrics(folder)};
   const std::vector<train::StepMetrics>& steps = run.steps;
-  if (steps.empty()) throw InvalidArgument(fmt::format("report: {} has no step yet", folder));
+  if (steps.empty()) throw InvalidArgument(fmt::format("{} has no step yet", folder));
   std::vector<double> rates;
   double seconds = 0, exposed = 0;
   for (std::size_t i = 0; i < steps.size(); ++i) {
@@ -80,7 +81,7 @@ int report_command(Arguments arguments) {
   table.add({.flag = "output", .target = &output, .value = "FILE", .help = "Where the picture goes, SVG; empty: none."});
   table.parse(arguments);
   if (answered(table)) return kOk;
-  if (folders.empty()) throw InvalidArgument("report: --runs FOLDER ... is missing");
+  if (folders.empty()) throw InvalidArgument("--runs FOLDER ... is missing");
   if (!output.empty()) check_output_file("output", output);
   if (!output.empty() && !output.ends_with(".svg"))
     throw InvalidArgument(fmt::format("--output: '{}' must end with .svg, as the picture is one", output));

@@ -7,8 +7,8 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/bench/statistics.h"
+#include "launch/bytes_text.h"
 #include "launch/commands.h"
-#include "launch/progress.h"
 #include "launch/ranks.h"
 #include "launch/train_options.h"
 #include "parallel/simulate/iteration.h"
@@ -24,8 +24,7 @@ namespace {
 
 train::Manifest manifest_of(const std::string& folder) {
   const auto checkpoint = train::newest_checkpoint(folder);
-  if (!checkpoint)
-    throw InvalidArgument(fmt::format("simulate: --compare {}: there is no checkpoint in it, which holds the configuration", folder));
+  if (!checkpoint) throw InvalidArgument(fmt::format("--compare {}: there is no checkpoint in it, which holds the configuration", folder));
   return train::read_manifest(*checkpoint);
 }
 
@@ -36,28 +35,15 @@ train::Config config_of(const train::Manifest& manifest) {
   OptionTable table("train", "", "");
   add_train_options(table, config, ranks);
   std::vector<std::string> arguments;
-  const std::map<std::string, std::string>& text = manifest.config;
-  const bool is_list = text.at("data.paths").starts_with('[');  // older runs wrote it with ", " between the paths
-  for (const auto& [key, value] : text) {
-    if ((key == "data.paths" && !is_list) || key == "optimizer.betas") continue;
-    arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", key, value)});
-  }
+  for (const auto& [key, value] : manifest.config) arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", key, value)});
   table.parse(arguments);
-  if (!is_list) {
-    const std::string_view paths = text.at("data.paths");
-    for (std::size_t begin = 0; begin <= paths.size();) {
-      const std::size_t end = std::min(paths.find(", ", begin), paths.size());
-      config.data.paths.emplace_back(paths.substr(begin, end - begin));
-      begin = end + 2;
-    }
-  }
   return config;
 }
 
 simulate::Shape shape_of(const train::Config& config) {
   const std::string pattern = config.model.pattern_of_layers();
   if (pattern.find_first_not_of("SL") != std::string::npos)
-    throw InvalidArgument(fmt::format("simulate: --compare: layers '{}'; only S and L are simulated", pattern));
+    throw InvalidArgument(fmt::format("--compare: layers '{}'; only S and L are simulated", pattern));
   return train::simulated_shape(config.model, dtype_from_string(config.run.dtype));
 }
 
@@ -75,8 +61,7 @@ std::vector<Step> measured_steps(const std::string& folder) {
     if (step.step_seconds > 0) steps.push_back({step.step, step.ranks, step.step_seconds, static_cast<double>(step.peak_memory_bytes)});
   }
   if (steps.size() < 2)
-    throw InvalidArgument(
-        fmt::format("simulate: --compare: {} has {} steps; two are needed, as the first does not count", folder, steps.size()));
+    throw InvalidArgument(fmt::format("--compare: {} has {} steps; two are needed, as the first does not count", folder, steps.size()));
   steps.erase(steps.begin());
   return steps;
 }
@@ -95,14 +80,14 @@ int compare_with_run(const OptionTable& table, const std::string& folder, const 
   const train::Config config = config_of(manifest);
   if (config.parallel.planner != "none" || config.data.rows_per_step != 1)
     throw InvalidArgument(
-        fmt::format("simulate: --compare {}: steps of {} rows, parallel.planner {}; only steps of one row over all ranks "
+        fmt::format("--compare {}: steps of {} rows, parallel.planner {}; only steps of one row over all ranks "
                     "are simulated; predicted_seconds of metrics.jsonl is what the planner predicted",
                     folder, config.data.rows_per_step, config.parallel.planner));
   const simulate::Shape shape = shape_of(config);
   const train::Corpus corpus = train::open_corpora(config).training;
   if (corpus.digest() != manifest.corpus_digest)
-    throw InvalidArgument(fmt::format("simulate: --compare {}: its files ({}) have changed since, and with them the rows of its steps",
-                                      folder, manifest.config.at("data.paths")));
+    throw InvalidArgument(fmt::format("--compare {}: its files ({}) have changed since, and with them the rows of its steps", folder,
+                                      manifest.config.at("data.paths")));
   const train::Packing packing(config.data.packing, corpus.lengths(), config.data.context);
   train::RowOrder order(packing, config.run.seed);
   std::vector<double> errors;

@@ -18,8 +18,8 @@
 
 #include "kernels/attention.h"
 #include "kernels/matmul.h"
+#include "launch/bytes_text.h"
 #include "launch/cores.h"
-#include "launch/progress.h"
 #include "launch/ranks.h"
 #include "runtime/comm/mpi_process.h"
 #include "runtime/error.h"

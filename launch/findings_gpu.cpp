@@ -5,8 +5,8 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 
+#include "launch/bytes_text.h"
 #include "launch/findings.h"
-#include "launch/progress.h"
 #include "launch/topology.h"
 #include "runtime/cuda/device.h"
 

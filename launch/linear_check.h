@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/numeric_check.h"
+#include "launch/attention_check.h"
 #include "parallel/linear_attention.h"
 
 namespace periplus::launch {

@@ -19,7 +19,7 @@ class OperandFile {
   bool contains(const std::string& name) const { return file_.contains(name); }
   int dims_of(const std::string& name) const { return static_cast<int>(file_.tensors().at(name).shape.size()); }
   DType dtype_of(const std::string& name) const { return file_.tensors().at(name).dtype; }
-  /// Dimensions but the first are between 1 and 2^31 - 1.
+  /// Dimensions but the first are between 1 and 65536.
   ConstTensorView need(const std::string& name, int dims) const;
   /// `meaning` says in words what the shape is: "[tokens, heads of q]".
   ConstTensorView need(const std::string& name, const Extents& shape, std::string_view meaning) const;

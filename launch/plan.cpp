@@ -6,7 +6,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "launch/progress.h"
+#include "launch/bytes_text.h"
 #include "parallel/plan/print.h"
 #include "runtime/error.h"
 
@@ -15,13 +15,13 @@ namespace {
 
 const char* name_of(Pass pass) { return pass == Pass::forward ? "forward" : "backward"; }
 
-nlohmann::json show_pass(const OptionTable& table, const PlanRequest& request, const std::string& strategy, const PlanMaker& maker,
+nlohmann::json show_pass(const OptionTable& table, const PlanRequest& request, const std::string& strategy, const PlannedOperator& planned,
                          Pass pass) {
   nlohmann::json json = {{"pass", name_of(pass)}, {"programs", nlohmann::json::array()}};
   std::int64_t sent = 0, workspace = 0;
   std::string text;  // below the summary
   const std::vector<plan::Program> programs =
-      request.rank < 0 ? maker.plan(pass).programs : std::vector<plan::Program>{maker.program(pass, request.rank)};
+      request.rank < 0 ? planned.plan(pass).programs : std::vector<plan::Program>{planned.program(pass, request.rank)};
   for (const plan::Program& program : programs) {
     if (__builtin_add_overflow(sent, program.bytes_sent(), &sent))
       throw InvalidArgument("the ranks would send more than 2^63 bytes together; plan fewer tokens, heads or ranks");
@@ -31,12 +31,12 @@ nlohmann::json show_pass(const OptionTable& table, const PlanRequest& request, c
       continue;
     }
     std::string program_text = plan::to_text(program);
-    program_text.insert(program_text.find('\n'), maker.rank_remark(program.rank));
+    program_text.insert(program_text.find('\n'), planned.rank_remark(program.rank));
     text += fmt::format("\n{} {}", name_of(pass), program_text);
   }
   say(table,
       fmt::format("{} {}: {} {}, {}: {} sent by {}, largest workspace {}\n{}", strategy, name_of(pass), request.ranks,
-                  request.ranks == 1 ? "rank" : "ranks", maker.subject, bytes_text(static_cast<double>(sent)),
+                  request.ranks == 1 ? "rank" : "ranks", planned.subject, bytes_text(static_cast<double>(sent)),
                   request.rank < 0 ? "all ranks" : fmt::format("rank {}", request.rank), bytes_text(static_cast<double>(workspace)), text));
   json["bytes_sent"] = sent;
   json["largest_workspace_bytes"] = workspace;
@@ -105,10 +105,11 @@ std::vector<std::int64_t> document_borders(const PlanRequest& request) {
   return borders;
 }
 
-nlohmann::json show_passes(const OptionTable& table, const PlanRequest& request, const std::string& strategy, const PlanMaker& maker) {
+nlohmann::json show_passes(const OptionTable& table, const PlanRequest& request, const std::string& strategy,
+                           const PlannedOperator& planned) {
   nlohmann::json passes = nlohmann::json::array();
   for (const Pass pass : {Pass::forward, Pass::backward}) {
-    if (request.pass == "both" || request.pass == name_of(pass)) passes.push_back(show_pass(table, request, strategy, maker, pass));
+    if (request.pass == "both" || request.pass == name_of(pass)) passes.push_back(show_pass(table, request, strategy, planned, pass));
   }
   return passes;
 }

@@ -36,13 +36,14 @@ void add_head_options(OptionTable& table, const std::string& table_name, int& he
 std::vector<std::int64_t> document_borders(const PlanRequest& request);
 
 /// Makes the plans of an operator and says what it is.
-struct PlanMaker {
+struct PlannedOperator {
   std::function<plan::Program(Pass, int rank)> program;
   std::function<plan::Plan(Pass)> plan;
   std::string subject;                               ///< "zigzag layout, 8192 tokens, ..."
   std::function<std::string(int rank)> rank_remark;  ///< ", 12 allowed pairs"
 };
 /// Prints the passes asked for and returns them as JSON.
-nlohmann::json show_passes(const OptionTable& table, const PlanRequest& request, const std::string& strategy, const PlanMaker& maker);
+nlohmann::json show_passes(const OptionTable& table, const PlanRequest& request, const std::string& strategy,
+                           const PlannedOperator& planned);
 
 }  // namespace periplus::launch

@@ -60,17 +60,17 @@ int plan_attention(Arguments arguments) {
   if (answered(table)) return kOk;
   const AttentionProblem problem = make_problem(options, table);
   resolve_auto(table, problem, options.how);
-  const PlanMaker maker{.program = [&](Pass pass, int rank) { return make_program(problem, options.how, pass, rank); },
-                        .plan = [&](Pass pass) { return make_plan(problem, options.how, pass); },
-                        .subject = fmt::format("{} layout, {} tokens, {}/{} heads of {} and {}, {}, {} mask", options.layout,
-                                               problem.layout.tokens(), problem.q_heads, problem.kv_heads, problem.head_size,
-                                               problem.value(), options.dtype, to_text(problem.mask.spec())),
-                        .rank_remark =
-                            [&](int rank) {
-                              const std::int64_t pairs = area_of_rank(problem.layout, problem.mask, rank);
-                              return fmt::format(", {} allowed {}", pairs, pairs == 1 ? "pair" : "pairs");
-                            }};
-  const nlohmann::json passes = show_passes(table, options.request, options.how.strategy, maker);
+  const PlannedOperator planned{.program = [&](Pass pass, int rank) { return make_program(problem, options.how, pass, rank); },
+                                .plan = [&](Pass pass) { return make_plan(problem, options.how, pass); },
+                                .subject = fmt::format("{} layout, {} tokens, {}/{} heads of {} and {}, {}, {} mask", options.layout,
+                                                       problem.layout.tokens(), problem.q_heads, problem.kv_heads, problem.head_size,
+                                                       problem.value(), options.dtype, to_text(problem.mask.spec())),
+                                .rank_remark =
+                                    [&](int rank) {
+                                      const std::int64_t pairs = area_of_rank(problem.layout, problem.mask, rank);
+                                      return fmt::format(", {} allowed {}", pairs, pairs == 1 ? "pair" : "pairs");
+                                    }};
+  const nlohmann::json passes = show_passes(table, options.request, options.how.strategy, planned);
   print_result(table, {{"operation", "attention"},
                        {"strategy", options.how.strategy},
                        {"layout", options.layout},

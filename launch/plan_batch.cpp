@@ -143,13 +143,13 @@ int plan_batch(Arguments arguments) {
   add_options(table, options);
   table.parse(arguments);
   if (answered(table)) return kOk;
-  if (options.lengths.empty()) throw InvalidArgument("plan batch: --lengths FILE is missing: one length in tokens a line");
+  if (options.lengths.empty()) throw InvalidArgument("--lengths FILE is missing: one length in tokens a line");
   if (table.given("prove-nodes") && !options.prove) throw InvalidArgument("--prove-nodes has no effect without --prove");
   check_input_file("lengths", options.lengths);
   const std::vector<std::int64_t> lengths = read_lengths(options.lengths);
   const std::int64_t longest = lengths.empty() ? 0 : std::ranges::max(lengths);
   if (options.max_length > 0 && longest > options.max_length)
-    throw InvalidArgument(fmt::format("plan batch: a sequence of {} tokens exceeds --max-length {}", longest, options.max_length));
+    throw InvalidArgument(fmt::format("a sequence of {} tokens exceeds --max-length {}", longest, options.max_length));
   planner::PlannerOptions how;
   how.deadline_seconds = options.deadline;
   planner::Planner planner(planner::CostModel(load_model(options.model), load_machine(options.machine),

@@ -56,7 +56,7 @@ int plan_linear(const std::string& operation, Arguments arguments) {
   if (answered(table)) return kOk;
   const LinearAttentionProblem problem = make_problem(options, operation);
   const Units units(problem.layout);
-  const PlanMaker maker{
+  const PlannedOperator planned{
       .program = [&](Pass pass, int rank) { return make_program(problem, options.how, pass, rank); },
       .plan = [&](Pass pass) { return make_plan(problem, options.how, pass); },
       .subject = fmt::format("{} layout, {} tokens, {} heads of {} and {}, {}, {}{}{}", options.layout, problem.layout.tokens(),
@@ -67,7 +67,7 @@ int plan_linear(const std::string& operation, Arguments arguments) {
             const std::size_t count = units.of_rank(rank).size();
             return fmt::format(", {} {}", count, count == 1 ? "unit" : "units");
           }};
-  const nlohmann::json passes = show_passes(table, options.request, options.how.strategy, maker);
+  const nlohmann::json passes = show_passes(table, options.request, options.how.strategy, planned);
   print_result(table, {{"operation", operation},
                        {"strategy", options.how.strategy},
                        {"layout", options.layout},

@@ -34,7 +34,7 @@ train::MachineDescription planner_machine(const train::Config& config, bool resu
     if (file.empty() && resume && std::filesystem::exists(saved)) file = saved.string();
     if (!file.empty()) text = machine_text(file);
     if (text.empty() && device.kind == DeviceKind::cuda)
-      throw InvalidArgument("train: parallel.planner plans for a machine, and GPUs are not measured; give its name or file with --machine");
+      throw InvalidArgument("parallel.planner plans for a machine, and GPUs are not measured; give its name or file with --machine");
   });
   const std::vector<std::string> files = communicator.all_gather_bytes(file, Stream());
   file = files.front();

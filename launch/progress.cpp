@@ -1,11 +1,11 @@
 #include "launch/progress.h"
 
-#include <array>
 #include <cmath>
 #include <filesystem>
 
 #include <fmt/format.h>
 
+#include "launch/bytes_text.h"
 #include "launch/svg.h"
 #include "parallel/train/metrics.h"
 #include "runtime/file.h"
@@ -20,13 +20,6 @@ std::string clock_text(double seconds) {
 }
 
 }  // namespace
-
-std::string bytes_text(double bytes) {
-  constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
-  std::size_t unit = 0;
-  for (; bytes >= 1024 && unit + 1 < kUnits.size(); ++unit) bytes /= 1024;
-  return fmt::format("{:.{}f} {}", bytes, unit == 0 ? 0 : 1, kUnits[unit]);
-}
 
 std::vector<Curve> loss_curves(const std::vector<train::StepMetrics>& steps, const std::string& name, const std::string& validation_name) {
   Curve losses{.name = name, .points = {}}, validation{.name = validation_name, .points = {}};

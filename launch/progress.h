@@ -13,8 +13,6 @@ std::string progress_header();
 /// One line under that header, with the time left until `steps` at the present pace.
 std::string progress_line(const train::StepMetrics& metrics, std::int64_t steps);
 
-std::string bytes_text(double bytes);
-
 /// Of every step, and of those with a validation loss if there are any.
 std::vector<Curve> loss_curves(const std::vector<train::StepMetrics>& steps, const std::string& name, const std::string& validation_name);
 

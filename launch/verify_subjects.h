@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/numeric_check.h"
+#include "launch/attention_check.h"
 #include "parallel/plan/plan_maker.h"
 
 namespace periplus::launch {

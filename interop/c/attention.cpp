@@ -4,7 +4,6 @@
 
 #include "interop/c/handles.h"
 #include "launch/attention_options.h"
-#include "parallel/choose.h"
 
 using namespace periplus;
 
@@ -28,9 +27,8 @@ DistributedAttention make(const periplus_group& group, const periplus_attention_
   problem.dtype = interop::dtype_of(spec.dtype, "dtype");
   problem.sink = spec.sink != 0, problem.lse_gradient = spec.lse_gradient != 0;
   problem.contiguous_kv = false;
-  AttentionOptions how = settings.how;
-  if (how.strategy == "auto") how = choose_strategy(problem, how).options;
-  return DistributedAttention(std::move(problem), how, communicator, Memory(device), nullptr, interop::stream_of(device, spec.stream));
+  return DistributedAttention(std::move(problem), settings.how, communicator, Memory(device), nullptr,
+                              interop::stream_of(device, spec.stream));
 }
 
 }  // namespace

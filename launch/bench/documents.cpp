@@ -4,6 +4,8 @@
 #include <array>
 #include <cmath>
 
+#include "parallel/train/random.h"
+
 namespace periplus::launch::bench {
 namespace {
 
@@ -22,8 +24,7 @@ struct Row {
 }  // namespace
 
 std::int64_t wikipedia_length(std::mt19937_64& random, std::int64_t longest) {
-  // Written out, because the library's distributions differ between implementations.
-  const double probability = static_cast<double>(random() >> 11) * 0x1p-53;
+  const double probability = train::uniform(random);
   const auto above = std::ranges::find_if(kQuantiles.begin() + 1, kQuantiles.end() - 1,
                                           [&](const Quantile& quantile) { return probability < quantile.probability; });
   const Quantile &low = *(above - 1), &high = *above;

@@ -51,7 +51,7 @@ int bench_gpu(Arguments arguments) {
   if (answered(table)) return kOk;
   std::vector<GpuFigure> figures = gpu_figures();
   keep_chosen(figures, only, "gpu: --only");
-  if (cuda::device_count() == 0) throw BackendUnavailable("bench gpu: " + cuda::unavailable_reason());
+  if (cuda::device_count() == 0) throw BackendUnavailable(cuda::unavailable_reason());
   sampling.stream = cuda::make_stream(sampling.device);
   print_device(table.json(), sampling);
   bool failed = false;

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <ctime>
 #include <functional>
 #include <random>
 
@@ -17,8 +16,10 @@
 #include "launch/bench/sampling.h"
 #include "launch/bench/statistics.h"
 #include "launch/bench/suites.h"
+#include "launch/cpu_seconds.h"
 #include "launch/descriptions.h"
 #include "launch/ranks.h"
+#include "parallel/train/random.h"
 
 namespace periplus::launch::bench {
 namespace {
@@ -42,8 +43,7 @@ Lengths sample(const LengthDistribution& distribution, int count, std::int64_t l
   std::mt19937_64 random(seed);
   Lengths lengths;
   while (static_cast<int>(lengths.size()) < count) {
-    const double share = static_cast<double>(random() >> 11) * 0x1p-53;
-    const auto length = static_cast<std::int64_t>(distribution.length_at(share));
+    const auto length = static_cast<std::int64_t>(distribution.length_at(train::uniform(random)));
     if (length <= limit) lengths.push_back(length);
   }
   return lengths;
@@ -51,13 +51,6 @@ Lengths sample(const LengthDistribution& distribution, int count, std::int64_t l
 
 CostModel cost_of(const std::string& model, const std::string& machine, int devices, bool ulysses_only) {
   return {load_model(model), load_machine(machine), {.devices = devices, .ulysses_only = ulysses_only}};
-}
-
-/// Of this thread: what neighbours do counts as little as it can.
-double cpu_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
 Line line_of(std::string id, std::string name, std::string unit, double value, double yardstick, Goal goal) {

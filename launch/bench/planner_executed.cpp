@@ -45,7 +45,7 @@ std::vector<Lengths> batches_of(const std::string& data) {
   const std::vector<std::string> paths = {data};
   Lengths all = train::Corpus(paths).lengths();
   std::erase_if(all, [](std::int64_t length) { return length > kLimit; });
-  if (all.empty()) throw InvalidArgument(fmt::format("bench planner: {} has no document of at most {} bytes", data, kLimit));
+  if (all.empty()) throw InvalidArgument(fmt::format("{} has no document of at most {} bytes", data, kLimit));
   std::mt19937_64 random(1);
   std::vector<Lengths> batches(kBatches);
   for (Lengths& batch : batches) {

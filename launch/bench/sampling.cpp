@@ -6,7 +6,8 @@
 
 #include <fmt/format.h>
 #include <omp.h>
-#include <time.h>
+
+#include "launch/cpu_seconds.h"
 
 namespace periplus::launch::bench {
 namespace {
@@ -14,12 +15,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-double cpu_seconds() {
-  timespec time;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
 
 Timing time_side(const Side& side, BestPeaks& peaks) {
   constexpr double kLeastShareOfCore = 0.98;

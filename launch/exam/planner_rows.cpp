@@ -13,6 +13,7 @@
 #include "parallel/planner/bucket.h"
 #include "parallel/planner/chunk.h"
 #include "parallel/planner/planner.h"
+#include "parallel/train/random.h"
 #include "runtime/error.h"
 
 namespace periplus::launch::exam {
@@ -34,7 +35,7 @@ Lengths sample(const LengthDistribution& distribution, std::int64_t limit, std::
   std::mt19937_64 random(seed);
   Lengths lengths;
   while (std::ssize(lengths) < kSequences) {
-    const auto length = static_cast<std::int64_t>(distribution.length_at(static_cast<double>(random() >> 11) * 0x1p-53));
+    const auto length = static_cast<std::int64_t>(distribution.length_at(train::uniform(random)));
     const std::int64_t padded = (length + kMultiple - 1) / kMultiple * kMultiple;
     if (padded <= limit - kMultiple) lengths.push_back(padded);
   }

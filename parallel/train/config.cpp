@@ -304,7 +304,7 @@ std::vector<std::pair<std::string, std::string>> key_values(const Config& config
           {"optimizer.warmup_steps", text(optimizer.warmup_steps)},
           {"optimizer.weight_decay", text(optimizer.weight_decay)},
           {"optimizer.clip_norm", text(optimizer.clip_norm)},
-          {"optimizer.betas", fmt::format("{}", fmt::join(optimizer.betas, ", "))},
+          {"optimizer.betas", list_text(optimizer.betas)},
           {"run.steps", text(run.steps)},
           {"run.directory", run.directory},
           {"run.seed", text(run.seed)},

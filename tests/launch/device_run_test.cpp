@@ -1,7 +1,7 @@
 // What apply and verify run with --device cuda, on the device of fake_device.cpp: ranks that are threads and share it.
 #include <gtest/gtest.h>
 
-#include "launch/numeric_check.h"
+#include "launch/attention_check.h"
 #include "runtime/cuda/device.h"
 
 namespace periplus::launch {
