@@ -1,10 +1,9 @@
 #include "launch/attention_options.h"
 
-#include <algorithm>
-
 #include <fmt/format.h>
 
 #include "launch/commands.h"
+#include "launch/descriptions.h"
 #include "parallel/balanced_layout.h"
 #include "parallel/choose.h"
 #include "parallel/layout.h"
@@ -131,32 +130,20 @@ void add_strategy_options(OptionTable& table, AttentionOptions& how, std::string
              .value = "N",
              .help = "Ranks that a fast network joins, for double_ring and usp; 0: not told.",
              .least = 0});
-  add_machine_options(table, how.machine, "Strategy auto: ");
 }
 
-void add_machine_options(OptionTable& table, Machine& machine, const std::string& purpose) {
-  constexpr double kSlowest = 1e-6;  // a rate of 0 would never finish
-  const auto number = [&](const char* flag, double* target, const char* help, double least) {
-    std::string key = flag;
-    std::ranges::replace(key, '-', '_');
-    table.add({.key = "machine." + key, .flag = flag, .target = target, .value = "X", .help = purpose + help, .least = least});
-  };
-  number("rank-gflops", &machine.rank_gflops, "Gflop/s of a rank's attention kernels.", kSlowest);
-  number("memory-gbytes", &machine.memory_gbytes, "GB/s of a rank's copies and sums.", kSlowest);
-  number("link-gbytes", &machine.link_gbytes, "GB/s of a link between ranks.", kSlowest);
-  number("link-latency-us", &machine.link_latency_us, "its latency.", 0);
-  number("node-gbytes", &machine.node_gbytes, "GB/s of a link between nodes.", kSlowest);
-  number("node-latency-us", &machine.node_latency_us, "its latency.", 0);
-  table.add({.key = "machine.link_sharing",
-             .flag = "link-sharing",
-             .target = &machine.link_sharing,
-             .value = "NAME",
-             .help = purpose + "messages that share a link: those of a pair of ranks, or of a port:",
-             .choices = {"pair", "port", "half_duplex"}});
+void add_machine_option(OptionTable& table, std::string& machine) {
+  table.add(
+      {.key = "parallel.machine",
+       .flag = "machine",
+       .target = &machine,
+       .value = "NAME|FILE",
+       .help = "Strategy auto: the machine it chooses for, as in examples/machines; periplus calibrate writes the file of this one."});
 }
 
 void AttentionSettings::add_to(OptionTable& table) {
   add_strategy_options(table, how, layout);
+  add_machine_option(table, machine);
   add_mask_options(table, mask);
   table.add({.key = "attention.scale",
              .flag = "scale",
@@ -180,7 +167,23 @@ AttentionProblem AttentionSettings::problem(const OptionTable& table, const std:
   return problem;
 }
 
-void resolve_auto(const OptionTable& table, const AttentionProblem& problem, AttentionOptions& how) {
+void use_named_machine(const std::string& machine, const AttentionProblem& problem, AttentionOptions& how) {
+  if (how.strategy != "auto") {
+    if (!machine.empty())
+      throw InvalidArgument(
+          fmt::format("--machine {} has no effect with --strategy {}: only auto chooses by a machine", machine, how.strategy));
+    return;
+  }
+  if (machine.empty()) {
+    throw InvalidArgument(
+        "--strategy auto chooses for a machine: name one with --machine NAME|FILE; periplus calibrate writes the file of this one");
+  }
+  const int ranks = problem.layout.ranks();
+  use_machine(how, load_simulated_machine(machine), ranks, problem.layout.tokens() / ranks);
+}
+
+void resolve_auto(const OptionTable& table, const std::string& machine, const AttentionProblem& problem, AttentionOptions& how) {
+  use_named_machine(machine, problem, how);
   if (how.strategy != "auto") return;
   const Choice choice = choose_strategy(problem, how);
   say(table, "strategy auto: " + choice.why);

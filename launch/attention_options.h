@@ -28,15 +28,15 @@ std::string to_text(const MaskSpec& spec);
 
 /// Rows --strategy and --layout; strategies may also be one of `more`, and a layout that is "all" may stay so.
 void add_strategy_and_layout(OptionTable& table, std::string& strategy, std::string& layout, const std::vector<std::string>& more);
-/// Rows of a machine's numbers: --rank-gflops, --link-gbytes, ... `purpose` begins their help.
-void add_machine_options(OptionTable& table, Machine& machine, const std::string& purpose);
-/// Strategy (with "auto") and layout, the options of strategies, and the machine of "auto".
+/// Strategy (with "auto") and layout, and the options of strategies.
 void add_strategy_options(OptionTable& table, AttentionOptions& how, std::string& layout);
+/// Row --machine: what "auto" chooses by.
+void add_machine_option(OptionTable& table, std::string& machine);
 
 /// All that flags say of one attention.
 struct AttentionSettings {
   AttentionOptions how;
-  std::string layout = "zigzag";
+  std::string layout = "zigzag", machine;
   MaskOptions mask;
   double scale = 0, softcap = 0;
 
@@ -45,7 +45,9 @@ struct AttentionSettings {
   AttentionProblem problem(const OptionTable& table, const std::vector<std::int64_t>& cu_seqlens, int ranks) const;
 };
 
-/// Puts the strategy that is chosen for the problem in place of "auto", and says why.
-void resolve_auto(const OptionTable& table, const AttentionProblem& problem, AttentionOptions& how);
+/// Gives "auto" the machine that --machine names. Errors: InvalidArgument if only one of the two was given.
+void use_named_machine(const std::string& machine, const AttentionProblem& problem, AttentionOptions& how);
+/// Puts the strategy that is chosen for the problem on that machine in place of "auto", and says why.
+void resolve_auto(const OptionTable& table, const std::string& machine, const AttentionProblem& problem, AttentionOptions& how);
 
 }  // namespace periplus::launch

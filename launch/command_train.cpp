@@ -6,10 +6,10 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/commands.h"
-#include "launch/planner_machine.h"
 #include "launch/print_launch.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
+#include "launch/run_machine.h"
 #include "launch/signals.h"
 #include "launch/train_options.h"
 #include "parallel/train/checkpoint/checkpoint.h"
@@ -95,9 +95,11 @@ void take_model(OptionTable& table, const train::Config& config, bool resume) {
 int train_rank(const OptionTable& table, const train::Config& config, train::TrainOptions options, const comm::Communicator& communicator,
                Device device) {
   options.device = device;
-  if (communicator.rank() == 0 && device.kind == DeviceKind::cpu && measures_machine(config, options.resume))
-    say(table, "measuring this machine for the planner, which takes some seconds; --machine FILE leaves that out");
-  if (config.parallel.planner != "none") options.machine = planner_machine(config, options.resume, communicator, device);
+  if (needs_machine(config, communicator.size())) {
+    if (communicator.rank() == 0 && device.kind == DeviceKind::cpu && measures_machine(config, options.resume))
+      say(table, "measuring this machine to plan for it, which takes some seconds; --machine FILE leaves that out");
+    options.machine = run_machine(config, options.resume, communicator, device);
+  }
   bool header_shown = false;
   options.on_message = [&](const std::string& message) { say(table, message); };
   options.on_step = [&](const train::StepMetrics& metrics) {

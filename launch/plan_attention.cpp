@@ -15,13 +15,14 @@ namespace {
 struct Options {
   PlanRequest request;
   AttentionOptions how;
-  std::string layout = "zigzag", dtype = "bf16";
+  std::string layout = "zigzag", machine, dtype = "bf16";
   int heads = 8, kv_heads = 8, head_size = 64, value_size = 0;
   MaskOptions mask;
 };
 
 void add_options(OptionTable& table, Options& options) {
   add_strategy_options(table, options.how, options.layout);
+  add_machine_option(table, options.machine);
   add_request_options(table, options.request);
   table.add({.key = "attention.heads", .flag = "heads", .target = &options.heads, .value = "N", .help = "Query heads.", .least = 1});
   table.add({.key = "attention.kv_heads",
@@ -59,7 +60,7 @@ int plan_attention(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
   const AttentionProblem problem = make_problem(options, table);
-  resolve_auto(table, problem, options.how);
+  resolve_auto(table, options.machine, problem, options.how);
   const PlannedOperator planned{.program = [&](Pass pass, int rank) { return make_program(problem, options.how, pass, rank); },
                                 .plan = [&](Pass pass) { return make_plan(problem, options.how, pass); },
                                 .subject = fmt::format("{} layout, {} tokens, {}/{} heads of {} and {}, {}, {} mask", options.layout,

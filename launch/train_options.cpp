@@ -123,11 +123,12 @@ void add_planner(OptionTable& table, train::ParallelConfig& parallel) {
              .help = "Who works on which documents of a step: none, all ranks on every row; groups of one size for the run (static) or "
                      "for each step (adaptive), or of any sizes (flexible):",
              .choices = {"none", "static", "adaptive", "flexible"}});
-  table.add({.key = "parallel.machine",
-             .flag = "machine",
-             .target = &parallel.machine,
-             .value = "NAME|FILE",
-             .help = "What the planner plans for, as in examples/machines; left out: this machine, measured."});
+  table.add(
+      {.key = "parallel.machine",
+       .flag = "machine",
+       .target = &parallel.machine,
+       .value = "NAME|FILE",
+       .help = "What the planner plans for and strategy auto chooses by, as in examples/machines; left out: this machine, measured."});
   table.add(
       {.key = "parallel.zero_stage",
        .flag = "zero-stage",

@@ -77,6 +77,23 @@ comm::Links links_of(const Machine& machine, int ranks_per_node) {
           ranks_per_node};
 }
 
+void use_machine(AttentionOptions& options, const simulate::Machine& machine, int ranks, std::int64_t rows) {
+  const auto length = static_cast<double>(std::max<std::int64_t>(rows, 1));
+  constexpr double kForward = 4, kBackward = 10;  // flops of a pair and element
+  const simulate::Kernels& kernels = machine.kernels;
+  const double seconds = kForward / kernels.forward.rate(length, 1) + kBackward / kernels.backward.rate(length, 1);
+  const comm::Pacing& inside = machine.links.inside;
+  const comm::Pacing& between = machine.devices > machine.devices_per_node ? machine.links.between : inside;
+  options.machine = {.rank_gflops = (kForward + kBackward) / seconds * 1e-9,
+                     .memory_gbytes = kernels.memory_bytes_per_second * 1e-9,
+                     .link_gbytes = inside.bytes_per_second * 1e-9,
+                     .link_latency_us = inside.latency_seconds * 1e6,
+                     .node_gbytes = between.bytes_per_second * 1e-9,
+                     .node_latency_us = between.latency_seconds * 1e6,
+                     .link_sharing = std::string(to_string(inside.sharing))};
+  if (options.ranks_per_node == 0 && machine.devices_per_node < ranks) options.ranks_per_node = machine.devices_per_node;
+}
+
 Choice choose_strategy(const AttentionProblem& problem, const AttentionOptions& options) {
   const AttentionOptions unset;
   if (options.pieces != unset.pieces || options.stages != unset.stages || options.head_ranks != unset.head_ranks ||

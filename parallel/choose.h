@@ -4,6 +4,7 @@
 
 #include "parallel/plan/plan.h"
 #include "parallel/problem.h"
+#include "parallel/simulate/machine.h"
 #include "runtime/comm/pacing.h"
 
 namespace periplus {
@@ -12,6 +13,10 @@ namespace periplus {
 comm::Links links_of(const Machine& machine, int ranks_per_node);
 /// What a step takes on a machine: its flops at the rate of kernels, or its bytes at the rate of memory.
 double modelled_seconds(const Machine& machine, const plan::Program& program, const plan::Step& step);
+
+/// Gives options of strategy "auto" the figures of a described machine for attention over blocks of `rows` tokens (a rank's), and its
+/// nodes unless ranks_per_node names other ones.
+void use_machine(AttentionOptions& options, const simulate::Machine& machine, int ranks, std::int64_t rows);
 
 struct Choice {
   AttentionOptions options;  ///< With a strategy of the table in place of "auto".

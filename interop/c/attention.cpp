@@ -27,6 +27,7 @@ DistributedAttention make(const periplus_group& group, const periplus_attention_
   problem.dtype = interop::dtype_of(spec.dtype, "dtype");
   problem.sink = spec.sink != 0, problem.lse_gradient = spec.lse_gradient != 0;
   problem.contiguous_kv = false;
+  launch::use_named_machine(settings.machine, problem, settings.how);
   return DistributedAttention(std::move(problem), settings.how, communicator, Memory(device), nullptr,
                               interop::stream_of(device, spec.stream));
 }

@@ -26,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 
 struct Options {
   AttentionOptions how;
-  std::string layout = "zigzag", dtype = "bf16";
+  std::string layout = "zigzag", machine, dtype = "bf16";
   std::int64_t tokens = 16384;
   int heads = 8, kv_heads = 2, head_size = 128, samples = 7;
   RankOptions ranks{.alone = 2};
@@ -34,6 +34,7 @@ struct Options {
 
 void add_options(OptionTable& table, Options& options) {
   add_strategy_options(table, options.how, options.layout);
+  add_machine_option(table, options.machine);
   table.add({.flag = "tokens", .target = &options.tokens, .value = "N", .help = "Tokens of the one causal document.", .least = 1});
   table.add({.flag = "heads", .target = &options.heads, .value = "N", .help = "Query heads.", .least = 1});
   table.add({.flag = "kv-heads", .target = &options.kv_heads, .value = "N", .help = "Key/value heads; divides heads.", .least = 1});
@@ -192,6 +193,7 @@ int bench_attention(Arguments arguments) {
     throw InvalidArgument(
         fmt::format("this process may use {} of the cores that {} ranks need; start it with mpirun --bind-to none", cores, source.ranks));
   }
+  resolve_auto(table, options.machine, make_problem(options, source.ranks), options.how);
   return run_ranks(source, options.ranks, [&](const comm::Communicator& communicator) {
     const Result result = alternate(table, options, cores, communicator);
     return communicator.rank() == 0 ? report(table, options, result, cores, communicator) : static_cast<int>(kOk);

@@ -36,6 +36,28 @@ struct Options {
   Machine machine{.rank_gflops = 100, .memory_gbytes = 10, .link_gbytes = 0.25, .link_latency_us = 50};
 };
 
+/// Figures of the machine that is played.
+void add_machine_options(OptionTable& table, Machine& machine) {
+  constexpr double kSlowest = 1e-6;  // a rate of 0 would never finish
+  const auto number = [&](const char* flag, double* target, const char* help, double least) {
+    std::string key = flag;
+    std::ranges::replace(key, '-', '_');
+    table.add({.key = "machine." + key, .flag = flag, .target = target, .value = "X", .help = help, .least = least});
+  };
+  number("rank-gflops", &machine.rank_gflops, "Gflop/s of a rank's attention kernels.", kSlowest);
+  number("memory-gbytes", &machine.memory_gbytes, "GB/s of a rank's copies and sums.", kSlowest);
+  number("link-gbytes", &machine.link_gbytes, "GB/s of a link between ranks.", kSlowest);
+  number("link-latency-us", &machine.link_latency_us, "Its latency, microseconds.", 0);
+  number("node-gbytes", &machine.node_gbytes, "GB/s of a link between nodes.", kSlowest);
+  number("node-latency-us", &machine.node_latency_us, "Its latency, microseconds.", 0);
+  table.add({.key = "machine.link_sharing",
+             .flag = "link-sharing",
+             .target = &machine.link_sharing,
+             .value = "NAME",
+             .help = "Messages that share a link: those of a pair of ranks, or of a port:",
+             .choices = {"pair", "port", "half_duplex"}});
+}
+
 void add_options(OptionTable& table, Options& options) {
   table.add({.flag = "ranks", .target = &options.ranks, .value = "N", .help = "Ranks, which are threads.", .least = 1, .most = 64});
   table.add(
@@ -49,7 +71,7 @@ void add_options(OptionTable& table, Options& options) {
   table.add(
       {.flag = "ranks-per-node", .target = &options.ranks_per_node, .value = "N", .help = "Ranks of a node; 0: one node.", .least = 0});
   add_mask_options(table, options.mask);
-  add_machine_options(table, options.machine, "");
+  add_machine_options(table, options.machine);
   table.add({.flag = "samples", .target = &options.samples, .value = "N", .help = "Runs of each; the median counts.", .least = 1});
   table.add({.flag = "trace",
              .target = &options.trace,

@@ -158,7 +158,8 @@ void check_planner(const ModelConfig& model, const ParallelConfig& parallel) {
   require_one_of("parallel.planner", parallel.planner, kPlanners);
   require(parallel.zero_stage >= 1 && parallel.zero_stage <= 3, "parallel.zero_stage", parallel.zero_stage, "1, 2 or 3");
   if (parallel.planner == "none") {
-    require(parallel.machine.empty(), "parallel.machine", parallel.machine, "left out: only a parallel.planner asks for it");
+    require(parallel.machine.empty() || parallel.attention.strategy == "auto", "parallel.machine", parallel.machine,
+            "left out: only a parallel.planner and parallel.strategy auto ask for it");
     return;
   }
   require(parallel.attention.digest() == AttentionOptions().digest(), "parallel.strategy", parallel.attention.strategy,

@@ -66,7 +66,7 @@ struct ParallelConfig {
   /// are summed over ranks once a step. 2: gradients too: a rank has those of one layer at a time, which are summed over ranks for every
   /// row while backward runs. 3: weights too, which are gathered layer by layer, forward and backward.
   std::int64_t zero_stage = 1;
-  std::string machine = {};  ///< What the planner plans for: a name or a file; empty: this machine, measured.
+  std::string machine = {};  ///< What the planner plans for and strategy auto chooses by: a name or a file; empty: this machine, measured.
 };
 
 struct OptimizerConfig {

@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "parallel/choose.h"
 #include "parallel/train/agree.h"
 #include "parallel/train/checkpoint/checkpoint.h"
 #include "parallel/train/checkpoint/initial_weights.h"
@@ -37,11 +38,18 @@ constexpr std::size_t kLastLosses = 10;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
+/// With strategy auto choosing for the machine, if one is described.
+Config for_machine(Config config, const TrainOptions& options, int ranks) {
+  if (AttentionOptions& attention = config.parallel.attention; options.machine && attention.strategy == "auto")
+    use_machine(attention, options.machine->simulated, ranks, config.data.context / ranks);
+  return config;
+}
+
 /// One training run of one rank.
 class Run {
  public:
   Run(const Config& config, const TrainOptions& options, comm::Communicator communicator, const Stream& stream)
-      : config_(config),
+      : config_(for_machine(config, options, communicator.size())),
         options_(options),
         communicator_(std::move(communicator)),
         stream_(stream),
@@ -52,7 +60,7 @@ class Run {
         corpora_(open_on_all_ranks(config, communicator_)),
         packing_(config.data.packing, corpora_.training.lengths(), config.data.context),
         planner_(config, packing_, dtype_, options.machine ? &*options.machine : nullptr, options.device, communicator_),
-        engine_(config, dtype_, memory_, communicator_, stream, teller()),
+        engine_(config_, dtype_, memory_, communicator_, stream, teller()),
         tracer_(communicator_.rank()),
         peak_(options, dtype_, communicator_) {
     if (corpora_.validation) all_or_none(communicator_, [&] { validation_.emplace(config, *corpora_.validation); });
@@ -153,8 +161,7 @@ class Run {
 
   /// So that a run that goes on plans for the same machine.
   void write_machine() {
-    if (planner_.cost() != nullptr)
-      on_rank0(communicator_, [&] { write_file_atomically(directory_ / "machine.toml", options_.machine->text); });
+    if (options_.machine) on_rank0(communicator_, [&] { write_file_atomically(directory_ / "machine.toml", options_.machine->text); });
   }
 
   void measure_entropy() {
@@ -326,7 +333,7 @@ class Run {
     });
   }
 
-  const Config& config_;
+  const Config config_;
   const TrainOptions& options_;
   comm::Communicator communicator_;
   const Stream& stream_;

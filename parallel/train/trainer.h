@@ -47,7 +47,8 @@ struct TrainOptions {
   std::function<double(DType, Device)> measure_peak = kernels::measure_matmul_peak;
   /// Where this rank computes. Ranks that are threads may share a GPU; checkpoints are the same for all devices.
   Device device = {};
-  /// What parallel.planner plans for; equal on all ranks. Its text goes to run.directory as machine.toml.
+  /// What parallel.planner plans for, and what strategy auto chooses by instead of the figures of its options; equal on all ranks. Its
+  /// text goes to run.directory as machine.toml.
   std::optional<MachineDescription> machine = {};
   /// Set by the caller (a signal handler, say) on any rank: all ranks agree on the step, save a checkpoint and stop.
   const std::atomic<bool>* stop_requested = nullptr;

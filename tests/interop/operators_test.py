@@ -58,8 +58,9 @@ class AttentionTest(unittest.TestCase):
             self.check(ranks)
 
     def test_strategies_and_layouts(self):
-        for strategy in ("ring", "gather_kv", "ulysses", "usp", "auto"):
+        for strategy in ("ring", "gather_kv", "ulysses", "usp"):
             self.check(2, strategy=strategy)
+        self.check(2, strategy="auto", machine="h100x8")
         for layout in ("contiguous", "striped", "document_zigzag", "balanced"):
             self.check(3, layout=layout)
 

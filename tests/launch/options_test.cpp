@@ -93,7 +93,7 @@ TEST_F(Options, UnknownNamesGetTheNearestOne) {
   EXPECT_EQ(message_of({"--quetzalcoatl"}), "unknown option '--quetzalcoatl'; periplus train --help lists all");
   EXPECT_EQ(message_of({"--set", "model.layer=3"}), "--set: unknown key 'model.layer'; did you mean 'model.layers'?");
   EXPECT_EQ(message_of({"--set", "modle.layers=3"}), "--set: unknown table [modle]; did you mean 'model'?");
-  EXPECT_EQ(message_of({"--set", "foo.bar=3"}), "--set: unknown table [foo]; there are: data, run, parallel, machine, model, optimizer");
+  EXPECT_EQ(message_of({"--set", "foo.bar=3"}), "--set: unknown table [foo]; there are: data, run, parallel, model, optimizer");
   EXPECT_EQ(message_of({"--set", "model.fog=3"}), "--set: unknown key 'model.fog'; periplus train --help lists all")
       << "a known table does not make a name similar";
   EXPECT_EQ(message_of({"--layout", "zigzig"}).find("--layout: 'zigzig' is not one of contiguous, zigzag"), 0u);

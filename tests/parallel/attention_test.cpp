@@ -8,6 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "parallel/choose.h"
+#include "parallel/choose.h"
 #include "runtime/comm/thread_transport.h"
 #include "runtime/error.h"
 #include "tests/parallel/attention_cases.h"
@@ -181,6 +183,36 @@ TEST(DistributedAttentionErrors, NumbersThatAreNoneAreRefusedBeforeTheyReachARes
   AttentionOptions late{.strategy = "auto"};
   late.machine.link_latency_us = kNan;
   EXPECT_THROW(make_plan(small_problem(2), late, Pass::forward), InvalidArgument);
+}
+
+TEST(ChooseStrategy, TakesFiguresAndNodesOfADescribedMachine) {
+  simulate::Machine machine;
+  machine.devices = 16, machine.devices_per_node = 8;
+  machine.links = {{.bytes_per_second = 3e11, .latency_seconds = 2e-6, .sharing = comm::Sharing::pair},
+                   {.bytes_per_second = 5e10, .latency_seconds = 9e-6, .sharing = comm::Sharing::port},
+                   8};
+  machine.kernels.memory_bytes_per_second = 2e12;
+  machine.kernels.forward = {{1024}, {3e12}, {4e12}};
+  machine.kernels.backward = {{1024}, {1e12}, {2e12}};
+  AttentionOptions all{.strategy = "auto"}, node{.strategy = "auto"}, told{.strategy = "auto", .ranks_per_node = 4};
+  use_machine(all, machine, 16, 4096);
+  const Machine expected{.rank_gflops = 14e3 / 6,
+                         .memory_gbytes = 2000,
+                         .link_gbytes = 300,
+                         .link_latency_us = 2,
+                         .node_gbytes = 50,
+                         .node_latency_us = 9,
+                         .link_sharing = "pair"};
+  EXPECT_NEAR(all.machine.rank_gflops, expected.rank_gflops, 1e-6);
+  for (double Machine::*const figure :
+       {&Machine::memory_gbytes, &Machine::link_gbytes, &Machine::link_latency_us, &Machine::node_gbytes, &Machine::node_latency_us})
+    EXPECT_DOUBLE_EQ(all.machine.*figure, expected.*figure);
+  EXPECT_EQ(all.machine.link_sharing, expected.link_sharing);
+  EXPECT_EQ(all.ranks_per_node, 8);
+  use_machine(node, machine, 8, 4096);
+  EXPECT_EQ(node.ranks_per_node, 0);
+  use_machine(told, machine, 16, 4096);
+  EXPECT_EQ(told.ranks_per_node, 4);
 }
 
 TEST(DistributedAttentionErrors, NothingGivenIsIgnored) {

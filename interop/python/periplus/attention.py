@@ -12,7 +12,8 @@ class Attention:
     order. `cu_seqlens` are the borders of its documents, from 0 to all tokens; no length has to divide by anything.
 
     causal, window, sink_tokens   what a token sees (False for its whole document; window=64, or (left, right) without causal)
-    strategy, layout              how the work is spread: "ring", "ulysses", "usp", ..., "auto"; "zigzag", "contiguous", ...
+    strategy, layout              how the work is spread: "ring", "ulysses", "usp", ...; "zigzag", "contiguous", ...; "auto" with
+                                  machine=, a name or file as `periplus calibrate` writes it
     more options                  flags of `periplus apply attention`, with _ for -: scale=0.1, softcap=50, pieces=2, ...
     sink                          a logit per head takes part in every softmax and is given to forward and backward
     lse_gradient                  the loss also depends on lse

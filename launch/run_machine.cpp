@@ -1,4 +1,4 @@
-#include "launch/planner_machine.h"
+#include "launch/run_machine.h"
 
 #include <filesystem>
 
@@ -22,19 +22,23 @@ std::filesystem::path saved_machine(const train::Config& config) { return std::f
 
 }  // namespace
 
-bool measures_machine(const train::Config& config, bool resume) {
-  if (config.parallel.planner == "none" || !config.parallel.machine.empty()) return false;
-  return !resume || !std::filesystem::exists(saved_machine(config));
+bool needs_machine(const train::Config& config, int ranks) {
+  return config.parallel.planner != "none" || (config.parallel.attention.strategy == "auto" && ranks > 1);
 }
 
-train::MachineDescription planner_machine(const train::Config& config, bool resume, const comm::Communicator& communicator, Device device) {
+bool measures_machine(const train::Config& config, bool resume) {
+  return config.parallel.machine.empty() && (!resume || !std::filesystem::exists(saved_machine(config)));
+}
+
+train::MachineDescription run_machine(const train::Config& config, bool resume, const comm::Communicator& communicator, Device device) {
   const std::filesystem::path saved = saved_machine(config);
   std::string file = config.parallel.machine, text;
   train::on_rank0(communicator, [&] {
     if (file.empty() && resume && std::filesystem::exists(saved)) file = saved.string();
     if (!file.empty()) text = machine_text(file);
     if (text.empty() && device.kind == DeviceKind::cuda)
-      throw InvalidArgument("parallel.planner plans for a machine, and GPUs are not measured; give its name or file with --machine");
+      throw InvalidArgument(
+          "a planner, and strategy auto, plan for a machine, and GPUs are not measured; give its name or file with --machine");
   });
   const std::vector<std::string> files = communicator.all_gather_bytes(file, Stream());
   file = files.front();
