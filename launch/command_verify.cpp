@@ -99,12 +99,7 @@ void keep_freed_memory() {
   mallopt(M_MMAP_THRESHOLD, kLargestKept);
 }
 
-}  // namespace
-
-int verify_command(Arguments arguments) {
-  OptionTable table("verify", "proves plans symbolically and checks small ones (up to 8 ranks) against fp64",
-                    "periplus verify --ranks 1-16,64 --strategy all --layout all");
-  VerifyOptions options;
+void add_options(OptionTable& table, VerifyOptions& options) {
   table.add({.key = "verify.ranks",
              .flag = "ranks",
              .target = &options.ranks,
@@ -137,21 +132,17 @@ int verify_command(Arguments arguments) {
              .target = &options.device,
              .value = "NAME",
              .help = "Where the fp64 comparison runs the plans: cpu, cuda or cuda:N, which all ranks share."});
-  table.parse(arguments);
-  if (answered(table)) return kOk;
-  const std::vector<VerifyRun> runs = runs_of(options, table);
-  for (const VerifyRun& run : runs) parse_ranks(run.ranks);  // before anything takes time
-  const std::optional<Device> device = device_of(options, table);
+}
 
+/// Says a line for each kind of plan as it is done, and adds it to `total` and to the rows that are returned.
+nlohmann::json verify_all(const OptionTable& table, const std::vector<VerifyRun>& runs, const std::optional<Device>& device,
+                          VerifyEntry& total) {
   VerifyWidths widths;
   for (const VerifyRun& run : runs) {
     widths.ranks = std::max(widths.ranks, run.ranks.size());
     for (const VerifySubject& subject : verify_subjects(run.selection)) widths.kind = std::max(widths.kind, subject.kind.size());
   }
   say(table, verify_header(widths));
-  VerifyEntry total;
-  total.how.name = "total";
-  total.ranks = runs.size() > 1 ? "all" : options.ranks;
   keep_freed_memory();
   Prover prover;
   nlohmann::json rows = nlohmann::json::array();
@@ -166,6 +157,26 @@ int verify_command(Arguments arguments) {
     }
   }
   for (const std::string& line : verify_lines(widths, total)) say(table, line);
+  return rows;
+}
+
+}  // namespace
+
+int verify_command(Arguments arguments) {
+  OptionTable table("verify", "proves plans symbolically and checks small ones (up to 8 ranks) against fp64",
+                    "periplus verify --ranks 1-16,64 --strategy all --layout all");
+  VerifyOptions options;
+  add_options(table, options);
+  table.parse(arguments);
+  if (answered(table)) return kOk;
+  const std::vector<VerifyRun> runs = runs_of(options, table);
+  for (const VerifyRun& run : runs) parse_ranks(run.ranks);  // before anything takes time
+  const std::optional<Device> device = device_of(options, table);
+
+  VerifyEntry total;
+  total.how.name = "total";
+  total.ranks = runs.size() > 1 ? "all" : options.ranks;
+  const nlohmann::json rows = verify_all(table, runs, device, total);
   print_result(table, {{"ok", total.tally.ok()},
                        {"plans", total.tally.plans},
                        {"refused", total.tally.refused},

@@ -57,8 +57,7 @@ void OptionTable::add_common_options() {
   add({.flag = "help", .target = &help_wanted_, .help = "Prints this page."});
 }
 
-void OptionTable::parse(std::span<const std::string> arguments) {
-  add_common_options();
+OptionTable::Typed OptionTable::typed_flags(std::span<const std::string> arguments) {
   std::vector<const Option*> flags;
   for (const Row& row : rows_) {
     if (!row.option.flag.empty()) flags.push_back(&row.option);
@@ -66,26 +65,20 @@ void OptionTable::parse(std::span<const std::string> arguments) {
   const po::options_description description = describe(flags);
   std::vector<std::string> words(arguments.begin(), arguments.end());
   std::ranges::replace(words, std::string("-h"), std::string("--help"));
-
-  std::vector<std::pair<Row*, std::vector<std::string>>> found;
+  Typed typed;
   try {
     const auto parsed = po::command_line_parser(words).options(description).style(kStyle).allow_unregistered().run();
     for (const auto& item : parsed.options) {
-      if (item.unregistered) {
-        const std::string name = item.string_key;
-        const std::string hint = did_you_mean("--" + name, names(true));
-        throw InvalidArgument(
-            fmt::format("unknown option '--{}'{}", name, hint.empty() ? fmt::format("; periplus {} --help lists all", command_) : hint));
-      }
+      if (item.unregistered) throw_unknown_flag(item.string_key);
       if (item.string_key.empty()) {
         const std::string word = item.original_tokens.empty() ? "" : item.original_tokens.front();
         throw InvalidArgument(
             fmt::format("unexpected argument '{}'; options start with --, as periplus {} --help lists them", word, command_));
       }
       Row* row = &row_of_flag(item.string_key);
-      const auto earlier = std::ranges::find(found, row, &std::pair<Row*, std::vector<std::string>>::first);
-      if (earlier == found.end()) {
-        found.emplace_back(row, item.value);
+      const auto earlier = std::ranges::find(typed, row, &Typed::value_type::first);
+      if (earlier == typed.end()) {
+        typed.emplace_back(row, item.value);
       } else if (is_list(row->option)) {
         earlier->second.insert(earlier->second.end(), item.value.begin(), item.value.end());
       } else {
@@ -98,14 +91,22 @@ void OptionTable::parse(std::span<const std::string> arguments) {
     const std::string value = is_switch(option) ? "true|false" : option.value;
     throw InvalidArgument(fmt::format("--{} needs a value: --{} {}", option.flag, option.flag, value));
   }
-  for (auto& [row, texts] : found) {
+  for (auto& [row, texts] : typed) {
     if (texts.empty() && is_switch(row->option)) texts = {"true"};
+  }
+  return typed;
+}
+
+void OptionTable::parse(std::span<const std::string> arguments) {
+  add_common_options();
+  const Typed typed = typed_flags(arguments);
+  for (const auto& [row, texts] : typed) {
     const std::string where = "--" + row->option.flag;
     if (where == "--config" || where == "--set") assign(row->option, given_from_texts(row->option, texts, where), where);
   }
   read_file();
   apply_settings();
-  for (const auto& [row, texts] : found) {
+  for (const auto& [row, texts] : typed) {
     const std::string where = "--" + row->option.flag;
     set(*row, given_from_texts(row->option, texts, where), where, where);
   }
@@ -213,6 +214,12 @@ void OptionTable::throw_unknown_key(std::string_view where, const std::string& k
   const std::string hint = same_name == keys.end() ? did_you_mean(key, keys) : fmt::format("; did you mean '{}'?", *same_name);
   throw InvalidArgument(
       fmt::format("{}: unknown key '{}'{}", where, key, hint.empty() ? fmt::format("; periplus {} --help lists all", command_) : hint));
+}
+
+void OptionTable::throw_unknown_flag(const std::string& name) const {
+  const std::string hint = did_you_mean("--" + name, names(true));
+  throw InvalidArgument(
+      fmt::format("unknown option '--{}'{}", name, hint.empty() ? fmt::format("; periplus {} --help lists all", command_) : hint));
 }
 
 std::string OptionTable::help() const {

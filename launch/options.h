@@ -3,6 +3,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "launch/option_values.h"
@@ -48,13 +49,17 @@ class OptionTable {
     std::string default_text;
     std::string origin;  ///< Empty: the default.
   };
+  /// Texts of each flag that was typed, in the order of their first.
+  using Typed = std::vector<std::pair<Row*, std::vector<std::string>>>;
   void add_common_options();
+  Typed typed_flags(std::span<const std::string> arguments);
   void read_file();
   void apply_settings();
   void set_text(Row& row, const std::string& text, const std::string& origin);
   void set(Row& row, const Given& given, std::string_view where, std::string origin);
   Row* find_key(std::string_view key);
   Row& row_of_flag(std::string_view flag);
+  [[noreturn]] void throw_unknown_flag(const std::string& name) const;
   [[noreturn]] void throw_unknown_key(std::string_view where, const std::string& key, bool table) const;
   std::vector<std::string> names(bool flags) const;
   std::vector<std::string> tables() const;  ///< In the order of their first key.
