@@ -58,7 +58,7 @@ std::vector<Line> measure_beside_copies(const GpuSampling& sampling) {
   return wrong_or(problem.check(false, sampling.stream), name, [&] {
     Samples samples;
     std::vector<double> rates;
-    const Side side = forward_side(problem);
+    const GpuWork side = forward_side(problem);
     gpu_seconds(side.work, sampling.stream);
     for (int i = 0; i < sampling.samples; ++i) {
       samples.yardstick.push_back(gpu_seconds(side.work, sampling.stream, 4));
@@ -81,7 +81,7 @@ std::vector<Line> measure_beside_kernels(const GpuSampling& sampling) {
   return wrong_or(problem.check(false, sampling.stream), name, [&] {
     kernels::cuda::set_reserved_multiprocessors(kHeld);
     Samples samples;
-    const Side side = forward_side(problem);
+    const GpuWork side = forward_side(problem);
     gpu_seconds(side.work, sampling.stream);
     for (int i = 0; i < sampling.samples; ++i) {
       samples.yardstick.push_back(gpu_seconds(side.work, sampling.stream, 2));

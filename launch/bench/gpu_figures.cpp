@@ -34,7 +34,7 @@ struct ProductYardstick {
       : a(gpu_random({kProductSize, kProductSize}, DType::bf16, 11, device)),
         b(gpu_random({kProductSize, kProductSize}, DType::bf16, 12, device)),
         c({kProductSize, kProductSize}, DType::bf16, Memory({DeviceKind::cuda, device})) {}
-  Side side() const {
+  GpuWork side() const {
     return {[this](StreamView stream) { kernels::matmul(a, b, c, {}, stream); }, 2 * std::pow(static_cast<double>(kProductSize), 3)};
   }
   Tensor a, b, c;
@@ -66,7 +66,7 @@ std::vector<Line> measure_rate(const RateFigure& figure, const GpuSampling& samp
   return wrong_or(problem.check(figure.backward, sampling.stream), figure.name, [&] {
     std::string why;
     if (!kernels::cuda::matmul_available(&why)) {
-      const Side side = figure.backward ? backward_side(problem) : forward_side(problem);
+      const GpuWork side = figure.backward ? backward_side(problem) : forward_side(problem);
       Line line = rate_line(figure.name, side, side, "TFLOP/s", 1e12, {}, sampling);
       line.note = "no yardstick: " + why;
       return std::vector{line};
@@ -132,11 +132,11 @@ std::vector<Line> measure_blocks(const GpuSampling& sampling) {
   const GpuProblem whole(sequence, sampling.device);
   const Shards shards(kRanks, shard, sampling.device);
   return wrong_or(whole.check(false, sampling.stream), "8 shards of 8K, zigzag, by blocks / 64K", [&] {
-    const Side forward{[&](StreamView stream) { shards.forward(stream); }, 0}, both{[&](StreamView stream) {
+    const GpuWork forward{[&](StreamView stream) { shards.forward(stream); }, 0}, both{[&](StreamView stream) {
       shards.forward(stream);
       shards.backward(stream);
     }};
-    const Side whole_both{[&](StreamView stream) {
+    const GpuWork whole_both{[&](StreamView stream) {
       whole.forward(Update::overwrite, stream);
       kernels::delta(whole.dout, whole.out, whole.lse, {}, {}, whole.delta, {}, stream);
       whole.backward(Update::overwrite, stream);
@@ -156,7 +156,7 @@ struct DocumentRows {
       rows.push_back(std::make_unique<GpuProblem>(c, device));
     }
   }
-  Side side(void (*run)(const GpuProblem&, StreamView), double (GpuProblem::*flop)() const) const {
+  GpuWork side(void (*run)(const GpuProblem&, StreamView), double (GpuProblem::*flop)() const) const {
     double total = 0;
     for (const auto& row : rows) total += (*row.*flop)();
     return {[this, run](StreamView stream) {
@@ -193,21 +193,21 @@ std::vector<Line> measure_permutations(const GpuSampling& sampling) {
   const Tensor source = gpu_random({kRows, kHeads, kWidth}, DType::bf16, 31, sampling.device);
   const Tensor target({kRows, kHeads, kWidth}, DType::bf16, memory);
   const auto bytes = 2 * static_cast<double>(source.view().size_bytes());
-  const Side copy{
+  const GpuWork copy{
       [&](StreamView stream) { cuda::copy_bytes(target.view().bytes(), source.view().bytes(), source.view().size_bytes(), stream); },
       bytes};
-  const Side heads{[&](StreamView stream) {
-                     for (int part = 0; part < 8; ++part) {
-                       const TensorView packed(target.view().bytes() + part * static_cast<std::int64_t>(target.view().size_bytes()) / 8,
-                                               DType::bf16, {kRows, kHeads / 8, kWidth});
-                       kernels::copy(source.view().slice(1, part * kHeads / 8, kHeads / 8), packed, stream);
-                     }
-                   },
-                   bytes};
+  const GpuWork heads{[&](StreamView stream) {
+                        for (int part = 0; part < 8; ++part) {
+                          const TensorView packed(target.view().bytes() + part * static_cast<std::int64_t>(target.view().size_bytes()) / 8,
+                                                  DType::bf16, {kRows, kHeads / 8, kWidth});
+                          kernels::copy(source.view().slice(1, part * kHeads / 8, kHeads / 8), packed, stream);
+                        }
+                      },
+                      bytes};
   std::vector<RowMove> moves;
   constexpr std::int64_t kChunk = kRows / 16;
   for (std::int64_t chunk = 0; chunk < 16; ++chunk) moves.push_back(row_move(chunk * kChunk, (chunk * 5 % 16) * kChunk, kChunk));
-  const Side rows{[&](StreamView stream) { kernels::move_rows(source, target, moves, stream); }, bytes};
+  const GpuWork rows{[&](StreamView stream) { kernels::move_rows(source, target, moves, stream); }, bytes};
   return {rate_line("heads of 8 ranks packed, bf16, 0.5 GB / copy", heads, copy, "GB/s", 1e9, Goal{0.85, {}}, sampling),
           rate_line("16 chunks of rows moved, bf16, 0.5 GB / copy", rows, copy, "GB/s", 1e9, Goal{0.85, {}}, sampling)};
 }
@@ -245,7 +245,7 @@ std::vector<GpuFigure> gpu_figures() {
 
 double gpu_product_rate(const GpuSampling& sampling) {
   const ProductYardstick product(sampling.device);
-  const Side side = product.side();
+  const GpuWork side = product.side();
   std::vector<double> rates;
   gpu_seconds(side.work, sampling.stream);
   for (int i = 0; i < sampling.samples; ++i) rates.push_back(side.amount / gpu_seconds(side.work, sampling.stream) * 1e-12);

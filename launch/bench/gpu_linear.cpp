@@ -151,7 +151,7 @@ std::string GpuLinear::check(bool with_backward, StreamView stream) const {
   return {};
 }
 
-Side copy_side(const GpuLinear& data) {
+GpuWork copy_side(const GpuLinear& data) {
   return {[&](StreamView stream) { cuda::copy_bytes(data.out.view().bytes(), data.q.view().bytes(), data.q.view().size_bytes(), stream); },
           2 * data.bytes()};
 }

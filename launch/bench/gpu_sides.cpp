@@ -16,14 +16,14 @@ void fill_ratios(Line& line, std::vector<double> ratios) {
 
 }  // namespace
 
-Side forward_side(const GpuProblem& problem, kernels::Update update) {
+GpuWork forward_side(const GpuProblem& problem, kernels::Update update) {
   return {[&problem, update](StreamView stream) { problem.forward(update, stream); }, problem.forward_flop()};
 }
-Side backward_side(const GpuProblem& problem, kernels::Update update) {
+GpuWork backward_side(const GpuProblem& problem, kernels::Update update) {
   return {[&problem, update](StreamView stream) { problem.backward(update, stream); }, problem.backward_flop()};
 }
 
-Samples alternate(const Side& ours, const Side& yardstick, const GpuSampling& sampling) {
+Samples alternate(const GpuWork& ours, const GpuWork& yardstick, const GpuSampling& sampling) {
   Samples samples;
   for (int i = -1; i < sampling.samples; ++i) {
     const double a = gpu_seconds(ours.work, sampling.stream), b = gpu_seconds(yardstick.work, sampling.stream);
@@ -41,7 +41,7 @@ Line named(const std::string& name, const std::string& unit) {
   return line;
 }
 
-Line rate_line(const std::string& name, const Side& ours, const Side& yardstick, const std::string& unit, double per_unit,
+Line rate_line(const std::string& name, const GpuWork& ours, const GpuWork& yardstick, const std::string& unit, double per_unit,
                std::optional<Goal> goal, const GpuSampling& sampling) {
   const Samples samples = alternate(ours, yardstick, sampling);
   Line line = named(name, unit);

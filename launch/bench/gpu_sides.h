@@ -13,23 +13,23 @@
 namespace periplus::launch::bench {
 
 /// Something timed, and how much of it a run does.
-struct Side {
+struct GpuWork {
   std::function<void(StreamView)> work;
   double amount = 0;
 };
-Side forward_side(const GpuProblem& problem, kernels::Update update = kernels::Update::overwrite);
-Side backward_side(const GpuProblem& problem, kernels::Update update = kernels::Update::overwrite);
+GpuWork forward_side(const GpuProblem& problem, kernels::Update update = kernels::Update::overwrite);
+GpuWork backward_side(const GpuProblem& problem, kernels::Update update = kernels::Update::overwrite);
 
 /// Seconds of both sides, taken in turn.
 struct Samples {
   std::vector<double> ours, yardstick;
 };
 /// After one run of each that does not count.
-Samples alternate(const Side& ours, const Side& yardstick, const GpuSampling& sampling);
+Samples alternate(const GpuWork& ours, const GpuWork& yardstick, const GpuSampling& sampling);
 
 Line named(const std::string& name, const std::string& unit);
 /// Rates, ours over the yardstick's.
-Line rate_line(const std::string& name, const Side& ours, const Side& yardstick, const std::string& unit, double per_unit,
+Line rate_line(const std::string& name, const GpuWork& ours, const GpuWork& yardstick, const std::string& unit, double per_unit,
                std::optional<Goal> goal, const GpuSampling& sampling);
 /// Times in ms, ours over the yardstick's, which may not exceed the goal.
 Line time_line(const std::string& name, const Samples& samples, double most);
