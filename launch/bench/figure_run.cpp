@@ -81,27 +81,13 @@ void add_sampling_options(OptionTable& table, std::string& only, Sampling& sampl
              .most = 3600});
 }
 
-int run_figures(const OptionTable& table, std::vector<Figure> figures, const std::string& only, const std::string& suite,
-                Sampling& sampling) {
-  keep_chosen(figures, only, suite + ": --only");
+int run_figures(const OptionTable& table, std::vector<Figure> figures, const std::string& only, Sampling& sampling) {
+  keep_chosen(figures, only);
   if (kernels::cpu_level() == CpuLevel::emulated_amx) {
-    throw InvalidArgument(
-        fmt::format("{}: level emulated_amx is slow on purpose and only for tests; choose another PERIPLUS_CPU_LEVEL", suite));
+    throw InvalidArgument("level emulated_amx is slow on purpose and only for tests; choose another PERIPLUS_CPU_LEVEL");
   }
   print_machine(table.json(), sampling.peaks);
-  if (!table.json()) print_line(text_header());
-  bool failed = false;
-  for (const Figure& figure : figures) {
-    sampling.progress = [&](const std::string& text) { show_progress(fmt::format("{} {}: {}", figure.id, figure.name, text)); };
-    sampling.progress("checking the result");
-    for (Line& line : figure.measure(sampling)) {
-      if (line.id.empty()) line.id = figure.id;
-      if (line.name.empty()) line.name = figure.name;
-      print_line(table.json() ? to_json_line(line) : to_text(line));
-      failed |= misses(line);
-    }
-  }
-  return failed ? kFailedCheck : kOk;
+  return print_figures(table.json(), figures, sampling) ? kFailedCheck : kOk;
 }
 
 }  // namespace periplus::launch::bench

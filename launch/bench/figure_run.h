@@ -14,7 +14,6 @@ void add_sampling_options(OptionTable& table, std::string& only, Sampling& sampl
 
 /// Measures the figures, or those that `only` lists, and prints the machine and a line each. Returns the exit code: failed
 /// if a figure misses its goal or is too noisy to tell.
-int run_figures(const OptionTable& table, std::vector<Figure> figures, const std::string& only, const std::string& suite,
-                Sampling& sampling);
+int run_figures(const OptionTable& table, std::vector<Figure> figures, const std::string& only, Sampling& sampling);
 
 }  // namespace periplus::launch::bench

@@ -1,5 +1,6 @@
 // periplus bench gpu: attention on one CUDA device against cuBLAS and against itself, linear attention against copies.
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -29,7 +30,6 @@ void print_device(bool json, const GpuSampling& sampling) {
   print_line(fmt::format("{}, capability {}.{}, {} multiprocessors, CUDA {}.{} by the driver; {}", device.name, device.major, device.minor,
                          device.multiprocessors, cuda::driver_version() / 1000, cuda::driver_version() % 1000 / 10,
                          rate > 0 ? fmt::format("cuBLAS 8192^3 bf16 of random data {:.0f} TFLOP/s", rate) : why));
-  print_line(text_header());
 }
 
 }  // namespace
@@ -50,20 +50,11 @@ int bench_gpu(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
   std::vector<GpuFigure> figures = gpu_figures();
-  keep_chosen(figures, only, "gpu: --only");
+  keep_chosen(figures, only);
   if (cuda::device_count() == 0) throw BackendUnavailable(cuda::unavailable_reason());
   sampling.stream = cuda::make_stream(sampling.device);
   print_device(table.json(), sampling);
-  bool failed = false;
-  for (const GpuFigure& figure : figures) {
-    show_progress(fmt::format("{} {}", figure.id, figure.name));
-    for (Line& line : figure.measure(sampling)) {
-      line.id = figure.id;
-      print_line(table.json() ? to_json_line(line) : to_text(line));
-      failed |= misses(line);
-    }
-  }
-  return failed ? kFailedCheck : kOk;
+  return print_figures(table.json(), figures, std::as_const(sampling)) ? kFailedCheck : kOk;
 }
 
 }  // namespace periplus::launch::bench

@@ -1,10 +1,8 @@
 #pragma once
 
-#include <functional>
-#include <string>
 #include <vector>
 
-#include "launch/bench/report.h"
+#include "launch/bench/figure_lines.h"
 #include "runtime/device.h"
 
 namespace periplus::launch::bench {
@@ -15,11 +13,7 @@ struct GpuSampling {
   Stream stream = {};
 };
 
-/// One figure of `bench gpu`.
-struct GpuFigure {
-  std::string id, name;
-  std::function<std::vector<Line>(const GpuSampling&)> measure;
-};
+using GpuFigure = FigureOf<const GpuSampling>;
 std::vector<GpuFigure> gpu_figures();
 
 /// TFLOP/s of cuBLAS for a large bf16 product of random data. BackendUnavailable without cuBLAS.

@@ -1,19 +1,14 @@
 #pragma once
 
-#include <functional>
-#include <string>
 #include <vector>
 
-#include "launch/bench/report.h"
+#include "launch/bench/figure_lines.h"
 #include "launch/bench/sampling.h"
 
 namespace periplus::launch::bench {
 
-/// One figure of `bench kernels`; several may share an id, and accuracy returns several lines.
-struct Figure {
-  std::string id, name;
-  std::function<std::vector<Line>(Sampling&)> measure;
-};
+/// Of one or two cores; accuracy returns several lines.
+using Figure = FigureOf<Sampling>;
 std::vector<Figure> kernel_figures();
 
 }  // namespace periplus::launch::bench

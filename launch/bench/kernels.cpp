@@ -16,7 +16,7 @@ int bench_kernels(Arguments arguments) {
   add_sampling_options(table, only, sampling);
   table.parse(arguments);
   if (answered(table)) return kOk;
-  return run_figures(table, kernel_figures(), only, "kernels", sampling);
+  return run_figures(table, kernel_figures(), only, sampling);
 }
 
 }  // namespace periplus::launch::bench

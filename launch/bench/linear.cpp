@@ -18,7 +18,7 @@ int bench_linear(Arguments arguments) {
   if (answered(table)) return kOk;
   std::vector<Figure> figures = linear_kernel_figures();
   for (Figure& figure : linear_strategy_figures()) figures.push_back(std::move(figure));
-  return run_figures(table, std::move(figures), only, "linear", sampling);
+  return run_figures(table, std::move(figures), only, sampling);
 }
 
 }  // namespace periplus::launch::bench

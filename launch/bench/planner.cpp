@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <random>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -159,11 +159,7 @@ std::vector<Line> gains(const Options& options) {
   return lines;
 }
 
-/// Figures that are asked for together are measured together.
-struct Part {
-  std::string id;
-  std::function<std::vector<Line>()> measure;
-};
+using Part = FigureOf<const Options>;
 
 }  // namespace
 
@@ -178,26 +174,21 @@ int bench_planner(Arguments arguments) {
   table.parse(arguments);
   if (answered(table)) return kOk;
   std::vector<Part> parts = {
-      {"C10",
-       [&] {
-         return std::vector<Line>{planning_time(options, "a100x64", kSequences, kDevices, {.due = 20, .stretch = 5, .at_most = true})};
+      {"C10", "512 sequences",
+       [](const Options& o) {
+         return std::vector{planning_time(o, "a100x64", kSequences, kDevices, {.due = 20, .stretch = 5, .at_most = true})};
        }},
-      {"C10",
-       [&] { return std::vector<Line>{planning_time(options, "a100x1024", 4096, 1024, {.due = 250, .stretch = {}, .at_most = true})}; }},
-      {"C12", [&] { return gains(options); }}};
+      {"C10", "4096 sequences",
+       [](const Options& o) {
+         return std::vector{planning_time(o, "a100x1024", 4096, 1024, {.due = 250, .stretch = {}, .at_most = true})};
+       }},
+  };
   for (const char* const name : {"wikipedia", "github-like", "uniform"})
-    parts.insert(parts.end() - 1, {"C11", [&options, name] { return quality(options, name); }});
-  parts.push_back({"executed", [&] { return planner_executed(options.data); }});
-  keep_chosen(parts, options.only, "planner: --only");
-  if (!table.json()) print_line(text_header());
-  bool missed = false;
-  for (const Part& part : parts) {
-    for (const Line& line : part.measure()) {
-      print_line(table.json() ? to_json_line(line) : to_text(line));
-      missed = missed || misses(line);
-    }
-  }
-  return missed ? kFailedCheck : kOk;
+    parts.push_back({"C11", name, [name](const Options& o) { return quality(o, name); }});
+  parts.push_back({"C12", "gain over one degree", gains});
+  parts.push_back({"executed", "over paced links", [](const Options& o) { return planner_executed(o.data); }});
+  keep_chosen(parts, options.only);
+  return print_figures(table.json(), parts, std::as_const(options)) ? kFailedCheck : kOk;
 }
 
 }  // namespace periplus::launch::bench
