@@ -77,7 +77,7 @@ void launch_elements(const LinearShape& shape, const LinearBlock& block, const C
     using A = AccumulatorOf<T>;
     launch("launch of plain linear attention elements", make_elements<depth, S, A>,
            grid_of(std::ssize(runs), lead + shape.width_v + 1, shape.heads), kThreads, 0, native,
-           problem_of<T>(shape, block, resident(runs, stream), std::ssize(runs)), strided<T>(dout), strided<A>(elements));
+           problem_of<T>(shape, block, resident(runs, stream).get(), std::ssize(runs)), strided<T>(dout), strided<A>(elements));
   });
 }
 
@@ -100,7 +100,7 @@ void unit_apply(const LinearShape& shape, const LinearBlock& block, ConstTensorV
     using S = DeviceValue<T>;
     using A = AccumulatorOf<T>;
     launch("launch of plain linear attention", apply<depth, S, A>, grid_of(std::ssize(block.runs), shape.width_v, shape.heads), kThreads, 0,
-           native, problem_of<T>(shape, block, resident(block.runs, stream), std::ssize(block.runs)), strided<A>(incoming),
+           native, problem_of<T>(shape, block, resident(block.runs, stream).get(), std::ssize(block.runs)), strided<A>(incoming),
            strided<T>(out));
   });
 }

@@ -210,7 +210,8 @@ void unit_apply_backward(const LinearShape& shape, const LinearBlock& block, Con
   visit_dtype<double, float, bfloat16, float16>(dout.dtype(), "unit_apply_backward", [&]<class T>() {
     using A = AccumulatorOf<T>;
     Backward<DeviceValue<T>, A> b{};
-    b.p = problem_of<T>(shape, block, resident(block.runs, stream), std::ssize(block.runs));
+    const auto runs = resident(block.runs, stream);
+    b.p = problem_of<T>(shape, block, runs.get(), std::ssize(block.runs));
     b.incoming = strided<A>(incoming);
     b.doutgoing = strided<A>(doutgoing);
     b.dout = strided<T>(dout);

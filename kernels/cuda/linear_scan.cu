@@ -85,12 +85,9 @@ void unit_scan(const ScanShape& shape, ConstTensorView elements, std::span<const
   const std::vector<ScanStep> steps = scan_steps(folds, reverse, update);
   const cudaStream_t native = launch_stream(stream);
   visit_dtype<double, float>(states.dtype(), "unit_scan", [&]<class A>() {
-    const Scan<A> scan{shape,
-                       strided<A>(elements),
-                       strided<A>(states),
-                       resident(std::span<const ScanStep>(steps), stream),
-                       std::ssize(steps),
-                       transition_width(shape.transition, shape.rows),
+    const auto on_device = resident(std::span<const ScanStep>(steps), stream);
+    const Scan<A> scan{shape,           strided<A>(elements), strided<A>(states),
+                       on_device.get(), std::ssize(steps),    transition_width(shape.transition, shape.rows),
                        reverse};
     const std::int64_t lines = dense ? shape.columns : shape.rows * shape.columns, of_block = dense ? kColumns : kThreads;
     const dim3 grid(static_cast<unsigned>((lines + of_block - 1) / of_block), static_cast<unsigned>(shape.heads));

@@ -22,8 +22,6 @@ struct Runs {
   }
 };
 
-Runs runs_on_device(std::span<const UnitRun> runs, StreamView stream) { return {resident(runs, stream), std::ssize(runs)}; }
-
 /// to += scale (from - weight less)
 template <class A, class T>
 __device__ __forceinline__ void add_difference(A scale, const T* from, A weight, const T* less, T* to, std::int64_t width, unsigned lane) {
@@ -180,17 +178,20 @@ void visit(DType dtype, std::string_view op, const Body& body) {
 void mirror_decay(ConstTensorView log_decay, std::span<const UnitRun> runs, TensorView mirrored, StreamView stream) {
   const cudaStream_t native = launch_stream(stream);
   visit_dtype<float, double>(log_decay.dtype(), "mirror_decay", [&]<class A>() {
+    const auto table = resident(runs, stream);
     launch_heads(log_decay.size(0), log_decay.size(1),
-                 MirrorDecay<A>{runs_on_device(runs, stream), log_decay.size(2), strided<A>(log_decay), strided<A>(mirrored)}, native);
+                 MirrorDecay<A>{{table.get(), std::ssize(runs)}, log_decay.size(2), strided<A>(log_decay), strided<A>(mirrored)}, native);
   });
 }
 
 void decay_states(ConstTensorView log_decay, std::span<const UnitRun> runs, TensorView states, StreamView stream) {
   const cudaStream_t native = launch_stream(stream);
   visit_dtype<float, double>(log_decay.dtype(), "decay_states", [&]<class A>() {
-    launch_heads(std::ssize(runs), log_decay.size(1),
-                 DecayStates<A>{runs_on_device(runs, stream), log_decay.size(2), states.size(2), strided<A>(log_decay), strided<A>(states)},
-                 native);
+    const auto table = resident(runs, stream);
+    launch_heads(
+        std::ssize(runs), log_decay.size(1),
+        DecayStates<A>{{table.get(), std::ssize(runs)}, log_decay.size(2), states.size(2), strided<A>(log_decay), strided<A>(states)},
+        native);
   });
 }
 
@@ -219,8 +220,10 @@ void add_mirrored_backward(const LinearBlock& block, ConstTensorView dout, const
                                         strided<T>(gradients.dv)},
                  native);
     if (gradients.dlog_decay.dims() == 0) return;
+    const auto table = resident(block.runs, stream);
+    const Runs runs{table.get(), std::ssize(block.runs)};
     launch_heads(rows, heads,
-                 AddDecayGradients<T>{runs_on_device(block.runs, stream), d, gradients.dlog_decay.size(2), scale, q, k, dq, dk,
+                 AddDecayGradients<T>{runs, d, gradients.dlog_decay.size(2), scale, q, k, dq, dk,
                                       strided<A>(ConstTensorView(mirrored.dlog_decay)), strided<A>(gradients.dlog_decay)},
                  native);
   });

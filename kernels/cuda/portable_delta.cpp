@@ -87,7 +87,8 @@ class Call {
  private:
   template <class Launch>
   void launch(const std::vector<Segment>& segments, Delta<S> delta, const Launch& launch) {
-    delta.segments = resident(std::span<const Segment>(segments), stream_);
+    const auto table = resident(std::span<const Segment>(segments), stream_);
+    delta.segments = table.get();
     launch(delta, std::ssize(segments), native_);
   }
   LinearShape shape_;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -86,7 +87,7 @@ SlotStates states_of(const Walk<T>& walk) {
 }
 
 template <class V>
-const V* on_device(const std::vector<V>& values, StreamView stream) {
+std::shared_ptr<const V> on_device(const std::vector<V>& values, StreamView stream) {
   return resident(std::span<const V>(values), stream);
 }
 
@@ -116,18 +117,19 @@ class CutRuns {
     if (segments.feeding.empty()) return;
     slots_.emplace(std::ssize(segments.feeding), feeder, native);
     slots_->give(feeder);
-    feeder.segments = on_device(segments.feeding, stream);
+    const auto feeding = on_device(segments.feeding, stream);
+    feeder.segments = feeding.get();
     launch_own_states(feeder, std::ssize(segments.feeding), native);
-    fold_slots(states_of(feeder), on_device(segments.folds, stream), std::ssize(segments.folds), native);
+    fold_slots(states_of(feeder), on_device(segments.folds, stream).get(), std::ssize(segments.folds), native);
   }
   void give(Walk<T>& walk) const {
-    walk.segments = all_;
+    walk.segments = all_.get();
     if (slots_) walk.slots = slots_->states.data();
   }
   std::int64_t count() const { return count_; }
 
  private:
-  const Segment* all_;
+  std::shared_ptr<const Segment> all_;
   std::int64_t count_;
   std::optional<Slots> slots_;
 };
@@ -168,10 +170,11 @@ void make_elements(Walk<T> walk, const LinearShape& shape, std::span<const UnitR
   const Segments segments = cut_for_elements(of_units, walk.heads, blocks_at_once(1, false, stream), walk.reverse);
   const Slots slots(std::ssize(segments.feeding), walk, native);
   slots.give(walk);
-  walk.segments = on_device(segments.feeding, stream);
+  const auto feeding = on_device(segments.feeding, stream);
+  walk.segments = feeding.get();
   launch_own_states(walk, std::ssize(segments.feeding), native);
-  fold_elements(states_of(walk), on_device(segments.folds, stream), shape.units, shape.decay_width, walk.log_decay,
-                on_device(closing, stream), strided<float>(elements), native);
+  fold_elements(states_of(walk), on_device(segments.folds, stream).get(), shape.units, shape.decay_width, walk.log_decay,
+                on_device(closing, stream).get(), strided<float>(elements), native);
 }
 
 }  // namespace
@@ -242,7 +245,8 @@ class Notes {
     walk.decay_gradient = {strided<T>(partner), dots, shape_.rows, states_.data(), ends_.data(), strided<float>(doutgoing)};
   }
   void sum(const ConstTensorView& log_decay, const TensorView& dlog_decay, StreamView stream) const {
-    const DecayBlock* const blocks = on_device(blocks_, stream);
+    const auto on = on_device(blocks_, stream);
+    const DecayBlock* const blocks = on.get();
     const auto from = strided<float>(log_decay);
     const auto to = strided<float>(dlog_decay);
     if (by_channel_) {

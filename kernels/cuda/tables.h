@@ -24,7 +24,7 @@ struct ResidentSchedule {
 };
 
 /// Makes the schedule on first use and keeps it, for later calls with equal arguments: training repeats the same few masks in
-/// every layer. Each stream has its own, since the counters are in use while a kernel runs.
+/// every layer. Each stream has its own, since the counters are in use while a kernel runs. The next call on the stream may release it.
 /// `heads` rows of turns, `row_heads` of row turns.
 ResidentSchedule resident_schedule(std::span<const Band> bands, RowAxis axis, std::int64_t query_rows, std::int64_t key_rows,
                                    const ScheduleTiles& tiles, std::int64_t heads, StreamView stream, std::int64_t row_heads = 0);

@@ -1,8 +1,10 @@
 #include <cmath>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
+#include "kernels/cuda/resident.h"
 #include "tests/kernels/cuda/rounded_linear.h"
 #include "tests/kernels/cuda/workbench.h"
 #include "tests/kernels/linear_cases.h"
@@ -52,14 +54,18 @@ struct DevicePass {
     if (pass.c.delta_rule) block.beta = beta;
     return block;
   }
-  void run() {
+  void run(void (*before_each)() = [] {}) {
     const Stream& stream = Workbench::get().stream();
     LinearGradients gradients{dq, dk, dv};
     if (pass.c.decay != Decay::none) gradients.dlog_decay = dlog_decay;
     if (pass.c.delta_rule) gradients.dbeta = dbeta;
+    before_each();
     unit_states(block(), elements, stream);
+    before_each();
     unit_apply(block(), incoming, out, stream);
+    before_each();
     unit_states_backward(block(), dout, delements, stream);
+    before_each();
     unit_apply_backward(block(), incoming, dout, doutgoing, gradients, stream);
   }
   void take_results() {
@@ -187,14 +193,36 @@ TEST_F(CudaLinearAttention, ErrsNoMoreThanTwiceARoundedComputation) {
 }
 
 /// A run of one head would leave most of a device idle.
-TEST_F(CudaLinearAttention, LongRunsAreCut) {
-  LinearCase c{.rows = kFewer == 1 ? 20000 : 1300, .units = 2, .heads = 1, .width_qk = 64, .width_v = 64, .decay = Decay::scalar};
+LinearCase long_runs(Decay decay) {
+  LinearCase c{.rows = kFewer == 1 ? 20000 : 1300, .units = 2, .heads = 1, .width_qk = 64, .width_v = 64, .decay = decay};
   c.runs = {{0, c.rows - 100, 0, true, true}, {c.rows - 100, 70, 1, false, true}};
   c.scale = 0.125;
   c.strength = 0.01;
-  expect_matches<bfloat16>(c, 12, {cuda::Rung::portable});
-  c.decay = Decay::diagonal;
-  expect_matches<bfloat16>(c, 14, {cuda::Rung::portable});
+  return c;
+}
+TEST_F(CudaLinearAttention, LongRunsAreCut) {
+  expect_matches<bfloat16>(long_runs(Decay::scalar), 12, {cuda::Rung::portable});
+  expect_matches<bfloat16>(long_runs(Decay::diagonal), 14, {cuda::Rung::portable});
+}
+
+/// To the byte: of what a call puts on the device then, its second table makes room by letting go of all that is there.
+void fill_tables() {
+  std::vector<std::byte> filler((std::size_t{64} << 20) + 1);
+  cuda::resident_bytes(filler, Workbench::get().stream());
+  filler.pop_back();
+  cuda::resident_bytes(filler, Workbench::get().stream());
+}
+TEST_F(CudaLinearAttention, TablesStayUntilTheirCallHasUsedThem) {
+  cuda::set_highest_rung(cuda::Rung::portable);
+  for (const Decay decay : {Decay::scalar, Decay::diagonal}) {
+    test::LinearExpectation<bfloat16> expected(long_runs(decay), 15);
+    expected.check(test::kTileTolerance, std::max(test::kTileTolerance, test::stored_tolerance<bfloat16>()),
+                   [](LinearPass<bfloat16>& pass) {
+                     DevicePass<bfloat16> device(pass);
+                     device.run(fill_tables);
+                     device.take_results();
+                   });
+  }
 }
 
 TEST_F(CudaLinearAttention, WideHeadsMatchReference) {
