@@ -1,4 +1,5 @@
 // Rotary position embedding (algorithms.md 10.2).
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -14,11 +15,11 @@ namespace {
 
 constexpr std::int64_t kChunkRows = 32;
 
-/// Angles are f64: at position 10^6 an f32 angle is off by 0.06 rad.
+/// Angles are f64: at position 10^6 an f32 angle is off by 0.06 rad. `fastest` is the largest |frequency|.
 template <class A>
-[[gnu::always_inline]] inline void row_angles(double position, double sign, const double* frequencies, std::int64_t pairs, A* cosines,
-                                              A* sines) {
-  if (std::abs(position) <= kFastSincosLimit) {
+[[gnu::always_inline]] inline void row_angles(double position, double sign, const double* frequencies, double fastest, std::int64_t pairs,
+                                              A* cosines, A* sines) {
+  if (std::abs(position) * fastest <= kFastSincosLimit) {
     for (std::int64_t m = 0; m < pairs; ++m) {
       double sine = 0, cosine = 0;
       fast_sincos(position * frequencies[m], sine, cosine);
@@ -88,6 +89,8 @@ void rope(TensorView x, std::span<const std::int64_t> positions, std::span<const
   const std::int64_t row_stride = x.stride(0), head_stride = x.stride(1);
   if (on_cuda(stream)) return cuda::rope(x, positions, frequency_list, style, direction, stream);
   const double* frequencies = frequency_list.data();
+  double fastest = 0;
+  for (const double frequency : frequency_list) fastest = std::max(fastest, std::abs(frequency));
   const double sign = direction == RopeDirection::forward ? 1 : -1;
   const std::int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
   visit_dtype<bfloat16, float, double>(x.dtype(), "rope", [&]<class T>() {
@@ -99,7 +102,7 @@ void rope(TensorView x, std::span<const std::int64_t> positions, std::span<const
       A *cosines = table + chunk * width, *sines = cosines + pairs;
       with_best_instructions([=]() __attribute__((always_inline)) {
         for (std::int64_t n = begin; n < end; ++n) {
-          row_angles<A>(static_cast<double>(positions[static_cast<std::size_t>(n)]), sign, frequencies, pairs, cosines, sines);
+          row_angles<A>(static_cast<double>(positions[static_cast<std::size_t>(n)]), sign, frequencies, fastest, pairs, cosines, sines);
           for (std::int64_t head = 0; head < heads; ++head) {
             T* at = data + n * row_stride + head * head_stride;
             if (style == RopeStyle::half) {

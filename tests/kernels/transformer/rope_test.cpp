@@ -70,6 +70,21 @@ TEST(Rope, F64IsAccurateWhereAnglesAreExact) {
   }
 }
 
+TEST(Rope, FrequenciesAboveOneReachLongAnglesSooner) {
+  const std::vector<double> frequencies = {0x1p40, -0x1p12};
+  for (const std::int64_t position : {1, 300, 65537, 1'500'000}) {
+    const auto x = random_values<double>(4, 10);
+    auto y = x;
+    const std::vector<std::int64_t> positions = {position};
+    rope(view(y, {1, 1, 4}), positions, frequencies, RopeStyle::interleaved, RopeDirection::forward, Stream());
+    for (std::size_t m = 0; m < 2; ++m) {
+      const double angle = static_cast<double>(position) * frequencies[m], a = x[2 * m], b = x[2 * m + 1];
+      EXPECT_NEAR(y[2 * m], a * std::cos(angle) - b * std::sin(angle), 4e-15) << position;
+      EXPECT_NEAR(y[2 * m + 1], b * std::cos(angle) + a * std::sin(angle), 4e-15) << position;
+    }
+  }
+}
+
 TEST(Rope, BackwardUndoesForward) {
   const std::vector<std::int64_t> positions = {7, 100, 3, 99999, 12};
   for_each_storage_type([&]<class T>() {
