@@ -24,15 +24,9 @@ void check_result(std::string_view op, std::string_view name, const TensorView& 
   }
 }
 
-void check_runs(std::string_view op, std::span<const UnitRun> runs, std::int64_t rows, std::int64_t units) {
-  std::int64_t free = 0;  // first row that no earlier run holds
+void check_units(std::string_view op, std::span<const UnitRun> runs, std::int64_t units) {
   std::vector<bool> begun(static_cast<std::size_t>(units)), left(static_cast<std::size_t>(units));
   for (const UnitRun& run : runs) {
-    require(run.row0 >= 0 && run.rows > 0 && run.row0 + run.rows <= rows,
-            "{}: run of {} rows from row {} on is empty or leaves the block of {} rows", op, run.rows, run.row0, rows);
-    require(run.row0 >= free, "{}: run from row {} on begins before the run ahead of it ends, at row {}; runs must be in the order of rows",
-            op, run.row0, free);
-    free = run.row0 + run.rows;
     require(run.unit >= 0 && run.unit < units, "{}: run from row {} on is of unit {}, but there are {} units", op, run.row0, run.unit,
             units);
     const auto unit = static_cast<std::size_t>(run.unit);
@@ -78,7 +72,8 @@ LinearShape check_block(std::string_view op, const LinearBlock& block, const Nee
     check_operand(op, "log_decay", log_decay, {rows, heads, decay_width}, accumulator);
   }
   if (given(beta)) check_operand(op, "beta", beta, {rows, heads, 1}, accumulator);
-  check_runs(op, runs, rows, units);
+  check_runs(op, runs, rows);
+  check_units(op, runs, units);
   return {rows, units, heads, width_qk, width_v, decay_width, transition_of(block)};
 }
 

@@ -70,22 +70,12 @@ void check_gradients(std::string_view op, const LinearBlock& block, const Shape&
   }
 }
 
-void check_runs(std::string_view op, std::span<const UnitRun> runs, std::int64_t rows) {
-  std::int64_t free = 0;
-  for (const UnitRun& run : runs) {
-    require(run.row0 >= 0 && run.rows > 0 && run.row0 + run.rows <= rows, "{}: run of {} rows from row {} on leaves the {} rows", op,
-            run.rows, run.row0, rows);
-    require(run.row0 >= free, "{}: run from row {} on begins before the run ahead of it ends, at row {}; runs must be in the order of rows",
-            op, run.row0, free);
-    free = run.row0 + run.rows;
-  }
-}
-
 }  // namespace
 
 void mirror_decay(ConstTensorView log_decay, std::span<const UnitRun> runs, TensorView mirrored, StreamView stream) {
   constexpr std::string_view op = "mirror_decay";
   check_dims(op, "log_decay", log_decay);
+  check_operand(op, "log_decay", log_decay, log_decay.shape(), log_decay.dtype());
   check_operand(op, "mirrored", mirrored, log_decay.shape(), log_decay.dtype());
   check_runs(op, runs, log_decay.size(0));
   const std::int64_t heads = log_decay.size(1), width = log_decay.size(2);

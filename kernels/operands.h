@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -8,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "kernels/attention_problem.h"
+#include "kernels/linear_attention.h"
 #include "runtime/device.h"
 #include "runtime/error.h"
 #include "runtime/tensor.h"
@@ -38,6 +40,9 @@ inline void check_operand(std::string_view op, std::string_view name, const Cons
 inline void check_dims(std::string_view op, std::string_view name, const ConstTensorView& view) {
   require(view.dims() == 3, "{}: {} has shape {}, expected [rows, heads, width]", op, name, to_string(view.shape()));
 }
+
+/// Runs of rows that are there, in rising order and apart.
+void check_runs(std::string_view op, std::span<const UnitRun> runs, std::int64_t rows);
 
 template <class T>
 Strided<const T> strided(const ConstTensorView& view) {

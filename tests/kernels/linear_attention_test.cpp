@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include "kernels/linear_tokens.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
 #include "tests/kernels/linear_cases.h"
@@ -173,6 +174,18 @@ TEST_F(LinearAttentionRefuses, StatesElementsAndResultsThatDoNotFit) {
   gradients = pass.gradients();
   gradients.dv = pass.dk;
   expect_refused(backward(gradients), {"dv has shape [8, 2, 4], expected [8, 2, 3]"});
+}
+
+TEST(LinearTokens, RefuseDecaysWithoutContiguousWidthAndRunsThatDoNotFit) {
+  Host<float> memory(8, 2, 6), mirrored(8, 2, 3), states(1, 2, 3);
+  const TensorView spread(memory.view().bytes(), DType::f32, {8, 2, 3}, {12, 6, 2});
+  const std::vector<UnitRun> run = {{0, 8, 0}}, outside = {{0, 9, 0}}, empty = {{4, 0, 0}}, falling = {{4, 2, 0}, {0, 2, 0}};
+  expect_refused([&] { mirror_decay(spread, run, mirrored, kStream); }, {"mirror_decay: log_decay has width stride 2"});
+  expect_refused([&] { mirror_decay(mirrored, run, spread, kStream); }, {"mirror_decay: mirrored has width stride 2"});
+  expect_refused([&] { decay_states(spread, run, states, kStream); }, {"decay_states: log_decay has width stride 2"});
+  expect_refused([&] { mirror_decay(mirrored, outside, mirrored, kStream); }, {"run of 9 rows from row 0", "8 rows"});
+  expect_refused([&] { mirror_decay(mirrored, empty, mirrored, kStream); }, {"run of 0 rows from row 4", "is empty"});
+  expect_refused([&] { mirror_decay(mirrored, falling, mirrored, kStream); }, {"from row 0", "order of rows"});
 }
 
 TEST_F(LinearAttentionRefuses, CudaStreamsWhereThereIsNoDevice) {
