@@ -21,6 +21,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/matmul_f64.h"
+#include "kernels/operands.h"
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
 
@@ -53,14 +54,12 @@ struct Product {
 };
 
 Matrix matrix_of(std::string_view name, const ConstTensorView& view) {
-  if (view.dims() != 2) {
-    throw InvalidArgument(fmt::format("matmul: {} has shape {}; it must have 2 dimensions", name, to_string(view.shape())));
-  }
+  check_dims("matmul", name, view, 2);
   const Matrix matrix{view.bytes(), view.dtype(), view.size(0), view.size(1), view.stride(0)};
   const bool ordered = matrix.columns <= 1 || view.stride(1) == 1;
   if (!ordered || (matrix.rows > 1 && matrix.stride < matrix.columns)) {
-    throw InvalidArgument(fmt::format("matmul: {} {} has strides {}; columns must be contiguous and rows must not overlap", name,
-                                      to_string(view.shape()), to_string(view.strides())));
+    refuse("matmul: {} {} has strides {}; columns must be contiguous and rows must not overlap", name, to_string(view.shape()),
+           to_string(view.strides()));
   }
   return matrix;
 }
@@ -79,18 +78,15 @@ Product checked(const ConstTensorView& a, const ConstTensorView& b, const Tensor
   const std::int64_t a_m = p.transpose_a ? p.a.columns : p.a.rows;
   const std::int64_t b_k = p.transpose_b ? p.b.columns : p.b.rows, b_n = p.transpose_b ? p.b.rows : p.b.columns;
   if (a_m != p.m || b_k != p.k || b_n != p.n) {
-    throw InvalidArgument(fmt::format("matmul: a {}{} times b {}{} does not give c {}; inner sizes {} and {} must agree",
-                                      to_string(a.shape()), p.transpose_a ? " transposed" : "", to_string(b.shape()),
-                                      p.transpose_b ? " transposed" : "", to_string(c.shape()), p.k, b_k));
+    refuse("matmul: a {}{} times b {}{} does not give c {}; inner sizes {} and {} must agree", to_string(a.shape()),
+           p.transpose_a ? " transposed" : "", to_string(b.shape()), p.transpose_b ? " transposed" : "", to_string(c.shape()), p.k, b_k);
   }
   const bool storage_ok = a.dtype() == b.dtype() && (c.dtype() == a.dtype() || (a.dtype() == DType::bf16 && c.dtype() == DType::f32));
   const bool known = a.dtype() == DType::bf16 || a.dtype() == DType::f32 || a.dtype() == DType::f64;
-  if (!storage_ok || !known) {
-    throw InvalidArgument(fmt::format("matmul: {} x {} -> {} is not supported; use bf16 x bf16 -> bf16 or f32, f32 -> f32, f64 -> f64",
-                                      to_string(a.dtype()), to_string(b.dtype()), to_string(c.dtype())));
-  }
+  require(storage_ok && known, "matmul: {} x {} -> {} is not supported; use bf16 x bf16 -> bf16 or f32, f32 -> f32, f64 -> f64",
+          to_string(a.dtype()), to_string(b.dtype()), to_string(c.dtype()));
   if (p.accumulate && c.dtype() == DType::bf16) {
-    throw InvalidArgument(fmt::format("matmul: accumulating into bf16 c {} would lose the sum; accumulate into f32", to_string(c.shape())));
+    refuse("matmul: accumulating into bf16 c {} would lose the sum; accumulate into f32", to_string(c.shape()));
   }
   return p;
 }
@@ -343,7 +339,7 @@ void multiply_with_library(Product p, StreamView stream) {
 void matmul(ConstTensorView a, ConstTensorView b, TensorView c, const MatmulOptions& options, StreamView stream) {
   const Product p = checked(a, b, c, options);
   if (p.m == 0 || p.n == 0) return;
-  if (stream.device().kind == DeviceKind::cuda) return cuda::matmul({p.m, p.n, p.k}, a, b, c, options, stream);
+  if (on_cuda(stream)) return cuda::matmul({p.m, p.n, p.k}, a, b, c, options, stream);
   if (p.k == 0) {
     if (!p.accumulate) fill_zero(c);
     return;

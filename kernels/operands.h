@@ -14,7 +14,7 @@
 #include "runtime/error.h"
 #include "runtime/tensor.h"
 
-/// Checks of the operands that attention and linear attention take, and how those hand them to an implementation.
+/// Checks of operands, and how they are handed to an implementation.
 namespace periplus::kernels {
 
 /// Type of states and statistics.
@@ -24,23 +24,21 @@ using Accumulator = std::conditional_t<std::is_same_v<S, double>, double, float>
 inline bool on_cuda(StreamView stream) { return stream.device().kind == DeviceKind::cuda; }
 
 template <class... Values>
+[[noreturn]] void refuse(fmt::format_string<Values...> message, Values&&... values) {
+  throw InvalidArgument(fmt::format(message, std::forward<Values>(values)...));
+}
+template <class... Values>
 void require(bool holds, fmt::format_string<Values...> message, Values&&... values) {
-  if (!holds) throw InvalidArgument(fmt::format(message, std::forward<Values>(values)...));
+  if (!holds) refuse(message, std::forward<Values>(values)...);
 }
 
 inline bool given(const ConstTensorView& view) { return view.dims() != 0; }
 
-/// An operand that must be [rows, heads, width] of `dtype`.
-inline void check_operand(std::string_view op, std::string_view name, const ConstTensorView& view, const Extents& shape, DType dtype) {
-  require(view.shape() == shape, "{}: {} has shape {}, expected {}", op, name, to_string(view.shape()), to_string(shape));
-  require(view.dtype() == dtype, "{}: {} is {}, expected {}", op, name, to_string(view.dtype()), to_string(dtype));
-  require(shape[2] <= 1 || view.stride(2) == 1, "{}: {} has width stride {}; the width must be contiguous", op, name, view.stride(2));
-}
-
-inline void check_dims(std::string_view op, std::string_view name, const ConstTensorView& view) {
-  require(view.dims() == 3, "{}: {} has shape {}, expected [rows, heads, width]", op, name, to_string(view.shape()));
-}
-
+void check_dims(std::string_view op, std::string_view name, const ConstTensorView& view, int dims = 3);
+/// [rows, heads, width] of this shape and type, the width contiguous.
+void check_operand(std::string_view op, std::string_view name, const ConstTensorView& view, const Extents& shape, DType dtype);
+/// Contiguous, of this shape and type.
+void check_dense(std::string_view op, std::string_view name, const ConstTensorView& view, const Extents& shape, DType dtype);
 /// Runs of rows that are there, in rising order and apart.
 void check_runs(std::string_view op, std::span<const UnitRun> runs, std::int64_t rows);
 

@@ -2,10 +2,8 @@
 
 #include <algorithm>
 
-#include <fmt/format.h>
-
 #include "kernels/cuda/transfer.h"
-#include "runtime/error.h"
+#include "kernels/operands.h"
 
 namespace periplus::kernels {
 namespace {
@@ -48,43 +46,30 @@ void move_rows_on_cpu(const ConstTensorView& source, const TensorView& destinati
   }
 }
 
-bool on_cuda(StreamView stream) { return stream.device().kind == DeviceKind::cuda; }
-
 void check_view(std::string_view op, std::string_view name, const ConstTensorView& view) {
-  if (view.dims() != 3) {
-    throw InvalidArgument(fmt::format("{}: {} has shape {}, expected [rows, heads, width]", op, name, to_string(view.shape())));
-  }
-  if (view.size(2) > 1 && view.stride(2) != 1) {
-    throw InvalidArgument(fmt::format("{}: {} has width stride {}; the width must be contiguous", op, name, view.stride(2)));
-  }
-  if (view.bytes() == nullptr && view.elements() > 0) {
-    throw InvalidArgument(fmt::format("{}: {} of shape {} has no memory", op, name, to_string(view.shape())));
-  }
+  check_dims(op, name, view);
+  check_operand(op, name, view, view.shape(), view.dtype());
+  if (view.bytes() == nullptr && view.elements() > 0) refuse("{}: {} of shape {} has no memory", op, name, to_string(view.shape()));
 }
 
 void check_pair(std::string_view op, const ConstTensorView& source, const ConstTensorView& destination) {
   check_view(op, "source", source);
   check_view(op, "destination", destination);
-  if (source.size(1) != destination.size(1) || source.size(2) != destination.size(2)) {
-    throw InvalidArgument(fmt::format("{}: rows of source {} and destination {} differ in shape", op, to_string(source.shape()),
-                                      to_string(destination.shape())));
-  }
+  if (source.size(1) == destination.size(1) && source.size(2) == destination.size(2)) return;
+  refuse("{}: rows of source {} and destination {} differ in shape", op, to_string(source.shape()), to_string(destination.shape()));
 }
 
 void check_same_shape(std::string_view op, const ConstTensorView& source, const ConstTensorView& destination) {
   check_pair(op, source, destination);
-  if (source.size(0) != destination.size(0)) {
-    throw InvalidArgument(fmt::format("{}: source shape {} differs from destination shape {}", op, to_string(source.shape()),
-                                      to_string(destination.shape())));
-  }
+  if (source.size(0) == destination.size(0)) return;
+  refuse("{}: source shape {} differs from destination shape {}", op, to_string(source.shape()), to_string(destination.shape()));
 }
 
 void check_moves(const ConstTensorView& source, const ConstTensorView& destination, std::span<const RowMove> moves) {
   for (const RowMove& move : moves) {
     if (move.fits(source.size(0), destination.size(0))) continue;
-    throw InvalidArgument(fmt::format("move_rows: {} rows from {} to {}, strides {} and {}, do not lie inside source {} and destination {}",
-                                      move.rows, move.from, move.to, move.from_stride, move.to_stride, to_string(source.shape()),
-                                      to_string(destination.shape())));
+    refuse("move_rows: {} rows from {} to {}, strides {} and {}, do not lie inside source {} and destination {}", move.rows, move.from,
+           move.to, move.from_stride, move.to_stride, to_string(source.shape()), to_string(destination.shape()));
   }
 }
 

@@ -12,19 +12,19 @@ namespace {
 constexpr std::int64_t kChunkElements = 16384;
 constexpr std::int64_t kChunkRows = 256;
 
-void require_like(std::string_view op, std::string_view name, const ConstTensorView& view, const ConstTensorView& x, DType dtype) {
-  require_dense(op, name, view, x.shape(), dtype);
+void check_like(std::string_view op, std::string_view name, const ConstTensorView& view, const ConstTensorView& x, DType dtype) {
+  check_dense(op, name, view, x.shape(), dtype);
 }
 
 struct SoftplusShape {
   std::int64_t rows, heads;
 };
 SoftplusShape check_softplus(std::string_view op, const SoftplusDecay& inputs) {
-  require_dims(op, "a", inputs.a, 2);
+  check_dims(op, "a", inputs.a, 2);
   const std::int64_t rows = inputs.a.size(0), heads = inputs.a.size(1);
-  require_dense(op, "a", inputs.a, {rows, heads}, inputs.a.dtype());
-  require_dense(op, "a_log", inputs.a_log, {heads}, inputs.a.dtype());
-  require_dense(op, "dt_bias", inputs.dt_bias, {heads}, inputs.a.dtype());
+  check_dense(op, "a", inputs.a, {rows, heads}, inputs.a.dtype());
+  check_dense(op, "a_log", inputs.a_log, {heads}, inputs.a.dtype());
+  check_dense(op, "dt_bias", inputs.dt_bias, {heads}, inputs.a.dtype());
   return {rows, heads};
 }
 
@@ -39,8 +39,8 @@ std::vector<A> rates(const T* a_log, std::int64_t heads) {
 
 void logsigmoid_decay(ConstTensorView x, double divisor, TensorView log_decay, StreamView stream) {
   constexpr std::string_view op = "logsigmoid_decay";
-  require_like(op, "x", x, x, x.dtype());
-  require_like(op, "log_decay", log_decay, x, accumulator_of(x.dtype()));
+  check_like(op, "x", x, x, x.dtype());
+  check_like(op, "log_decay", log_decay, x, accumulator_of(x.dtype()));
   if (on_cuda(stream)) return cuda::logsigmoid_decay(x, divisor, log_decay, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
@@ -57,9 +57,9 @@ void logsigmoid_decay(ConstTensorView x, double divisor, TensorView log_decay, S
 
 void logsigmoid_decay_backward(ConstTensorView dlog_decay, ConstTensorView x, double divisor, TensorView dx, StreamView stream) {
   constexpr std::string_view op = "logsigmoid_decay_backward";
-  require_like(op, "x", x, x, x.dtype());
-  require_like(op, "dlog_decay", dlog_decay, x, accumulator_of(x.dtype()));
-  require_like(op, "dx", dx, x, x.dtype());
+  check_like(op, "x", x, x, x.dtype());
+  check_like(op, "dlog_decay", dlog_decay, x, accumulator_of(x.dtype()));
+  check_like(op, "dx", dx, x, x.dtype());
   if (on_cuda(stream)) return cuda::logsigmoid_decay_backward(dlog_decay, x, divisor, dx, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
@@ -78,8 +78,8 @@ void logsigmoid_decay_backward(ConstTensorView dlog_decay, ConstTensorView x, do
 void softplus_decay(const SoftplusDecay& inputs, TensorView log_decay, TensorView step, StreamView stream) {
   constexpr std::string_view op = "softplus_decay";
   const auto [rows, heads] = check_softplus(op, inputs);
-  require_dense(op, "log_decay", log_decay, {rows, heads}, accumulator_of(inputs.a.dtype()));
-  require_dense(op, "step", step, {rows, heads}, accumulator_of(inputs.a.dtype()));
+  check_dense(op, "log_decay", log_decay, {rows, heads}, accumulator_of(inputs.a.dtype()));
+  check_dense(op, "step", step, {rows, heads}, accumulator_of(inputs.a.dtype()));
   if (on_cuda(stream)) return cuda::softplus_decay(inputs, log_decay, step, stream);
   visit_dtype<bfloat16, float, double>(inputs.a.dtype(), op, [&, rows = rows, heads = heads]<class T>() {
     using A = Accumulator<T>;
@@ -106,18 +106,18 @@ void softplus_decay_backward(const SoftplusDecay& inputs, ConstTensorView dlog_d
   constexpr std::string_view op = "softplus_decay_backward";
   const auto [rows, heads] = check_softplus(op, inputs);
   const DType accumulator = accumulator_of(inputs.a.dtype());
-  require_dense(op, "dlog_decay", dlog_decay, {rows, heads}, accumulator);
-  if (dstep.dims() != 0) require_dense(op, "dstep", dstep, {rows, heads}, accumulator);
-  require_dense(op, "da", da, {rows, heads}, inputs.a.dtype());
-  require_dense(op, "da_log", da_log, {heads}, accumulator);
-  require_dense(op, "ddt_bias", ddt_bias, {heads}, accumulator);
+  check_dense(op, "dlog_decay", dlog_decay, {rows, heads}, accumulator);
+  if (given(dstep)) check_dense(op, "dstep", dstep, {rows, heads}, accumulator);
+  check_dense(op, "da", da, {rows, heads}, inputs.a.dtype());
+  check_dense(op, "da_log", da_log, {heads}, accumulator);
+  check_dense(op, "ddt_bias", ddt_bias, {heads}, accumulator);
   if (on_cuda(stream)) return cuda::softplus_decay_backward(inputs, dlog_decay, dstep, da, da_log, ddt_bias, stream);
   visit_dtype<bfloat16, float, double>(inputs.a.dtype(), op, [&, rows = rows, heads = heads]<class T>() {
     using A = Accumulator<T>;
     const T *a = inputs.a.data<T>(), *bias = inputs.dt_bias.data<T>();
     const std::vector<A> rate_list = rates<T, A>(inputs.a_log.data<T>(), heads);
     const A* rate = rate_list.data();
-    const A *ddecay = dlog_decay.data<A>(), *dsteps = dstep.dims() != 0 ? dstep.data<A>() : nullptr;
+    const A *ddecay = dlog_decay.data<A>(), *dsteps = given(dstep) ? dstep.data<A>() : nullptr;
     T* out = da.data<T>();
     ChunkSums<A> da_log_sums(rows, kChunkRows, heads), bias_sums(rows, kChunkRows, heads);
     for_row_chunks(rows, kChunkRows, heads, stream, [&](std::int64_t begin, std::int64_t end, std::int64_t chunk) {
@@ -140,8 +140,8 @@ void softplus_decay_backward(const SoftplusDecay& inputs, ConstTensorView dlog_d
 
 void sigmoid_beta(ConstTensorView b, double ceiling, TensorView beta, StreamView stream) {
   constexpr std::string_view op = "sigmoid_beta";
-  require_like(op, "b", b, b, b.dtype());
-  require_like(op, "beta", beta, b, accumulator_of(b.dtype()));
+  check_like(op, "b", b, b, b.dtype());
+  check_like(op, "beta", beta, b, accumulator_of(b.dtype()));
   if (on_cuda(stream)) return cuda::sigmoid_beta(b, ceiling, beta, stream);
   visit_dtype<bfloat16, float, double>(b.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
@@ -158,9 +158,9 @@ void sigmoid_beta(ConstTensorView b, double ceiling, TensorView beta, StreamView
 
 void sigmoid_beta_backward(ConstTensorView dbeta, ConstTensorView b, double ceiling, TensorView db, StreamView stream) {
   constexpr std::string_view op = "sigmoid_beta_backward";
-  require_like(op, "b", b, b, b.dtype());
-  require_like(op, "dbeta", dbeta, b, accumulator_of(b.dtype()));
-  require_like(op, "db", db, b, b.dtype());
+  check_like(op, "b", b, b, b.dtype());
+  check_like(op, "dbeta", dbeta, b, accumulator_of(b.dtype()));
+  check_like(op, "db", db, b, b.dtype());
   if (on_cuda(stream)) return cuda::sigmoid_beta_backward(dbeta, b, ceiling, db, stream);
   visit_dtype<bfloat16, float, double>(b.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;

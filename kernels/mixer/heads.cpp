@@ -16,8 +16,8 @@ struct HeadsShape {
   Extents extents() const { return {rows, heads, width}; }
 };
 HeadsShape check_x(std::string_view op, const ConstTensorView& x) {
-  require_dims(op, "x", x, 3);
-  require_heads(op, "x", x, x.shape(), x.dtype());
+  check_dims(op, "x", x, 3);
+  check_operand(op, "x", x, x.shape(), x.dtype());
   return {x.size(0), x.size(1), x.size(2)};
 }
 
@@ -48,7 +48,7 @@ template <class A, class T, class U>
 
 void l2_norm(ConstTensorView x, double eps, TensorView y, StreamView stream) {
   const HeadsShape shape = check_x("l2_norm", x);
-  require_heads("l2_norm", "y", y, x.shape(), x.dtype());
+  check_operand("l2_norm", "y", y, x.shape(), x.dtype());
   if (on_cuda(stream)) return cuda::l2_norm(x, eps, y, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), "l2_norm", [&]<class T>() {
     using A = Accumulator<T>;
@@ -67,8 +67,8 @@ void l2_norm(ConstTensorView x, double eps, TensorView y, StreamView stream) {
 void l2_norm_backward(ConstTensorView dy, ConstTensorView x, double eps, TensorView dx, StreamView stream) {
   constexpr std::string_view op = "l2_norm_backward";
   const HeadsShape shape = check_x(op, x);
-  require_heads(op, "dy", dy, x.shape(), x.dtype());
-  require_heads(op, "dx", dx, x.shape(), x.dtype());
+  check_operand(op, "dy", dy, x.shape(), x.dtype());
+  check_operand(op, "dx", dx, x.shape(), x.dtype());
   if (on_cuda(stream)) return cuda::l2_norm_backward(dy, x, eps, dx, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
@@ -88,8 +88,8 @@ void l2_norm_backward(ConstTensorView dy, ConstTensorView x, double eps, TensorV
 void scale_heads(ConstTensorView x, ConstTensorView factor, TensorView y, StreamView stream) {
   constexpr std::string_view op = "scale_heads";
   const HeadsShape shape = check_x(op, x);
-  require_dense(op, "factor", factor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
-  require_heads(op, "y", y, x.shape(), x.dtype());
+  check_dense(op, "factor", factor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
+  check_operand(op, "y", y, x.shape(), x.dtype());
   if (on_cuda(stream)) return cuda::scale_heads(x, factor, y, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
@@ -110,10 +110,10 @@ void scale_heads_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView
                           StreamView stream) {
   constexpr std::string_view op = "scale_heads_backward";
   const HeadsShape shape = check_x(op, x);
-  require_heads(op, "dy", dy, x.shape(), x.dtype());
-  require_dense(op, "factor", factor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
-  require_heads(op, "dx", dx, x.shape(), x.dtype());
-  require_dense(op, "dfactor", dfactor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
+  check_operand(op, "dy", dy, x.shape(), x.dtype());
+  check_dense(op, "factor", factor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
+  check_operand(op, "dx", dx, x.shape(), x.dtype());
+  check_dense(op, "dfactor", dfactor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
   if (on_cuda(stream)) return cuda::scale_heads_backward(dy, x, factor, dx, dfactor, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
@@ -135,8 +135,8 @@ void scale_heads_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView
 void add_skip(ConstTensorView x, ConstTensorView skip, TensorView y, StreamView stream) {
   constexpr std::string_view op = "add_skip";
   const HeadsShape shape = check_x(op, x);
-  require_dense(op, "skip", skip, {shape.heads}, x.dtype());
-  require_heads(op, "y", y, x.shape(), x.dtype());
+  check_dense(op, "skip", skip, {shape.heads}, x.dtype());
+  check_operand(op, "y", y, x.shape(), x.dtype());
   if (on_cuda(stream)) return cuda::add_skip(x, skip, y, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     const auto in = strided<T>(x);
@@ -154,10 +154,10 @@ void add_skip(ConstTensorView x, ConstTensorView skip, TensorView y, StreamView 
 void add_skip_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView skip, TensorView dx, TensorView dskip, StreamView stream) {
   constexpr std::string_view op = "add_skip_backward";
   const HeadsShape shape = check_x(op, x);
-  require_heads(op, "dy", dy, x.shape(), x.dtype());
-  require_dense(op, "skip", skip, {shape.heads}, x.dtype());
-  require_heads(op, "dx", dx, x.shape(), x.dtype());
-  require_dense(op, "dskip", dskip, {shape.heads}, accumulator_of(x.dtype()));
+  check_operand(op, "dy", dy, x.shape(), x.dtype());
+  check_dense(op, "skip", skip, {shape.heads}, x.dtype());
+  check_operand(op, "dx", dx, x.shape(), x.dtype());
+  check_dense(op, "dskip", dskip, {shape.heads}, accumulator_of(x.dtype()));
   if (on_cuda(stream)) return cuda::add_skip_backward(dy, x, skip, dx, dskip, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
@@ -185,7 +185,7 @@ void add_skip_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView sk
 
 void sum_heads(ConstTensorView x, TensorView y, StreamView stream) {
   const HeadsShape shape = check_x("sum_heads", x);
-  require_heads("sum_heads", "y", y, {shape.rows, 1, shape.width}, x.dtype());
+  check_operand("sum_heads", "y", y, {shape.rows, 1, shape.width}, x.dtype());
   if (on_cuda(stream)) return cuda::sum_heads(x, y, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), "sum_heads", [&]<class T>() {
     using A = Accumulator<T>;

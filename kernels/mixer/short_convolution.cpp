@@ -25,18 +25,18 @@ struct ConvolutionShape {
 
 ConvolutionShape check(std::string_view op, const ShortConvolution& inputs) {
   const ConstTensorView &x = inputs.x, &weight = inputs.weight, &halo = inputs.halo;
-  require_dims(op, "x", x, 2);
-  require_dims(op, "weight", weight, 2);
-  require_dims(op, "halo", halo, 3);
+  check_dims(op, "x", x, 2);
+  check_dims(op, "weight", weight, 2);
+  check_dims(op, "halo", halo, 3);
   const ConvolutionShape shape{x.size(0), x.size(1), weight.size(1)};
-  if (shape.taps < 1) throw InvalidArgument(fmt::format("{}: weight is {}; it needs one tap or more", op, to_string(weight.shape())));
-  require_dense(op, "x", x, x.shape(), x.dtype());
-  require_dense(op, "weight", weight, {shape.channels, shape.taps}, x.dtype());
-  require_dense(op, "halo", halo, {halo.size(0), shape.taps - 1, shape.channels}, x.dtype());
+  require(shape.taps >= 1, "{}: weight has {} taps; it needs one or more", op, shape.taps);
+  check_dense(op, "x", x, x.shape(), x.dtype());
+  check_dense(op, "weight", weight, {shape.channels, shape.taps}, x.dtype());
+  check_dense(op, "halo", halo, {halo.size(0), shape.taps - 1, shape.channels}, x.dtype());
   for (const UnitRun& run : inputs.runs) {
     if (run.row0 >= 0 && run.rows > 0 && run.row0 + run.rows <= shape.rows && run.unit >= 0 && run.unit < halo.size(0)) continue;
-    throw InvalidArgument(fmt::format("{}: a run of rows {} to {} of unit {} is outside x {} or halo {}", op, run.row0, run.row0 + run.rows,
-                                      run.unit, to_string(x.shape()), to_string(halo.shape())));
+    refuse("{}: a run of rows {} to {} of unit {} is outside x {} or halo {}", op, run.row0, run.row0 + run.rows, run.unit,
+           to_string(x.shape()), to_string(halo.shape()));
   }
   return shape;
 }
@@ -154,7 +154,7 @@ void for_each_item(const std::vector<Piece>& pieces, const ConvolutionShape& sha
 void short_convolution(const ShortConvolution& inputs, TensorView y, StreamView stream) {
   constexpr std::string_view op = "short_convolution";
   const ConvolutionShape shape = check(op, inputs);
-  require_dense(op, "y", y, inputs.x.shape(), inputs.x.dtype());
+  check_dense(op, "y", y, inputs.x.shape(), inputs.x.dtype());
   if (on_cuda(stream)) return cuda::short_convolution(inputs, y, stream);
   visit_dtype<bfloat16, float, double>(inputs.x.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;
@@ -181,10 +181,10 @@ void short_convolution_backward(const ShortConvolution& inputs, ConstTensorView 
   constexpr std::string_view op = "short_convolution_backward";
   const ConvolutionShape shape = check(op, inputs);
   const DType dtype = inputs.x.dtype(), accumulator = accumulator_of(dtype);
-  require_dense(op, "dy", dy, inputs.x.shape(), dtype);
-  require_dense(op, "dx", dx, inputs.x.shape(), dtype);
-  require_dense(op, "dhalo", dhalo, inputs.halo.shape(), accumulator);
-  require_dense(op, "dweight", dweight, inputs.weight.shape(), accumulator);
+  check_dense(op, "dy", dy, inputs.x.shape(), dtype);
+  check_dense(op, "dx", dx, inputs.x.shape(), dtype);
+  check_dense(op, "dhalo", dhalo, inputs.halo.shape(), accumulator);
+  check_dense(op, "dweight", dweight, inputs.weight.shape(), accumulator);
   if (on_cuda(stream)) return cuda::short_convolution_backward(inputs, dy, dx, dhalo, dweight, stream);
   const std::vector<Piece> pieces = pieces_of(inputs.runs);
   const std::int64_t reach = shape.taps - 1;

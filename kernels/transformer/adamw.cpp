@@ -2,9 +2,8 @@
 #include <cmath>
 #include <vector>
 
-#include <fmt/format.h>
-
 #include "kernels/cuda/transformer.h"
+#include "kernels/operands.h"
 #include "kernels/transfer.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/adamw_coefficients.h"
@@ -46,15 +45,11 @@ void adamw_of(const TensorView& master, const TensorView& m, const TensorView& v
 }
 
 void check(const TensorView& master, const TensorView& working, const AdamwOptions& options) {
-  if (accumulator_of(working.dtype()) != master.dtype()) {
-    throw InvalidArgument(fmt::format("adamw: master is {} but working is {}; master is f32, or f64 for f64 weights",
-                                      to_string(master.dtype()), to_string(working.dtype())));
-  }
+  require(accumulator_of(working.dtype()) == master.dtype(), "adamw: master is {} but working is {}; master is f32, or f64 for f64 weights",
+          to_string(master.dtype()), to_string(working.dtype()));
   const bool betas_ok = options.beta1 >= 0 && options.beta1 < 1 && options.beta2 >= 0 && options.beta2 < 1;
-  if (options.step < 1 || !betas_ok) {
-    throw InvalidArgument(fmt::format("adamw: step {}, beta1 {}, beta2 {}; steps count from 1 and both betas lie in [0, 1)", options.step,
-                                      options.beta1, options.beta2));
-  }
+  require(options.step >= 1 && betas_ok, "adamw: step {}, beta1 {}, beta2 {}; steps count from 1 and both betas lie in [0, 1)",
+          options.step, options.beta1, options.beta2);
 }
 
 }  // namespace
@@ -62,18 +57,18 @@ void check(const TensorView& master, const TensorView& working, const AdamwOptio
 void adamw(TensorView master, TensorView m, TensorView v, ConstTensorView gradient, TensorView working, const AdamwOptions& options,
            StreamView stream) {
   check(master, working, options);
-  require_dense("adamw", "master", master, master.shape(), master.dtype());
-  require_dense("adamw", "m", m, master.shape(), master.dtype());
-  require_dense("adamw", "v", v, master.shape(), master.dtype());
-  require_dense("adamw", "gradient", gradient, master.shape(), master.dtype());
-  require_dense("adamw", "working", working, master.shape(), working.dtype());
+  check_dense("adamw", "master", master, master.shape(), master.dtype());
+  check_dense("adamw", "m", m, master.shape(), master.dtype());
+  check_dense("adamw", "v", v, master.shape(), master.dtype());
+  check_dense("adamw", "gradient", gradient, master.shape(), master.dtype());
+  check_dense("adamw", "working", working, master.shape(), working.dtype());
   if (on_cuda(stream)) return cuda::adamw(master, m, v, gradient, working, options, stream);
   visit_dtype<bfloat16, float, double>(working.dtype(), "adamw",
                                        [&]<class T>() { adamw_of<Accumulator<T>, T>(master, m, v, gradient, working, options, stream); });
 }
 
 double sum_of_squares(ConstTensorView x, StreamView stream) {
-  require_dense("sum_of_squares", "x", x, x.shape(), x.dtype());
+  check_dense("sum_of_squares", "x", x, x.shape(), x.dtype());
   if (on_cuda(stream)) return cuda::sum_of_squares(x, stream);
   const std::int64_t count = x.elements();
   double sum = 0;
@@ -96,8 +91,8 @@ double sum_of_squares(ConstTensorView x, StreamView stream) {
 }
 
 void add_in_place(ConstTensorView x, TensorView y, StreamView stream) {
-  require_dense("add_in_place", "x", x, x.shape(), x.dtype());
-  require_dense("add_in_place", "y", y, x.shape(), x.dtype());
+  check_dense("add_in_place", "x", x, x.shape(), x.dtype());
+  check_dense("add_in_place", "y", y, x.shape(), x.dtype());
   if (on_cuda(stream)) return add(x.reshape({1, 1, x.elements()}), y.reshape({1, 1, x.elements()}), stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), "add_in_place", [&]<class T>() {
     const T* from = x.data<T>();

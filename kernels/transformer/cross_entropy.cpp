@@ -2,10 +2,9 @@
 #include <cmath>
 #include <vector>
 
-#include <fmt/format.h>
-
 #include "kernels/cuda/transformer.h"
 #include "kernels/matmul.h"
+#include "kernels/operands.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
@@ -16,26 +15,21 @@ namespace {
 void check(const ConstTensorView& x, const ConstTensorView& weight, std::span<const std::int32_t> labels,
            const CrossEntropyOptions& options, const TensorView& dx, const TensorView& dweight) {
   constexpr std::string_view op = "cross_entropy";
-  require_dims(op, "x", x, 2);
-  require_dims(op, "weight", weight, 2);
+  check_dims(op, "x", x, 2);
+  check_dims(op, "weight", weight, 2);
   const std::int64_t rows = x.size(0), channels = x.size(1), vocabulary = weight.size(0);
-  require_dense(op, "x", x, {rows, channels}, x.dtype());
-  require_dense(op, "weight", weight, {vocabulary, channels}, x.dtype());
-  if ((dx.dims() == 0) != (dweight.dims() == 0)) {
-    throw InvalidArgument("cross_entropy: only one of dx and dweight is given; give both, or neither for the loss alone");
+  check_dense(op, "x", x, {rows, channels}, x.dtype());
+  check_dense(op, "weight", weight, {vocabulary, channels}, x.dtype());
+  require(given(dx) == given(dweight), "{}: only one of dx and dweight is given; give both, or neither for the loss alone", op);
+  if (given(dx)) {
+    check_dense(op, "dx", dx, {rows, channels}, x.dtype());
+    check_dense(op, "dweight", dweight, {vocabulary, channels}, accumulator_of(x.dtype()));
   }
-  if (dx.dims() != 0) {
-    require_dense(op, "dx", dx, {rows, channels}, x.dtype());
-    require_dense(op, "dweight", dweight, {vocabulary, channels}, accumulator_of(x.dtype()));
-  }
-  if (options.tile_rows < 1) throw InvalidArgument(fmt::format("cross_entropy: tile_rows is {}; it must be >= 1", options.tile_rows));
-  if (static_cast<std::int64_t>(labels.size()) != rows) {
-    throw InvalidArgument(fmt::format("cross_entropy: {} labels for {} rows of x", labels.size(), rows));
-  }
+  require(options.tile_rows >= 1, "{}: tile_rows is {}; it must be >= 1", op, options.tile_rows);
+  require(std::ssize(labels) == rows, "{}: {} labels for {} rows of x", op, labels.size(), rows);
   for (std::size_t n = 0; n < labels.size(); ++n) {
-    if (labels[n] == kIgnoreLabel || (labels[n] >= 0 && labels[n] < vocabulary)) continue;
-    throw InvalidArgument(fmt::format("cross_entropy: label {} at position {} is neither in [0, {}) nor {} (ignore)", labels[n], n,
-                                      vocabulary, kIgnoreLabel));
+    require(labels[n] == kIgnoreLabel || (labels[n] >= 0 && labels[n] < vocabulary),
+            "{}: label {} at position {} is neither in [0, {}) nor {} (ignore)", op, labels[n], n, vocabulary, kIgnoreLabel);
   }
 }
 
@@ -92,7 +86,7 @@ CrossEntropyResult run(const ConstTensorView& x, const ConstTensorView& weight, 
                        StreamView stream) {
   using A = Accumulator<T>;
   const std::int64_t rows = x.size(0), vocabulary = weight.size(0), tile = std::min(options.tile_rows, rows);
-  const bool backward = dx.dims() != 0;
+  const bool backward = given(dx);
   constexpr bool kInPlace = std::is_same_v<T, A>;
   const Tensor logits({tile, vocabulary}, dtype_of<A>, memory);
   const Tensor separate = backward && !kInPlace ? Tensor({tile, vocabulary}, x.dtype(), memory) : Tensor();

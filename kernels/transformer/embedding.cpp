@@ -1,9 +1,8 @@
 // Token embedding: a row gather and its transpose, a scatter-add in token order.
 #include <cstring>
 
-#include <fmt/format.h>
-
 #include "kernels/cuda/transformer.h"
+#include "kernels/operands.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
@@ -11,24 +10,23 @@
 namespace periplus::kernels {
 namespace {
 
-void require_tokens(std::string_view op, std::span<const std::int32_t> tokens, std::int64_t vocabulary) {
+void check_tokens(std::string_view op, std::span<const std::int32_t> tokens, std::int64_t vocabulary) {
   for (std::size_t n = 0; n < tokens.size(); ++n) {
-    if (tokens[n] >= 0 && tokens[n] < vocabulary) continue;
-    throw InvalidArgument(
-        fmt::format("{}: token {} at position {} is outside [0, {}); check that the data and the model use the same tokenizer", op,
-                    tokens[n], n, vocabulary));
+    require(tokens[n] >= 0 && tokens[n] < vocabulary,
+            "{}: token {} at position {} is outside [0, {}); check that the data and the model use the same tokenizer", op, tokens[n], n,
+            vocabulary);
   }
 }
 
 }  // namespace
 
 void embedding(std::span<const std::int32_t> tokens, ConstTensorView table, TensorView x, StreamView stream) {
-  require_dims("embedding", "table", table, 2);
+  check_dims("embedding", "table", table, 2);
   const auto rows = static_cast<std::int64_t>(tokens.size());
   const std::int64_t channels = table.size(1);
-  require_dense("embedding", "table", table, table.shape(), table.dtype());
-  require_dense("embedding", "x", x, {rows, channels}, table.dtype());
-  require_tokens("embedding", tokens, table.size(0));
+  check_dense("embedding", "table", table, table.shape(), table.dtype());
+  check_dense("embedding", "x", x, {rows, channels}, table.dtype());
+  check_tokens("embedding", tokens, table.size(0));
   if (on_cuda(stream)) return cuda::embedding(tokens, table, x, stream);
   const std::size_t row_bytes = static_cast<std::size_t>(channels) * size_of(table.dtype());
   if (row_bytes == 0) return;
@@ -42,12 +40,12 @@ void embedding(std::span<const std::int32_t> tokens, ConstTensorView table, Tens
 
 void embedding_backward(std::span<const std::int32_t> tokens, ConstTensorView dx, TensorView dtable, StreamView stream) {
   constexpr std::string_view op = "embedding_backward";
-  require_dims(op, "dtable", dtable, 2);
+  check_dims(op, "dtable", dtable, 2);
   const auto rows = static_cast<std::int64_t>(tokens.size());
   const std::int64_t channels = dtable.size(1);
-  require_dense(op, "dx", dx, {rows, channels}, dx.dtype());
-  require_dense(op, "dtable", dtable, dtable.shape(), accumulator_of(dx.dtype()));
-  require_tokens(op, tokens, dtable.size(0));
+  check_dense(op, "dx", dx, {rows, channels}, dx.dtype());
+  check_dense(op, "dtable", dtable, dtable.shape(), accumulator_of(dx.dtype()));
+  check_tokens(op, tokens, dtable.size(0));
   if (on_cuda(stream)) return cuda::embedding_backward(tokens, dx, dtable, stream);
   visit_dtype<bfloat16, float, double>(dx.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cuda/transformer.h"
+#include "kernels/operands.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
@@ -41,12 +42,12 @@ template <class T, class A>
 }  // namespace
 
 void rms_norm(ConstTensorView x, ConstTensorView gamma, double eps, TensorView y, TensorView rstd, StreamView stream) {
-  require_dims("rms_norm", "x", x, 2);
+  check_dims("rms_norm", "x", x, 2);
   const std::int64_t rows = x.size(0), channels = x.size(1);
-  require_dense("rms_norm", "x", x, {rows, channels}, x.dtype());
-  require_dense("rms_norm", "gamma", gamma, {channels}, x.dtype());
-  require_dense("rms_norm", "y", y, {rows, channels}, x.dtype());
-  require_dense("rms_norm", "rstd", rstd, {rows}, accumulator_of(x.dtype()));
+  check_dense("rms_norm", "x", x, {rows, channels}, x.dtype());
+  check_dense("rms_norm", "gamma", gamma, {channels}, x.dtype());
+  check_dense("rms_norm", "y", y, {rows, channels}, x.dtype());
+  check_dense("rms_norm", "rstd", rstd, {rows}, accumulator_of(x.dtype()));
   if (on_cuda(stream)) return cuda::rms_norm(x, gamma, eps, y, rstd, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), "rms_norm", [&]<class T>() {
     using A = Accumulator<T>;
@@ -66,15 +67,15 @@ void rms_norm(ConstTensorView x, ConstTensorView gamma, double eps, TensorView y
 void rms_norm_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView gamma, ConstTensorView rstd, TensorView dx, Update update_dx,
                        TensorView dgamma, StreamView stream) {
   constexpr std::string_view op = "rms_norm_backward";
-  require_dims(op, "x", x, 2);
+  check_dims(op, "x", x, 2);
   const std::int64_t rows = x.size(0), channels = x.size(1);
   const DType dtype = x.dtype(), accumulator = accumulator_of(dtype);
-  require_dense(op, "x", x, {rows, channels}, dtype);
-  require_dense(op, "dy", dy, {rows, channels}, dtype);
-  require_dense(op, "gamma", gamma, {channels}, dtype);
-  require_dense(op, "rstd", rstd, {rows}, accumulator);
-  require_dense(op, "dx", dx, {rows, channels}, dtype);
-  require_dense(op, "dgamma", dgamma, {channels}, accumulator);
+  check_dense(op, "x", x, {rows, channels}, dtype);
+  check_dense(op, "dy", dy, {rows, channels}, dtype);
+  check_dense(op, "gamma", gamma, {channels}, dtype);
+  check_dense(op, "rstd", rstd, {rows}, accumulator);
+  check_dense(op, "dx", dx, {rows, channels}, dtype);
+  check_dense(op, "dgamma", dgamma, {channels}, accumulator);
   if (on_cuda(stream)) return cuda::rms_norm_backward(dy, x, gamma, rstd, dx, update_dx, dgamma, stream);
   visit_dtype<bfloat16, float, double>(dtype, op, [&]<class T>() {
     using A = Accumulator<T>;

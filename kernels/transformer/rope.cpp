@@ -3,9 +3,8 @@
 #include <cmath>
 #include <vector>
 
-#include <fmt/format.h>
-
 #include "kernels/cuda/transformer.h"
+#include "kernels/operands.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
@@ -55,28 +54,20 @@ template <class T, class A>
 }
 
 void check(const TensorView& x, std::span<const std::int64_t> positions, std::span<const double> frequencies) {
-  require_dims("rope", "x", x, 3);
-  if (x.size(2) % 2 != 0) {
-    throw InvalidArgument(fmt::format("rope: head width {} of x {} is odd; pairs need an even width", x.size(2), to_string(x.shape())));
-  }
-  if (x.size(2) > 1 && x.stride(2) != 1) {
-    throw InvalidArgument(
-        fmt::format("rope: x {} has strides {}; the last dimension must be contiguous", to_string(x.shape()), to_string(x.strides())));
-  }
-  if (static_cast<std::int64_t>(positions.size()) != x.size(0)) {
-    throw InvalidArgument(fmt::format("rope: {} positions for {} rows; give one per row, from the layout", positions.size(), x.size(0)));
-  }
-  if (std::ssize(frequencies) != x.size(2) / 2) {
-    throw InvalidArgument(fmt::format("rope: {} frequencies for the {} pairs of x {}; give one per pair", frequencies.size(), x.size(2) / 2,
-                                      to_string(x.shape())));
-  }
+  check_dims("rope", "x", x);
+  check_operand("rope", "x", x, x.shape(), x.dtype());
+  const std::int64_t rows = x.size(0), width = x.size(2);
+  require(width % 2 == 0, "rope: head width {} is odd; pairs need an even width", width);
+  require(std::ssize(positions) == rows, "rope: {} positions for {} rows; give one per row, from the layout", positions.size(), rows);
+  require(std::ssize(frequencies) == width / 2, "rope: {} frequencies for the {} pairs of a head; give one per pair", frequencies.size(),
+          width / 2);
 }
 
 }  // namespace
 
 std::vector<double> rope_frequencies(double theta, std::int64_t width) {
-  if (width % 2 != 0) throw InvalidArgument(fmt::format("rope: head width {} is odd; pairs need an even width", width));
-  if (!(theta > 0)) throw InvalidArgument(fmt::format("rope: theta is {}; it must be > 0 (usual: 10000)", theta));
+  require(width % 2 == 0, "rope: head width {} is odd; pairs need an even width", width);
+  require(theta > 0, "rope: theta is {}; it must be > 0 (usual: 10000)", theta);
   std::vector<double> frequencies;
   for (std::int64_t m = 0; m < width; m += 2) frequencies.push_back(std::pow(theta, -static_cast<double>(m) / static_cast<double>(width)));
   return frequencies;

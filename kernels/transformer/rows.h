@@ -1,24 +1,15 @@
 #pragma once
-// What the token-parallel parts share: argument checks, fixed-chunk parallel loops and instruction-set selection.
+// What the token-parallel parts share: fixed-chunk parallel loops and instruction-set selection.
 
 #include <algorithm>
 #include <cstdint>
-#include <string_view>
 
 #include "kernels/attention.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/operands.h"
 #include "runtime/device.h"
-#include "runtime/tensor.h"
 
 namespace periplus::kernels {
-
-/// Throws InvalidArgument naming `op`, `name`, what was given and what is needed unless `view` is dense with this shape and dtype.
-void require_dense(std::string_view op, std::string_view name, const ConstTensorView& view, const Extents& shape, DType dtype);
-[[noreturn]] void throw_dims(std::string_view op, std::string_view name, const ConstTensorView& view, int dims);
-inline void require_dims(std::string_view op, std::string_view name, const ConstTensorView& view, int dims) {
-  if (view.dims() != dims) throw_dims(op, name, view, dims);
-}
 
 /// Calls body(begin, end, chunk) for consecutive chunks of `chunk_rows` rows. The chunks depend on `rows` alone, so whatever
 /// is reduced per chunk and then in chunk order does not depend on the number of threads.

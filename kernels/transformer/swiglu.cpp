@@ -1,5 +1,6 @@
 // Gated feed-forward activation (algorithms.md 10.3).
 #include "kernels/cuda/transformer.h"
+#include "kernels/operands.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
@@ -12,9 +13,9 @@ constexpr std::int64_t kChunkElements = 16384;
 }  // namespace
 
 void swiglu(ConstTensorView gate, ConstTensorView up, TensorView h, StreamView stream) {
-  require_dense("swiglu", "gate", gate, gate.shape(), gate.dtype());
-  require_dense("swiglu", "up", up, gate.shape(), gate.dtype());
-  require_dense("swiglu", "h", h, gate.shape(), gate.dtype());
+  check_dense("swiglu", "gate", gate, gate.shape(), gate.dtype());
+  check_dense("swiglu", "up", up, gate.shape(), gate.dtype());
+  check_dense("swiglu", "h", h, gate.shape(), gate.dtype());
   if (on_cuda(stream)) return cuda::swiglu(gate, up, h, stream);
   visit_dtype<bfloat16, float, double>(gate.dtype(), "swiglu", [&]<class T>() {
     const T *a = gate.data<T>(), *u = up.data<T>();
@@ -29,11 +30,11 @@ void swiglu(ConstTensorView gate, ConstTensorView up, TensorView h, StreamView s
 
 void swiglu_backward(ConstTensorView dh, ConstTensorView gate, ConstTensorView up, TensorView dgate, TensorView dup, StreamView stream) {
   constexpr std::string_view op = "swiglu_backward";
-  require_dense(op, "gate", gate, gate.shape(), gate.dtype());
-  require_dense(op, "up", up, gate.shape(), gate.dtype());
-  require_dense(op, "dh", dh, gate.shape(), gate.dtype());
-  require_dense(op, "dgate", dgate, gate.shape(), gate.dtype());
-  require_dense(op, "dup", dup, gate.shape(), gate.dtype());
+  check_dense(op, "gate", gate, gate.shape(), gate.dtype());
+  check_dense(op, "up", up, gate.shape(), gate.dtype());
+  check_dense(op, "dh", dh, gate.shape(), gate.dtype());
+  check_dense(op, "dgate", dgate, gate.shape(), gate.dtype());
+  check_dense(op, "dup", dup, gate.shape(), gate.dtype());
   if (on_cuda(stream)) return cuda::swiglu_backward(dh, gate, up, dgate, dup, stream);
   visit_dtype<bfloat16, float, double>(gate.dtype(), op, [&]<class T>() {
     using A = Accumulator<T>;

@@ -80,7 +80,7 @@ TEST(Transfer, RefusesWhatItCannotDo) {
   EXPECT_EQ(refusal([&] {
               copy(a, a.view().reshape({8, 3}), stream);
             }),
-            "copy: destination has shape [8, 3], expected [rows, heads, width]");
+            "copy: destination has shape [8, 3], expected 3 dimensions");
 }
 
 TEST(Transfer, RowsBeyond32BitsAreRefused) {

@@ -176,7 +176,7 @@ TEST(Heads, AcceptNoTokensAndRefuseShapesByName) {
         scale_heads(c.of(c.x), view(c.factor, {2, 4}), c.of(c.y), c.stream);
       },
       {"scale_heads", "factor", "[2, 4]", "[4, 2]"});
-  expect_refused([&] { l2_norm(c.of(c.x), kEpsilon, view(c.y, {4, 3, 2}), c.stream); }, {"l2_norm", "y is f32 [4, 3, 2]"});
+  expect_refused([&] { l2_norm(c.of(c.x), kEpsilon, view(c.y, {4, 3, 2}), c.stream); }, {"l2_norm", "y has shape [4, 3, 2]"});
 }
 
 }  // namespace
