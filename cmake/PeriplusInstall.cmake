@@ -5,7 +5,7 @@ install(TARGETS ${libraries} EXPORT periplus-targets)
 # Not those that only our own sources can use: of kernels for one instruction set or device, and around headers of others.
 install(DIRECTORY runtime kernels parallel DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/periplus FILES_MATCHING PATTERN "*.h"
   PATTERN kernels/cpu EXCLUDE PATTERN kernels/cuda EXCLUDE PATTERN kernels/no_cuda EXCLUDE PATTERN kernels/mixer EXCLUDE
-  PATTERN kernels/operands.h EXCLUDE PATTERN kernels/transformer/rows.h EXCLUDE
+  PATTERN kernels/operands.h EXCLUDE PATTERN kernels/rows.h EXCLUDE
   PATTERN runtime/no_cuda EXCLUDE PATTERN runtime/cuda/check.h EXCLUDE PATTERN runtime/comm/tcp_connect.h EXCLUDE
   PATTERN "parallel/plan/verify_states_*.h" EXCLUDE)
 install(FILES periplus.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/periplus)

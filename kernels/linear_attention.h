@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <span>
 
-#include "kernels/attention.h"
+#include "kernels/update.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 

@@ -5,7 +5,7 @@
 
 #include "kernels/cuda/linear_tokens.h"
 #include "kernels/mixer/operands.h"
-#include "kernels/transformer/rows.h"
+#include "kernels/rows.h"
 #include "kernels/transformer/vector_math.h"
 
 namespace periplus::kernels {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/attention.h"
+#include "kernels/update.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 

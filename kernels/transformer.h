@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/attention.h"
+#include "kernels/update.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 

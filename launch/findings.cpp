@@ -16,7 +16,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "kernels/attention.h"
+#include "kernels/cpu_level.h"
 #include "kernels/matmul.h"
 #include "launch/bytes_text.h"
 #include "launch/cores.h"

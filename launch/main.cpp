@@ -9,7 +9,7 @@
 #include <fmt/ranges.h>
 #include <unistd.h>
 
-#include "kernels/attention.h"
+#include "kernels/cpu_level.h"
 #include "launch/commands.h"
 #include "launch/ranks.h"
 #include "launch/suggest.h"

@@ -7,6 +7,7 @@
 #include "kernels/cpu/bf16/attention.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/tile_kernels.h"
+#include "kernels/cpu_level.h"
 
 namespace periplus::kernels::cpu {
 namespace {

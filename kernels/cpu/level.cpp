@@ -4,7 +4,7 @@
 
 #include <fmt/format.h>
 
-#include "kernels/attention.h"
+#include "kernels/cpu_level.h"
 #include "runtime/error.h"
 
 #if defined(__x86_64__) && defined(__linux__)

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels/cpu/parallel.h"
-#include "kernels/transformer/rows.h"
+#include "kernels/rows.h"
 
 namespace periplus::kernels::cpu {
 namespace {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kernels/operands.h"
-#include "kernels/transformer/rows.h"
+#include "kernels/rows.h"
 
 namespace periplus::kernels {
 

@@ -4,10 +4,10 @@
 
 #include "kernels/cuda/transformer.h"
 #include "kernels/operands.h"
+#include "kernels/rows.h"
 #include "kernels/transfer.h"
 #include "kernels/transformer.h"
 #include "kernels/transformer/adamw_coefficients.h"
-#include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
 
 namespace periplus::kernels {

@@ -1,8 +1,8 @@
 // Gated feed-forward activation (algorithms.md 10.3).
 #include "kernels/cuda/transformer.h"
 #include "kernels/operands.h"
+#include "kernels/rows.h"
 #include "kernels/transformer.h"
-#include "kernels/transformer/rows.h"
 #include "kernels/transformer/vector_math.h"
 
 namespace periplus::kernels {

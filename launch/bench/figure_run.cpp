@@ -10,7 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <omp.h>
 
-#include "kernels/attention.h"
+#include "kernels/cpu_level.h"
 #include "launch/bench/figure_lines.h"
 #include "launch/commands.h"
 #include "launch/ranks.h"

@@ -5,7 +5,7 @@
 
 #include <fmt/format.h>
 
-#include "kernels/attention.h"
+#include "kernels/cpu_level.h"
 #include "launch/bench/report.h"
 #include "launch/bench/sampling.h"
 #include "runtime/dtype.h"

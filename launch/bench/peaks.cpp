@@ -10,7 +10,7 @@
 #include <fmt/format.h>
 #include <omp.h>
 
-#include "kernels/attention.h"
+#include "kernels/cpu_level.h"
 #include "runtime/dtype.h"
 #include "runtime/error.h"
 

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/attention.h"
+#include "kernels/update.h"
 #include "parallel/train/config.h"
 #include "parallel/train/host_adamw.h"
 #include "parallel/train/model/parameters.h"

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include "kernels/cpu_level.h"
 #include "tests/kernels/attention_cases.h"
 
 /// One forward and backward pass at a chosen level, for the tests of the vectorised kernels.

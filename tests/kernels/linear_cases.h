@@ -9,6 +9,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/cpu_level.h"
 #include "kernels/linear_attention.h"
 #include "tests/kernels/attention_cases.h"
 #include "tests/kernels/tolerance.h"

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/attention.h"
+#include "kernels/cpu_level.h"
 
 /// Tolerances of the kernel tests by type, for operands drawn from N(0,1) and scale 1/sqrt(D). u = 2^-24.
 namespace periplus::test {

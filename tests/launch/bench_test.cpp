@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include "kernels/attention.h"
+#include "kernels/cpu_level.h"
 #include "launch/bench/documents.h"
 #include "launch/bench/errors.h"
 #include "launch/bench/exact_attention.h"

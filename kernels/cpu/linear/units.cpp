@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/attention.h"
+#include "kernels/cpu_level.h"
 #include "kernels/cpu/linear/kernels.h"
 #include "kernels/cpu/scratch.h"
 

@@ -1,12 +1,11 @@
 #pragma once
-// What the token-parallel parts share: fixed-chunk parallel loops and instruction-set selection.
+// What kernels share that work row by row: fixed-chunk parallel loops and instruction-set selection.
 
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/attention.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/operands.h"
+#include "kernels/cpu_level.h"
 #include "runtime/device.h"
 
 namespace periplus::kernels {
