@@ -4,16 +4,11 @@
 #include <cmath>
 
 #include "kernels/cuda/linear_tokens.h"
-#include "kernels/mixer/operands.h"
-#include "kernels/rows.h"
-#include "kernels/transformer/vector_math.h"
+#include "kernels/mixer/tokens.h"
+#include "kernels/operands.h"
 
 namespace periplus::kernels {
 namespace {
-
-#define PERIPLUS_INLINE [[gnu::always_inline]] inline
-
-constexpr std::int64_t kChunkRows = 64;
 
 struct Shape {
   std::int64_t rows, heads, d, e;
@@ -21,32 +16,9 @@ struct Shape {
   Extents values() const { return {rows, heads, e}; }
 };
 
-/// body(row, head) for each, vectorised inside if body is always_inline.
-template <class Body>
-void for_each_token(std::int64_t first, std::int64_t rows, std::int64_t heads, std::int64_t width, StreamView stream, const Body& body) {
-  for_row_chunks(rows, kChunkRows, heads * width, stream, [=](std::int64_t begin, std::int64_t end, std::int64_t) {
-    with_best_instructions([=]() __attribute__((always_inline)) {
-      for (std::int64_t row = first + begin; row < first + end; ++row) {
-        for (std::int64_t head = 0; head < heads; ++head) body(row, head);
-      }
-    });
-  });
-}
-
-template <class T>
-PERIPLUS_INLINE T* at(const Strided<T>& x, std::int64_t row, std::int64_t head) {
-  return x.data + row * x.row + head * x.head;
-}
-
-template <class A, class T>
-PERIPLUS_INLINE A product(const T* a, const T* b, std::int64_t width) {
-  return lane_sum<A>(
-      width, [&](std::int64_t i) __attribute__((always_inline)) { return widen(a[i]) * widen(b[i]); });
-}
-
 /// to += scale (from - weight less)
 template <class A, class T>
-PERIPLUS_INLINE void add_difference(A scale, const T* from, A weight, const T* less, T* to, std::int64_t width) {
+[[gnu::always_inline]] inline void add_difference(A scale, const T* from, A weight, const T* less, T* to, std::int64_t width) {
   for (std::int64_t i = 0; i < width; ++i) store(to[i], widen(to[i]) + scale * (widen(from[i]) - weight * widen(less[i])));
 }
 
@@ -85,7 +57,7 @@ void mirror_decay(ConstTensorView log_decay, std::span<const UnitRun> runs, Tens
     const auto to = strided<A>(mirrored);
     for (const UnitRun& run : runs) {
       const std::int64_t last = run.row0 + run.rows - 1;
-      for_each_token(run.row0, run.rows, heads, width, stream, [=](std::int64_t row, std::int64_t head) {
+      for_each_token({run.rows, heads, width, run.row0}, stream, [=](std::int64_t row, std::int64_t head) {
         for (std::int64_t i = 0; i < width; ++i) at(to, row, head)[i] = row == last ? A{0} : at(from, row + 1, head)[i];
       });
     }
@@ -109,7 +81,7 @@ void decay_states(ConstTensorView log_decay, std::span<const UnitRun> runs, Tens
     const auto to = strided<A>(states);
     for (const UnitRun& run : runs) {
       if (!run.enters) continue;
-      for_each_token(0, 1, heads, numbers, stream, [=](std::int64_t, std::int64_t head) {
+      for_each_token({1, heads, numbers}, stream, [=](std::int64_t, std::int64_t head) {
         for (std::int64_t i = 0; i < width; ++i) {
           const A factor = std::exp(at(from, run.row0, head)[i]);
           A* const rows = at(to, run.unit, head) + i * (numbers / width);
@@ -131,7 +103,7 @@ void add_mirrored(const LinearBlock& block, ConstTensorView mirrored, TensorView
     const auto q = strided<S>(block.q), k = strided<S>(block.k), v = strided<S>(block.v), from = strided<S>(mirrored);
     const auto to = strided<S>(out);
     for_each_token(
-        0, shape.rows, shape.heads, shape.d + shape.e, stream,
+        {shape.rows, shape.heads, shape.d + shape.e}, stream,
         [ =, scale = static_cast<A>(block.scale) ](std::int64_t row, std::int64_t head) __attribute__((always_inline)) {
           const A self = product<A>(at(q, row, head), at(k, row, head), shape.d);
           add_difference(scale, at(from, row, head), self, at(v, row, head), at(to, row, head), shape.e);
@@ -154,7 +126,7 @@ void add_decay_gradients(const LinearBlock& block, const UnitRun& run, const Lin
   const auto sent = [=](std::int64_t row, std::int64_t head, std::int64_t i) {
     return widen(at(q, row, head)[i]) * widen(at(dq, row, head)[i]) - widen(at(k, row, head)[i]) * widen(at(dk, row, head)[i]);
   };
-  for_each_token(run.row0, run.rows, heads, width, stream, [=](std::int64_t row, std::int64_t head) {
+  for_each_token({run.rows, heads, width, run.row0}, stream, [=](std::int64_t row, std::int64_t head) {
     A* sum = at(to, row, head);
     if (row > run.row0) {
       for (std::int64_t i = 0; i < width; ++i) sum[i] += scale * at(from, row - 1, head)[i];
@@ -184,7 +156,7 @@ void add_mirrored_backward(const LinearBlock& block, ConstTensorView dout, const
     const auto fq = strided<S>(mirrored.dq), fk = strided<S>(mirrored.dk), fv = strided<S>(mirrored.dv);
     const auto tq = strided<S>(gradients.dq), tk = strided<S>(gradients.dk), tv = strided<S>(gradients.dv);
     for_each_token(
-        0, shape.rows, shape.heads, 2 * (shape.d + shape.e), stream,
+        {shape.rows, shape.heads, 2 * (shape.d + shape.e)}, stream,
         [ =, scale = static_cast<A>(block.scale) ](std::int64_t row, std::int64_t head) __attribute__((always_inline)) {
           const A self = product<A>(at(q, row, head), at(k, row, head), shape.d);
           const A dself = product<A>(at(d, row, head), at(v, row, head), shape.e);
@@ -207,7 +179,7 @@ void extend_values(ConstTensorView values, TensorView extended, StreamView strea
   visit_dtype<double, float, bfloat16, float16>(values.dtype(), op, [&]<class S>() {
     const auto from = strided<S>(values);
     const auto to = strided<S>(extended);
-    for_each_token(0, rows, heads, e, stream, [=](std::int64_t row, std::int64_t head) {
+    for_each_token({rows, heads, e}, stream, [=](std::int64_t row, std::int64_t head) {
       std::copy_n(at(from, row, head), e, at(to, row, head));
       store(at(to, row, head)[e], Accumulator<S>{1});
     });
@@ -238,7 +210,7 @@ void normalise(ConstTensorView extended, double epsilon, TensorView out, TensorV
     const auto to = strided<S>(out);
     const auto sums = strided<A>(normaliser);
     for_each_token(
-        0, shape.rows, shape.heads, shape.e, stream,
+        {shape.rows, shape.heads, shape.e}, stream,
         [ =, least = static_cast<A>(epsilon) ](std::int64_t row, std::int64_t head) __attribute__((always_inline)) {
           const S* numbers = at(from, row, head);
           const A z = widen(numbers[shape.e]) + least;
@@ -259,7 +231,7 @@ void normalise_backward(ConstTensorView dout, ConstTensorView out, ConstTensorVi
     const auto sums = strided<A>(normaliser);
     const auto to = strided<S>(dextended);
     for_each_token(
-        0, shape.rows, shape.heads, 2 * shape.e, stream, [=](std::int64_t row, std::int64_t head) __attribute__((always_inline)) {
+        {shape.rows, shape.heads, 2 * shape.e}, stream, [=](std::int64_t row, std::int64_t head) __attribute__((always_inline)) {
           const A z = *at(sums, row, head);
           S* sum = at(to, row, head);
           for (std::int64_t i = 0; i < shape.e; ++i) store(sum[i], widen(at(d, row, head)[i]) / z);
@@ -267,7 +239,5 @@ void normalise_backward(ConstTensorView dout, ConstTensorView out, ConstTensorVi
         });
   });
 }
-
-#undef PERIPLUS_INLINE
 
 }  // namespace periplus::kernels

@@ -57,4 +57,9 @@ Strided<const T> strided_or_null(const ConstTensorView& view) {
   return given(view) ? strided<T>(view) : Strided<const T>{nullptr, 0, 0};
 }
 
+template <class T>
+[[gnu::always_inline]] inline T* at(const Strided<T>& tensor, std::int64_t row, std::int64_t head) {
+  return tensor.data + row * tensor.row + head * tensor.head;
+}
+
 }  // namespace periplus::kernels

@@ -4,16 +4,12 @@
 #include <limits>
 
 #include "kernels/cpu/parallel.h"
+#include "kernels/operands.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
 constexpr std::int64_t kRowsPerItem = 32;
-
-template <class T>
-T* at(const Strided<T>& tensor, std::int64_t row, std::int64_t head) {
-  return tensor.data + row * tensor.row + head * tensor.head;
-}
 
 template <class A>
 constexpr A kEmpty = -std::numeric_limits<A>::infinity();

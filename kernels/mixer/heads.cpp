@@ -3,58 +3,29 @@
 
 #include "kernels/cuda/mixer.h"
 #include "kernels/mixer.h"
-#include "kernels/mixer/operands.h"
-#include "kernels/transformer/vector_math.h"
+#include "kernels/mixer/tokens.h"
+#include "kernels/operands.h"
 
 namespace periplus::kernels {
 namespace {
 
-constexpr std::int64_t kChunkRows = 64;
-
-struct HeadsShape {
-  std::int64_t rows, heads, width;
-  Extents extents() const { return {rows, heads, width}; }
-};
-HeadsShape check_x(std::string_view op, const ConstTensorView& x) {
-  check_dims(op, "x", x, 3);
+Tokens check_x(std::string_view op, const ConstTensorView& x) {
+  check_dims(op, "x", x);
   check_operand(op, "x", x, x.shape(), x.dtype());
   return {x.size(0), x.size(1), x.size(2)};
-}
-
-/// body(n, h) for every token and head; vectorised inside if body is always_inline.
-template <class Body>
-void for_each_head(const HeadsShape& shape, StreamView stream, const Body& body) {
-  for_row_chunks(shape.rows, kChunkRows, shape.heads * shape.width, stream, [=](std::int64_t begin, std::int64_t end, std::int64_t) {
-    with_best_instructions([=]() __attribute__((always_inline)) {
-      for (std::int64_t n = begin; n < end; ++n) {
-        for (std::int64_t h = 0; h < shape.heads; ++h) body(n, h);
-      }
-    });
-  });
-}
-
-template <class T>
-[[gnu::always_inline]] inline T* at(const Strided<T>& x, std::int64_t n, std::int64_t h) {
-  return x.data + n * x.row + h * x.head;
-}
-
-template <class A, class T, class U>
-[[gnu::always_inline]] inline A product(const T* a, const U* b, std::int64_t width) {
-  return lane_sum<A>(
-      width, [&](std::int64_t i) __attribute__((always_inline)) { return widen(a[i]) * widen(b[i]); });
 }
 
 }  // namespace
 
 void l2_norm(ConstTensorView x, double eps, TensorView y, StreamView stream) {
-  const HeadsShape shape = check_x("l2_norm", x);
+  const Tokens shape = check_x("l2_norm", x);
   check_operand("l2_norm", "y", y, x.shape(), x.dtype());
   if (on_cuda(stream)) return cuda::l2_norm(x, eps, y, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), "l2_norm", [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = strided<T>(x);
     const auto out = strided<T>(y);
-    for_each_head(
+    for_each_token(
         shape, stream, [ =, least = static_cast<A>(eps) ](std::int64_t n, std::int64_t h) __attribute__((always_inline)) {
           const T* from = at(in, n, h);
           T* to = at(out, n, h);
@@ -66,7 +37,7 @@ void l2_norm(ConstTensorView x, double eps, TensorView y, StreamView stream) {
 
 void l2_norm_backward(ConstTensorView dy, ConstTensorView x, double eps, TensorView dx, StreamView stream) {
   constexpr std::string_view op = "l2_norm_backward";
-  const HeadsShape shape = check_x(op, x);
+  const Tokens shape = check_x(op, x);
   check_operand(op, "dy", dy, x.shape(), x.dtype());
   check_operand(op, "dx", dx, x.shape(), x.dtype());
   if (on_cuda(stream)) return cuda::l2_norm_backward(dy, x, eps, dx, stream);
@@ -74,7 +45,7 @@ void l2_norm_backward(ConstTensorView dy, ConstTensorView x, double eps, TensorV
     using A = Accumulator<T>;
     const auto in = strided<T>(x), gradient = strided<T>(dy);
     const auto out = strided<T>(dx);
-    for_each_head(
+    for_each_token(
         shape, stream, [ =, least = static_cast<A>(eps) ](std::int64_t n, std::int64_t h) __attribute__((always_inline)) {
           const T *from = at(in, n, h), *d = at(gradient, n, h);
           T* to = at(out, n, h);
@@ -87,7 +58,7 @@ void l2_norm_backward(ConstTensorView dy, ConstTensorView x, double eps, TensorV
 
 void scale_heads(ConstTensorView x, ConstTensorView factor, TensorView y, StreamView stream) {
   constexpr std::string_view op = "scale_heads";
-  const HeadsShape shape = check_x(op, x);
+  const Tokens shape = check_x(op, x);
   check_dense(op, "factor", factor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
   check_operand(op, "y", y, x.shape(), x.dtype());
   if (on_cuda(stream)) return cuda::scale_heads(x, factor, y, stream);
@@ -96,7 +67,7 @@ void scale_heads(ConstTensorView x, ConstTensorView factor, TensorView y, Stream
     const auto in = strided<T>(x);
     const auto out = strided<T>(y);
     const A* factors = factor.data<A>();
-    for_each_head(
+    for_each_token(
         shape, stream, [=](std::int64_t n, std::int64_t h) __attribute__((always_inline)) {
           const T* from = at(in, n, h);
           T* to = at(out, n, h);
@@ -109,7 +80,7 @@ void scale_heads(ConstTensorView x, ConstTensorView factor, TensorView y, Stream
 void scale_heads_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView factor, TensorView dx, TensorView dfactor,
                           StreamView stream) {
   constexpr std::string_view op = "scale_heads_backward";
-  const HeadsShape shape = check_x(op, x);
+  const Tokens shape = check_x(op, x);
   check_operand(op, "dy", dy, x.shape(), x.dtype());
   check_dense(op, "factor", factor, {shape.rows, shape.heads}, accumulator_of(x.dtype()));
   check_operand(op, "dx", dx, x.shape(), x.dtype());
@@ -121,7 +92,7 @@ void scale_heads_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView
     const auto out = strided<T>(dx);
     const A* factors = factor.data<A>();
     A* dfactors = dfactor.data<A>();
-    for_each_head(
+    for_each_token(
         shape, stream, [=](std::int64_t n, std::int64_t h) __attribute__((always_inline)) {
           const T *from = at(in, n, h), *d = at(gradient, n, h);
           T* to = at(out, n, h);
@@ -134,7 +105,7 @@ void scale_heads_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView
 
 void add_skip(ConstTensorView x, ConstTensorView skip, TensorView y, StreamView stream) {
   constexpr std::string_view op = "add_skip";
-  const HeadsShape shape = check_x(op, x);
+  const Tokens shape = check_x(op, x);
   check_dense(op, "skip", skip, {shape.heads}, x.dtype());
   check_operand(op, "y", y, x.shape(), x.dtype());
   if (on_cuda(stream)) return cuda::add_skip(x, skip, y, stream);
@@ -142,7 +113,7 @@ void add_skip(ConstTensorView x, ConstTensorView skip, TensorView y, StreamView 
     const auto in = strided<T>(x);
     const auto out = strided<T>(y);
     const T* factors = skip.data<T>();
-    for_each_head(
+    for_each_token(
         shape, stream, [=](std::int64_t n, std::int64_t h) __attribute__((always_inline)) {
           const T* from = at(in, n, h);
           T* to = at(out, n, h);
@@ -153,7 +124,7 @@ void add_skip(ConstTensorView x, ConstTensorView skip, TensorView y, StreamView 
 
 void add_skip_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView skip, TensorView dx, TensorView dskip, StreamView stream) {
   constexpr std::string_view op = "add_skip_backward";
-  const HeadsShape shape = check_x(op, x);
+  const Tokens shape = check_x(op, x);
   check_operand(op, "dy", dy, x.shape(), x.dtype());
   check_dense(op, "skip", skip, {shape.heads}, x.dtype());
   check_operand(op, "dx", dx, x.shape(), x.dtype());
@@ -164,8 +135,8 @@ void add_skip_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView sk
     const auto in = strided<T>(x), gradient = strided<T>(dy);
     const auto out = strided<T>(dx);
     const T* factors = skip.data<T>();
-    ChunkSums<A> sums(shape.rows, kChunkRows, shape.heads);
-    for_row_chunks(shape.rows, kChunkRows, shape.heads * shape.width, stream,
+    ChunkSums<A> sums(shape.rows, kTokenChunk, shape.heads);
+    for_row_chunks(shape.rows, kTokenChunk, shape.heads * shape.width, stream,
                    [&](std::int64_t begin, std::int64_t end, std::int64_t chunk) {
                      A* sum = sums.of(chunk);
                      with_best_instructions([=]() __attribute__((always_inline)) {
@@ -184,14 +155,14 @@ void add_skip_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView sk
 }
 
 void sum_heads(ConstTensorView x, TensorView y, StreamView stream) {
-  const HeadsShape shape = check_x("sum_heads", x);
+  const Tokens shape = check_x("sum_heads", x);
   check_operand("sum_heads", "y", y, {shape.rows, 1, shape.width}, x.dtype());
   if (on_cuda(stream)) return cuda::sum_heads(x, y, stream);
   visit_dtype<bfloat16, float, double>(x.dtype(), "sum_heads", [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = strided<T>(x);
     const auto out = strided<T>(y);
-    for_each_head(
+    for_each_token(
         {shape.rows, 1, shape.width}, stream, [=](std::int64_t n, std::int64_t) __attribute__((always_inline)) {
           T* to = at(out, n, 0);
           for (std::int64_t i = 0; i < shape.width; ++i) {

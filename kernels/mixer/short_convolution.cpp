@@ -5,8 +5,8 @@
 
 #include "kernels/cuda/mixer.h"
 #include "kernels/mixer.h"
-#include "kernels/mixer/operands.h"
-#include "kernels/transformer/vector_math.h"
+#include "kernels/mixer/tokens.h"
+#include "kernels/operands.h"
 
 namespace periplus::kernels {
 namespace {

@@ -6,17 +6,13 @@
 
 #include "kernels/band_tiles.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/operands.h"
 
 namespace periplus::kernels::reference {
 namespace {
 
 constexpr double kEmpty = -std::numeric_limits<double>::infinity();
 constexpr std::int64_t kTileRows = 16;
-
-template <class T>
-T* at(const Strided<T>& tensor, std::int64_t row, std::int64_t head) {
-  return tensor.data + row * tensor.row + head * tensor.head;
-}
 
 template <class X, class Y>
 double dot(const X* x, const Y* y, std::int64_t count) {

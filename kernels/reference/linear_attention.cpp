@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cpu/parallel.h"
+#include "kernels/operands.h"
 
 namespace periplus::kernels::reference {
 namespace {
@@ -76,11 +77,6 @@ void scale_rows(const Vector& factors, Matrix& m) {
   for (std::int64_t i = 0; i < m.rows; ++i) {
     for (std::int64_t j = 0; j < m.columns; ++j) m.row(i)[j] *= factors[static_cast<std::size_t>(i)];
   }
-}
-
-template <class T>
-T* at(const Strided<T>& tensor, std::int64_t row, std::int64_t head) {
-  return tensor.data + row * tensor.row + head * tensor.head;
 }
 
 /// Empty for an operand that was not given.
