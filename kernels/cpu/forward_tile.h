@@ -212,12 +212,12 @@ StepValues<S> pack_step(const ForwardProblem<S, float>& p, const ForwardItem& it
 }
 
 /// Keys [k0,k1) of one of the item's bands.
-struct KeyRange {
+struct KeyStep {
   std::int64_t band, k0, k1;
 };
 
 /// The step that starts at key k0 of a band, or with the next band if k0 is the end of this one.
-inline KeyRange keys_from(const ForwardItem& item, std::int64_t band, std::int64_t k0) {
+inline KeyStep keys_from(const ForwardItem& item, std::int64_t band, std::int64_t k0) {
   if (k0 == item.bands[band].k1) {
     if (++band == item.band_count) return {band, 0, 0};
     k0 = item.bands[band].k0;
@@ -254,7 +254,7 @@ void load_strip(const ForwardProblem<S, float>& p, const ForwardItem& item, Forw
 
 /// One step of keys against all strips that see them.
 template <class S>
-void forward_keys(const ForwardProblem<S, float>& p, const ForwardItem& item, ForwardTile& tile, const KeyRange& keys, Pulse& pulse) {
+void forward_keys(const ForwardProblem<S, float>& p, const ForwardItem& item, ForwardTile& tile, const KeyStep& keys, Pulse& pulse) {
   const float cap = static_cast<float>(p.softcap) * kLog2E;
   const Band& band = item.bands[keys.band];
   const std::int64_t q0 = larger(band.q0, keys.k0 - band.hi), q1 = smaller(band.q1, keys.k1 - band.lo);
@@ -278,7 +278,7 @@ void forward_keys(const ForwardProblem<S, float>& p, const ForwardItem& item, Fo
 /// Rows that come closer while the tile's products run: keys and values of the next step, spread over most of this one; in the
 /// first step queries (and state), which each strip loads just before its products; in the last the rows of the result.
 template <class S>
-void look_ahead(const ForwardProblem<S, float>& p, const ForwardItem& item, const ForwardTile& tile, const KeyRange& next, Pulse& pulse) {
+void look_ahead(const ForwardProblem<S, float>& p, const ForwardItem& item, const ForwardTile& tile, const KeyStep& next, Pulse& pulse) {
   const std::int64_t kv = item.head / (p.shape.heads / p.shape.kv_heads), end = item.first_row + item.rows;
   constexpr std::int64_t kSlow = 8, kFast = 32;
   pulse.ahead[0] = rows_ahead(p.k, next.k0, next.k1, kv, p.shape.width_qk, kSlow);
@@ -313,10 +313,10 @@ void forward_tile(const ForwardProblem<S, float>& p, const ForwardItem& item) {
   if (item.band_count == 0 && !p.overwrite) return;
   ForwardTile tile = carve(p.shape, item.scratch);
   Pulse pulse{item.progress};
-  KeyRange keys{};
+  KeyStep keys{};
   if (item.band_count > 0) keys = keys_from(item, 0, item.bands[0].k0);
   while (keys.band < item.band_count) {
-    const KeyRange next = keys_from(item, keys.band, keys.k1);
+    const KeyStep next = keys_from(item, keys.band, keys.k1);
     look_ahead(p, item, tile, next, pulse);
     forward_keys(p, item, tile, keys, pulse);
     keys = next;
