@@ -48,7 +48,7 @@ void attend(const AttentionBlock& block, const AttentionState& state, Update upd
   check_operand(op, "state.out", state.out, {shape.query_rows, shape.heads, shape.width_v}, accumulator);
   check_operand(op, "state.lse", state.lse, {shape.query_rows, shape.heads, 1}, accumulator);
   if (on_cuda(stream)) return cuda::attend(shape, block, state, update, stream);
-  visit_dtype<double, float, bfloat16, float16>(block.q.dtype(), op, [&]<class S>() {
+  visit_storage(block.q.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     const ForwardProblem<S, A> problem{shape,
                                        block.scale,
@@ -79,7 +79,7 @@ void attend_backward(const AttentionBlock& block, ConstTensorView dout, ConstTen
   check_operand(op, "dk", gradients.dk, block.k.shape(), accumulator);
   check_operand(op, "dv", gradients.dv, block.v.shape(), accumulator);
   if (on_cuda(stream)) return cuda::attend_backward(shape, block, dout, lse, delta, gradients, stream);
-  visit_dtype<double, float, bfloat16, float16>(block.q.dtype(), op, [&]<class S>() {
+  visit_storage(block.q.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     const BackwardProblem<S, A> problem{shape,
                                         block.scale,
@@ -133,7 +133,7 @@ void finish(ConstTensorView state_out, ConstTensorView state_lse, ConstTensorVie
   require(accumulator_of(out.dtype()) == dtype, "{}: out is {}, which does not go with a state of {}", op, to_string(out.dtype()),
           to_string(dtype));
   if (on_cuda(stream)) return cuda::finish(state_out, state_lse, sink, out, lse, stream);
-  visit_dtype<double, float, bfloat16, float16>(out.dtype(), op, [&]<class S>() {
+  visit_storage(out.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     cpu::finish<A, S>(row_shape(out), strided<A>(state_out), strided<A>(state_lse), strided_or_null<A>(sink), strided<S>(out),
                       strided<A>(lse), stream);
@@ -160,7 +160,7 @@ void delta(ConstTensorView dout, ConstTensorView out, ConstTensorView lse, Const
   }
   require(accumulator_of(out.dtype()) == dtype, "{}: out is {} but dout is {}", op, to_string(out.dtype()), to_string(dout.dtype()));
   if (on_cuda(stream)) return cuda::delta(dout, out, lse, dlse, sink, delta, dsink, stream);
-  visit_dtype<double, float, bfloat16, float16>(dout.dtype(), op, [&]<class S>() {
+  visit_storage(dout.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto run = [&]<class O>() {
       cpu::delta<A, S, O>(row_shape(dout), strided<S>(dout), strided<O>(out), strided_or_null<A>(dlse), strided<A>(delta), stream);

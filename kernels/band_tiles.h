@@ -13,9 +13,6 @@ namespace periplus::kernels {
 /// reached, and lo, hi are finite. A band without pairs comes back with q0 == q1.
 Band tighten(Band band) noexcept;
 
-/// Whether a tightened band allows every pair of its rectangle.
-inline bool is_full(const Band& band) noexcept { return band.lo <= band.k0 - (band.q1 - 1) && band.hi >= band.k1 - 1 - band.q0; }
-
 class BandTiles {
  public:
   enum class Axis { query, key };

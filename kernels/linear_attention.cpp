@@ -98,12 +98,6 @@ Extents state_shape(const LinearShape& shape) { return {shape.units, shape.heads
 Extents key_shape(const LinearShape& shape) { return {shape.rows, shape.heads, shape.width_qk}; }
 Extents value_shape(const LinearShape& shape) { return {shape.rows, shape.heads, shape.width_v}; }
 
-/// body.operator()<S>() for the storage type.
-template <class Body>
-void visit_storage(DType dtype, std::string_view op, const Body& body) {
-  visit_dtype<double, float, bfloat16, float16>(dtype, op, body);
-}
-
 /// The state's rows and columns, which the widths of elements and states tell.
 ScanShape check_scan(std::string_view op, const ConstTensorView& elements, Transition transition, const ConstTensorView& states) {
   check_dims(op, "elements", elements);

@@ -98,7 +98,7 @@ void add_mirrored(const LinearBlock& block, ConstTensorView mirrored, TensorView
   const DType dtype = block.q.dtype();
   check_operand(op, "mirrored", mirrored, shape.values(), dtype), check_operand(op, "out", out, shape.values(), dtype);
   if (on_cuda(stream)) return cuda::add_mirrored(block, mirrored, out, stream);
-  visit_dtype<double, float, bfloat16, float16>(dtype, op, [&]<class S>() {
+  visit_storage(dtype, op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto q = strided<S>(block.q), k = strided<S>(block.k), v = strided<S>(block.v), from = strided<S>(mirrored);
     const auto to = strided<S>(out);
@@ -150,7 +150,7 @@ void add_mirrored_backward(const LinearBlock& block, ConstTensorView dout, const
           op, to_string(mirrored.dlog_decay.shape()), to_string(gradients.dlog_decay.shape()));
   check_runs(op, block.runs, shape.rows);
   if (on_cuda(stream)) return cuda::add_mirrored_backward(block, dout, mirrored, gradients, stream);
-  visit_dtype<double, float, bfloat16, float16>(dtype, op, [&]<class S>() {
+  visit_storage(dtype, op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto q = strided<S>(block.q), k = strided<S>(block.k), v = strided<S>(block.v), d = strided<S>(dout);
     const auto fq = strided<S>(mirrored.dq), fk = strided<S>(mirrored.dk), fv = strided<S>(mirrored.dv);
@@ -176,7 +176,7 @@ void extend_values(ConstTensorView values, TensorView extended, StreamView strea
   check_operand(op, "values", values, values.shape(), values.dtype());
   check_operand(op, "extended", extended, {rows, heads, e + 1}, values.dtype());
   if (on_cuda(stream)) return cuda::extend_values(values, extended, stream);
-  visit_dtype<double, float, bfloat16, float16>(values.dtype(), op, [&]<class S>() {
+  visit_storage(values.dtype(), op, [&]<class S>() {
     const auto from = strided<S>(values);
     const auto to = strided<S>(extended);
     for_each_token({rows, heads, e}, stream, [=](std::int64_t row, std::int64_t head) {
@@ -204,7 +204,7 @@ void normalise(ConstTensorView extended, double epsilon, TensorView out, TensorV
   constexpr std::string_view op = "normalise";
   const Shape shape = check_normalised(op, extended, out, normaliser);
   if (on_cuda(stream)) return cuda::normalise(extended, epsilon, out, normaliser, stream);
-  visit_dtype<double, float, bfloat16, float16>(out.dtype(), op, [&]<class S>() {
+  visit_storage(out.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto from = strided<S>(extended);
     const auto to = strided<S>(out);
@@ -225,7 +225,7 @@ void normalise_backward(ConstTensorView dout, ConstTensorView out, ConstTensorVi
   const Shape shape = check_normalised(op, dextended, out, normaliser);
   check_operand(op, "dout", dout, shape.values(), out.dtype());
   if (on_cuda(stream)) return cuda::normalise_backward(dout, out, normaliser, dextended, stream);
-  visit_dtype<double, float, bfloat16, float16>(out.dtype(), op, [&]<class S>() {
+  visit_storage(out.dtype(), op, [&]<class S>() {
     using A = Accumulator<S>;
     const auto d = strided<S>(dout), o = strided<S>(out);
     const auto sums = strided<A>(normaliser);

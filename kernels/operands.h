@@ -21,6 +21,12 @@ namespace periplus::kernels {
 template <class S>
 using Accumulator = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
+/// body.operator()<S>() for the storage type.
+template <class Body>
+void visit_storage(DType dtype, std::string_view op, const Body& body) {
+  visit_dtype<double, float, bfloat16, float16>(dtype, op, body);
+}
+
 inline bool on_cuda(StreamView stream) { return stream.device().kind == DeviceKind::cuda; }
 
 template <class... Values>
