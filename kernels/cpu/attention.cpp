@@ -92,7 +92,7 @@ void attend(const ForwardProblem<S, float>& problem, std::span<const Band> bands
   const std::int64_t items = tiles.tiles() * shape.heads;
   const double flop = 2.0 * static_cast<double>((shape.width_qk + shape.width_v) * shape.heads) * static_cast<double>(tiles.area());
   const int team = team_size(items, flop);
-  const std::int64_t bytes = whole_pages(kernels.forward_scratch_floats(shape) * 4);
+  const std::int64_t bytes = whole_pages(kernels.forward_scratch_bytes(shape));
   std::byte* scratch = team_scratch(bytes * team);
   for_each_item_on(team, items, stream, [&](std::int64_t item, int thread, const Progress& progress) {
     // Last tiles first: under a causal mask they are the longest.
@@ -101,7 +101,7 @@ void attend(const ForwardProblem<S, float>& problem, std::span<const Band> bands
     const std::int64_t first = tile * rows;
     run(kernels, problem,
         ForwardItem{own.data(), static_cast<std::int64_t>(own.size()), item % shape.heads, first, std::min(rows, shape.query_rows - first),
-                    reinterpret_cast<float*>(scratch + thread * bytes), progress});
+                    scratch + thread * bytes, progress});
   });
 }
 
@@ -122,7 +122,7 @@ void attend_backward(const BackwardProblem<S, float>& problem, std::span<const B
   const std::int64_t items = by_key.tiles() * shape.kv_heads;
   const double flop = static_cast<double>((6 * shape.width_qk + 4 * shape.width_v) * shape.heads) * static_cast<double>(by_key.area());
   const int team = team_size(items, flop);
-  const std::int64_t bytes = whole_pages(kernels.backward_scratch_floats(shape) * 4);
+  const std::int64_t bytes = whole_pages(kernels.backward_scratch_bytes(shape));
   std::byte* scratch = team_scratch(bytes * team);
   if (problem.overwrite_dq) zero_rows(problem.dq, shape, team, stream);
   for_each_item_on(team, items, stream, [&](std::int64_t item, int thread, const Progress& progress) {
@@ -136,8 +136,7 @@ void attend_backward(const BackwardProblem<S, float>& problem, std::span<const B
     const std::int64_t last_query_tile = q0 < q1 ? (q1 - 1) / kBackwardRows : -1;
     run(kernels, problem,
         BackwardItem{item % shape.kv_heads, tile, first, std::min(kBackwardKeys, shape.key_rows - first), q0 / kBackwardRows,
-                     last_query_tile, lists.data(), by_query.tiles(), turns.data(), reinterpret_cast<float*>(scratch + thread * bytes),
-                     progress});
+                     last_query_tile, lists.data(), by_query.tiles(), turns.data(), scratch + thread * bytes, progress});
   });
 }
 

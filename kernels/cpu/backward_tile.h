@@ -8,6 +8,7 @@
 
 #include <sched.h>
 
+#include "kernels/cpu/carver.h"
 #include "kernels/cpu/outliers.h"
 #include "kernels/cpu/packing.h"
 #include "kernels/cpu/products.h"
@@ -32,32 +33,27 @@ struct BackwardTile {
   Outliers key_outliers;
 };
 
-inline std::int64_t backward_scratch_floats(const AttentionShape& shape) {
-  const std::int64_t qk_stride = packed_stride(shape.width_qk), v_stride = packed_stride(shape.width_v);
-  return 2 * (shape.width_qk + shape.width_v) * kKeyStride + kBackwardKeys * qk_stride +
-         kBackwardRows * (2 * qk_stride + v_stride + 2 * kKeyStride);
-}
-
-inline BackwardTile carve_backward(const AttentionShape& shape, float* scratch) {
+inline BackwardTile carve_backward(const AttentionShape& shape, Carver& carver) {
   BackwardTile tile;
   tile.qk_stride = packed_stride(shape.width_qk);
   tile.v_stride = packed_stride(shape.width_v);
-  const auto take = [&](std::int64_t floats) {
-    float* taken = scratch;
-    scratch += floats;
-    return taken;
-  };
-  tile.keys_t = take(shape.width_qk * kKeyStride);
-  tile.values_t = take(shape.width_v * kKeyStride);
-  tile.dkeys_t = take(shape.width_qk * kKeyStride);
-  tile.dvalues_t = take(shape.width_v * kKeyStride);
-  tile.keys = take(kBackwardKeys * tile.qk_stride);
-  tile.queries = take(kBackwardRows * tile.qk_stride);
-  tile.douts = take(kBackwardRows * tile.v_stride);
-  tile.dq = take(kBackwardRows * tile.qk_stride);
-  tile.weights = take(kBackwardRows * kKeyStride);
-  tile.dscores = take(kBackwardRows * kKeyStride);
+  tile.keys_t = carver.take(shape.width_qk * kKeyStride);
+  tile.values_t = carver.take(shape.width_v * kKeyStride);
+  tile.dkeys_t = carver.take(shape.width_qk * kKeyStride);
+  tile.dvalues_t = carver.take(shape.width_v * kKeyStride);
+  tile.keys = carver.take(kBackwardKeys * tile.qk_stride);
+  tile.queries = carver.take(kBackwardRows * tile.qk_stride);
+  tile.douts = carver.take(kBackwardRows * tile.v_stride);
+  tile.dq = carver.take(kBackwardRows * tile.qk_stride);
+  tile.weights = carver.take(kBackwardRows * kKeyStride);
+  tile.dscores = carver.take(kBackwardRows * kKeyStride);
   return tile;
+}
+
+inline std::int64_t backward_scratch_bytes(const AttentionShape& shape) {
+  Carver carver(nullptr);
+  carve_backward(shape, carver);
+  return carver.bytes();
 }
 
 /// A band cut to one query tile and one key tile: rows [q0,q1) and, among the key lanes, [begin,end) cover it.
@@ -294,7 +290,8 @@ template <class S>
 void backward_tile(const BackwardProblem<S, float>& p, const BackwardItem& item) {
   const AttentionShape& shape = p.shape;
   if (item.first_query_tile > item.last_query_tile && !p.overwrite_dkdv) return;
-  BackwardTile tile = carve_backward(shape, item.scratch);
+  Carver carver(item.scratch);
+  BackwardTile tile = carve_backward(shape, carver);
   pack_key_tile(p, item, tile);
   const std::int64_t group = shape.heads / shape.kv_heads;
   for (std::int64_t head = item.kv_head * group; head < (item.kv_head + 1) * group; ++head) {

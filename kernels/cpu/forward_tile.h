@@ -8,6 +8,7 @@
 // of rows the products cost 2 D multiply-adds and the weights 14 operations on the same two ports: for D = 128 5 %.
 #pragma once
 
+#include "kernels/cpu/carver.h"
 #include "kernels/cpu/outliers.h"
 #include "kernels/cpu/packing.h"
 #include "kernels/cpu/products.h"
@@ -31,28 +32,24 @@ struct ForwardTile {
   std::int64_t loaded = 0;  ///< Strips that hold queries and state.
 };
 
-inline std::int64_t forward_scratch_floats(const AttentionShape& shape) {
-  return (shape.width_qk + shape.width_v + 2) * kForwardRows +
-         kKeysPerStep * (kStrip + packed_stride(shape.width_qk) + packed_stride(shape.width_v));
-}
-
-inline ForwardTile carve(const AttentionShape& shape, float* scratch) {
+inline ForwardTile carve_forward(const AttentionShape& shape, Carver& carver) {
   ForwardTile tile;
   tile.key_stride = packed_stride(shape.width_qk);
   tile.value_stride = packed_stride(shape.width_v);
-  const auto take = [&](std::int64_t floats) {
-    float* taken = scratch;
-    scratch += floats;
-    return taken;
-  };
-  tile.queries = take(shape.width_qk * kForwardRows);
-  tile.sums = take(shape.width_v * kForwardRows);
-  tile.scores = take(kKeysPerStep * kStrip);
-  tile.keys = take(kKeysPerStep * tile.key_stride);
-  tile.values = take(kKeysPerStep * tile.value_stride);
-  tile.origin = take(kForwardRows);
-  tile.total = take(kForwardRows);
+  tile.queries = carver.take(shape.width_qk * kForwardRows);
+  tile.sums = carver.take(shape.width_v * kForwardRows);
+  tile.scores = carver.take(kKeysPerStep * kStrip);
+  tile.keys = carver.take(kKeysPerStep * tile.key_stride);
+  tile.values = carver.take(kKeysPerStep * tile.value_stride);
+  tile.origin = carver.take(kForwardRows);
+  tile.total = carver.take(kForwardRows);
   return tile;
+}
+
+inline std::int64_t forward_scratch_bytes(const AttentionShape& shape) {
+  Carver carver(nullptr);
+  carve_forward(shape, carver);
+  return carver.bytes();
 }
 
 /// Keys [k0,k1) of a band, of which first_key is row 0 of the packed tile, against one strip. `band` is moved so that its
@@ -311,7 +308,8 @@ void store_state(const ForwardProblem<S, float>& p, const ForwardItem& item, con
 template <class S>
 void forward_tile(const ForwardProblem<S, float>& p, const ForwardItem& item) {
   if (item.band_count == 0 && !p.overwrite) return;
-  ForwardTile tile = carve(p.shape, item.scratch);
+  Carver carver(item.scratch);
+  ForwardTile tile = carve_forward(p.shape, carver);
   Pulse pulse{item.progress};
   KeyStep keys{};
   if (item.band_count > 0) keys = keys_from(item, 0, item.bands[0].k0);

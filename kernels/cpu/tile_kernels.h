@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/attention_problem.h"
@@ -18,7 +19,7 @@ struct ForwardItem {
   const Band* bands;
   std::int64_t band_count;
   std::int64_t head, first_row, rows;
-  float* scratch;
+  std::byte* scratch;
   Progress progress;
 };
 
@@ -37,13 +38,13 @@ struct BackwardItem {
   /// [heads, query tiles]: one more than the last key tile that was added to this tile of dq, 0 if none was. Key tiles add
   /// in rising order, whichever thread computes them; this makes dq independent of the number of threads.
   std::int32_t* turns;
-  float* scratch;
+  std::byte* scratch;
   Progress progress;
 };
 
 struct TileKernels {
-  std::int64_t (*forward_scratch_floats)(const AttentionShape&);
-  std::int64_t (*backward_scratch_floats)(const AttentionShape&);
+  std::int64_t (*forward_scratch_bytes)(const AttentionShape&);
+  std::int64_t (*backward_scratch_bytes)(const AttentionShape&);
   void (*forward_f32)(const ForwardProblem<float, float>&, const ForwardItem&);
   void (*forward_bf16)(const ForwardProblem<bfloat16, float>&, const ForwardItem&);
   void (*forward_f16)(const ForwardProblem<float16, float>&, const ForwardItem&);

@@ -7,8 +7,8 @@
 namespace periplus::kernels::cpu {
 namespace {
 
-constexpr TileKernels kTileKernels{forward_scratch_floats, backward_scratch_floats, forward_tile<float>,     forward_tile<bfloat16>,
-                                   forward_tile<float16>,  backward_tile<float>,    backward_tile<bfloat16>, backward_tile<float16>};
+constexpr TileKernels kTileKernels{forward_scratch_bytes, backward_scratch_bytes, forward_tile<float>,     forward_tile<bfloat16>,
+                                   forward_tile<float16>, backward_tile<float>,   backward_tile<bfloat16>, backward_tile<float16>};
 
 }  // namespace
 }  // namespace periplus::kernels::cpu

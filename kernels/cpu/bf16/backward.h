@@ -17,6 +17,7 @@
 #include "kernels/cpu/bf16/backward_weights.h"
 #include "kernels/cpu/bf16/kernels.h"
 #include "kernels/cpu/bf16/product.h"
+#include "kernels/cpu/carver.h"
 
 namespace periplus::kernels::cpu {
 namespace {
@@ -34,26 +35,27 @@ struct BackwardScratch {
   PackedItemKeys packed;
 };
 
-inline BackwardScratch carve_backward(const AttentionShape& shape, std::byte* scratch) {
-  const auto take = [&](std::int64_t bytes) { return std::exchange(scratch, scratch + bytes); };
+inline BackwardScratch carve_backward(const AttentionShape& shape, Carver& carver) {
+  const std::int64_t d = bf16::padded(shape.width_qk), e = bf16::padded(shape.width_v);
   BackwardScratch on;
-  on.scores = reinterpret_cast<float*>(take(4 * kUnitScores * 4));
-  on.dscores_in_pairs = reinterpret_cast<bfloat16*>(take(kBlockUnits * 2 * kTile * 2));
-  on.weights = reinterpret_cast<bfloat16*>(take(kBlockUnits * kUnitStride * 2));
-  on.dscores = reinterpret_cast<bfloat16*>(take(kBlockUnits * kUnitStride * 2));
-  on.fresh = reinterpret_cast<float*>(take(2 * kUnitScores * 4));
-  on.discard = reinterpret_cast<float*>(take(kUnitScores * 4));
-  on.dk = reinterpret_cast<float*>(take(bf16::kBackwardItemKeys * bf16::padded(shape.width_qk) * 4));
-  on.dv = reinterpret_cast<float*>(take(bf16::kBackwardItemKeys * bf16::padded(shape.width_v) * 4));
-  on.packed.keys = reinterpret_cast<bfloat16*>(take(bf16::kBackwardItemKeys * bf16::padded(shape.width_qk) * 2));
-  on.packed.values = reinterpret_cast<bfloat16*>(take(bf16::kBackwardItemKeys * bf16::padded(shape.width_v) * 2));
-  on.packed.key_columns = reinterpret_cast<bfloat16*>(take(bf16::kBackwardItemKeys * bf16::padded(shape.width_qk) * 2));
+  on.scores = carver.take(4 * kUnitScores);
+  on.dscores_in_pairs = carver.take<bfloat16>(kBlockUnits * 2 * kTile);
+  on.weights = carver.take<bfloat16>(kBlockUnits * kUnitStride);
+  on.dscores = carver.take<bfloat16>(kBlockUnits * kUnitStride);
+  on.fresh = carver.take(2 * kUnitScores);
+  on.discard = carver.take(kUnitScores);
+  on.dk = carver.take(bf16::kBackwardItemKeys * d);
+  on.dv = carver.take(bf16::kBackwardItemKeys * e);
+  on.packed.keys = carver.take<bfloat16>(bf16::kBackwardItemKeys * d);
+  on.packed.values = carver.take<bfloat16>(bf16::kBackwardItemKeys * e);
+  on.packed.key_columns = carver.take<bfloat16>(bf16::kBackwardItemKeys * d);
   return on;
 }
 
 inline std::int64_t backward_scratch_bytes(const AttentionShape& shape) {
-  return 7 * kUnitScores * 4 + kBlockUnits * 2 * kTile * 2 + 2 * kBlockUnits * kUnitStride * 2 +
-         bf16::kBackwardItemKeys * (bf16::padded(shape.width_qk) * 8 + bf16::padded(shape.width_v) * 6);
+  Carver carver(nullptr);
+  carve_backward(shape, carver);
+  return carver.bytes();
 }
 
 /// What stays the same for all blocks of an item.
@@ -347,9 +349,10 @@ inline void backward_item(const BackwardProblem<bfloat16, float>& p, const bf16:
   const Unit::Session session;
   const AttentionShape& shape = p.shape;
   const bool capped = p.softcap > 0;
+  Carver carver(item.scratch);
   const BackwardCall call{p,
                           item,
-                          carve_backward(shape, item.scratch),
+                          carve_backward(shape, carver),
                           qk_steps(shape),
                           v_steps(shape),
                           capped ? 1.0f : static_cast<float>(p.scale * static_cast<double>(kLog2E)),

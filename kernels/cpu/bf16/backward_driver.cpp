@@ -9,6 +9,7 @@
 
 #include "kernels/band_tiles.h"
 #include "kernels/cpu/bf16/attention.h"
+#include "kernels/cpu/carver.h"
 #include "kernels/cpu/scratch.h"
 
 namespace periplus::kernels::cpu::bf16 {
@@ -20,23 +21,6 @@ constexpr std::int64_t kPartKeys = 16384, kPartQueries = 16384;
 constexpr std::int64_t kPartBytes = std::int64_t{64} << 20;
 
 std::int64_t blocks_of(std::int64_t rows) { return (rows + kBlock - 1) / kBlock; }
-
-/// Takes arrays from scratch memory one after another; counts bytes if there is none.
-class Carver {
- public:
-  explicit Carver(std::byte* at) : at_(at) {}
-  template <class T>
-  T* take(std::int64_t count) {
-    std::byte* taken = at_ == nullptr ? nullptr : at_ + bytes_;
-    bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(taken);
-  }
-  std::int64_t bytes() const { return whole_pages(bytes_); }
-
- private:
-  std::byte* at_;
-  std::int64_t bytes_ = 0;
-};
 
 PackedQueries carve_queries(Carver& carver, const AttentionShape& shape) {
   const std::int64_t rows = blocks_of(shape.query_rows) * kBlock, d = padded(shape.width_qk), e = padded(shape.width_v);
@@ -123,10 +107,11 @@ class BackwardPart {
     const std::int64_t thread_bytes = whole_pages(kernels_.backward_scratch_bytes(shape));
     Carver count(nullptr);
     carve(count);
-    std::byte* scratch = team_scratch(count.bytes() + thread_bytes * team);
+    const std::int64_t shared_bytes = whole_pages(count.bytes());
+    std::byte* scratch = team_scratch(shared_bytes + thread_bytes * team);
     Carver carver(scratch);
     carve(carver);
-    std::byte* threads = scratch + count.bytes();
+    std::byte* threads = scratch + shared_bytes;
     for (const PackedQueries& packed : queries_) std::fill_n(packed.turns, blocks_of(shape.query_rows), 0);
     if (problem_.overwrite_dq) zero_unseen_blocks();
     for_each_item_on(team, items, stream_, [&](std::int64_t item, int thread, const Progress& progress) {

@@ -8,6 +8,7 @@
 #include <sched.h>
 
 #include "kernels/cpu/bf16/forward_run.h"
+#include "kernels/cpu/carver.h"
 
 namespace periplus::kernels::cpu {
 namespace {
@@ -15,24 +16,26 @@ namespace {
 constexpr std::int64_t kRangeKeys = 1024;
 constexpr std::int64_t kItemTiles = bf16::kItemRows / bf16::kUnit;
 
-inline std::int64_t forward_scratch_bytes(const AttentionShape& shape) {
-  const std::int64_t tile =
-      static_cast<std::int64_t>(sizeof(QueryTile)) + bf16::kUnit * (bf16::padded(shape.width_qk) * 2 + bf16::padded(shape.width_v) * 4);
-  return 3 * kUnitScores * 4 + kRunUnits * kUnitWeights * 2 + kItemTiles * tile;
-}
-
-inline ForwardScratch carve_forward(const AttentionShape& shape, std::byte* scratch) {
-  const auto take = [&](std::int64_t bytes) { return std::exchange(scratch, scratch + bytes); };
+inline ForwardScratch carve_forward(const AttentionShape& shape, Carver& carver) {
   ForwardScratch on;
-  on.scores = reinterpret_cast<float*>(take(2 * kUnitScores * 4));
-  on.weights = reinterpret_cast<bfloat16*>(take(kRunUnits * kUnitWeights * 2));
-  on.discard = reinterpret_cast<float*>(take(kUnitScores * 4));
-  on.tiles = reinterpret_cast<QueryTile*>(take(kItemTiles * static_cast<std::int64_t>(sizeof(QueryTile))));
+  on.scores = carver.take(2 * kUnitScores);
+  on.weights = carver.take<bfloat16>(kRunUnits * kUnitWeights);
+  on.discard = carver.take(kUnitScores);
+  on.tiles = carver.take<QueryTile>(kItemTiles);
   for (std::int64_t t = 0; t < kItemTiles; ++t) {
-    on.tiles[t].queries = reinterpret_cast<bfloat16*>(take(bf16::kUnit * bf16::padded(shape.width_qk) * 2));
-    on.tiles[t].sums = reinterpret_cast<float*>(take(bf16::kUnit * bf16::padded(shape.width_v) * 4));
+    bfloat16* const queries = carver.take<bfloat16>(bf16::kUnit * bf16::padded(shape.width_qk));
+    float* const sums = carver.take(bf16::kUnit * bf16::padded(shape.width_v));
+    if (on.tiles == nullptr) continue;
+    on.tiles[t].queries = queries;
+    on.tiles[t].sums = sums;
   }
   return on;
+}
+
+inline std::int64_t forward_scratch_bytes(const AttentionShape& shape) {
+  Carver carver(nullptr);
+  carve_forward(shape, carver);
+  return carver.bytes();
 }
 
 /// Packs one block of keys and values.
@@ -119,9 +122,10 @@ inline void wait_until_packed(const bf16::ForwardItem& item, std::int64_t block)
 
 inline ForwardCall forward_call(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item) {
   const bool capped = p.softcap > 0;
+  Carver carver(item.scratch);
   return {p.shape,
           item.packed,
-          carve_forward(p.shape, item.scratch),
+          carve_forward(p.shape, carver),
           bf16::padded(p.shape.width_v) / bf16::kUnit,
           capped ? static_cast<float>(p.softcap) * kLog2E : 0.0f,
           capped ? static_cast<float>(p.scale / p.softcap) : 0.0f};

@@ -10,6 +10,7 @@
 
 #include "kernels/band_tiles.h"
 #include "kernels/cpu/bf16/attention.h"
+#include "kernels/cpu/carver.h"
 #include "kernels/cpu/scratch.h"
 
 namespace periplus::kernels::cpu::bf16 {
@@ -18,41 +19,42 @@ namespace {
 constexpr std::int64_t kPartKeys = 32768;
 constexpr std::int64_t kPartBytes = std::int64_t{32} << 20;
 
-/// A part's keys, and how its scratch is divided between key/value heads.
+/// A part's keys, and how much scratch they take of each key/value head.
 struct Part {
   std::int64_t first_key, keys_end, blocks;
-  std::int64_t block_bytes, head_bytes;
+  std::int64_t head_bytes;
 };
 
-std::int64_t round_up(std::int64_t bytes) { return (bytes + kBlock - 1) / kBlock * kBlock; }
+PackedKeys carve_keys(const AttentionShape& shape, const Part& part, Carver& carver) {
+  PackedKeys packed;
+  packed.block_stride = kBlock * (padded(shape.width_qk) + padded(shape.width_v));
+  packed.keys = carver.take<bfloat16>(part.blocks * packed.block_stride);
+  packed.values = packed.keys + kBlock * padded(shape.width_qk);
+  packed.poisoned = carver.take<std::uint8_t>(part.blocks * kBlock);
+  packed.any_poisoned = carver.take<std::uint8_t>(1);
+  packed.blocks = carver.take<std::int32_t>(part.blocks);
+  packed.slots = carver.take<std::int32_t>(part.blocks);
+  packed.uses = carver.take<std::int32_t>(part.blocks);
+  packed.spare = carver.take<std::int32_t>(2 + part.blocks);
+  packed.first_key = part.first_key;
+  packed.keys_end = part.keys_end;
+  return packed;
+}
 
 Part part_of(const AttentionShape& shape, std::int64_t first_key) {
-  Part part;
-  part.first_key = first_key;
-  part.keys_end = std::min(first_key + kPartKeys, shape.key_rows);
+  Part part{first_key, std::min(first_key + kPartKeys, shape.key_rows), 0, 0};
   part.blocks = (part.keys_end - first_key + kBlock - 1) / kBlock;
-  part.block_bytes = kBlock * (padded(shape.width_qk) + padded(shape.width_v)) * 2;
-  part.head_bytes = part.blocks * part.block_bytes + (part.blocks + 1) * kBlock;  // poisoned; any_poisoned
-  part.head_bytes += round_up((4 * part.blocks + 2) * std::int64_t{sizeof(std::int32_t)});
+  Carver carver(nullptr);
+  carve_keys(shape, part, carver);
+  part.head_bytes = carver.bytes();
   return part;
 }
 
 /// Of key/value head `first` + `index`.
 PackedKeys packed_head(const AttentionShape& shape, const Part& part, std::byte* scratch, std::int64_t first, std::int64_t index) {
-  std::byte* at = scratch + index * part.head_bytes;
-  PackedKeys packed;
+  Carver carver(scratch + index * part.head_bytes);
+  PackedKeys packed = carve_keys(shape, part, carver);
   packed.kv_head = first + index;
-  packed.keys = reinterpret_cast<bfloat16*>(at);
-  packed.values = packed.keys + kBlock * padded(shape.width_qk);
-  packed.block_stride = part.block_bytes / 2;
-  packed.poisoned = reinterpret_cast<std::uint8_t*>(at + part.blocks * part.block_bytes);
-  packed.any_poisoned = packed.poisoned + part.blocks * kBlock;
-  packed.blocks = reinterpret_cast<std::int32_t*>(packed.any_poisoned + kBlock);
-  packed.slots = packed.blocks + part.blocks;
-  packed.uses = packed.slots + part.blocks;
-  packed.spare = packed.uses + part.blocks;
-  packed.first_key = part.first_key;
-  packed.keys_end = part.keys_end;
   return packed;
 }
 

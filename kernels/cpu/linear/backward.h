@@ -27,15 +27,15 @@ struct ChunkGradients {
 inline ChunkGradients carve_gradients(const LinearShape& shape, const Sizes& sizes, Carver& carver) {
   constexpr std::int64_t kChunk = linear::kChunk;
   ChunkGradients on = {};
-  on.dq = carver.matrix(kChunk, sizes.padded_qk);
-  on.dk = carver.matrix(kChunk, sizes.padded_qk);
-  on.dadded = carver.matrix(kChunk, sizes.columns());
-  on.dp = carver.matrix(kChunk, kChunk);
+  on.dq = carve_matrix(carver, kChunk, sizes.padded_qk);
+  on.dk = carve_matrix(carver, kChunk, sizes.padded_qk);
+  on.dadded = carve_matrix(carver, kChunk, sizes.columns());
+  on.dp = carve_matrix(carver, kChunk, kChunk);
   if (shape.transition == Transition::dense) {
-    on.dk_early = carver.matrix(kChunk, sizes.padded_qk);
-    on.dwanted = carver.matrix(kChunk, sizes.padded_v);
-    on.dearly = carver.matrix(kChunk, sizes.padded_qk);
-    on.doverlap = carver.matrix(kChunk, kChunk);
+    on.dk_early = carve_matrix(carver, kChunk, sizes.padded_qk);
+    on.dwanted = carve_matrix(carver, kChunk, sizes.padded_v);
+    on.dearly = carve_matrix(carver, kChunk, sizes.padded_qk);
+    on.doverlap = carve_matrix(carver, kChunk, kChunk);
     on.dbeta = carver.take(kChunk);
   }
   return on;
@@ -76,7 +76,7 @@ template <class P, class S>
 void run_states_backward(const LinearProblem<S, float>& problem, Strided<const S> dout, Strided<float> elements, const linear::Item& item) {
   Run<S> run{problem, item, sizes_of<P>(problem.shape, true)};
   run.first_chunk = run.chunks() - 1;
-  Carver carver(reinterpret_cast<float*>(item.scratch));
+  Carver carver(item.scratch);
   Sweep<P> on = carve_sweep<P>(problem.shape, run.sizes, carver);
   P products(on.copies, on.copies_size, item.progress);
   start_state(run.sizes, on.state);
@@ -189,7 +189,7 @@ BackwardSweep<P> carve_backward(const LinearShape& shape, const Sizes& sizes, st
   BackwardSweep<P> on;
   on.forward = carve_sweep<P>(shape, sizes, carver);
   on.gradients = carve_gradients(shape, sizes, carver);
-  on.dstate = carver.matrix(sizes.padded_qk, sizes.columns());
+  on.dstate = carve_matrix(carver, sizes.padded_qk, sizes.columns());
   on.stretch = stretch_of(chunks);
   const std::int64_t state = sizes.padded_qk * on.dstate.stride;
   on.inside = carver.take((on.stretch + 1) * state);
@@ -205,7 +205,7 @@ std::int64_t backward_scratch_bytes(const LinearShape& shape, std::int64_t most_
   carve_backward<P>(shape, sizes, chunks, carver);
   carve_sweep<P>(shape, sizes, of_groups);
   GroupsBackward<P, S>(shape, sizes, chunks, of_groups);
-  return larger(carver.used(), of_groups.used()) * 4;
+  return larger(carver.bytes(), of_groups.bytes());
 }
 
 /// The backward pass of one run of one head.
@@ -320,13 +320,13 @@ void run_apply_backward(const LinearProblem<S, float>& problem, Strided<const fl
                         Strided<const float> doutgoing, const LinearResults<S, float>& results, const linear::Item& item) {
   const Run<S> run{problem, item, sizes_of<P>(problem.shape, false)};
   {
-    Carver carver(reinterpret_cast<float*>(item.scratch));
+    Carver carver(item.scratch);
     const Sweep<P> on = carve_sweep<P>(problem.shape, run.sizes, carver);
     const GroupsBackward<P, S> groups(problem.shape, run.sizes, run.chunks(), carver);
     P products(on.copies, on.copies_size, item.progress);
     if (groups.run(products, run, incoming, dout, doutgoing, results)) return;
   }
-  Carver carver(reinterpret_cast<float*>(item.scratch));
+  Carver carver(item.scratch);
   const BackwardSweep<P> on = carve_backward<P>(problem.shape, run.sizes, run.chunks(), carver);
   P products(on.forward.copies, on.forward.copies_size, item.progress);
   RunBackward<P, S>(run, on, products, dout, results).run(incoming, doutgoing);

@@ -33,12 +33,12 @@ inline Decay carve_decay(const LinearShape& shape, std::int64_t padded_width, Ca
   Decay decay;
   // A head of one channel has a decay per head: its elements are the same.
   decay.width = shape.decay_width;
-  const auto factors = [&]() { return decay.per_channel() ? carver.matrix(kChunk, padded_width) : Matrix{carver.take(kChunk), 1}; };
+  const auto factors = [&]() { return decay.per_channel() ? carve_matrix(carver, kChunk, padded_width) : Matrix{carver.take(kChunk), 1}; };
   decay.step = factors();
   decay.up = factors();
   decay.down = factors();
   decay.back = decay.per_channel() ? factors() : Matrix{nullptr, 0};
-  decay.between = decay.per_channel() ? Matrix{nullptr, 0} : carver.matrix(kChunk, kChunk);
+  decay.between = decay.per_channel() ? Matrix{nullptr, 0} : carve_matrix(carver, kChunk, kChunk);
   return decay;
 }
 

@@ -23,10 +23,10 @@ inline DeltaRule carve_delta_rule(std::int64_t padded_qk, std::int64_t columns, 
   constexpr std::int64_t kChunk = linear::kChunk;
   DeltaRule delta;
   delta.beta = carver.take(kChunk);
-  delta.overlap = carver.matrix(kChunk, kChunk);
-  delta.inverse = carver.matrix(kChunk, kChunk);
-  delta.early = carver.matrix(kChunk, padded_qk);
-  delta.wanted = carver.matrix(kChunk, columns);
+  delta.overlap = carve_matrix(carver, kChunk, kChunk);
+  delta.inverse = carve_matrix(carver, kChunk, kChunk);
+  delta.early = carve_matrix(carver, kChunk, padded_qk);
+  delta.wanted = carve_matrix(carver, kChunk, columns);
   return delta;
 }
 

@@ -35,7 +35,7 @@ class GroupsBackward<TileProducts, S> {
     dstate_ = carve_state(qk, v, carver);
     transposed_ = carve_state(v, qk, carver);
     sums_ = carver.take(qk);
-    starts_ = reinterpret_cast<std::int64_t*>(carver.take(2 * (chunks + 1)));
+    starts_ = carver.take<std::int64_t>(chunks + 1);
     constexpr std::int64_t kMostKept = 512;
     most_kept_ = smaller(chunks / 4 + 1, kMostKept);
     kept_ = carver.take(shape.decay_width > 0 ? most_kept_ * v * transposed_.state.stride : 0);
@@ -79,7 +79,7 @@ class GroupsBackward<TileProducts, S> {
 
  private:
   static ScanState carve_state(std::int64_t rows, std::int64_t columns, Carver& carver) {
-    return {carver.matrix(rows, columns), reinterpret_cast<bfloat16*>(carver.take(rows * columns / 2))};
+    return {carve_matrix(carver, rows, columns), carver.take<bfloat16>(rows * columns)};
   }
   Matrix kept(std::int64_t i, std::int64_t rows) const { return {kept_ + i * rows * transposed_.state.stride, transposed_.state.stride}; }
   static bool ends_interval(std::int64_t group, std::int64_t groups, std::int64_t interval) {

@@ -1,6 +1,7 @@
 // Rows of operands to f32 matrices in scratch, and results back. Included by runs.h.
 #pragma once
 
+#include "kernels/cpu/carver.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/linear/kernels.h"
 
@@ -33,25 +34,10 @@ struct Range {
   std::int64_t size() const { return end - begin; }
 };
 
-/// Divides scratch; without memory it only counts.
-class Carver {
- public:
-  explicit Carver(float* memory) : memory_(memory) {}
-  float* take(std::int64_t floats) {
-    float* taken = memory_ == nullptr ? nullptr : memory_ + used_;
-    used_ += round_up(floats, 16);
-    return taken;
-  }
-  Matrix matrix(std::int64_t rows, std::int64_t columns) {
-    const std::int64_t stride = packed_stride(columns);
-    return {take(rows * stride), stride};
-  }
-  std::int64_t used() const { return used_; }
-
- private:
-  float* memory_;
-  std::int64_t used_ = 0;
-};
+inline Matrix carve_matrix(Carver& carver, std::int64_t rows, std::int64_t columns) {
+  const std::int64_t stride = packed_stride(columns);
+  return {carver.take(rows * stride), stride};
+}
 
 /// Some rows of one head.
 template <class T>

@@ -6,8 +6,8 @@
 // behind token i to the end of the group. Decays per channel of the keys are factors of q and k, those per channel of the values of v
 // and out.
 //
-// What bounds a chunk is the traffic between the first two caches, 28 bytes a cycle both ways together: so on tiles they have 128 rows, which
-// halves that of the state (64 KiB in f32 and 32 KiB packed), and both products with it go by halves of their left operand (16 KiB),
+// What bounds a chunk is the traffic between the first two caches, 28 bytes a cycle both ways together: so on tiles they have 128 rows,
+// which halves that of the state (64 KiB in f32 and 32 KiB packed), and both products with it go by halves of their left operand (16 KiB),
 // which stay in the first-level cache while the other passes.
 #pragma once
 
@@ -66,13 +66,12 @@ struct ScanSpace {
 };
 
 inline ScanSpace carve_scan(std::int64_t width_qk, std::int64_t width_v, bool decays_keys, Carver& carver) {
-  const auto brains = [&](std::int64_t count) { return reinterpret_cast<bfloat16*>(carver.take(count / 2)); };
   ScanSpace on = {};
-  on.queries = brains(decays_keys ? kScanRows * width_qk : 0);
-  on.keys = brains(kScanRows * width_qk);
-  on.values = brains(kScanRows * width_v);
-  on.scores = brains(kScanRows * kScanRows);
-  on.across = brains(kScanRows * width_qk);
+  on.queries = carver.take<bfloat16>(decays_keys ? kScanRows * width_qk : 0);
+  on.keys = carver.take<bfloat16>(kScanRows * width_qk);
+  on.values = carver.take<bfloat16>(kScanRows * width_v);
+  on.scores = carver.take<bfloat16>(kScanRows * kScanRows);
+  on.across = carver.take<bfloat16>(kScanRows * width_qk);
   on.sums = carver.take(2 * 32 * 32);
   return on;
 }

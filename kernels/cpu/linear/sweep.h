@@ -40,22 +40,22 @@ template <class P>
 Chunk carve_chunk(const LinearShape& shape, const Sizes& sizes, Carver& carver) {
   constexpr std::int64_t kChunk = linear::kChunk;
   Chunk chunk;
-  chunk.q = carver.matrix(kChunk, sizes.padded_qk);
-  chunk.k = carver.matrix(kChunk, sizes.padded_qk);
-  chunk.v = carver.matrix(kChunk, sizes.columns());
-  chunk.dout = carver.matrix(kChunk, sizes.columns());
+  chunk.q = carve_matrix(carver, kChunk, sizes.padded_qk);
+  chunk.k = carve_matrix(carver, kChunk, sizes.padded_qk);
+  chunk.v = carve_matrix(carver, kChunk, sizes.columns());
+  chunk.dout = carve_matrix(carver, kChunk, sizes.columns());
   chunk.decay = carve_decay(shape, sizes.padded_qk, carver);
   chunk.added = chunk.v;
   if (shape.transition == Transition::dense) {
     chunk.delta = carve_delta_rule(sizes.padded_qk, sizes.columns(), carver);
-    chunk.added = carver.matrix(kChunk, sizes.columns());
+    chunk.added = carve_matrix(carver, kChunk, sizes.columns());
   }
-  chunk.p = carver.matrix(kChunk, kChunk);
-  chunk.out = carver.matrix(kChunk, sizes.columns());
-  chunk.grown = carver.matrix(kChunk, sizes.padded_qk);
-  chunk.sunk = carver.matrix(kChunk, sizes.padded_qk);
-  chunk.space = {carver.matrix(kChunk, sizes.padded_qk), carver.matrix(kChunk, sizes.padded_qk), carver.matrix(kStripRows, sizes.padded_qk),
-                 carver.matrix(kStripRows, sizes.padded_qk)};
+  chunk.p = carve_matrix(carver, kChunk, kChunk);
+  chunk.out = carve_matrix(carver, kChunk, sizes.columns());
+  chunk.grown = carve_matrix(carver, kChunk, sizes.padded_qk);
+  chunk.sunk = carve_matrix(carver, kChunk, sizes.padded_qk);
+  chunk.space = {carve_matrix(carver, kChunk, sizes.padded_qk), carve_matrix(carver, kChunk, sizes.padded_qk),
+                 carve_matrix(carver, kStripRows, sizes.padded_qk), carve_matrix(carver, kStripRows, sizes.padded_qk)};
   return chunk;
 }
 
@@ -285,7 +285,7 @@ struct Sweep {
 template <class P>
 Sweep<P> carve_sweep(const LinearShape& shape, const Sizes& sizes, Carver& carver) {
   Sweep<P> sweep;
-  sweep.state = carver.matrix(sizes.padded_qk, sizes.columns());
+  sweep.state = carve_matrix(carver, sizes.padded_qk, sizes.columns());
   sweep.chunk = carve_chunk<P>(shape, sizes, carver);
   sweep.copies_size = copies_floats<P>(sizes, P::kLargestOperands);
   sweep.copies = carver.take(sweep.copies_size);
@@ -321,13 +321,13 @@ std::int64_t scratch_bytes(const LinearShape& shape) {
   const Sizes sizes = sizes_of<P>(shape, true);
   carve_sweep<P>(shape, sizes, carver);
   Groups<P, S>(shape, sizes, carver);
-  return carver.used() * 4;
+  return carver.bytes();
 }
 
 template <class P, class S>
 void run_states(const LinearProblem<S, float>& problem, Strided<float> elements, const linear::Item& item) {
   const Run<S> run{problem, item, sizes_of<P>(problem.shape, true)};
-  Carver carver(reinterpret_cast<float*>(item.scratch));
+  Carver carver(item.scratch);
   Sweep<P> on = carve_sweep<P>(problem.shape, run.sizes, carver);
   P products(on.copies, on.copies_size, item.progress);
   start_state(run.sizes, on.state);
@@ -353,7 +353,7 @@ auto store_out(const Run<S>& run, std::int64_t index, const Strided<S>& out) {
 template <class P, class S>
 void run_apply(const LinearProblem<S, float>& problem, Strided<const float> incoming, Strided<S> out, const linear::Item& item) {
   const Run<S> run{problem, item, sizes_of<P>(problem.shape, false)};
-  Carver carver(reinterpret_cast<float*>(item.scratch));
+  Carver carver(item.scratch);
   Sweep<P> on = carve_sweep<P>(problem.shape, run.sizes, carver);
   const Groups<P, S> groups(problem.shape, run.sizes, carver);
   P products(on.copies, on.copies_size, item.progress);
