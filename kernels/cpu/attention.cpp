@@ -4,39 +4,24 @@
 #include <vector>
 
 #include "kernels/band_tiles.h"
+#include "kernels/cpu/best_kernels.h"
 #include "kernels/cpu/bf16/attention.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/tile_kernels.h"
-#include "kernels/cpu_level.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
 /// The kernels on matrix tiles of the level in use, if it has any and the problem fits them: they hide a pair by a score of
 /// -inf, which a scale that is not positive would turn around.
-std::optional<bf16::Kernels> matrix_kernels(const AttentionShape& shape, double scale) {
+std::optional<bf16::Kernels> fitting_matrix_kernels(const AttentionShape& shape, double scale) {
   if (std::max(shape.width_qk, shape.width_v) > bf16::kWidestHead || !(scale > 0)) return std::nullopt;
-  if (cpu_level() == CpuLevel::emulated_amx) return bf16::emulated_kernels();
-#if defined(__x86_64__)
-  if (cpu_level() == CpuLevel::amx) return bf16::amx_kernels();
-  if (cpu_level() == CpuLevel::avx512_bf16) return bf16::dot_kernels();
-#endif
-  return std::nullopt;
+  return matrix_kernels<bf16::emulated_kernels, bf16::dot_kernels, bf16::amx_kernels>();
 }
 
-TileKernels tile_kernels() {
-  switch (cpu_level()) {
-#if defined(__x86_64__)
-    case CpuLevel::amx:
-    case CpuLevel::avx512_bf16:
-    case CpuLevel::avx512:
-      return avx512_tile_kernels();
-    case CpuLevel::avx2:
-      return avx2_tile_kernels();
-#endif
-    default:
-      return scalar_tile_kernels();
-  }
+template <class S>
+TileKernels<S> tile_kernels() {
+  return best_kernels<S, scalar_tile_kernels, avx2_tile_kernels, avx512_tile_kernels>();
 }
 
 /// Query rows of a forward tile: fewer where threads would find too few tiles, though then keys are packed more often. Depends
@@ -46,25 +31,6 @@ std::int64_t forward_tile_rows(const AttentionShape& shape) {
   std::int64_t rows = kForwardRows;
   while (rows > kFewest && (shape.query_rows + rows - 1) / rows * shape.heads < kEnoughItems) rows /= 2;
   return rows;
-}
-
-void run(const TileKernels& kernels, const ForwardProblem<float, float>& problem, const ForwardItem& item) {
-  kernels.forward_f32(problem, item);
-}
-void run(const TileKernels& kernels, const ForwardProblem<bfloat16, float>& problem, const ForwardItem& item) {
-  kernels.forward_bf16(problem, item);
-}
-void run(const TileKernels& kernels, const ForwardProblem<float16, float>& problem, const ForwardItem& item) {
-  kernels.forward_f16(problem, item);
-}
-void run(const TileKernels& kernels, const BackwardProblem<float, float>& problem, const BackwardItem& item) {
-  kernels.backward_f32(problem, item);
-}
-void run(const TileKernels& kernels, const BackwardProblem<bfloat16, float>& problem, const BackwardItem& item) {
-  kernels.backward_bf16(problem, item);
-}
-void run(const TileKernels& kernels, const BackwardProblem<float16, float>& problem, const BackwardItem& item) {
-  kernels.backward_f16(problem, item);
 }
 
 void zero_rows(const Strided<float>& tensor, const AttentionShape& shape, int team, StreamView stream) {
@@ -84,9 +50,9 @@ template <class S>
 void attend(const ForwardProblem<S, float>& problem, std::span<const Band> bands, StreamView stream) {
   const AttentionShape& shape = problem.shape;
   if constexpr (std::is_same_v<S, bfloat16>) {
-    if (const auto matrix = matrix_kernels(shape, problem.scale)) return bf16::attend(*matrix, problem, bands, stream);
+    if (const auto matrix = fitting_matrix_kernels(shape, problem.scale)) return bf16::attend(*matrix, problem, bands, stream);
   }
-  const TileKernels kernels = tile_kernels();
+  const TileKernels<S> kernels = tile_kernels<S>();
   const std::int64_t rows = forward_tile_rows(shape);
   const BandTiles tiles(bands, BandTiles::Axis::query, shape.query_rows, rows);
   const std::int64_t items = tiles.tiles() * shape.heads;
@@ -99,9 +65,8 @@ void attend(const ForwardProblem<S, float>& problem, std::span<const Band> bands
     const std::int64_t tile = tiles.tiles() - 1 - item / shape.heads;
     const std::span<const Band> own = tiles.of(tile);
     const std::int64_t first = tile * rows;
-    run(kernels, problem,
-        ForwardItem{own.data(), static_cast<std::int64_t>(own.size()), item % shape.heads, first, std::min(rows, shape.query_rows - first),
-                    scratch + thread * bytes, progress});
+    kernels.forward(problem, {own.data(), static_cast<std::int64_t>(own.size()), item % shape.heads, first,
+                              std::min(rows, shape.query_rows - first), scratch + thread * bytes, progress});
   });
 }
 
@@ -109,9 +74,9 @@ template <class S>
 void attend_backward(const BackwardProblem<S, float>& problem, std::span<const Band> bands, StreamView stream) {
   const AttentionShape& shape = problem.shape;
   if constexpr (std::is_same_v<S, bfloat16>) {
-    if (const auto matrix = matrix_kernels(shape, problem.scale)) return bf16::attend_backward(*matrix, problem, bands, stream);
+    if (const auto matrix = fitting_matrix_kernels(shape, problem.scale)) return bf16::attend_backward(*matrix, problem, bands, stream);
   }
-  const TileKernels kernels = tile_kernels();
+  const TileKernels<S> kernels = tile_kernels<S>();
   const BandTiles by_query(bands, BandTiles::Axis::query, shape.query_rows, kBackwardRows);
   const BandTiles by_key(bands, BandTiles::Axis::key, shape.key_rows, kBackwardKeys);
   std::vector<BandList> lists;
@@ -134,9 +99,8 @@ void attend_backward(const BackwardProblem<S, float>& problem, std::span<const B
       q1 = std::max(q1, band.q1);
     }
     const std::int64_t last_query_tile = q0 < q1 ? (q1 - 1) / kBackwardRows : -1;
-    run(kernels, problem,
-        BackwardItem{item % shape.kv_heads, tile, first, std::min(kBackwardKeys, shape.key_rows - first), q0 / kBackwardRows,
-                     last_query_tile, lists.data(), by_query.tiles(), turns.data(), scratch + thread * bytes, progress});
+    kernels.backward(problem, {item % shape.kv_heads, tile, first, std::min(kBackwardKeys, shape.key_rows - first), q0 / kBackwardRows,
+                               last_query_tile, lists.data(), by_query.tiles(), turns.data(), scratch + thread * bytes, progress});
   });
 }
 

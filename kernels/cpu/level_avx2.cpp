@@ -4,6 +4,6 @@
 
 namespace periplus::kernels::cpu {
 
-TileKernels avx2_tile_kernels() noexcept { return kTileKernels; }
+KernelSet<TileKernels> avx2_tile_kernels() noexcept { return kAllTileKernels; }
 
 }  // namespace periplus::kernels::cpu

@@ -4,6 +4,6 @@
 
 namespace periplus::kernels::cpu {
 
-TileKernels scalar_tile_kernels() noexcept { return kTileKernels; }
+KernelSet<TileKernels> scalar_tile_kernels() noexcept { return kAllTileKernels; }
 
 }  // namespace periplus::kernels::cpu

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/attention_problem.h"
+#include "kernels/cpu/kernel_set.h"
 #include "kernels/cpu/parallel.h"
 
 /// Boundary between the driver, compiled for any CPU, and the tile kernels, compiled once per instruction set. Only plain
@@ -42,19 +43,16 @@ struct BackwardItem {
   Progress progress;
 };
 
+template <class S>
 struct TileKernels {
   std::int64_t (*forward_scratch_bytes)(const AttentionShape&);
   std::int64_t (*backward_scratch_bytes)(const AttentionShape&);
-  void (*forward_f32)(const ForwardProblem<float, float>&, const ForwardItem&);
-  void (*forward_bf16)(const ForwardProblem<bfloat16, float>&, const ForwardItem&);
-  void (*forward_f16)(const ForwardProblem<float16, float>&, const ForwardItem&);
-  void (*backward_f32)(const BackwardProblem<float, float>&, const BackwardItem&);
-  void (*backward_bf16)(const BackwardProblem<bfloat16, float>&, const BackwardItem&);
-  void (*backward_f16)(const BackwardProblem<float16, float>&, const BackwardItem&);
+  void (*forward)(const ForwardProblem<S, float>&, const ForwardItem&);
+  void (*backward)(const BackwardProblem<S, float>&, const BackwardItem&);
 };
 
-TileKernels scalar_tile_kernels() noexcept;
-TileKernels avx2_tile_kernels() noexcept;
-TileKernels avx512_tile_kernels() noexcept;
+KernelSet<TileKernels> scalar_tile_kernels() noexcept;
+KernelSet<TileKernels> avx2_tile_kernels() noexcept;
+KernelSet<TileKernels> avx512_tile_kernels() noexcept;
 
 }  // namespace periplus::kernels::cpu

@@ -7,8 +7,9 @@
 namespace periplus::kernels::cpu {
 namespace {
 
-constexpr TileKernels kTileKernels{forward_scratch_bytes, backward_scratch_bytes, forward_tile<float>,     forward_tile<bfloat16>,
-                                   forward_tile<float16>, backward_tile<float>,   backward_tile<bfloat16>, backward_tile<float16>};
+template <class S>
+constexpr TileKernels<S> kTileKernels{forward_scratch_bytes, backward_scratch_bytes, forward_tile<S>, backward_tile<S>};
+constexpr KernelSet<TileKernels> kAllTileKernels{kTileKernels<float>, kTileKernels<bfloat16>, kTileKernels<float16>};
 
 }  // namespace
 }  // namespace periplus::kernels::cpu

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/kernel_set.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/linear_attention_problem.h"
 
@@ -33,16 +34,9 @@ struct Kernels {
                          Strided<const float> doutgoing, const LinearResults<S, float>&, const Item&);
 };
 
-/// For all storage types.
-struct KernelSet {
-  Kernels<float> f32;
-  Kernels<bfloat16> bf16;
-  Kernels<float16> f16;
-};
-
-KernelSet scalar_kernels() noexcept;
-KernelSet avx2_kernels() noexcept;
-KernelSet avx512_kernels() noexcept;
+KernelSet<Kernels> scalar_kernels() noexcept;
+KernelSet<Kernels> avx2_kernels() noexcept;
+KernelSet<Kernels> avx512_kernels() noexcept;
 /// On matrix tiles, which are of bf16.
 Kernels<bfloat16> amx_kernels() noexcept;
 Kernels<bfloat16> dot_kernels() noexcept;

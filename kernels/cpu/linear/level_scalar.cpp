@@ -6,8 +6,6 @@
 
 namespace periplus::kernels::cpu::linear {
 
-KernelSet scalar_kernels() noexcept {
-  return {kRunKernels<F32Products, float>, kRunKernels<F32Products, bfloat16>, kRunKernels<F32Products, float16>};
-}
+KernelSet<Kernels> scalar_kernels() noexcept { return kAllRunKernels<F32Products>; }
 
 }  // namespace periplus::kernels::cpu::linear

@@ -3,42 +3,19 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cpu_level.h"
+#include "kernels/cpu/best_kernels.h"
 #include "kernels/cpu/linear/kernels.h"
 #include "kernels/cpu/scratch.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
-/// Only the chosen level's function is called: it may itself contain the level's instructions.
-linear::KernelSet kernel_set() {
-  switch (cpu_level()) {
-#if defined(__x86_64__)
-    case CpuLevel::amx:
-    case CpuLevel::avx512_bf16:
-    case CpuLevel::avx512:
-      return linear::avx512_kernels();
-    case CpuLevel::avx2:
-      return linear::avx2_kernels();
-#endif
-    default:
-      return linear::scalar_kernels();
-  }
-}
-
 template <class S>
 linear::Kernels<S> kernels_of() {
   if constexpr (std::is_same_v<S, bfloat16>) {
-    if (cpu_level() == CpuLevel::emulated_amx) return linear::emulated_kernels();
-#if defined(__x86_64__)
-    if (cpu_level() == CpuLevel::amx) return linear::amx_kernels();
-    if (cpu_level() == CpuLevel::avx512_bf16) return linear::dot_kernels();
-#endif
+    if (const auto matrix = matrix_kernels<linear::emulated_kernels, linear::dot_kernels, linear::amx_kernels>()) return *matrix;
   }
-  const linear::KernelSet set = kernel_set();
-  if constexpr (std::is_same_v<S, float>) return set.f32;
-  if constexpr (std::is_same_v<S, bfloat16>) return set.bf16;
-  if constexpr (std::is_same_v<S, float16>) return set.f16;
+  return best_kernels<S, linear::scalar_kernels, linear::avx2_kernels, linear::avx512_kernels>();
 }
 
 /// body(item) for each head of the runs, longest first: a long one that begins last would be waited for.
