@@ -19,7 +19,7 @@ struct Verdict {
 
 /// Proves a plan for every possible timing, trusting nothing the builder derived:
 ///  1. form: operands fit their op, views their slots, `after` points backward, phases rise, lanes exist;
-///  2. messages: the k-th send a -> b of a phase meets the k-th receive, with equal lane, bytes and dtype. With 1 this
+///  2. messages: the k-th send a -> b of a phase meets the k-th receive, with equal lane, shape and dtype. With 1 this
 ///     excludes deadlock, for the execution model and for transports that need equal order on both ends;
 ///  3. races: any two accesses to the same bytes, one of them not a read, are ordered by queues and `after`;
 ///  4. provenance: every cell read is defined and is what its operand must be; each output row holds exactly the

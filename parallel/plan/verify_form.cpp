@@ -172,6 +172,14 @@ class FormCheck {
   void check_sink(const Access& sink, const Access& queries) {
     require(!sink.view.present() || (sink.view.rows == 1 && sink.view.heads == queries.view.heads),
             "{} rows and {} heads of sinks for {} query heads", sink.view.rows, sink.view.heads, queries.view.heads);
+    one_number(sink, "sink");
+  }
+
+  /// Of each row and head.
+  void one_number(const Access& access, std::string_view what) {
+    if (!access.view.present()) return;
+    const std::int64_t width = program_.slot_of(access.view).width;
+    require(width == 1, "{} is {} wide instead of 1", what, width);
   }
 
   /// Every row of both sides once. Copies share moves, and the ranks of a group have equal ones.
@@ -224,9 +232,11 @@ class FormCheck {
                 a[k].view.heads);
         require(program_.slot_of(a[q].view).width == program_.slot_of(a[k].view).width, "q and k differ in width");
         require(program_.slot_of(a[v].view).width == program_.slot_of(a[out].view).width, "v and out differ in width");
+        one_number(a[lse], "lse");
         if (step.op == Op::attend_backward) {
           namespace b = attend_backward_operand;
           like(a[q], a[b::delta], false, "q and delta");
+          one_number(a[b::delta], "delta");
           like(a[q], a[b::dq], true, "q and dq");
           like(a[k], a[b::dk], true, "k and dk");
           like(a[v], a[b::dv], true, "v and dv");
@@ -237,11 +247,13 @@ class FormCheck {
       case Op::merge:
         like(a[merge_operand::part_out], a[merge_operand::out], true, "part and state");
         like(a[merge_operand::part_lse], a[merge_operand::lse], true, "part and state");
+        one_number(a[merge_operand::lse], "lse");
         break;
       case Op::finish:
         like(a[finish_operand::state_out], a[finish_operand::out], true, "state and out");
         like(a[finish_operand::state_lse], a[finish_operand::lse], true, "state and lse");
         like(a[finish_operand::out], a[finish_operand::lse], false, "out and lse");
+        one_number(a[finish_operand::lse], "lse");
         check_sink(a[finish_operand::sink], a[finish_operand::out]);
         break;
       case Op::delta:
@@ -249,6 +261,8 @@ class FormCheck {
         like(a[delta_operand::dout], a[delta_operand::lse], false, "dout and lse");
         like(a[delta_operand::dout], a[delta_operand::dlse], false, "dout and dlse");
         like(a[delta_operand::dout], a[delta_operand::delta], false, "dout and delta");
+        for (const std::size_t i : {delta_operand::lse, delta_operand::dlse, delta_operand::delta})
+          one_number(a[i], info(step.op).operands[i].name);
         check_sink(a[delta_operand::sink], a[delta_operand::dout]);
         check_sink(a[delta_operand::dsink], a[delta_operand::dout]);
         break;

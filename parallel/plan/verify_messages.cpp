@@ -1,6 +1,7 @@
 #include "parallel/plan/verify_messages.h"
 
 #include <span>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -17,10 +18,14 @@ struct Letter {
   std::int32_t order;  ///< k-th of its pair and phase
   std::int32_t lane;
   std::int64_t bytes;
+  std::int64_t heads, width;
   DType dtype;
   StepId step;
   auto key() const { return std::pair(phase, order); }
-  auto content() const { return std::tuple(lane, bytes, dtype); }
+  auto content() const { return std::tuple(lane, bytes, heads, width, dtype); }
+  std::string text() const {
+    return fmt::format("{} bytes of {} on lane {} in rows of {} heads of {}", bytes, to_string(dtype), lane, heads, width);
+  }
 };
 
 /// All messages of a program to or from a peer, by rising phase and order, because phases rise along programs.
@@ -31,7 +36,9 @@ std::vector<Letter> letters_with(const Program& program, Rank peer, bool sent) {
     std::int32_t order = 0;
     for (const Message& m : sent ? program.sends_of(step) : program.receives_of(step)) {
       if (m.peer != peer) continue;
-      letters.push_back({step.phase, order++, step.lane, program.bytes_of(m.view), program.slot_of(m.view).dtype, static_cast<StepId>(id)});
+      const Slot& slot = program.slot_of(m.view);
+      letters.push_back(
+          {step.phase, order++, step.lane, program.bytes_of(m.view), m.view.heads, slot.width, slot.dtype, static_cast<StepId>(id)});
     }
   }
   return letters;
@@ -51,10 +58,8 @@ void compare(Rank from, std::span<const Letter> sent, Rank to, std::span<const L
       ++r;
     } else {
       if (sent[s].content() != received[r].content()) {
-        failures.push_back(
-            fmt::format("rank {} step {} sends {} bytes of {} on lane {} to rank {} step {}, which receives {} bytes of {} on lane {}",
-                        from, sent[s].step, sent[s].bytes, to_string(sent[s].dtype), sent[s].lane, to, received[r].step, received[r].bytes,
-                        to_string(received[r].dtype), received[r].lane));
+        failures.push_back(fmt::format("rank {} step {} sends {} to rank {} step {}, which receives {}", from, sent[s].step, sent[s].text(),
+                                       to, received[r].step, received[r].text()));
       }
       ++s, ++r;
     }
@@ -72,20 +77,29 @@ void MessageCheck::begin(std::size_t ranks) {
 
 void MessageCheck::enter(const Program& program) {
   constexpr std::uint64_t kBase = 0x1b873593cc9e2d51 % field::kPrime, kOfPlace = 0x0e6546b64b2c3f19 % field::kPrime;
+  constexpr std::uint64_t kOfHeads = 0x4cf5ad432745937f % field::kPrime, kOfWidth = 0x52dce729da3ed6bb % field::kPrime;
+  constexpr std::uint64_t kOfType = 0x38495ab5a1b2c3d7 % field::kPrime;
+  // Messages have all heads of their slots.
+  shapes_.clear();
+  for (const Slot& slot : program.slots) {
+    const std::uint64_t shape = field::add(field::multiply(static_cast<std::uint64_t>(slot.heads), kOfHeads),
+                                           field::multiply(static_cast<std::uint64_t>(slot.width), kOfWidth));
+    shapes_.push_back(field::add(shape, field::multiply(static_cast<std::uint64_t>(slot.dtype), kOfType)));
+  }
   const std::size_t row = static_cast<std::size_t>(program.rank) * ranks_;
-  std::uint64_t last_place = 0, last_share = 0;  // most follow others of their exchange
-  const auto add = [&](std::vector<std::uint64_t>& sums, const Message& m, const Step& step) {
+  std::uint64_t place = 0;
+  const auto add = [&](std::vector<std::uint64_t>& sums, const Message& m) {
     const std::int64_t bytes = program.bytes_of(m.view);
-    const auto kind = static_cast<std::uint64_t>(program.slot_of(m.view).dtype) << 8 | static_cast<std::uint64_t>(step.lane);
-    const std::uint64_t place = static_cast<std::uint64_t>(step.phase) << 16 | kind;
-    if (place != last_place) last_place = place, last_share = field::multiply(place, kOfPlace);
     std::uint64_t& sum = sums[row + static_cast<std::size_t>(m.peer)];
-    sum = field::add(field::multiply(sum, kBase), field::add(static_cast<std::uint64_t>(bytes), last_share));
+    const std::uint64_t form = field::add(place, shapes_[static_cast<std::size_t>(m.view.slot)]);
+    sum = field::add(field::multiply(sum, kBase), field::add(static_cast<std::uint64_t>(bytes), form));
     return bytes;
   };
   for (const Step& step : program.steps) {
-    for (const Message& m : program.sends_of(step)) bytes_sent_ += add(sent_, m, step);
-    for (const Message& m : program.receives_of(step)) add(received_, m, step);
+    if (step.op != Op::exchange) continue;
+    place = field::multiply(static_cast<std::uint64_t>(step.phase) << 8 | static_cast<std::uint64_t>(step.lane), kOfPlace);
+    for (const Message& m : program.sends_of(step)) bytes_sent_ += add(sent_, m);
+    for (const Message& m : program.receives_of(step)) add(received_, m);
     messages_ += step.sends.count;
   }
 }

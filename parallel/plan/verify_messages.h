@@ -25,6 +25,7 @@ class MessageCheck {
  private:
   std::size_t ranks_ = 0;
   std::vector<std::uint64_t> sent_, received_;  ///< By the rank that says so, then by its peer.
+  std::vector<std::uint64_t> shapes_;           ///< By slot of the program at hand.
   std::int64_t messages_ = 0, bytes_sent_ = 0;
 };
 

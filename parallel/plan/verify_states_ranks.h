@@ -186,8 +186,7 @@ class PlayedRanks {
 
   struct Letter {
     std::size_t first, count;  ///< In posted_.
-    std::int64_t heads, width;
-    std::size_t next = 0;  ///< Of the same box, in letters_.
+    std::size_t next = 0;      ///< Of the same box, in letters_.
   };
   /// Letters on their way from one rank to another, chained in the order they were posted in.
   struct Box {
@@ -200,7 +199,7 @@ class PlayedRanks {
   void post(std::span<const Message> sends) {
     const Message* before = nullptr;
     for (const Message& m : sends) {
-      Letter letter{posted_.size(), 0, m.view.heads, program().slot_of(m.view).width};
+      Letter letter{posted_.size(), 0};
       // What goes to all ranks is read once.
       if (before != nullptr && before->view == m.view) {
         letter = letters_.back();
@@ -227,9 +226,6 @@ class PlayedRanks {
       Box& from = box(m.peer, rank_);
       const Letter& letter = letters_[from.first];
       from.first = letter.next, --from.waiting;
-      require(letter.heads == m.view.heads && letter.width == program().slot_of(m.view).width,
-              "receives rows of {} heads and width {} into '{}' of {} and {}", letter.heads, letter.width, program().slot_of(m.view).name,
-              m.view.heads, program().slot_of(m.view).width);
       write(m.view, std::span<const Cell>(posted_).subspan(letter.first, letter.count));
     }
     self().sent = false;

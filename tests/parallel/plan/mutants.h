@@ -135,6 +135,30 @@ inline Outcome shorter_message(Victim& v, LooseSteps& steps) {
   return Outcome::fault;
 }
 
+/// What one slot receives has twice the heads and half the rows, in as many bytes.
+inline Outcome wider_message(Victim& v, LooseSteps& steps) {
+  const auto i = v.step(steps, [](const LooseStep& s) { return !s.receives.empty(); });
+  if (!i) return Outcome::none;
+  const SlotId id = steps[*i].receives[v.pick(steps[*i].receives.size())].view.slot;
+  Slot& slot = v.program().slots[static_cast<std::size_t>(id)];
+  const auto is_its = [&](const Message& m) { return m.view.slot == id; };
+  const auto is_odd = [&](const Message& m) { return is_its(m) && m.view.rows % 2 != 0; };
+  for (const LooseStep& s : steps) {
+    if (std::ranges::any_of(s.sends, is_its) || std::ranges::any_of(s.receives, is_odd)) return Outcome::none;
+  }
+  if (slot.role != Role::scratch) return Outcome::none;
+  slot.heads *= 2;
+  slot.offset = v.program().workspace_bytes;
+  v.program().workspace_bytes += (slot.bytes() + 255) / 256 * 256;
+  for (LooseStep& s : steps) {
+    for (Message& m : s.receives) {
+      if (is_its(m)) m.view.rows /= 2, m.view.heads *= 2;
+    }
+  }
+  v.what = fmt::format("'{}' receives rows of {} heads", slot.name, slot.heads);
+  return Outcome::fault;
+}
+
 /// Equivalent: an element that no fold mentions.
 inline Outcome shorter_operand(Victim& v, LooseSteps& steps) {
   const auto i = v.step(steps, [](const LooseStep& s) { return !is_exchange(s); });

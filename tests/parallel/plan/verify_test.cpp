@@ -44,16 +44,53 @@ TEST(VerifyMessages, FaultsNameRankStepAndPeer) {
                   "rank 0 step 2: sends 1024 bytes to rank 1 in phase 1, which does not receive them");
   expect_rejected([](Plan& p) { p.programs[0].steps[2].sends.count = 1; },
                   "rank 1 step 2: receives 1024 bytes from rank 0 in phase 1, which does not send them");
-  expect_rejected([](Plan& p) { first_send(p.programs[2], 0).view.rows = 15; },
-                  "rank 2 step 0 sends 960 bytes of f32 on lane 0 to rank 0 step 0, which receives 1024 bytes of f32 on lane 0");
+  expect_rejected(
+      [](Plan& p) { first_send(p.programs[2], 0).view.rows = 15; },
+      "rank 2 step 0 sends 960 bytes of f32 on lane 0 in rows of 2 heads of 8 to rank 0 step 0, which receives 1024 bytes of f32 "
+      "on lane 0 in rows of 2 heads of 8");
   expect_rejected(
       [](Plan& p) {
         Slot& slot = p.programs[0].slots[static_cast<std::size_t>(first_receive(p.programs[0], 0).view.slot)];
         slot.dtype = DType::i32;
       },
       "operand k of attend is i32 where f32 is needed");
-  expect_rejected([](Plan& p) { p.programs[1].steps[0].lane = 1; }, "rank 0 step 0 sends 1024 bytes of f32 on lane 0 to rank 1 step 0");
+  expect_rejected([](Plan& p) { p.programs[1].steps[0].lane = 1; },
+                  "rank 0 step 0 sends 1024 bytes of f32 on lane 0 in rows of 2 heads of 8 to rank 1 step 0");
   expect_rejected([](Plan& p) { p.programs[1].steps[2].phase = 2; }, "rank 0 step 2: sends 1024 bytes to rank 1 in phase 1");
+}
+
+/// Moves a scratch slot behind all others, where it may grow.
+void move_to_the_end(Program& program, Slot& slot) {
+  slot.offset = program.workspace_bytes;
+  program.workspace_bytes += (slot.bytes() + 255) / 256 * 256;
+}
+
+/// Each end calls the same bytes something else: the rows of one are not those of the other.
+TEST(VerifyMessages, RowsHaveAsManyHeadsOnBothEnds) {
+  Plan plan = ring_plan(2);
+  for (Program& program : plan.programs) {
+    for (Slot& slot : program.slots) {
+      if (slot.name != "k.0" && slot.name != "v.0") continue;
+      slot.heads *= 2;
+      move_to_the_end(program, slot);
+    }
+    for (Message& message : program.receives) message.view.rows /= 2, message.view.heads *= 2;
+  }
+  expect_failure(plan, "in rows of 2 heads of 8 to rank 1 step 0, which receives 1536 bytes of f32 on lane 0 in rows of 4 heads of 8");
+}
+
+TEST(VerifyForm, LogSumsAreOneNumber) {
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    expect_rejected(
+        [](Plan& p) {
+          for (Slot& slot : p.programs[1].slots) {
+            if (!slot.name.ends_with("lse")) continue;
+            slot.width = 2;
+            if (slot.role == Role::scratch) move_to_the_end(p.programs[1], slot);
+          }
+        },
+        "lse is 2 wide instead of 1", pass);
+  }
 }
 
 TEST(VerifyForm, FaultsNameRankAndStep) {
@@ -117,7 +154,7 @@ TEST(VerifyRaces, AMissingDependencyIsARace) {
             p.programs[1].slots[static_cast<std::size_t>(p.programs[1].find_slot("k.0"))].offset;
       },
       "rank 1: scratch 'k.0' and 'k.1' share workspace bytes but may be alive together");
-  expect_rejected([](Plan& p) { access(p.programs[0], 1, attend_operand::lse).view = access(p.programs[0], 1, attend_operand::out).view; },
+  expect_rejected([](Plan& p) { access(p.programs[0], 1, attend_operand::q).view = access(p.programs[0], 1, attend_operand::out).view; },
                   "rank 0 step 1: two operands share rows of 'state.out' and one is written");
 }
 
