@@ -127,9 +127,8 @@ std::byte* allocate(int index, std::size_t bytes) {
 
 void release(int index, std::byte* data) noexcept {
   if (data == nullptr) return;
-  // At exit the driver may be gone already, and the memory with it.
-  if (cudaSetDevice(index) != cudaSuccess) return;
   try {
+    const CurrentDevice current(index);
     Kept block{data};
     if (home != nullptr && home->device().index == index) {
       block.user = home->native();
@@ -140,7 +139,7 @@ void release(int index, std::byte* data) noexcept {
     }
     blocks_of(index).give(std::move(block), known_properties(index).memory_bytes / 8);
   } catch (const std::exception&) {
-    // A device that has failed gives its memory back when the process ends.
+    // At exit the driver may be gone already, and the memory with it. A device that has failed gives it back when the process ends.
   }
 }
 
