@@ -85,7 +85,10 @@ struct float16 {
 };
 
 template <class T>
-inline constexpr DType dtype_of = DType::u8;
+constexpr DType no_dtype() = delete;
+/// That of a C++ type; other types do not compile.
+template <class T>
+inline constexpr DType dtype_of = no_dtype<T>();
 template <>
 inline constexpr DType dtype_of<double> = DType::f64;
 template <>
@@ -98,6 +101,10 @@ template <>
 inline constexpr DType dtype_of<std::int64_t> = DType::i64;
 template <>
 inline constexpr DType dtype_of<std::int32_t> = DType::i32;
+template <>
+inline constexpr DType dtype_of<std::uint8_t> = DType::u8;
+template <>
+inline constexpr DType dtype_of<std::byte> = DType::u8;
 
 /// Type of accumulators, running attention state and partial gradients that belongs to a storage type.
 constexpr DType accumulator_of(DType storage) noexcept { return storage == DType::f64 ? DType::f64 : DType::f32; }
