@@ -90,9 +90,8 @@ Purpose collective(std::string_view operation) { return {.operation = operation,
 
 template <class T>
 T combine(Reduce reduce, T a, T b) {
-  // NaN must survive max and min, or a damaged gradient norm would look healthy.
+  // NaN must survive max, or a damaged gradient norm would look healthy.
   if (reduce == Reduce::max) return (a < b || b != b) ? b : a;
-  if (reduce == Reduce::min) return (b < a || b != b) ? b : a;
   if constexpr (std::is_integral_v<T>) {
     using Unsigned = std::make_unsigned_t<T>;  // wraps instead of overflowing
     return static_cast<T>(static_cast<Unsigned>(a) + static_cast<Unsigned>(b));
@@ -131,8 +130,6 @@ void reduce_pieces(DType dtype, Reduce reduce, std::span<const std::byte* const>
         return reduce_pieces<T, Reduce::sum>(pieces, out, elements);
       case Reduce::max:
         return reduce_pieces<T, Reduce::max>(pieces, out, elements);
-      case Reduce::min:
-        return reduce_pieces<T, Reduce::min>(pieces, out, elements);
     }
   });
 }

@@ -73,7 +73,7 @@ struct Traffic {
   double wait_seconds = 0;  ///< Host time spent blocked in Pending::wait.
 };
 
-enum class Reduce { sum, max, min };
+enum class Reduce { sum, max };
 
 /// A group of ranks 0..size-1 that exchange bytes. A value: copies share the group. One thread per rank uses it (with
 /// MPI the thread that initialised MPI). Collective verbs must be called by all ranks in the same order with matching
@@ -85,7 +85,7 @@ class Communicator {
 
   int rank() const noexcept;
   int size() const noexcept;
-  std::string_view transport_name() const noexcept;  ///< "none", "thread", "mpi", "nccl".
+  std::string_view transport_name() const noexcept;  ///< "none", "thread", "mpi", "tcp", "nccl".
 
   /// Why exchange() does not move messages in memory of `device`, as a clause; empty if it does.
   std::string refusal(Device device) const;
