@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <numbers>
 #include <string>
 
@@ -92,12 +93,7 @@ ShardedAdamw::ShardedAdamw(const ParameterTable& parameters, DType type, comm::C
 }
 
 void ShardedAdamw::initialise(std::uint64_t seed, StreamView stream) {
-  const auto values = [seed](const Parameter& parameter, std::int64_t first, TensorView to) {
-    const std::vector<double> all = initial_values(parameter, seed);
-    const ConstTensorView source(reinterpret_cast<const std::byte*>(all.data()), DType::f64, {parameter.elements});
-    copy(source.slice(0, first, to.elements()), to);
-  };
-  initialise(values, stream);
+  initialise([seed](const Parameter& parameter, std::int64_t first, TensorView to) { initial_values(parameter, seed, first, to); }, stream);
 }
 
 void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
@@ -106,11 +102,18 @@ void ShardedAdamw::initialise(const StartValues& start, StreamView stream) {
   const Tensor staged = here ? Tensor() : Tensor(master_.shape(), master_.dtype(), Memory());
   const TensorView values = here ? master() : staged.view();
   const std::vector<OwnTensor> tensors = own_tensors(*parameters_, shards_, communicator_.rank());
+  std::exception_ptr failure;  // one that left the loop would end the process
 #pragma omp parallel for schedule(dynamic)
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const auto& [parameter, part] = tensors[i];
-    start(*parameter, part.begin - parameter->offset, values.slice(0, part.offset, part.count));
+    try {
+      start(*parameter, part.begin - parameter->offset, values.slice(0, part.offset, part.count));
+    } catch (...) {
+#pragma omp critical
+      failure = std::current_exception();
+    }
   }
+  if (failure) std::rethrow_exception(failure);
   if (!here) upload(values, master(), stream);
   for (const Tensor* moments : {&exp_avg_, &exp_avg_sq_}) fill_zero(*moments, of_states);
 }

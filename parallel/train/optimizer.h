@@ -42,7 +42,8 @@ class ShardedAdamw {
 
   /// to [n] := elements [first, first + n) of a parameter, in host memory.
   using StartValues = std::function<void(const Parameter& parameter, std::int64_t first, TensorView to)>;
-  /// Fills the master shard with start values, asked for by several threads, and the moments with zeros.
+  /// Fills the master shard with start values, asked for by several threads, and the moments with zeros. What `values` throws comes out
+  /// of it.
   void initialise(const StartValues& values, StreamView stream);
   /// With those of the seed.
   void initialise(std::uint64_t seed, StreamView stream);

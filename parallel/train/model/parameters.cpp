@@ -96,11 +96,12 @@ void ParameterTable::add_layer(const ModelConfig& model, std::int64_t layer) {
   end_section();
 }
 
-std::vector<double> initial_values(const Parameter& parameter, std::uint64_t seed) {
+void initial_values(const Parameter& parameter, std::uint64_t seed, std::int64_t first, TensorView to) {
   std::mt19937_64 engine = engine_for(seed, parameter.name);
-  std::vector<double> values(static_cast<std::size_t>(parameter.elements));
-  for (double& value : values) value = initial_value(parameter.start, parameter.deviation, engine);
-  return values;
+  for (std::int64_t i = 0; i < first; ++i) initial_value(parameter.start, parameter.deviation, engine);
+  visit_dtype<double, float>(to.dtype(), "initial values", [&]<class T>() {
+    for (T& value : to.span<T>()) value = static_cast<T>(initial_value(parameter.start, parameter.deviation, engine));
+  });
 }
 
 }  // namespace periplus::train

@@ -117,7 +117,8 @@ class ParameterTable {
   std::size_t head_ = 0;
 };
 
-/// The values a parameter starts from: they depend on its name, its shape and the seed only.
-std::vector<double> initial_values(const Parameter& parameter, std::uint64_t seed);
+/// to [n], f64 or f32 in host memory := the values that elements [first, first + n) of a parameter start from. They depend on its
+/// name, its shape and the seed only.
+void initial_values(const Parameter& parameter, std::uint64_t seed, std::int64_t first, TensorView to);
 
 }  // namespace periplus::train

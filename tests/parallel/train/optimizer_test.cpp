@@ -9,6 +9,7 @@
 #include "parallel/train/random.h"
 #include "runtime/comm/thread_transport.h"
 #include "runtime/error.h"
+#include "tests/parallel/train/start_values.h"
 
 namespace periplus::train {
 namespace {
@@ -55,6 +56,13 @@ Outcome optimise(int ranks) {
     if (communicator.rank() == communicator.size() - 1) outcome.weights.assign(result.begin(), result.end());
   });
   return outcome;
+}
+
+TEST(ShardedAdamw, GivesOnWhatStartValuesThrow) {
+  const ParameterTable table(tiny_model());
+  ShardedAdamw optimizer(table, DType::f32, comm::Communicator(), Memory());
+  const auto fail = [](const Parameter& parameter, std::int64_t, TensorView) { throw InvalidArgument(parameter.name); };
+  EXPECT_THROW(optimizer.initialise(fail, Stream()), InvalidArgument);
 }
 
 TEST(ShardedAdamw, EqualsTheUnshardedUpdate) {
@@ -208,9 +216,14 @@ TEST(Parameters, HaveHuggingFaceNamesAndStartIndependentlyOfEachOther) {
                                              "model.norm.weight", "lm_head.weight"}));
   EXPECT_EQ(tied.matmul_elements(), untied.matmul_elements());
   EXPECT_EQ(untied.elements() - tied.elements(), 256 * 6);
-  EXPECT_EQ(initial_values(tied.all()[2], 4), initial_values(untied.all()[2], 4));
-  EXPECT_NE(initial_values(tied.all()[2], 4), initial_values(tied.all()[2], 5));
-  const std::vector<double> embedding = initial_values(tied.all()[0], 4);
+  EXPECT_EQ(start_values(tied.all()[2], 4), start_values(untied.all()[2], 4));
+  EXPECT_NE(start_values(tied.all()[2], 4), start_values(tied.all()[2], 5));
+  const std::vector<double> embedding = start_values(tied.all()[0], 4);
+  const auto expect_part = [&](std::int64_t first, std::int64_t count) {
+    EXPECT_EQ(start_values(tied.all()[0], 4, first, count),
+              std::vector<double>(embedding.begin() + first, embedding.begin() + first + count));
+  };
+  expect_part(7, 100), expect_part(1535, 1), expect_part(12, 0);
   const double squares = std::inner_product(embedding.begin(), embedding.end(), embedding.begin(), 0.0);
   EXPECT_NEAR(std::sqrt(squares / static_cast<double>(embedding.size())), 0.02, 0.002);
 }

@@ -189,24 +189,24 @@ TEST(Mixers, ParametersOfEachKindAreNamedAndStartAsTheyShould) {
   EXPECT_TRUE(taps.decays());
   for (const char* name : {"model.layers.1.mixer.A_log", "model.layers.2.linear_attn.A_log"}) {
     EXPECT_FALSE(by_name.at(name)->decays());
-    for (const double value : initial_values(*by_name.at(name), 1)) {
+    for (const double value : start_values(*by_name.at(name), 1)) {
       EXPECT_GE(value, 0);
       EXPECT_LE(value, std::log(16));
     }
   }
-  for (const double value : initial_values(*by_name.at("model.layers.2.linear_attn.dt_bias"), 1)) {
+  for (const double value : start_values(*by_name.at("model.layers.2.linear_attn.dt_bias"), 1)) {
     const double step = std::log1p(std::exp(value));
     EXPECT_GE(step, 0.0009999);
     EXPECT_LE(step, 0.1000001);
   }
-  EXPECT_EQ(initial_values(*by_name.at("model.layers.1.mixer.D"), 1), std::vector<double>(2, 1));
+  EXPECT_EQ(start_values(*by_name.at("model.layers.1.mixer.D"), 1), std::vector<double>(2, 1));
   ModelConfig biased = hybrid("S");
   biased.qkv_bias = true;
   const ParameterTable of_biased(biased);
   for (const Parameter& parameter : of_biased.all()) {
     if (!parameter.name.ends_with("bias")) continue;
     EXPECT_FALSE(parameter.decays());
-    EXPECT_EQ(initial_values(parameter, 1), std::vector<double>(static_cast<std::size_t>(parameter.elements)));
+    EXPECT_EQ(start_values(parameter, 1), std::vector<double>(static_cast<std::size_t>(parameter.elements)));
   }
 }
 

@@ -11,6 +11,7 @@
 #include "parallel/train/model/model.h"
 #include "parallel/train/random.h"
 #include "runtime/comm/thread_transport.h"
+#include "tests/parallel/train/start_values.h"
 
 namespace periplus::train {
 
@@ -38,7 +39,7 @@ inline Row make_row(std::initializer_list<std::int64_t> lengths) {
 inline void fill_weights(Model& model, double factor) {
   const auto weights = model.weights().span<double>();
   for (const Parameter& parameter : model.parameters().all()) {
-    std::vector<double> values = initial_values(parameter, 3);
+    std::vector<double> values = start_values(parameter, 3);
     std::mt19937_64 engine = engine_for(5, parameter.name);
     // Larger than the usual start, and norms away from one, so that every derivative is well above rounding.
     for (double& value : values) value = parameter.deviation == 0 ? value + 0.3 * normal(engine) : factor * value;
