@@ -288,26 +288,9 @@ class Executor {
         return kernels::copy(t[transfer_operand::source], t[transfer_operand::destination], stream_);
       case Op::add:
         return kernels::add(t[transfer_operand::source], t[transfer_operand::destination], stream_);
-      case Op::unit_states:
-      case Op::unit_states_backward:
-      case Op::unit_scan:
-      case Op::unit_apply:
-      case Op::unit_apply_backward:
-      case Op::split_elements:
-      case Op::join_elements:
-      case Op::mirror_decay:
-      case Op::decay_states:
-      case Op::add_mirrored:
-      case Op::add_mirrored_backward:
-      case Op::extend_values:
-      case Op::cut_values:
-      case Op::normalise:
-      case Op::normalise_backward:
+      default:
         return run_recurrence(program_, s, t, stream_);
-      case Op::exchange:
-        break;
     }
-    throw InternalError("execute: an exchange stands in the compute queue");
   }
 
   void record(StepId id, TraceSpan& span) {

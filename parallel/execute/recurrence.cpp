@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "kernels/linear_attention.h"
 #include "kernels/linear_tokens.h"
 #include "kernels/transfer.h"
@@ -124,7 +126,7 @@ void run_recurrence(const plan::Program& program, const plan::Step& step, std::s
       return kernels::normalise_backward(t[dout], t[out], t[normaliser], t[extended], stream);
     }
     default:
-      throw InternalError("execute: a step that is no recurrence was run as one");
+      throw InternalError(fmt::format("execute: {} stands in the compute queue", plan::info(step.op).name));
   }
 }
 

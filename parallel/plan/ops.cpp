@@ -98,30 +98,37 @@ constexpr std::array<Operand, 3> kNormalise{{{"extended", "r", storage}, {"out",
 constexpr std::array<Operand, 4> kNormaliseBackward{
     {{"dout", "r", storage}, {"out", "r", storage}, {"normaliser", "r", accumulator}, {"extended", "w", storage}}};
 
-// In the order of enum Op.
-const std::array<OpInfo, 23> kOps{{{Op::attend, "attend", kAttend},
-                                   {Op::attend_backward, "attend_backward", kAttendBackward},
-                                   {Op::merge, "merge", kMerge},
-                                   {Op::finish, "finish", kFinish},
-                                   {Op::delta, "delta", kDelta},
-                                   {Op::copy, "copy", kCopy},
-                                   {Op::add, "add", kAdd},
-                                   {Op::exchange, "exchange", {}},
-                                   {Op::unit_states, "unit_states", kUnitStates},
-                                   {Op::unit_states_backward, "unit_states_backward", kUnitStatesBackward},
-                                   {Op::unit_scan, "unit_scan", kUnitScan},
-                                   {Op::unit_apply, "unit_apply", kUnitApply},
-                                   {Op::unit_apply_backward, "unit_apply_backward", kUnitApplyBackward},
-                                   {Op::split_elements, "split_elements", kSplitElements},
-                                   {Op::join_elements, "join_elements", kJoinElements},
-                                   {Op::mirror_decay, "mirror_decay", kMirrorDecay},
-                                   {Op::decay_states, "decay_states", kDecayStates},
-                                   {Op::add_mirrored, "add_mirrored", kAddMirrored},
-                                   {Op::add_mirrored_backward, "add_mirrored_backward", kAddMirroredBackward},
-                                   {Op::extend_values, "extend_values", kExtendValues},
-                                   {Op::cut_values, "cut_values", kCutValues},
-                                   {Op::normalise, "normalise", kNormalise},
-                                   {Op::normalise_backward, "normalise_backward", kNormaliseBackward}}};
+constexpr std::array<OpInfo, 23> kOps{{{Op::attend, "attend", kAttend},
+                                       {Op::attend_backward, "attend_backward", kAttendBackward},
+                                       {Op::merge, "merge", kMerge},
+                                       {Op::finish, "finish", kFinish},
+                                       {Op::delta, "delta", kDelta},
+                                       {Op::copy, "copy", kCopy},
+                                       {Op::add, "add", kAdd},
+                                       {Op::exchange, "exchange", {}},
+                                       {Op::unit_states, "unit_states", kUnitStates},
+                                       {Op::unit_states_backward, "unit_states_backward", kUnitStatesBackward},
+                                       {Op::unit_scan, "unit_scan", kUnitScan},
+                                       {Op::unit_apply, "unit_apply", kUnitApply},
+                                       {Op::unit_apply_backward, "unit_apply_backward", kUnitApplyBackward},
+                                       {Op::split_elements, "split_elements", kSplitElements},
+                                       {Op::join_elements, "join_elements", kJoinElements},
+                                       {Op::mirror_decay, "mirror_decay", kMirrorDecay},
+                                       {Op::decay_states, "decay_states", kDecayStates},
+                                       {Op::add_mirrored, "add_mirrored", kAddMirrored},
+                                       {Op::add_mirrored_backward, "add_mirrored_backward", kAddMirroredBackward},
+                                       {Op::extend_values, "extend_values", kExtendValues},
+                                       {Op::cut_values, "cut_values", kCutValues},
+                                       {Op::normalise, "normalise", kNormalise},
+                                       {Op::normalise_backward, "normalise_backward", kNormaliseBackward}}};
+
+constexpr bool in_order() {
+  for (std::size_t i = 0; i < kOps.size(); ++i) {
+    if (kOps[i].op != static_cast<Op>(i)) return false;
+  }
+  return true;
+}
+static_assert(in_order());
 
 /// Flop of a linear attention step; D, E the widths, C the tokens of a chunk.
 struct UnitFlops {

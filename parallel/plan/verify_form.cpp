@@ -272,27 +272,10 @@ class FormCheck {
       case Op::add:
         like(a[transfer_operand::source], a[transfer_operand::destination], true, "source and destination");
         break;
-      case Op::unit_states:
-      case Op::unit_states_backward:
-      case Op::unit_scan:
-      case Op::unit_apply:
-      case Op::unit_apply_backward:
-      case Op::split_elements:
-      case Op::join_elements:
-      case Op::mirror_decay:
-      case Op::decay_states:
-      case Op::add_mirrored:
-      case Op::add_mirrored_backward:
-      case Op::extend_values:
-      case Op::cut_values:
-      case Op::normalise:
-      case Op::normalise_backward: {
+      default: {
         const std::string failure = unit_form_failure(program_, step);
         require(failure.empty(), "{}", failure);
-        break;
       }
-      case Op::exchange:
-        break;
     }
   }
 

@@ -25,6 +25,48 @@ class UnitForm {
  public:
   UnitForm(const Program& program, const Step& step) : program_(program), step_(step), a_(program.accesses_of(step)) {}
 
+  /// Does nothing for steps of other kinds.
+  void check() const {
+    switch (step_.op) {
+      case Op::unit_states:
+        return check_states();
+      case Op::unit_states_backward:
+        return check_states_backward();
+      case Op::unit_scan:
+        return check_scan();
+      case Op::unit_apply:
+        return check_apply();
+      case Op::unit_apply_backward:
+        return check_apply_backward();
+      case Op::split_elements:
+        return check_split();
+      case Op::join_elements:
+        return check_join();
+      case Op::mirror_decay:
+        return check_mirror_decay();
+      case Op::decay_states:
+        return check_decay_states();
+      case Op::add_mirrored:
+        return check_add_mirrored();
+      case Op::add_mirrored_backward:
+        return check_add_mirrored_backward();
+      case Op::extend_values:
+        return check_extension(extension_operand::to, 1);
+      case Op::cut_values:
+        return check_extension(extension_operand::to, -1);
+      case Op::normalise:
+        check_extension(normalise_operand::out, -1);
+        return check_normaliser(normalise_operand::normaliser);
+      case Op::normalise_backward:
+        check_extension(normalise_backward_operand::out, 0);
+        check_extension(normalise_backward_operand::extended, 1);
+        return check_normaliser(normalise_backward_operand::normaliser);
+      default:
+        return;
+    }
+  }
+
+ private:
   void check_scan() const {
     const View &elements = a_[unit_scan_operand::elements].view, &states = a_[unit_scan_operand::states].view;
     require(elements.heads == states.heads, "elements of {} heads for states of {}", elements.heads, states.heads);
@@ -131,7 +173,6 @@ class UnitForm {
 
   void check_normaliser(std::size_t i) const { tokens(i, 1); }
 
- private:
   /// As operand 0, but for the width.
   void same_shape(std::size_t i) const {
     require(a_[i].view.rows == a_[0].view.rows && a_[i].view.heads == a_[0].view.heads, "{} and {} differ in shape", name(0), name(i));
@@ -217,60 +258,8 @@ class UnitForm {
 }  // namespace
 
 std::string unit_form_failure(const Program& program, const Step& step) {
-  const UnitForm form(program, step);
   try {
-    switch (step.op) {
-      case Op::unit_states:
-        form.check_states();
-        break;
-      case Op::unit_states_backward:
-        form.check_states_backward();
-        break;
-      case Op::unit_scan:
-        form.check_scan();
-        break;
-      case Op::unit_apply:
-        form.check_apply();
-        break;
-      case Op::unit_apply_backward:
-        form.check_apply_backward();
-        break;
-      case Op::split_elements:
-        form.check_split();
-        break;
-      case Op::join_elements:
-        form.check_join();
-        break;
-      case Op::mirror_decay:
-        form.check_mirror_decay();
-        break;
-      case Op::decay_states:
-        form.check_decay_states();
-        break;
-      case Op::add_mirrored:
-        form.check_add_mirrored();
-        break;
-      case Op::add_mirrored_backward:
-        form.check_add_mirrored_backward();
-        break;
-      case Op::extend_values:
-        form.check_extension(extension_operand::to, 1);
-        break;
-      case Op::cut_values:
-        form.check_extension(extension_operand::to, -1);
-        break;
-      case Op::normalise:
-        form.check_extension(normalise_operand::out, -1);
-        form.check_normaliser(normalise_operand::normaliser);
-        break;
-      case Op::normalise_backward:
-        form.check_extension(normalise_backward_operand::out, 0);
-        form.check_extension(normalise_backward_operand::extended, 1);
-        form.check_normaliser(normalise_backward_operand::normaliser);
-        break;
-      default:
-        break;
-    }
+    UnitForm(program, step).check();
   } catch (const Failure& failure) {
     return failure.what;
   }
