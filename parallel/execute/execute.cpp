@@ -164,18 +164,15 @@ class Executor {
   }
 
   void post(StepId id, Lane& lane) {
-    const auto peer = [this](plan::Rank rank) {
-      return context_.world_ranks.empty() ? rank : context_.world_ranks[static_cast<std::size_t>(rank)];
-    };
     std::vector<comm::Send> sends;
     std::vector<comm::Receive> receives;
     for (const plan::Message& m : program_.sends_of(step(id))) {
       const TensorView tensor = resolve(m.view);
-      sends.push_back({peer(m.peer), tensor.bytes(), tensor.size_bytes()});
+      sends.push_back({m.peer, tensor.bytes(), tensor.size_bytes()});
     }
     for (const plan::Message& m : program_.receives_of(step(id))) {
       const TensorView tensor = resolve(m.view);
-      receives.push_back({peer(m.peer), tensor.bytes(), tensor.size_bytes()});
+      receives.push_back({m.peer, tensor.bytes(), tensor.size_bytes()});
     }
     if (device_) device_->begin(id);
     const StreamView stream = device_ ? device_->stream(plan::queue_of(step(id))) : stream_;
@@ -295,7 +292,7 @@ class Executor {
 
   void record(StepId id, TraceSpan& span) {
     if (context_.tracer == nullptr) return;
-    TraceEvent event = plan::trace_event(program_, id, 0, 0, context_.world_ranks);
+    TraceEvent event = plan::trace_event(program_, id, 0, 0);
     for (TraceMessage& message : event.messages) message.peer = context_.communicator.outermost(message.peer);
     span.end(std::move(event));
   }

@@ -46,9 +46,8 @@ using Pace = std::function<double(const plan::Program&, const plan::Step&)>;
 /// Where a program runs.
 struct Context {
   comm::Communicator communicator;
-  std::span<const int> world_ranks = {};  ///< Communicator rank of each rank of the plan; empty: the same numbers.
-  TensorView workspace = {};              ///< u8, at least program.workspace_bytes, 256-byte aligned.
-  Tracer* tracer = nullptr;               ///< Gets one event per step; those of a device once it settles.
+  TensorView workspace = {};  ///< u8, at least program.workspace_bytes, 256-byte aligned.
+  Tracer* tracer = nullptr;   ///< Gets one event per step; those of a device once it settles.
   /// If set, compute steps touch no data and take as many seconds as it says, asleep: for measuring plans and this executor
   /// with more ranks than cores.
   Pace pace = {};

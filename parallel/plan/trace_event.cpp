@@ -6,15 +6,14 @@
 
 namespace periplus::plan {
 
-TraceEvent trace_event(const Program& program, StepId id, double begin_us, double duration_us, std::span<const int> world_ranks) {
+TraceEvent trace_event(const Program& program, StepId id, double begin_us, double duration_us) {
   const Step& step = program.steps[static_cast<std::size_t>(id)];
   std::string name = fmt::format("{}: {}", info(step.op).name, step.label.text);
   if (step.label.index >= 0) name += fmt::format(" {}", step.label.index);
   TraceEvent event{std::move(name),     step.op == Op::exchange ? fmt::format("lane {}", step.lane) : "compute", begin_us, duration_us, id,
                    bytes(program, step)};
-  const auto world = [&](Rank rank) { return world_ranks.empty() ? rank : world_ranks[static_cast<std::size_t>(rank)]; };
-  for (const Message& m : program.sends_of(step)) event.messages.push_back({world(m.peer), true});
-  for (const Message& m : program.receives_of(step)) event.messages.push_back({world(m.peer), false});
+  for (const Message& m : program.sends_of(step)) event.messages.push_back({m.peer, true});
+  for (const Message& m : program.receives_of(step)) event.messages.push_back({m.peer, false});
   return event;
 }
 
