@@ -13,8 +13,6 @@ class MemoryAccount {
  public:
   std::size_t current_bytes() const noexcept { return current_.load(std::memory_order_relaxed); }
   std::size_t peak_bytes() const noexcept { return peak_.load(std::memory_order_relaxed); }
-  /// Starts a new peak at the current level.
-  void reset_peak() noexcept { peak_.store(current_bytes(), std::memory_order_relaxed); }
 
   void add(std::size_t bytes) noexcept;
   void subtract(std::size_t bytes) noexcept { current_.fetch_sub(bytes, std::memory_order_relaxed); }

@@ -265,8 +265,6 @@ void require_initialised() {
 
 }  // namespace
 
-bool mpi_built() noexcept { return true; }
-
 Communicator make_mpi_world(const TransportOptions& options) {
   require_initialised();
   return Communicator(std::make_shared<MpiTransport>(MPI_COMM_WORLD, options));

@@ -5,9 +5,6 @@
 
 namespace periplus::comm {
 
-/// True if this build has MPI (PERIPLUS_WITH_MPI).
-bool mpi_built() noexcept;
-
 /// Communicator over a duplicate of MPI_COMM_WORLD, host memory only. The caller has initialised MPI with at least
 /// MPI_THREAD_FUNNELED and uses the communicator from that thread; it must be destroyed before MPI_Finalize.
 /// Messages travel as fragments of at most 1 MiB so that one progress call copies little.

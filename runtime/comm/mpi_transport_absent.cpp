@@ -13,7 +13,6 @@ namespace {
 
 }  // namespace
 
-bool mpi_built() noexcept { return false; }
 Communicator make_mpi_world(const TransportOptions&) { throw_absent(); }
 Communicator make_mpi_communicator(int, const TransportOptions&) { throw_absent(); }
 

@@ -152,21 +152,9 @@ std::string nccl_unavailable_reason() noexcept {
   }
 }
 
-int nccl_version() noexcept {
-  try {
-    return nccl::library().version;
-  } catch (const std::exception&) {
-    return 0;
-  }
-}
-
-Communicator make_nccl_communicator(int device, int rank, const AllGatherBytes& all_gather, const TransportOptions& options) {
-  return Communicator(nccl::connect_device(device, rank, all_gather, options));
-}
-
 Communicator make_nccl_communicator(int device, const Communicator& bootstrap, const TransportOptions& options) {
   const Stream host;
-  const AllGatherBytes all_gather = [&](std::string_view mine) { return bootstrap.all_gather_bytes(mine, host); };
+  const auto all_gather = [&](std::string_view mine) { return bootstrap.all_gather_bytes(mine, host); };
   return Communicator(nccl::connect_device(device, bootstrap.rank(), all_gather, options, bootstrap));
 }
 

@@ -152,6 +152,4 @@ const Api& library() {
 
 }  // namespace nccl
 
-bool nccl_built() noexcept { return true; }
-
 }  // namespace periplus::comm

@@ -11,6 +11,4 @@ const nccl::Api& nccl::library() {
       "-DPERIPLUS_WITH_CUDA=ON -DPERIPLUS_WITH_NCCL=ON, or use the thread transport");
 }
 
-bool nccl_built() noexcept { return false; }
-
 }  // namespace periplus::comm

@@ -14,17 +14,11 @@
 
 namespace periplus::comm {
 
-/// True if this build has NCCL (PERIPLUS_WITH_NCCL).
-bool nccl_built() noexcept;
-/// Why NCCL cannot be used, in one sentence; empty if it can. As 22809 for 2.28.9; 0 where there is none.
+/// Why NCCL cannot be used, in one sentence; empty if it can.
 std::string nccl_unavailable_reason() noexcept;
-int nccl_version() noexcept;
 
-/// A caller's own collective: hands in the bytes of this rank, returns those of every rank in rank order. It must end
-/// (with an exception) if a rank is missing.
-using AllGatherBytes = std::function<std::vector<std::string>(std::string_view)>;
-
-/// Communicator over memory of CUDA device `device`, one NCCL communicator per lane. Collective, also in its errors: if
+/// Communicator over memory of CUDA device `device`, one NCCL communicator per lane, with the ranks of `bootstrap` (mpi, tcp or thread),
+/// which also moves the messages in host memory from then on, so that all verbs of Communicator work. Collective, also in its errors: if
 /// one rank fails, all throw, and the others name it. A rank needs a GPU of its own.
 /// An exchange is one grouped call on the stream it is given; its Pending is done once the call is in the stream, so work
 /// enqueued on the stream after that comes after the messages. The stream must live until then. If the peers never take
@@ -33,12 +27,12 @@ using AllGatherBytes = std::function<std::vector<std::string>(std::string_view)>
 /// used. NCCL does not compare the sizes of the two ends: a mismatch ends at the deadline. The ranks of a failed group that are blocked in
 /// exchanges end at their own deadlines. Errors: BackendUnavailable without NCCL or CUDA device, InvalidArgument for two ranks on one GPU,
 /// CommError, DeviceError.
-Communicator make_nccl_communicator(int device, int rank, const AllGatherBytes& all_gather, const TransportOptions& options = {});
-/// Same, with the ranks of `bootstrap` (mpi or thread), which also moves the messages in host memory from then on, so that
-/// all verbs of Communicator work; without one they are refused.
 Communicator make_nccl_communicator(int device, const Communicator& bootstrap, const TransportOptions& options = {});
 
 namespace nccl {
+
+/// Hands in the bytes of this rank, returns those of every rank in rank order. It must end (with an exception) if a rank is missing.
+using AllGatherBytes = std::function<std::vector<std::string>(std::string_view)>;
 
 /// What one rank brings to a group.
 struct Endpoint {
@@ -58,7 +52,7 @@ Endpoint find_endpoint(int device);
 /// `find` may throw: the other ranks are told. `host` moves messages in host memory, if it is given.
 std::shared_ptr<Transport> connect(const std::function<Endpoint()>& find, int rank, const AllGatherBytes& all_gather,
                                    const TransportOptions& options, const RecordMark& record_mark, std::optional<Communicator> host = {});
-/// The transport behind make_nccl_communicator.
+/// The transport behind make_nccl_communicator; without a `host` verbs on host memory are refused.
 std::shared_ptr<Transport> connect_device(int device, int rank, const AllGatherBytes& all_gather, const TransportOptions& options,
                                           std::optional<Communicator> host = {});
 
