@@ -24,7 +24,7 @@ double seconds_of(const AttentionCase& c, const simulate::Machine& machine, Pass
   const auto compute = [&](const plan::Program& program, const plan::Step& step) {
     return simulate::step_seconds(machine.kernels, program, step);
   };
-  return simulate::simulate(plan_of(c, pass), {compute, machine.links, {}, machine.overlap_slowdown, machine.all_to_all}).makespan;
+  return simulate::simulate(plan_of(c, pass), {compute, machine.links, machine.overlap_slowdown, machine.all_to_all}).makespan;
 }
 
 double flops_of(const AttentionCase& c, Pass pass) {

@@ -102,7 +102,7 @@ AttentionTime::Took AttentionTime::overlapped(Pass pass, const std::vector<doubl
     return step_seconds(machine_.kernels, program, step);
   };
   Took took;
-  for (const RankTime& rank : simulate(plan(pass), {compute, links_, {}, machine_.overlap_slowdown, machine_.all_to_all, starts}).ranks) {
+  for (const RankTime& rank : simulate(plan(pass), {compute, links_, machine_.overlap_slowdown, machine_.all_to_all, starts}).ranks) {
     took.done.push_back(rank.finish), took.compute.push_back(rank.compute), took.exposed.push_back(rank.exposed);
   }
   return took;
@@ -111,7 +111,7 @@ AttentionTime::Took AttentionTime::overlapped(Pass pass, const std::vector<doubl
 /// What each takes if the other takes no time, added.
 AttentionTime::Took AttentionTime::one_by_one(Pass pass, const std::vector<double>& starts) const {
   const auto nothing = [](const plan::Program&, const plan::Step&) { return 0.0; };
-  const Timeline messages = simulate(plan(pass), {nothing, links_, {}, 1, machine_.all_to_all, starts});
+  const Timeline messages = simulate(plan(pass), {nothing, links_, 1, machine_.all_to_all, starts});
   Took took;
   for (std::size_t r = 0; r < starts.size(); ++r) {
     const plan::Program& program = plan(pass).programs[r];

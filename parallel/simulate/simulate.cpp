@@ -175,9 +175,6 @@ class Simulation {
       const std::array<Place, 2> ends{{{r, id}, {peer, other}}};
       if (const double seconds = sent ? all_to_all_seconds(rank, id) : all_to_all_seconds(ranks_[peer], other); seconds > 0) {
         for (const Place& end : ends) arrive(end, now + seconds);
-      } else if (costs_.arrival) {
-        const double arrival = costs_.arrival(from, to, rank.program->bytes_of(m.view), now);
-        for (const Place& end : ends) arrive(end, arrival);
       } else {
         network_.start(from, to, rank.program->bytes_of(m.view), now);
         in_flight_.push_back(ends);
@@ -234,7 +231,6 @@ class Simulation {
     for (std::size_t r = 0; r < ranks_.size(); ++r) {
       Playback& rank = ranks_[r];
       rank.time.exposed += rank.time.finish - rank.compute_free;
-      rank.time.idle = timeline.makespan - (costs_.starts.empty() ? 0 : costs_.starts[r]) - rank.time.compute;
       timeline.ranks.push_back(rank.time);
       timeline.traces.emplace_back(static_cast<int>(r));
       for (std::size_t id = 0; id < rank.times.size(); ++id) {

@@ -17,9 +17,7 @@ struct Costs {
   std::function<double(const plan::Program& program, const plan::Step& step)> compute;
   /// Messages move over these links from the time at which both their exchanges have started.
   comm::Links links = {};
-  /// If set, it says when a message arrives, in place of the links. Called in the order of the times.
-  std::function<double(plan::Rank from, plan::Rank to, std::int64_t bytes, double ready)> arrival = {};
-  /// A compute step takes so many times as long while messages of its rank move; 1 or more. Not with `arrival`.
+  /// A compute step takes so many times as long while messages of its rank move; 1 or more.
   double overlap_slowdown = 1;
   /// Of an exchange with all other ranks of a group, by the size of the group from three on: what a device sends a second, its own part
   /// counted too. Its messages then keep out of the links.
@@ -30,7 +28,6 @@ struct Costs {
 struct RankTime {
   double finish = 0;   ///< When its last step ends; its start if it has none.
   double compute = 0;  ///< Sum of its compute steps.
-  double idle = 0;     ///< finish of the whole plan - its start - compute: waiting or done early.
   double exposed = 0;  ///< Waits for messages: gaps in its compute queue, and after it.
 };
 

@@ -71,8 +71,7 @@ simulate::Timeline timeline(LayoutKind layout, const LinearAttentionOptions& opt
                                      if (step.op == Op::unit_states || step.op == Op::unit_states_backward) return states;
                                      return step.op == Op::unit_apply || step.op == Op::unit_apply_backward ? apply : 0.0;
                                    },
-                                   {},
-                                   [=](int, int, std::int64_t, double ready) { return ready + message; }});
+                                   {.inside = {.latency_seconds = message}}});
 }
 
 TEST(LinearSchedule, GathersOfGroupsHideBehindTheirNeighbours) {
