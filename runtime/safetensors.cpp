@@ -387,7 +387,6 @@ SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vec
   file_->append(header.data(), header.size());
 }
 
-SafetensorsWriter::SafetensorsWriter(SafetensorsWriter&&) noexcept = default;
 SafetensorsWriter::~SafetensorsWriter() = default;
 
 void SafetensorsWriter::append(ConstTensorView tensor) {

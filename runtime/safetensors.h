@@ -71,7 +71,6 @@ class SafetensorsWriter {
  public:
   SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorOutline> tensors,
                     const std::map<std::string, std::string>& metadata = {});
-  SafetensorsWriter(SafetensorsWriter&&) noexcept;
   ~SafetensorsWriter();
 
   /// The next of the tensors. InvalidArgument unless it is contiguous and of the outline's type and shape.

@@ -141,21 +141,6 @@ Json step_json(const Program& program, std::size_t id) {
   return json;
 }
 
-Json program_json(const Program& program) {
-  Json json{{"rank", program.rank}, {"workspace_bytes", program.workspace_bytes}, {"bytes_sent", program.bytes_sent()}};
-  json["slots"] = json["steps"] = Json::array();
-  for (const Slot& slot : program.slots) {
-    Json row{{"name", slot.name},
-             {"role", role_name(slot.role)},
-             {"dtype", to_string(slot.dtype)},
-             {"shape", {slot.rows, slot.heads, slot.width}}};
-    if (slot.role == Role::scratch) row["offset"] = slot.offset;
-    json["slots"].push_back(std::move(row));
-  }
-  for (std::size_t id = 0; id < program.steps.size(); ++id) json["steps"].push_back(step_json(program, id));
-  return json;
-}
-
 }  // namespace
 
 std::string to_text(const Program& program) {
@@ -170,21 +155,18 @@ std::string to_text(const Program& program) {
   return text;
 }
 
-std::string to_json(const Program& program) { return program_json(program).dump(1); }
-
-std::string to_json(const Plan& plan) {
-  const Claim& claim = plan.claim;
-  Json json{{"ranks", plan.programs.size()},
-            {"tokens", claim.layout.tokens()},
-            {"layout", to_string(claim.layout.kind())},
-            {"computes", claim.computes == Computes::softmax ? "softmax" : "linear"},
-            {"q_heads", claim.q_heads},
-            {"kv_heads", claim.kv_heads},
-            {"pass", claim.backward ? "backward" : "forward"},
-            {"pairs", claim.mask.area()},
-            {"bytes_sent_formula", claim.bytes_sent}};
-  json["programs"] = Json::array();
-  for (const Program& program : plan.programs) json["programs"].push_back(program_json(program));
+std::string to_json(const Program& program) {
+  Json json{{"rank", program.rank}, {"workspace_bytes", program.workspace_bytes}, {"bytes_sent", program.bytes_sent()}};
+  json["slots"] = json["steps"] = Json::array();
+  for (const Slot& slot : program.slots) {
+    Json row{{"name", slot.name},
+             {"role", role_name(slot.role)},
+             {"dtype", to_string(slot.dtype)},
+             {"shape", {slot.rows, slot.heads, slot.width}}};
+    if (slot.role == Role::scratch) row["offset"] = slot.offset;
+    json["slots"].push_back(std::move(row));
+  }
+  for (std::size_t id = 0; id < program.steps.size(); ++id) json["steps"].push_back(step_json(program, id));
   return json.dump(1);
 }
 

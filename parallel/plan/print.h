@@ -10,6 +10,5 @@ namespace periplus::plan {
 std::string to_text(const Program& program);
 /// The same as a JSON object, complete enough to compare two programs field by field.
 std::string to_json(const Program& program);
-std::string to_json(const Plan& plan);
 
 }  // namespace periplus::plan

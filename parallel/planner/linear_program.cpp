@@ -60,7 +60,7 @@ LinearSolution DualSimplex::solve(const LinearProgram& program) {
   if (rows == model_->rows && columns == model_->columns && !model_->basis.empty()) Clp_copyinStatus(clp, model_->basis.data());
   const int status = Clp_dual(clp, 0);
   model_->iterations = Clp_numberIterations(clp);
-  LinearSolution solution{.optimal = status == 0, .objective = Clp_objectiveValue(clp), .duals = {}};
+  LinearSolution solution{.optimal = status == 0, .duals = {}};
   model_->basis.clear();
   if (!solution.optimal) return solution;
   const double* const duals = Clp_dualRowSolution(clp);

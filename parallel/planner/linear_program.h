@@ -21,7 +21,6 @@ struct LinearProgram {
 
 struct LinearSolution {
   bool optimal = false;
-  double objective = 0;
   std::vector<double> duals;  ///< By row: cost of a unit more of the row's bound.
 };
 

@@ -16,6 +16,12 @@ using test::Lengths;
 const Lengths kDocuments{0, 31, 32, 70};
 const std::vector<MaskSpec> kMasks{{}, {.causal = true, .window_left = 5}};
 
+std::vector<std::string> texts_of(const Plan& plan) {
+  std::vector<std::string> texts{std::to_string(plan.claim.bytes_sent)};
+  for (const Program& program : plan.programs) texts.push_back(to_json(program));
+  return texts;
+}
+
 TEST(PlanMaker, MakesTheSamePlanAfterAnyOther) {
   PlanMaker maker;
   for (const int ranks : {6, 3, 8}) {
@@ -26,7 +32,7 @@ TEST(PlanMaker, MakesTheSamePlanAfterAnyOther) {
           const AttentionOptions options{.strategy = std::string(strategy.name)};
           if (!strategy::refusal(strategy, problem, options).empty()) continue;
           for (const Pass pass : {Pass::forward, Pass::backward}) {
-            ASSERT_EQ(to_json(make_plan(problem, options, pass, maker)), to_json(make_plan(problem, options, pass)))
+            ASSERT_EQ(texts_of(make_plan(problem, options, pass, maker)), texts_of(make_plan(problem, options, pass)))
                 << strategy.name << ", " << ranks << " ranks";
           }
         }
@@ -42,7 +48,7 @@ TEST(PlanMaker, MakesTheSameLinearPlanAfterAnyOther) {
     for (const strategy::linear::Strategy& strategy : strategy::linear::strategies()) {
       const LinearAttentionOptions options{.strategy = std::string(strategy.name)};
       for (const Pass pass : {Pass::forward, Pass::backward}) {
-        ASSERT_EQ(to_json(make_plan(problem, options, pass, maker)), to_json(make_plan(problem, options, pass)))
+        ASSERT_EQ(texts_of(make_plan(problem, options, pass, maker)), texts_of(make_plan(problem, options, pass)))
             << strategy.name << ", " << ranks << " ranks";
       }
     }

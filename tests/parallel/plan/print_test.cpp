@@ -84,14 +84,9 @@ TEST(PrintPlan, MovesShowTheirStrides) {
 TEST(PrintPlan, BytesAddUp) {
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     const Plan plan = make_plan(problem(4), {}, pass);
-    const Json json = Json::parse(to_json(plan));
-    EXPECT_EQ(json["ranks"], 4);
-    EXPECT_EQ(json["tokens"], 42);
-    EXPECT_EQ(json["layout"], "zigzag");
-    EXPECT_EQ(json["pass"], pass == Pass::forward ? "forward" : "backward");
-    EXPECT_EQ(json["pairs"], 20 * 21 / 2 + 22 * 23 / 2);
     std::int64_t all = 0;
-    for (const Json& program : json["programs"]) {
+    for (const Program& of_rank : plan.programs) {
+      const Json program = Json::parse(to_json(of_rank));
       std::int64_t sent = 0;
       for (const Json& step : program["steps"]) {
         for (const Json& message : step.value("sends", Json::array())) sent += message["bytes"].get<std::int64_t>();
@@ -100,7 +95,7 @@ TEST(PrintPlan, BytesAddUp) {
       all += sent;
     }
     EXPECT_GT(all, 0);
-    EXPECT_EQ(json["bytes_sent_formula"], all);
+    EXPECT_EQ(plan.claim.bytes_sent, all);
   }
 }
 

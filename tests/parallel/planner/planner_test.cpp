@@ -186,7 +186,7 @@ TEST(Planner, FailingSolversLeaveTheSimpleBounds) {
       [](const LinearProgram&) -> LinearSolution { throw std::runtime_error("no solver"); },
       [](const LinearProgram&) { return LinearSolution{}; },
       [](const LinearProgram& program) {
-        return LinearSolution{true, 0, std::vector<double>(program.row_lower.size(), std::numeric_limits<double>::quiet_NaN())};
+        return LinearSolution{true, std::vector<double>(program.row_lower.size(), std::numeric_limits<double>::quiet_NaN())};
       }};
   for (const SolveLinear& solve : broken) {
     const BatchPlan plan = with(solve);
