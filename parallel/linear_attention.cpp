@@ -167,7 +167,7 @@ void build(ProgramBuilder& program, const LinearAttentionProblem& problem, const
     if (mirrored && !problem.bidirectional) break;
     linear::UnitPass unit_pass(program, problem, on, pass,
                                linear::pieces_of(strategy, problem, options, linear::units_of(program, problem)), mirrored);
-    strategy.emit(program, problem, unit_pass);
+    strategy.emit(program, unit_pass);
   }
   if (normaliser) normaliser->end();
 }

@@ -248,7 +248,7 @@ class PlayedRanks {
     require(view.row0 == base.row0 && view.head0 == base.head0, "{} begins at row {} head {} where the step begins at {} and {}", name,
             view.row0, view.head0, base.row0, base.head0);
   }
-  void require_named(const Step&, std::span<const Access> a, std::size_t operand, std::string_view name) const {
+  void require_named(std::span<const Access> a, std::size_t operand, std::string_view name) const {
     const View& view = a[operand].view;
     require(program().slot_of(view).name == name, "'{}' stands for {}", program().slot_of(view).name, name);
     require(program().slot_of(view).role != Role::scratch, "{} is scratch", name);
@@ -292,7 +292,7 @@ class PlayedRanks {
     require(step.transition == claim_.transition, "the transition of its elements is not the claim's");
   }
   void require_operand(const Step& step, std::span<const Access> a, const Named& it) {
-    in_scratch(it.name) ? require_held(step, a[0].view, a[it.operand].view, it.name) : require_named(step, a, it.operand, it.name);
+    in_scratch(it.name) ? require_held(step, a[0].view, a[it.operand].view, it.name) : require_named(a, it.operand, it.name);
   }
   void require_inputs(const Step& step, std::span<const Access> a, std::initializer_list<Named> inputs, std::size_t log_decay,
                       std::size_t beta, std::string_view decay = "log_decay") {
@@ -307,7 +307,7 @@ class PlayedRanks {
   void put_results(const Step& step, std::span<const Access> a, std::initializer_list<Named> results) {
     for (const Named& it : results) {
       if (!a[it.operand].view.present()) continue;
-      in_scratch(it.name) ? hold(step, a[0].view, a[it.operand].view, it.name) : require_named(step, a, it.operand, it.name);
+      in_scratch(it.name) ? hold(step, a[0].view, a[it.operand].view, it.name) : require_named(a, it.operand, it.name);
     }
   }
 

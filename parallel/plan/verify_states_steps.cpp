@@ -151,7 +151,7 @@ void StateSteps::play_mirror_decay(const Step& step, Accesses a) {
   using namespace mirror_decay_operand;
   require_plain(step);
   require(claim_.bidirectional, "a mirrored pass is not claimed");
-  require_named(step, a, log_decay, "log_decay");
+  require_named(a, log_decay, "log_decay");
   hold(step, a[0].view, a[mirror_decay_operand::mirrored].view, "mirrored log_decay");
 }
 
@@ -181,7 +181,7 @@ void StateSteps::play_extend_values(const Step& step, Accesses a) {
   using namespace extension_operand;
   require_plain(step);
   require(claim_.normalises, "a normaliser is not claimed");
-  require_named(step, a, from, "v");
+  require_named(a, from, "v");
   hold(step, a[0].view, a[to].view, "v");
 }
 
@@ -189,7 +189,7 @@ void StateSteps::play_cut_values(const Step& step, Accesses a) {
   using namespace extension_operand;
   require_plain(step);
   require_held(step, a[0].view, a[from].view, "dv");
-  require_named(step, a, to, "dv");
+  require_named(a, to, "dv");
   advance(step, a[0].view, Done::normalised);
 }
 
@@ -197,7 +197,7 @@ void StateSteps::play_normalise(const Step& step, Accesses a) {
   using namespace normalise_operand;
   require_plain(step);
   require_held(step, a[0].view, a[extended].view, "out");
-  require_named(step, a, out, "out"), require_named(step, a, normaliser, "normaliser");
+  require_named(a, out, "out"), require_named(a, normaliser, "normaliser");
   advance(step, a[0].view, Done::normalised);
 }
 
@@ -205,7 +205,7 @@ void StateSteps::play_normalise_backward(const Step& step, Accesses a) {
   using namespace normalise_backward_operand;
   require_plain(step);
   require(claim_.normalises, "a normaliser is not claimed");
-  require_named(step, a, dout, "dout"), require_named(step, a, out, "out"), require_named(step, a, normaliser, "normaliser");
+  require_named(a, dout, "dout"), require_named(a, out, "out"), require_named(a, normaliser, "normaliser");
   hold(step, a[0].view, a[extended].view, "dout");
 }
 
@@ -296,7 +296,7 @@ void StateSteps::play_decay_states(const Step& step, Accesses a) {
   require_plain(step);
   using namespace decay_states_operand;
   require(claim_.bidirectional && claim_.backward, "a mirrored pass back is not claimed");
-  require_named(step, a, log_decay, "log_decay");
+  require_named(a, log_decay, "log_decay");
   const View &base = a[0].view, &to = a[states].view;
   for (const UnitRun& run : program().runs_of(step)) {
     const std::size_t index = index_of(base, run);

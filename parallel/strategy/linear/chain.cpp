@@ -113,7 +113,7 @@ class Chain {
   std::vector<Slice> slices_;
 };
 
-void emit(ProgramBuilder& program, const LinearAttentionProblem&, UnitPass& pass) {
+void emit(ProgramBuilder& program, UnitPass& pass) {
   if (pass.units().count() > 0) Chain(program, pass).emit();
 }
 

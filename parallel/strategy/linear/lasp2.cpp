@@ -53,7 +53,7 @@ View gather_added(ProgramBuilder& program, UnitPass& pass, int group) {
   return all;
 }
 
-void emit(ProgramBuilder& program, const LinearAttentionProblem&, UnitPass& pass) {
+void emit(ProgramBuilder& program, UnitPass& pass) {
   // Where no document goes on nothing has to be made or sent, in both passes.
   const bool gathers = pass.units().any_goes_on();
   // Ranks without tokens take no part.

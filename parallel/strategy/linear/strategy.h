@@ -18,7 +18,7 @@ struct Strategy {
   /// Groups of heads by its own choice, at most as many as heads; 0: it has no use for the option.
   int pieces;
   bool gathers_transitions;  ///< Which can be kept for backward.
-  void (*emit)(plan::ProgramBuilder& program, const LinearAttentionProblem& problem, UnitPass& pass);
+  void (*emit)(plan::ProgramBuilder& program, UnitPass& pass);
   /// Bytes of all ranks together, by closed formula.
   std::int64_t (*bytes_sent)(const LinearAttentionProblem& problem, const LinearAttentionOptions& options, Pass pass);
 };
