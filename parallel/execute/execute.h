@@ -67,8 +67,9 @@ struct Context {
 ///          stream, each lane has a stream of its own with high priority, and at the end the given stream waits for the lanes:
 ///          results are there, and workspace, tensors and stream may go, when it has passed.
 /// Errors   InvalidArgument, before anything is sent and so with a group that is still usable, for a wrong binding (shape, type or
-///          strides that are not as planned, no memory, memory that a result shares with another tensor), or for what the
-///          stream's device or the communicator cannot do; CommError. After an error nothing of the program runs any more.
+///          strides that are not as planned, no memory, memory that a result shares with another tensor, a slot bound twice) or
+///          workspace, or for what the stream's device or the communicator cannot do; CommError. After an error nothing of the
+///          program runs any more.
 Statistics execute(const plan::Program& program, const Bindings& bindings, const Context& context);
 
 }  // namespace periplus::execute

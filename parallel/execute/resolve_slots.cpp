@@ -1,9 +1,11 @@
 #include "parallel/execute/resolve_slots.h"
 
+#include <cstdint>
 #include <functional>
 
 #include <fmt/format.h>
 
+#include "parallel/plan/arena.h"
 #include "runtime/error.h"
 
 namespace periplus::execute {
@@ -36,6 +38,19 @@ void check_binding(const Program& program, const Slot& slot, const TensorView& t
   }
 }
 
+void check_workspace(const Program& program, const TensorView& workspace) {
+  if (workspace.dtype() != DType::u8 || !workspace.contiguous()) {
+    throw InvalidArgument(fmt::format("execute: the workspace is a {} tensor of shape {}, and contiguous u8 is needed",
+                                      to_string(workspace.dtype()), to_string(workspace.shape())));
+  }
+  if (workspace.elements() < program.workspace_bytes) {
+    throw InvalidArgument(
+        fmt::format("execute: the workspace holds {} bytes, the program needs {}", workspace.elements(), program.workspace_bytes));
+  }
+  if (reinterpret_cast<std::uintptr_t>(workspace.bytes()) % plan::kArenaAlignment != 0)
+    throw InvalidArgument(fmt::format("execute: the workspace does not begin at a multiple of {} bytes", plan::kArenaAlignment));
+}
+
 /// Of tensors with gaps nothing is said: rows of one may lie between those of another.
 bool share_memory(const TensorView& a, const TensorView& b) {
   if (!a.contiguous() || !b.contiguous() || a.elements() == 0 || b.elements() == 0) return false;
@@ -61,10 +76,7 @@ void check_results(const Program& program, const std::vector<TensorView>& slots)
 }  // namespace
 
 std::vector<TensorView> resolve_slots(const Program& program, const Bindings& bindings, TensorView workspace) {
-  if (workspace.elements() < program.workspace_bytes) {
-    throw InvalidArgument(
-        fmt::format("execute: the workspace holds {} bytes, the program needs {}", workspace.elements(), program.workspace_bytes));
-  }
+  if (program.workspace_bytes > 0) check_workspace(program, workspace);
   std::vector<TensorView> slots;
   std::vector<bool> bound(program.slots.size(), false);
   for (const Slot& slot : program.slots) {
@@ -72,6 +84,7 @@ std::vector<TensorView> resolve_slots(const Program& program, const Bindings& bi
   }
   for (const auto& [name, tensor] : bindings.tensors()) {
     const auto id = static_cast<std::size_t>(program.find_slot(name));
+    if (bound[id]) throw InvalidArgument(fmt::format("execute: rank {} binds '{}' twice", program.rank, name));
     check_binding(program, program.slots[id], tensor);
     slots[id] = tensor;
     bound[id] = true;

@@ -40,6 +40,29 @@ TEST(ExecuteRefuses, WhatTheDeviceOfItsStreamCannotDo) {
   expect({.communicator = {}, .stream = device_stream(), .reserved_multiprocessors = -1}, "-1 multiprocessors cannot be reserved");
 }
 
+TEST(ExecuteRefuses, WorkspacesThatSlotsCannotLieIn) {
+  const Tensor memory({1 << 20}, DType::u8, Memory());
+  std::byte* const begin = memory.view().bytes();
+  const auto refused = [](TensorView workspace) { return refusal({.communicator = {}, .workspace = workspace}); };
+  EXPECT_NE(refused({begin, DType::f32, {1 << 18}}).find("the workspace is a f32 tensor of shape [262144]"), std::string::npos);
+  EXPECT_NE(refused({begin, DType::u8, {256}}).find("the workspace holds 256 bytes, the program needs"), std::string::npos);
+  EXPECT_NE(refused({begin + 64, DType::u8, {1 << 19}}).find("does not begin at a multiple of 256 bytes"), std::string::npos);
+  EXPECT_NE(refused(memory).find("does not bind slot 'q'"), std::string::npos);
+}
+
+TEST(ExecuteRefuses, TwoTensorsForASlot) {
+  const plan::Plan plan = make_plan(test::ring_problem(LayoutKind::zigzag, 1, {0, 16}), {}, Pass::forward);
+  const Tensor workspace({plan.programs[0].workspace_bytes}, DType::u8, Memory()), q({16, 4, 8}, DType::f32, Memory());
+  Bindings bindings;
+  bindings.input("q", q.view()).input("q", q.view());
+  try {
+    execute(plan.programs[0], bindings, {.communicator = {}, .workspace = workspace});
+    ADD_FAILURE() << "not refused";
+  } catch (const InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("binds 'q' twice"), std::string::npos) << error.what();
+  }
+}
+
 TEST(ExecuteRefuses, MemoryAndStreamOfDifferentDevices) {
   EXPECT_THROW(DistributedAttention(test::ring_problem(LayoutKind::zigzag, 1, {0, 16}), {}, {}, Memory(), nullptr, device_stream()),
                InvalidArgument);
