@@ -14,7 +14,8 @@ class PlanMaker;
 }
 
 /// This rank's program of one pass. Throws InvalidArgument, with the reason and the nearest supported choice, if the
-/// combination cannot be planned. Cost: at most a millisecond for 64 ranks and 100 documents.
+/// combination cannot be planned. Cost: at most a millisecond for 64 ranks and 100 documents, but for
+/// strategy "auto", which makes the plans of all of them first (choose.h).
 plan::Program make_program(const AttentionProblem& problem, const AttentionOptions& options, Pass pass, int rank);
 /// The programs of all ranks and the claim that verify() holds them to.
 plan::Plan make_plan(const AttentionProblem& problem, const AttentionOptions& options, Pass pass);

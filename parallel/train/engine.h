@@ -22,8 +22,9 @@ namespace periplus::train {
 /// trainer's (trainer.h) or another program's, which makes batches by shard_row() (examples/train_loop.cpp). Methods are collective.
 class Engine {
  public:
-  /// Of config: model, parallel, optimizer, and run.steps, which the learning rate's schedule ends at. It and `stream`, of the device of
-  /// `memory`, outlive this. tell: on rank 0, takes sentences for people.
+  /// Of config: model, parallel, optimizer, run.steps, which the learning rate's schedule ends at, run.recompute and
+  /// run.offload_activations and _optimizer. It and `stream`, of the device of `memory`, outlive this. tell: on rank 0, takes sentences
+  /// for people.
   Engine(const Config& config, DType dtype, const Memory& memory, comm::Communicator communicator, const Stream& stream,
          std::function<void(const std::string&)> tell = {});
 

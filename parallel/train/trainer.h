@@ -69,7 +69,7 @@ struct TrainResult {
   std::optional<double> validation_loss = {};  ///< The last one measured. A resumed run with no step left measures it, too.
 };
 
-/// Trains a language model on all ranks of the communicator as one context-parallel group. Collective.
+/// Trains a language model on all ranks of the communicator: as one context-parallel group, or in those of parallel.planner. Collective.
 /// Writes metrics.jsonl, checkpoints and, if asked, trace.json to run.directory (rank 0 writes shared files).
 /// Errors: InvalidArgument for a bad configuration, unreadable data or a damaged checkpoint; BackendUnavailable for a device that
 /// this build or machine lacks, or that lacks kernels of the model; CommError.
