@@ -28,7 +28,9 @@ struct Turn {
 
 class Schedule {
  public:
-  Schedule(const AttentionProblem& problem, Rank self) : problem_(problem), ranks_(problem.layout.ranks()) {
+  Schedule(ProgramBuilder& program, const AttentionProblem& problem)
+      : program_(program), problem_(problem), ranks_(problem.layout.ranks()) {
+    const Rank self = program.rank();
     KeySet own(problem.layout, problem.mask), others = own;
     own.add(self);
     const auto sees = [](const KeySet& keys, Rank queries) { return keys.rows_that_see(queries).rows() > 0; };
@@ -53,10 +55,8 @@ class Schedule {
   bool keys_travel() const { return any_goes_to(&Turn::keys_to); }
   bool queries_travel() const { return any_goes_to(&Turn::queries_to); }
   const Turn& turn(int step) const { return turns_[static_cast<std::size_t>(step)]; }
-  std::vector<Band> bands(Rank queries, Rank keys) const {
-    std::vector<Band> bands;
-    append_bands_between(problem_.layout, problem_.mask, queries, keys, bands);
-    return bands;
+  std::span<const Band> bands(Rank queries, Rank keys) const {
+    return program_.bands_between(problem_.layout, problem_.mask, queries, keys);
   }
   std::int64_t rows_of(Rank rank) const { return rank < 0 ? 0 : problem_.layout.rows_of(rank); }
 
@@ -66,6 +66,7 @@ class Schedule {
     return std::ranges::any_of(turns_ | std::views::drop(1), [&](const Turn& turn) { return turn.*receiver >= 0; });
   }
 
+  ProgramBuilder& program_;
   const AttentionProblem& problem_;
   int ranks_;
   std::vector<Turn> turns_;  ///< by step
@@ -126,7 +127,7 @@ constexpr std::string_view kKeyNames[] = {"k", "v"}, kQueryNames[] = {"q", "dout
 void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const ForwardSlots& on) {
   const RunningState running = running_state(program, on);
   const View state_out = running.out, state_lse = running.lse;
-  const Schedule schedule(problem, program.rank());
+  const Schedule schedule(program, problem);
   const View own_keys[] = {on.k, on.v}, own_queries[] = {on.q}, state[] = {state_out, state_lse};
   constexpr std::string_view kParts[] = {"out.part", "lse.part"}, kReturns[] = {"out.back", "lse.back"};
   const std::vector<View> keys = sendable(program, own_keys, kKeyNames, schedule.keys_travel()),
@@ -168,7 +169,7 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
 
 void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, const AttentionOptions&, const BackwardSlots& on) {
   const View dq = sum_of(program, on.dq, "dq.sum"), dk = sum_of(program, on.dk, "dk.sum"), dv = sum_of(program, on.dv, "dv.sum");
-  const Schedule schedule(problem, program.rank());
+  const Schedule schedule(program, problem);
   const View own_keys[] = {on.k, on.v}, own_queries[] = {on.q, on.dout, on.lse, on.delta}, key_sums[] = {dk, dv}, query_sums[] = {dq};
   constexpr std::string_view kKeyParts[] = {"dk.part", "dv.part"}, kKeyReturns[] = {"dk.back", "dv.back"}, kQueryParts[] = {"dq.part"},
                              kQueryReturns[] = {"dq.back"};
@@ -186,7 +187,7 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
   // at the end, while the last gradients come home.
   const HeadRange all{0, problem.q_heads, problem.q_heads / problem.kv_heads};
   const int late_head = (problem.kv_heads + 1) / 2, late_heads = problem.kv_heads - late_head;
-  const std::vector<Band> own_bands = schedule.bands(program.rank(), program.rank());
+  const std::span<const Band> own_bands = schedule.bands(program.rank(), program.rank());
   const auto attend_own = [&](int first, int count, int gradient_head, const View& to_k, const View& to_v, std::span<const Band> bands,
                               Mode dq_mode) {
     for (const HeadPart& part : all.parts(first, count)) {

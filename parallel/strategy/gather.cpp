@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "parallel/strategy/heads.h"
+#include "parallel/strategy/ring.h"
 #include "parallel/strategy/row_runs.h"
 
 namespace periplus::strategy {
@@ -343,10 +344,7 @@ struct GatherKv {
     return fmt::format("{} stages for {} KV heads; a stage is a group of KV heads, use a divisor", options.stages, problem.kv_heads);
   }
   static std::int64_t bytes_sent(const AttentionProblem& problem, const AttentionOptions&, Pass pass) {
-    const std::int64_t elements = problem.layout.tokens() * problem.kv_heads * (problem.head_size + problem.value());
-    const auto storage = static_cast<std::int64_t>(size_of(problem.dtype));
-    const auto accumulator = static_cast<std::int64_t>(size_of(accumulator_of(problem.dtype)));
-    return (problem.layout.ranks() - 1) * elements * (pass == Pass::forward ? storage : storage + accumulator);
+    return ring_bytes(problem, pass, problem.layout.ranks(), problem.layout.tokens(), problem.kv_heads);
   }
 };
 

@@ -48,7 +48,8 @@ struct RingBackward {
 void ring_forward(plan::ProgramBuilder& program, const RingForward& on, const Ring& ring);
 void ring_backward(plan::ProgramBuilder& program, const RingBackward& on, const Ring& ring);
 
-/// Bytes that all members of a ring send together, when their rows add up to `rows`: exact for any rows.
+/// Bytes that all members of a ring send together, when their rows add up to `rows`: exact for any rows. Who sends all keys and
+/// values to all others, and gradients back, sends as many.
 std::int64_t ring_bytes(const AttentionProblem& problem, Pass pass, std::int64_t members, std::int64_t rows, std::int64_t kv_heads);
 
 /// Rows of the strategy table.
