@@ -122,17 +122,7 @@ class MpiOperation final : public Operation {
   }
 
   std::string describe() const override {
-    std::vector<Send> sends;
-    std::vector<Receive> receives;
-    for (const Part& part : parts_) {
-      if (part.open_fragments == 0) continue;
-      if (part.is_send) {
-        sends.push_back({part.peer, nullptr, part.bytes});
-      } else {
-        receives.push_back({part.peer, nullptr, part.bytes});
-      }
-    }
-    return describe_exchange(purpose_, sends, receives);
+    return describe_open(purpose_, parts_, [](const Part& part) { return part.open_fragments > 0; });
   }
 
   Transport& transport() const noexcept override { return *transport_; }

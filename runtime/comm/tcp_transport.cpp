@@ -180,17 +180,7 @@ void TcpOperation::throw_if_failed() const {
 }
 
 std::string TcpOperation::describe() const {
-  std::vector<Send> sends;
-  std::vector<Receive> receives;
-  for (const Part& part : parts_) {
-    if (!part.open) continue;
-    if (part.is_send) {
-      sends.push_back({part.peer, part.data, part.bytes});
-    } else {
-      receives.push_back({part.peer, part.data, part.bytes});
-    }
-  }
-  return describe_exchange(purpose_, sends, receives);
+  return describe_open(purpose_, parts_, [](const Part& part) { return part.open; });
 }
 
 Transport& TcpOperation::transport() const noexcept { return *transport_; }

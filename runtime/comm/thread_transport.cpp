@@ -184,17 +184,7 @@ class ThreadOperation final : public Operation {
   }
 
   std::string describe() const override {
-    std::vector<Send> sends;
-    std::vector<Receive> receives;
-    for (const Part& part : parts_) {
-      if (part.finished.load(std::memory_order_relaxed)) continue;
-      if (part.is_send) {
-        sends.push_back({part.peer, part.source, part.bytes});
-      } else {
-        receives.push_back({part.peer, part.destination, part.bytes});
-      }
-    }
-    return describe_exchange(purpose_, sends, receives);
+    return describe_open(purpose_, parts_, [](const Part& part) { return !part.finished.load(std::memory_order_relaxed); });
   }
 
   Transport& transport() const noexcept override { return *transport_; }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "runtime/comm/communicator.h"
 #include "runtime/comm/pacing.h"
@@ -37,6 +38,21 @@ bool poll_any(std::span<Operation* const> operations, std::chrono::steady_clock:
 
 /// What Operation::describe returns, given the messages that are still open.
 std::string describe_exchange(const Purpose& purpose, std::span<const Send> sends, std::span<const Receive> receives);
+/// The same of those `parts`, with peer, is_send and bytes, that is_open(part).
+template <class Parts, class IsOpen>
+std::string describe_open(const Purpose& purpose, const Parts& parts, const IsOpen& is_open) {
+  std::vector<Send> sends;
+  std::vector<Receive> receives;
+  for (const auto& part : parts) {
+    if (!is_open(part)) continue;
+    if (part.is_send) {
+      sends.push_back({part.peer, nullptr, part.bytes});
+    } else {
+      receives.push_back({part.peer, nullptr, part.bytes});
+    }
+  }
+  return describe_exchange(purpose, sends, receives);
+}
 
 /// Ends every message about a deadline.
 inline constexpr std::string_view kDeadlineAdvice =
