@@ -34,8 +34,9 @@ class Engine {
   /// The model's weights are those of the optimizer.
   void publish() { optimizer_.publish(model_.weights(), stream_); }
 
-  /// Whether a rank takes part in micro-batches in which it has no group: step() then takes a share without a batch for each.
-  bool stands_by() const noexcept { return config_.parallel.zero_stage >= 2; }
+  /// Whether ranks have parts of the gradients each. Then they take part in micro-batches in which they have no group: step() takes a
+  /// share without a batch for each.
+  bool shares_gradients() const noexcept { return config_.parallel.zero_stage >= 2; }
 
   /// Of this rank. Trainers sum losses and flops over ranks.
   struct StepResult {
@@ -58,7 +59,6 @@ class Engine {
   void fetch_weights(std::size_t section, TensorView weights, Tracer* tracer) const;
   void add_gradients(const Share& share, kernels::Update update, Tracer* tracer, StepResult& result);
   double update(std::int64_t step, double learning_rate, bool has_labels, Tracer* tracer);
-  bool shares_gradients() const { return stands_by(); }
   bool shares_weights() const { return config_.parallel.zero_stage == 3; }
 
   const Config& config_;

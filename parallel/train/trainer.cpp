@@ -251,7 +251,7 @@ class Run {
 
   std::vector<Share> read_shares(const Corpus& corpus, const StepPlan& plan, Tracer* tracer) const {
     const TraceScope scope(tracer, "read pieces", Stream());
-    return train::read_shares(corpus, plan, layout_, engine_.stands_by(), communicator_);
+    return train::read_shares(corpus, plan, layout_, engine_.shares_gradients(), communicator_);
   }
 
   StepMetrics run_step(std::int64_t step) {
