@@ -7,7 +7,7 @@ install(DIRECTORY runtime kernels parallel DESTINATION ${CMAKE_INSTALL_INCLUDEDI
   PATTERN kernels/cpu EXCLUDE PATTERN kernels/cuda EXCLUDE PATTERN kernels/no_cuda EXCLUDE PATTERN kernels/mixer EXCLUDE
   PATTERN kernels/operands.h EXCLUDE PATTERN kernels/rows.h EXCLUDE
   PATTERN runtime/no_cuda EXCLUDE PATTERN runtime/cuda/check.h EXCLUDE PATTERN runtime/comm/tcp_connect.h EXCLUDE
-  PATTERN "parallel/plan/verify_states_*.h" EXCLUDE)
+  PATTERN "parallel/plan/verify_states_*.h" EXCLUDE PATTERN parallel/plan/failure.h EXCLUDE)
 install(FILES periplus.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/periplus)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/periplus)
 install(EXPORT periplus-targets NAMESPACE periplus:: DESTINATION ${package_dir})

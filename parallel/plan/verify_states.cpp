@@ -58,8 +58,8 @@ class StatePlayer : StateSteps {
     const View saved{id, 0, program().slots[static_cast<std::size_t>(id)].rows, 0, claim_.q_heads};
     for (std::int64_t unit = 0; unit < saved.rows; ++unit) {
       for (std::int64_t head = 0; head < saved.heads; ++head) {
-        const Cell& held = at(saved, unit, head);
-        require(held.kind == Cell::Kind::transition && held.begin == unit && held.head == head, "'transitions' row {} head {} holds {}",
+        const Symbol& held = at(saved, unit, head);
+        require(held.kind == Symbol::Kind::transition && held.begin == unit && held.head == head, "'transitions' row {} head {} holds {}",
                 unit, head, held);
       }
     }

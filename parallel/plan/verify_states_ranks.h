@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 
+#include "parallel/plan/failure.h"
 #include "parallel/plan/ops.h"
 #include "parallel/plan/plan.h"
 #include "parallel/units.h"
@@ -22,17 +23,8 @@ using kernels::Transition;
 using kernels::UnitFold;
 using kernels::UnitRun;
 
-struct Failure {
-  std::string what;
-};
-
-template <class... Args>
-void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
-  if (!holds) throw Failure{fmt::format(what, std::forward<Args>(args)...)};
-}
-
 /// What one head of one row of a slot holds.
-struct Cell {
+struct Symbol {
   enum class Kind : std::uint8_t { nothing, element, transition, added, state };
   Kind kind = Kind::nothing;
   bool down = false;      ///< Of a scan down the units; transitions are those of either direction.
@@ -41,18 +33,18 @@ struct Cell {
   std::int32_t head = -1;
   std::int64_t begin = 0, end = 0;  ///< Units: its own, or those that were folded. None: zero, of any head and pass.
 };
-using Cells = std::vector<Cell>;
+using Symbols = std::vector<Symbol>;
 
 }  // namespace periplus::plan::play
 
-/// Cells are arguments of failures: their texts are made only for those.
+/// Symbols are arguments of failures: their texts are made only for those.
 template <>
-struct fmt::formatter<periplus::plan::play::Cell> {
-  using Cell = periplus::plan::play::Cell;
+struct fmt::formatter<periplus::plan::play::Symbol> {
+  using Symbol = periplus::plan::play::Symbol;
   static constexpr auto parse(fmt::format_parse_context& context) { return context.begin(); }
-  static auto format(const Cell& cell, fmt::format_context& context) {
-    if (cell.kind == Cell::Kind::nothing) return fmt::format_to(context.out(), "nothing");
-    if (cell.kind == Cell::Kind::state && cell.begin == cell.end) return fmt::format_to(context.out(), "the zero state");
+  static auto format(const Symbol& cell, fmt::format_context& context) {
+    if (cell.kind == Symbol::Kind::nothing) return fmt::format_to(context.out(), "nothing");
+    if (cell.kind == Symbol::Kind::state && cell.begin == cell.end) return fmt::format_to(context.out(), "the zero state");
     constexpr std::array<std::string_view, 5> names{"", "element", "transition", "addition", "state"};
     return fmt::format_to(context.out(), "the {}{}{} of units {}:{} of head {}", cell.down ? "falling " : "",
                           cell.gradient ? "gradient's " : "", names[static_cast<std::size_t>(cell.kind)], cell.begin, cell.end, cell.head);
@@ -76,7 +68,7 @@ enum Done : std::uint8_t { recurrence = 1, mirrored = 2, normalised = 4 };
 
 /// One rank.
 struct Played {
-  std::vector<Cells> slots;      ///< Row after row; empty for slots of tokens.
+  std::vector<Symbols> slots;    ///< Row after row; empty for slots of tokens.
   std::vector<Contents> tokens;  ///< Of scratch for tokens: what each run and head holds.
   std::vector<UnitRun> runs;
   std::vector<UnitFold> incoming, outgoing;
@@ -137,16 +129,16 @@ class PlayedRanks {
     }
   }
 
-  static Cell state_of(const UnitFold& fold, bool down, bool gradient, std::int64_t head) {
-    return {Cell::Kind::state, down, gradient, false, static_cast<std::int32_t>(head), fold.begin, fold.end};
+  static Symbol state_of(const UnitFold& fold, bool down, bool gradient, std::int64_t head) {
+    return {Symbol::Kind::state, down, gradient, false, static_cast<std::int32_t>(head), fold.begin, fold.end};
   }
 
-  static Cell transition_of(std::int64_t unit, std::int64_t head) {
-    return {Cell::Kind::transition, false, false, false, static_cast<std::int32_t>(head), unit, unit + 1};
+  static Symbol transition_of(std::int64_t unit, std::int64_t head) {
+    return {Symbol::Kind::transition, false, false, false, static_cast<std::int32_t>(head), unit, unit + 1};
   }
 
-  Cell& at(const View& view, std::int64_t row, std::int64_t head) {
-    Cells& cells = self().slots[static_cast<std::size_t>(view.slot)];
+  Symbol& at(const View& view, std::int64_t row, std::int64_t head) {
+    Symbols& cells = self().slots[static_cast<std::size_t>(view.slot)];
     const Slot& slot = program().slot_of(view);
     const bool free = slot.role == Role::scratch && self().tokens[static_cast<std::size_t>(view.slot)].empty();
     if (cells.empty() && free) cells.resize(static_cast<std::size_t>(slot.rows * slot.heads));
@@ -154,13 +146,13 @@ class PlayedRanks {
     return cells[static_cast<std::size_t>((view.row0 + row) * slot.heads + view.head0 + head)];
   }
 
-  void require_state(const View& view, std::int64_t row, std::int64_t head, const Cell& wanted) {
-    const Cell& held = at(view, row, head);
+  void require_state(const View& view, std::int64_t row, std::int64_t head, const Symbol& wanted) {
+    const Symbol& held = at(view, row, head);
     // Zero is zero of any head, but for who decayed it.
     const bool zero = held.begin == held.end && wanted.begin == wanted.end && (!wanted.decayed || held.head == wanted.head);
     const bool same = held.down == wanted.down && held.gradient == wanted.gradient && held.head == wanted.head &&
                       held.begin == wanted.begin && held.end == wanted.end;
-    require(held.kind == Cell::Kind::state && held.decayed == wanted.decayed && (zero || same),
+    require(held.kind == Symbol::Kind::state && held.decayed == wanted.decayed && (zero || same),
             "'{}' row {} head {} holds {} where {} is needed", program().slot_of(view).name, view.row0 + row, view.head0 + head, held,
             wanted);
   }
@@ -168,17 +160,17 @@ class PlayedRanks {
   // --- messages ---
 
   /// Appends all of a view, which must be defined.
-  void read(const View& view, Cells& to) {
+  void read(const View& view, Symbols& to) {
     for (std::int64_t row = 0; row < view.rows; ++row) {
       for (std::int64_t head = 0; head < view.heads; ++head) {
         to.push_back(at(view, row, head));
-        require(to.back().kind != Cell::Kind::nothing, "reads row {} of '{}', which was never written", view.row0 + row,
+        require(to.back().kind != Symbol::Kind::nothing, "reads row {} of '{}', which was never written", view.row0 + row,
                 program().slot_of(view).name);
       }
     }
   }
 
-  void write(const View& view, std::span<const Cell> cells) {
+  void write(const View& view, std::span<const Symbol> cells) {
     for (std::size_t i = 0; i < cells.size(); ++i) {
       at(view, static_cast<std::int64_t>(i) / view.heads, static_cast<std::int64_t>(i) % view.heads) = cells[i];
     }
@@ -226,7 +218,7 @@ class PlayedRanks {
       Box& from = box(m.peer, rank_);
       const Letter& letter = letters_[from.first];
       from.first = letter.next, --from.waiting;
-      write(m.view, std::span<const Cell>(posted_).subspan(letter.first, letter.count));
+      write(m.view, std::span<const Symbol>(posted_).subspan(letter.first, letter.count));
     }
     self().sent = false;
     return true;
@@ -332,7 +324,7 @@ class PlayedRanks {
   std::vector<Played> ranks_;
   std::vector<Box> mail_;  ///< By sender and receiver.
   std::vector<Letter> letters_;
-  Cells posted_;  ///< Of all letters.
+  Symbols posted_;  ///< Of all letters.
   std::vector<std::size_t> wanted_;
   std::optional<double> scale_;
   std::int64_t rank_ = 0;

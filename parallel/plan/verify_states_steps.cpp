@@ -8,12 +8,12 @@
 namespace periplus::plan::play {
 namespace {
 
-void fold_in(const Cell& element, bool reverse, Cell& state) {
-  require(element.kind == Cell::Kind::element && element.down == reverse, "folds {} {}", element,
+void fold_in(const Symbol& element, bool reverse, Symbol& state) {
+  require(element.kind == Symbol::Kind::element && element.down == reverse, "folds {} {}", element,
           reverse ? "down the units" : "up the units");
   if (state.begin == state.end) {
     state = element;
-    state.kind = Cell::Kind::state;
+    state.kind = Symbol::Kind::state;
     return;
   }
   const bool follows = state.down == reverse && state.gradient == element.gradient && !state.decayed && state.head == element.head &&
@@ -70,10 +70,10 @@ void StateSteps::play_split(const Step&, Accesses a) {
   const View& from = a[elements].view;
   for (std::int64_t row = 0; row < from.rows; ++row) {
     for (std::int64_t head = 0; head < from.heads; ++head) {
-      const Cell whole = at(from, row, head);
-      require(whole.kind == Cell::Kind::element, "splits {}", whole);
-      Cell added_part = whole;
-      added_part.kind = Cell::Kind::added;
+      const Symbol whole = at(from, row, head);
+      require(whole.kind == Symbol::Kind::element, "splits {}", whole);
+      Symbol added_part = whole;
+      added_part.kind = Symbol::Kind::added;
       if (a[transitions].view.present()) at(a[transitions].view, row, head) = transition_of(whole.begin, whole.head);
       if (a[added].view.present()) at(a[added].view, row, head) = added_part;
     }
@@ -85,12 +85,12 @@ void StateSteps::play_join(const Step&, Accesses a) {
   const View& to = a[elements].view;
   for (std::int64_t row = 0; row < to.rows; ++row) {
     for (std::int64_t head = 0; head < to.heads; ++head) {
-      const Cell transition = at(a[transitions].view, row, head), part = at(a[added].view, row, head);
-      const bool fit = transition.kind == Cell::Kind::transition && part.kind == Cell::Kind::added && transition.begin == part.begin &&
+      const Symbol transition = at(a[transitions].view, row, head), part = at(a[added].view, row, head);
+      const bool fit = transition.kind == Symbol::Kind::transition && part.kind == Symbol::Kind::added && transition.begin == part.begin &&
                        transition.head == part.head;
       require(fit, "joins {} and {}", transition, part);
       at(to, row, head) = part;
-      at(to, row, head).kind = Cell::Kind::element;
+      at(to, row, head).kind = Symbol::Kind::element;
     }
   }
 }
@@ -100,9 +100,9 @@ void StateSteps::play_scan(const Step& step, Accesses a) {
   const View &elements = a[unit_scan_operand::elements].view, &states = a[unit_scan_operand::states].view;
   for (const UnitFold& fold : program().folds_of(step)) {
     for (std::int64_t head = 0; head < states.heads; ++head) {
-      Cell& state = at(states, fold.target, head);
-      if (a[unit_scan_operand::states].mode == Mode::write) state = {Cell::Kind::state};
-      require(state.kind == Cell::Kind::state, "folds into {}", state);
+      Symbol& state = at(states, fold.target, head);
+      if (a[unit_scan_operand::states].mode == Mode::write) state = {Symbol::Kind::state};
+      require(state.kind == Symbol::Kind::state, "folds into {}", state);
       for (std::int64_t i = 0; i < fold.end - fold.begin; ++i) {
         fold_in(at(elements, step.reverse ? fold.end - 1 - i : fold.begin + i, head), step.reverse, state);
       }
@@ -257,7 +257,7 @@ void StateSteps::play_states(const Step& step, const View& base, const View& ele
     const std::int64_t global = units_.of_rank(static_cast<int>(rank_))[unit];
     for (std::int64_t head = 0; head < elements.heads; ++head) {
       at(elements, static_cast<std::int64_t>(i), head) = {
-          Cell::Kind::element, down, gradient, false, static_cast<std::int32_t>(base.head0 + head), global, global + 1};
+          Symbol::Kind::element, down, gradient, false, static_cast<std::int32_t>(base.head0 + head), global, global + 1};
     }
   }
 }
@@ -276,8 +276,8 @@ void StateSteps::require_states(const Step& step, const View& base, const View& 
     require(from.row0 + run.unit == static_cast<std::int64_t>(unit), "its run of rows {}+{} takes the states of unit {} instead of {}",
             base.row0 + run.row0, run.rows, from.row0 + run.unit, unit);
     for (std::int64_t head = 0; head < base.heads; ++head) {
-      Cell before = state_of(self().incoming[unit], false, mirrored, base.head0 + head);
-      const Cell behind = state_of(self().outgoing[unit], true, !mirrored, base.head0 + head);
+      Symbol before = state_of(self().incoming[unit], false, mirrored, base.head0 + head);
+      const Symbol behind = state_of(self().outgoing[unit], true, !mirrored, base.head0 + head);
       before.decayed = mirrored && claim_.decay;
       // Where nothing enters, nothing is there to be used.
       if (begins_unit(index) && (!mirrored || gradients != nullptr)) require_state(mirrored ? *gradients : from, run.unit, head, before);

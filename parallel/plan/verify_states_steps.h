@@ -53,7 +53,7 @@ class StateSteps : protected PlayedRanks {
   void require_scale(const Step& step);
   void require_states(const Step& step, const View& base, const View& from, std::string_view name, const View* gradients, bool mirrored);
 
-  Cells copied_;
+  Symbols copied_;
 };
 
 }  // namespace periplus::plan::play

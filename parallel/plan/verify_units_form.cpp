@@ -1,25 +1,14 @@
 #include "parallel/plan/verify_units_form.h"
 
-#include <utility>
 #include <vector>
 
-#include <fmt/format.h>
-
+#include "parallel/plan/failure.h"
 #include "parallel/plan/ops.h"
 
 namespace periplus::plan {
 namespace {
 
 using kernels::Transition;
-
-struct Failure {
-  std::string what;
-};
-
-template <class... Args>
-void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
-  if (!holds) throw Failure{fmt::format(what, std::forward<Args>(args)...)};
-}
 
 class UnitForm {
  public:
