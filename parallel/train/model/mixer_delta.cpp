@@ -43,8 +43,8 @@ class DeltaMixer : public RecurrentMixer {
   /// Number 0, 1, 2: q, k, v side by side.
   TensorView part(TensorView qkv, std::int64_t number) const { return heads_of(qkv, number * channels(), model_.heads, model_.head_size); }
 
-  LinearAttentionInputs operands(const MixerLayer& layer, Pass pass) override {
-    qkv_result_ = qkv_.forward(layer.slot, layer.weights[kConvolution], pass == Pass::again, layer.stream);
+  LinearAttentionInputs operands(const MixerLayer& layer, bool again) override {
+    qkv_result_ = qkv_.forward(layer.slot, layer.weights[kConvolution], again, layer.stream);
     kernels::l2_norm(part(qkv_result_, 0), kL2Epsilon, heads(q_), layer.stream);
     kernels::l2_norm(part(qkv_result_, 1), kL2Epsilon, heads(k_), layer.stream);
     kernels::softplus_decay(decay(layer), top(log_decay_, rows()), top(step_, rows()), layer.stream);

@@ -57,7 +57,7 @@ class LinearMixer : public RecurrentMixer {
     train::project(tile.top(narrow_), layer.weights[kGateOut], tile.of(gate_), layer.stream);
   }
 
-  LinearAttentionInputs operands(const MixerLayer& layer, Pass) override {
+  LinearAttentionInputs operands(const MixerLayer& layer, bool) override {
     LinearAttentionInputs inputs{heads(q_), heads(k_), heads(v_)};
     if (is_gla(model_)) {
       kernels::logsigmoid_decay(top(gate_, rows()), kGlaDivisor, top(log_decay_, rows()), layer.stream);

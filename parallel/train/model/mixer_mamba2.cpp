@@ -48,8 +48,8 @@ class Mamba2Mixer : public RecurrentMixer {
     return {shared.bytes(), shared.dtype(), {rows(), model_.heads, model_.head_size}, {shared.stride(0), 0, 1}};
   }
 
-  LinearAttentionInputs operands(const MixerLayer& layer, Pass pass) override {
-    xbc_result_ = xbc_.forward(layer.slot, layer.weights[kConvolution], pass == Pass::again, layer.stream);
+  LinearAttentionInputs operands(const MixerLayer& layer, bool again) override {
+    xbc_result_ = xbc_.forward(layer.slot, layer.weights[kConvolution], again, layer.stream);
     kernels::softplus_decay(decay(layer), top(log_decay_, rows()), top(step_, rows()), layer.stream);
     kernels::scale_heads(x_of(xbc_result_), top(step_, rows()), heads(v_), layer.stream);
     return {for_all_heads(c_of(xbc_result_)), for_all_heads(b_of(xbc_result_)), heads(v_), per_head(log_decay_)};

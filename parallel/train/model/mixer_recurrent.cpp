@@ -93,7 +93,7 @@ void RecurrentMixer::project(const MixerLayer& layer, const Tile& tile, ConstTen
 }
 
 void RecurrentMixer::forward(const MixerLayer& layer) {
-  recurrence_->forward(operands(layer, Pass::first), outputs(layer));
+  recurrence_->forward(operands(layer, false), outputs(layer));
   add_to_output(layer, heads(out(layer)));
 }
 
@@ -120,7 +120,7 @@ void RecurrentMixer::backward(const MixerLayer& layer) {
   if (form_.decay == Decay::scalar) gradients.dlog_decay = per_head(dlog_decay_);
   if (form_.decay == Decay::diagonal) gradients.dlog_decay = heads(dlog_decay_);
   if (form_.delta_rule) gradients.dbeta = per_head(dbeta_);
-  recurrence_->backward(operands(layer, Pass::again), outputs(layer), heads(dout_), gradients);
+  recurrence_->backward(operands(layer, true), outputs(layer), heads(dout_), gradients);
   operands_backward(layer, gradients, heads(dout_));
 }
 

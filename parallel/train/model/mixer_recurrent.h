@@ -33,7 +33,6 @@ class RecurrentMixer : public Mixer {
     bool delta_rule = false;
     double scale = 0;  ///< Of q; 0: 1/sqrt(head_size).
   };
-  enum class Pass { first, again };  ///< Again: in backward; nothing is communicated.
 
   RecurrentMixer(const MixerSetup& setup, const Form& form);
 
@@ -41,7 +40,8 @@ class RecurrentMixer : public Mixer {
   virtual void plan_operands(const Batch& batch, const Planning& planning) = 0;
   virtual void reserve_operands() = 0;
   virtual void project_operands(const MixerLayer& layer, const Tile& tile, ConstTensorView normed) = 0;
-  virtual LinearAttentionInputs operands(const MixerLayer& layer, Pass pass) = 0;
+  /// again: in backward; nothing is communicated.
+  virtual LinearAttentionInputs operands(const MixerLayer& layer, bool again) = 0;
   /// out: of the recurrence, to which a skip may add.
   virtual void add_to_output(const MixerLayer&, TensorView) {}
   /// From the gradients of the operands (and of out, for a skip) to those of the projections.
