@@ -66,14 +66,15 @@ ensure_cuda_tools() {
 # nproc would repeat OMP_NUM_THREADS.
 cores() { env -u OMP_NUM_THREADS nproc; }
 
-# build PRESET TARGET...: configures and builds; the folder is $root/build/PRESET. Presets compile most files with the same
-# options, so the second finds them in ccache.
+# build PRESET TARGET...: configures and builds; the folder is $root/build/PRESET. Presets, and pip, compile most files with the
+# same options, so the second finds them in ccache, which must not care in which folder it runs.
 build() {
   local preset=$1
   shift
   if command -v ccache >/dev/null; then
     export CMAKE_CXX_COMPILER_LAUNCHER="${CMAKE_CXX_COMPILER_LAUNCHER-ccache}"
     export CMAKE_CUDA_COMPILER_LAUNCHER="${CMAKE_CUDA_COMPILER_LAUNCHER-ccache}"
+    export CCACHE_NOHASHDIR=true
   fi
   (cd "$root" && cmake --preset "$preset" --log-level=WARNING >/dev/null && cmake --build "build/$preset" --parallel "$(cores)" --target "$@") >&2
 }
