@@ -87,7 +87,7 @@ int apply_attention(Arguments arguments) {
   check_files(options.files);
   const AttentionFile file(options.files.input);
   const AttentionProblem problem = make_problem(options, table, file, source.ranks);
-  resolve_auto(table, options.settings.machine, problem, options.settings.how);
+  resolve_auto(table, options.settings.machine, problem, options.settings.how, source.rank);
   return run_ranks(source, options.ranks, [&](const comm::Communicator& communicator, Device device) {
     return apply_rank(table, options, file, problem, communicator, device);
   });

@@ -182,11 +182,11 @@ void use_named_machine(const std::string& machine, const AttentionProblem& probl
   use_machine(how, load_simulated_machine(machine), ranks, problem.layout.tokens() / ranks);
 }
 
-void resolve_auto(const OptionTable& table, const std::string& machine, const AttentionProblem& problem, AttentionOptions& how) {
+void resolve_auto(const OptionTable& table, const std::string& machine, const AttentionProblem& problem, AttentionOptions& how, int rank) {
   use_named_machine(machine, problem, how);
   if (how.strategy != "auto") return;
   const Choice choice = choose_strategy(problem, how);
-  say(table, "strategy auto: " + choice.why);
+  if (rank == 0) say(table, "strategy auto: " + choice.why);
   how = choice.options;
 }
 

@@ -47,7 +47,8 @@ struct AttentionSettings {
 
 /// Gives "auto" the machine that --machine names. Errors: InvalidArgument if only one of the two was given.
 void use_named_machine(const std::string& machine, const AttentionProblem& problem, AttentionOptions& how);
-/// Puts the strategy that is chosen for the problem on that machine in place of "auto", and says why.
-void resolve_auto(const OptionTable& table, const std::string& machine, const AttentionProblem& problem, AttentionOptions& how);
+/// Puts the strategy that is chosen for the problem on that machine in place of "auto". `rank` of the process: 0 says why.
+void resolve_auto(const OptionTable& table, const std::string& machine, const AttentionProblem& problem, AttentionOptions& how,
+                  int rank = 0);
 
 }  // namespace periplus::launch

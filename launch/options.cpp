@@ -236,7 +236,7 @@ std::string OptionTable::help() const {
     if (!option.key.empty()) {
       page += fmt::format(" [{} = {}]", option.key, row.default_text);
     } else if (!is_switch(option) && !is_list(option) && row.default_text != "\"\"" &&
-               !(std::atof(row.default_text.c_str()) < option.least)) {
+               !(std::atof(row.default_text.c_str()) < option.least)) {  // a default out of range: the option is needed
       page += fmt::format(" Default: {}.", row.default_text);
     }
     page += "\n";

@@ -78,6 +78,9 @@ comm::Links links_of(const Machine& machine, int ranks_per_node) {
 }
 
 void use_machine(AttentionOptions& options, const simulate::Machine& machine, int ranks, std::int64_t rows) {
+  if (machine.devices < ranks)
+    throw InvalidArgument(
+        fmt::format("attention: strategy auto for {} ranks: machine {} has {} devices", ranks, machine.name, machine.devices));
   const auto length = static_cast<double>(std::max<std::int64_t>(rows, 1));
   constexpr double kForward = 4, kBackward = 10;  // flops of a pair and element
   const simulate::Kernels& kernels = machine.kernels;

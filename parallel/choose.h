@@ -15,7 +15,7 @@ comm::Links links_of(const Machine& machine, int ranks_per_node);
 double modelled_seconds(const Machine& machine, const plan::Program& program, const plan::Step& step);
 
 /// Gives options of strategy "auto" the figures of a described machine for attention over blocks of `rows` tokens (a rank's), and its
-/// nodes unless ranks_per_node names other ones.
+/// nodes unless ranks_per_node names other ones. InvalidArgument if it has fewer devices than ranks.
 void use_machine(AttentionOptions& options, const simulate::Machine& machine, int ranks, std::int64_t rows);
 
 struct Choice {

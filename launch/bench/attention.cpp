@@ -193,7 +193,7 @@ int bench_attention(Arguments arguments) {
     throw InvalidArgument(
         fmt::format("this process may use {} of the cores that {} ranks need; start it with mpirun --bind-to none", cores, source.ranks));
   }
-  resolve_auto(table, options.machine, make_problem(options, source.ranks), options.how);
+  resolve_auto(table, options.machine, make_problem(options, source.ranks), options.how, source.rank);
   return run_ranks(source, options.ranks, [&](const comm::Communicator& communicator) {
     const Result result = alternate(table, options, cores, communicator);
     return communicator.rank() == 0 ? report(table, options, result, cores, communicator) : static_cast<int>(kOk);

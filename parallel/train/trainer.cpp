@@ -40,8 +40,12 @@ double seconds_since(Clock::time_point begin) { return std::chrono::duration<dou
 
 /// With strategy auto choosing for the machine, if one is described.
 Config for_machine(Config config, const TrainOptions& options, int ranks) {
-  if (AttentionOptions& attention = config.parallel.attention; options.machine && attention.strategy == "auto")
-    use_machine(attention, options.machine->simulated, ranks, config.data.context / ranks);
+  if (!options.machine || config.parallel.planner != "none") return config;
+  AttentionOptions& attention = config.parallel.attention;
+  if (attention.strategy != "auto")
+    throw InvalidArgument(
+        "train: a machine is described, but neither parallel.planner nor parallel.strategy auto plans for one; leave it out");
+  use_machine(attention, options.machine->simulated, ranks, config.data.context / ranks);
   return config;
 }
 

@@ -9,7 +9,6 @@
 #include <gtest/gtest.h>
 
 #include "parallel/choose.h"
-#include "parallel/choose.h"
 #include "runtime/comm/thread_transport.h"
 #include "runtime/error.h"
 #include "tests/parallel/attention_cases.h"
@@ -213,6 +212,7 @@ TEST(ChooseStrategy, TakesFiguresAndNodesOfADescribedMachine) {
   EXPECT_EQ(node.ranks_per_node, 0);
   use_machine(told, machine, 16, 4096);
   EXPECT_EQ(told.ranks_per_node, 4);
+  EXPECT_THROW(use_machine(all, machine, 17, 4096), InvalidArgument);
 }
 
 TEST(DistributedAttentionErrors, NothingGivenIsIgnored) {

@@ -222,6 +222,7 @@ TEST_F(PlannedTraining, RefusesWhatItCannotPlan) {
   EXPECT_THROW(run_training(config("flexible", "f32"), 2), InvalidArgument);  // no machine
   const Config two = config("flexible", "f32");
   const MachineDescription small = machine_for(two, DType::f32, 2, 40);
+  EXPECT_THROW(run_training(config("none", "f32"), 2, false, 0, {}, small), InvalidArgument);  // a machine for nobody
   EXPECT_THROW(run_training(two, 3, false, 0, {}, small), InvalidArgument);
 }
 
