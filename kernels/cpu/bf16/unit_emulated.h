@@ -97,8 +97,9 @@ struct Unit {
     return x;
   }
   static bool any_greater(Vec x, Vec bound) { return any(x > bound); }
-  static void transpose_words(const void* rows, std::int64_t row_bytes, Vec (&columns)[16]) {
-    for (int c = 0; c < 16; ++c) {
+  template <int N>
+  static void transpose_words(const void* rows, std::int64_t row_bytes, Vec (&columns)[N]) {
+    for (int c = 0; c < N; ++c) {
       for (int r = 0; r < 16; ++r) {
         __builtin_memcpy(reinterpret_cast<char*>(columns + c) + 4 * r, static_cast<const char*>(rows) + r * row_bytes + 4 * c, 4);
       }

@@ -53,13 +53,18 @@ struct VectorUnit {
   [[gnu::always_inline]] static bool any_greater(Vec x, Vec bound) { return _mm512_cmp_ps_mask(x, bound, _CMP_GT_OQ) != 0; }
 
   /// columns[c]: 4-byte words c of 16 rows in memory. A lane of 4 words is put into its place as it is loaded, which no shuffle does:
-  /// 32 of them remain of the 64 that a transposition of registers takes, and these are what limits it.
-  [[gnu::always_inline]] static void transpose_words(const void* rows, std::int64_t row_bytes, Vec (&columns)[16]) {
+  /// 32 of them remain of the 64 that a transposition of registers takes for 16 words, and these are what limits it.
+  template <int N>
+  [[gnu::always_inline]] static void transpose_words(const void* rows, std::int64_t row_bytes, Vec (&columns)[N]) {
 #pragma GCC unroll 4
-    for (int c = 0; c < 16; c += 4) {
+    for (int c = 0; c < N; c += 4) {
+      const std::byte* at = static_cast<const std::byte*>(rows) + 4 * c;
       __m512i x[4];
 #pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) x[r] = gather_lanes(static_cast<const std::byte*>(rows) + r * row_bytes + 4 * c, 4 * row_bytes);
+      for (int r = 0; r < 4; ++r, at += row_bytes) {
+        asm("" : "+r"(at));  // or the compiler keeps an address for each row, and has no registers for them
+        x[r] = gather_lanes(at, 4 * row_bytes);
+      }
       interleave(x[0], x[1], x[2], x[3], columns + c);
     }
   }

@@ -126,33 +126,41 @@ class Scan {
     __builtin_prefetch(at + (kFalling ? -kScanRows : kScanRows) * stride, 0, 2);
   }
 
-  /// 32 columns of a row of keys, divided by their decay if they carry one.
-  [[gnu::always_inline]] Vec key_pairs(HeadRows<const S> k, std::int64_t chunk, std::int64_t row, std::int64_t d) const {
-    const S* from = k.data + row * k.stride + d;
-    fetch_next(from, k.stride);
-    if constexpr (kDecay != DecayOf::keys) return load_bits(from);
-    const float* f = factor(chunk, row) + d;
-    return Vec(Unit::narrow(load(from) * Unit::reciprocal(load(f)), load(from + kLanes) * Unit::reciprocal(load(f + kLanes))));
-  }
-  /// Sums over tokens take them in the order n, 16 + n: so rows of k^T come from two tiles of `across` without a shuffle.
-  void pack_keys(std::int64_t chunk) {
+  /// 32 tokens x 32 columns of keys, divided by their decay if they carry one: then as a copy in `space`.
+  [[gnu::always_inline]] HeadRows<const S> key_square(std::int64_t chunk, std::int64_t token, std::int64_t d, S* space) const {
     const HeadRows<const S> k = t_.k.of(chunk);
+    const S* from = k.data + token * k.stride + d;
+    for (std::int64_t i = 0; i < 32; ++i) fetch_next(from + i * k.stride, k.stride);
+    if constexpr (kDecay != DecayOf::keys) return {from, k.stride};
+    const float* f = factor(chunk, token) + d;
+    for (std::int64_t i = 0; i < 32; ++i, from += k.stride, f += decay_.width) {
+      store_bits(space + i * 32,
+                 Vec(Unit::narrow(load(from) * Unit::reciprocal(load(f)), load(from + kLanes) * Unit::reciprocal(load(f + kLanes)))));
+    }
+    return {space, 32};
+  }
+  /// Four columns at a time, which stay in registers. Sums over tokens take them in the order n, 16 + n: so rows of k^T come from two tiles
+  /// of `across` without a shuffle.
+  void pack_keys(std::int64_t chunk) {
+    alignas(64) S space[32 * 32];
     for (std::int64_t token = 0; token < rows(chunk); token += 32) {
       for (std::int64_t step = 0; step < steps_; ++step) {
         bfloat16* across = on_.across + (token / 16 * steps_ + step) * kTile;
         bfloat16* rows = on_.keys + (step * 2 * kSteps + token / 32) * kTile;
-        Vec tile[16];
-        for (std::int64_t i = 0; i < 16; ++i) tile[i] = key_pairs(k, chunk, token + i, step * 32);
-        transpose(tile);
-        for (std::int64_t i = 0; i < 16; ++i) store_bits(across + i * 32, tile[i]);
-        for (std::int64_t i = 0; i < 16; ++i) tile[i] = key_pairs(k, chunk, token + 16 + i, step * 32);
-        transpose(tile);
-        for (std::int64_t i = 0; i < 16; ++i) {
-          store_bits(across + steps_ * kTile + i * 32, tile[i]);
-          const Words low = Words(load_bits(across + i * 32)), high = Words(tile[i]);
-          bfloat16* to = rows + i / 8 * kSteps * kTile + 2 * i % 16 * 32;
-          store_bits(to, Vec(Unit::lower_halves(low, high)));
-          store_bits(to + 32, Vec(Unit::upper_halves(low, high)));
+        const HeadRows<const S> k = key_square(chunk, token, step * 32, space);
+#pragma GCC unroll 4
+        for (std::int64_t column = 0; column < 16; column += 4) {
+          Vec low[4], high[4];
+          Unit::transpose_words(k.data + 2 * column, 2 * k.stride, low);
+          Unit::transpose_words(k.data + 16 * k.stride + 2 * column, 2 * k.stride, high);
+#pragma GCC unroll 4
+          for (std::int64_t i = 0; i < 4; ++i) {
+            store_bits(across + (column + i) * 32, low[i]);
+            store_bits(across + steps_ * kTile + (column + i) * 32, high[i]);
+            bfloat16* to = rows + column / 8 * kSteps * kTile + (2 * (column + i)) % 16 * 32;
+            store_bits(to, Vec(Unit::lower_halves(Words(low[i]), Words(high[i]))));
+            store_bits(to + 32, Vec(Unit::upper_halves(Words(low[i]), Words(high[i]))));
+          }
         }
       }
     }
@@ -165,6 +173,7 @@ class Scan {
   }
   void pack_values(std::int64_t chunk) {
     const HeadRows<const S> v = t_.v.of(chunk);
+    const std::int64_t width = t_.width_v;
     const auto of_row = [&](const float* f) { return splat(kDecay == DecayOf::rows ? t_.value_scale / *f : t_.value_scale); };
     for (std::int64_t pair = 0; pair < rows(chunk) / 2; ++pair) {
       const std::int64_t row = pair / 16 * 32 + pair % 16;
@@ -172,14 +181,15 @@ class Scan {
       const float *first_f = factor(chunk, row), *second_f = factor(chunk, row + 16);
       const Vec first_factor = of_row(first_f), second_factor = of_row(second_f);
       bfloat16* to = on_.values + row / 32 * kTile + row % 32 * 32;
-      for (std::int64_t e = 0; e < t_.width_v; e += kLanes) {
-        if (e % 32 == 0) {
-          fetch_next(first + e, v.stride);
-          fetch_next(second + e, v.stride);
+      for (std::int64_t e = 0; e < width; e += 32) {
+        fetch_next(first + e, v.stride);
+        fetch_next(second + e, v.stride);
+        for (std::int64_t half = 0; half < 2; ++half, to += kSteps * kTile) {
+          const std::int64_t column = e + half * kLanes;
+          const Vec low = load(first + column) * value_factor(first_f, first_factor, column);
+          const Vec high = load(second + column) * value_factor(second_f, second_factor, column);
+          store_bits(to, Vec(Unit::pair(low, high)));
         }
-        const Vec low = load(first + e) * value_factor(first_f, first_factor, e);
-        const Vec high = load(second + e) * value_factor(second_f, second_factor, e);
-        store_bits(to + e / 16 * kSteps * kTile, Vec(Unit::pair(low, high)));
       }
     }
   }
