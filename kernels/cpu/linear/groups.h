@@ -4,6 +4,8 @@
 //   dv = falling scan(k, q, dout) from dS; dk = falling scan(v, dout, q) from dS^T.
 #pragma once
 
+#include <utility>
+
 #include "kernels/cpu/bf16/softmax.h"
 #include "kernels/cpu/linear/scan.h"
 
@@ -23,12 +25,12 @@ inline Vec sum_of_rows(HeadRows<const float> from, std::int64_t row, std::int64_
 
 /// Chunks from `index` on that are a group; none if decays are not mild, or for what scans do not know.
 template <class S>
-std::int64_t group_chunks(const Run<S>& run, std::int64_t index) {
+std::int64_t group_chunks(const Run<S>& run, std::int64_t index, std::int64_t most_rows) {
   constexpr float kLeast = -27.0f;  // ln kMild is -27.6
   const LinearShape& shape = run.problem.shape;
   const Sizes& sizes = run.sizes;
   if (run.delta_rule() || sizes.qk != sizes.padded_qk || sizes.v != sizes.padded_v) return 0;
-  std::int64_t chunks = smaller(kGroupChunks, run.chunks() - index);
+  std::int64_t chunks = smaller(most_rows / linear::kChunk, run.chunks() - index);
   const auto from = head_rows(run.problem.log_decay, run.first_row(index), run.item.head);
   // Of up to 32 channels at a time.
   for (std::int64_t d = 0; d < shape.decay_width; d += 32) {
@@ -62,6 +64,25 @@ struct GroupPlace {
   std::int64_t tail() const { return rows % kScanRows; }  ///< Rows of a last chunk that is not whole.
 };
 
+/// x moved by N lanes, to later ones or `down` to earlier ones; `edge` comes in.
+template <int N, bool kDown>
+inline Vec shifted(Vec x, Vec edge) {
+  const auto shift = [&]<int... I>(std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(x, edge, (kDown ? I + N : I >= N ? I - N : kLanes + I)...);
+  };
+  return shift(std::make_integer_sequence<int, kLanes>{});
+}
+/// Of each lane and all before it; `down`: and all behind it.
+template <bool kDown>
+inline Vec running_product(Vec x) {
+  static_assert(kLanes == 16);
+  const Vec one = splat(1.0f);
+  x *= shifted<1, kDown>(x, one);
+  x *= shifted<2, kDown>(x, one);
+  x *= shifted<4, kDown>(x, one);
+  return x * shifted<8, kDown>(x, one);
+}
+
 /// Factors of a group's rows; those that do not exist do not decay.
 template <bool kFalling, class S>
 void fill_factors(const Run<S>& run, GroupPlace at, const GroupDecay& decay) {
@@ -71,15 +92,14 @@ void fill_factors(const Run<S>& run, GroupPlace at, const GroupDecay& decay) {
   if (width == 1) {
     float* f = decay.factor;
     for (std::int64_t i = 0; i < padded; ++i) f[i] = run.problem.shape.decay_width > 0 && i < rows ? from.data[i * from.stride] : 0;
-    for (std::int64_t i = 0; i < padded; i += kLanes) store(f + i, step_of(load(f + i)));
-    float product = 1;
-    for (std::int64_t n = 0; n < padded; ++n) {
-      float& x = f[kFalling ? padded - 1 - n : n];
-      const float before = product;
-      product *= x;
-      x = kFalling ? before : product;
+    Vec product = splat(1.0f);
+    for (std::int64_t n = 0; n < padded; n += kLanes) {
+      float* x = f + (kFalling ? padded - kLanes - n : n);
+      const Vec before = product, all = before * running_product<kFalling>(step_of(load(x)));
+      store(x, kFalling ? shifted<1, kFalling>(all, before) : all);
+      product = splat(all[kFalling ? 0 : kLanes - 1]);
     }
-    *decay.total = product;
+    *decay.total = product[0];
     return;
   }
   // Not as products: an exponential of a sum is as short as that of its last term is exact.
@@ -146,9 +166,10 @@ void scan(const ScanTensors<S>& tensors, bool decays_keys, const GroupDecay& dec
   Scan<S, DecayOf::values, kFalling>(tensors, decay, rows, state, space, pulse).run();
 }
 
+/// For either pass.
 inline GroupDecay carve_group_decay(const LinearShape& shape, Carver& carver) {
   const std::int64_t width = larger(shape.decay_width, 1);
-  return {carver.take(kGroupRows * width), carver.take(width), width};
+  return {carver.take(forward_group_rows(width) * width), carver.take(width), width};
 }
 
 template <class S>
@@ -161,7 +182,7 @@ class Groups<TileProducts, S> {
 
   std::int64_t apply(TileProducts& products, const Run<S>& run, std::int64_t index, const Strided<S>& out, Matrix state,
                      const TileProducts::Right& packed) const {
-    const std::int64_t chunks = group_chunks(run, index);
+    const std::int64_t chunks = group_chunks(run, index, forward_group_rows(run.problem.shape.decay_width));
     if (chunks == 0) return 0;
     const auto& p = run.problem;
     const std::int64_t qk = run.sizes.qk, v = run.sizes.v, head = run.item.head;

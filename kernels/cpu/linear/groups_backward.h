@@ -90,7 +90,7 @@ class GroupsBackward<TileProducts, S> {
   std::int64_t find_groups(const Run<S>& run) const {
     std::int64_t groups = 0;
     for (std::int64_t index = 0; index < run.chunks(); ++groups) {
-      const std::int64_t chunks = group_chunks(run, index);
+      const std::int64_t chunks = group_chunks(run, index, kGroupRows);
       if (chunks == 0) return 0;
       starts_[groups] = index;
       index += chunks;

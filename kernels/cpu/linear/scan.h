@@ -19,8 +19,11 @@ namespace {
 
 constexpr std::int64_t kScanRows = Unit::kHasTiles ? 128 : 64;  ///< Of a chunk of a scan. Larger ones take more products.
 constexpr std::int64_t kScanHalf = 64;                          ///< Rows of a left operand that are used together.
-constexpr std::int64_t kGroupChunks = 8;                        ///< At most, of 64 rows.
-constexpr std::int64_t kGroupRows = kGroupChunks * linear::kChunk;
+
+/// Rows of a group, at most, and of one without factors for each channel in forward. Each end of a group costs a pass over the state; but
+/// such factors, and what backward reads twice in a group, shall stay in the second-level cache.
+constexpr std::int64_t kGroupRows = 512, kLongGroupRows = 1024;
+constexpr std::int64_t forward_group_rows(std::int64_t decay_width) { return decay_width > 1 ? kGroupRows : kLongGroupRows; }
 
 /// Rows of a tensor by chunks. The last may be a copy that has zeros for rows that do not exist.
 template <class T>
