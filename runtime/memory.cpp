@@ -7,6 +7,7 @@
 
 #include "runtime/cuda/device.h"
 #include "runtime/error.h"
+#include "runtime/huge_pages.h"
 
 namespace periplus {
 namespace {
@@ -16,7 +17,9 @@ constexpr std::size_t kAlignment = 256;
 std::byte* allocate_host(std::size_t bytes) {
   // aligned_alloc wants a multiple of the alignment; a size that cannot be rounded up cannot be had either.
   if (bytes > std::numeric_limits<std::size_t>::max() / 2) return nullptr;
-  return static_cast<std::byte*>(std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
+  const std::size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  // Kernels read many rows at once, and of long sequences each lies in a small page of its own, whose address must be looked up.
+  return static_cast<std::byte*>(bytes >= 2 * kHugePageBytes ? allocate_in_huge_pages(whole) : std::aligned_alloc(kAlignment, whole));
 }
 
 }  // namespace

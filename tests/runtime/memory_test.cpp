@@ -36,6 +36,17 @@ TEST(Buffer, IsAlignedWritableAndCounted) {
   EXPECT_EQ(memory.account().peak_bytes(), 100772U);
 }
 
+TEST(Buffer, BeginsAtAHugePageIfItIsLarge) {
+  constexpr std::size_t kHuge = std::size_t{2} << 20;
+  const Memory memory;
+  for (const std::size_t bytes : {2 * kHuge - 1, 2 * kHuge, 2 * kHuge + 1}) {
+    const Buffer buffer(bytes, memory);
+    std::fill_n(buffer.data(), bytes, std::byte{7});
+    EXPECT_EQ(memory.account().current_bytes(), bytes);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(buffer.data()) % (bytes < 2 * kHuge ? 256 : kHuge), 0U) << bytes;
+  }
+}
+
 TEST(Buffer, OfZeroBytesIsEmpty) {
   const Memory memory;
   const Buffer buffer(0, memory);
