@@ -123,10 +123,9 @@ void weigh_tile(const BackwardCall& call, const bf16::PackedQueries& queries, co
       for (std::int64_t piece = 0; piece < kPieces; ++piece) weigh_piece<true>(on, piece, terms, {});
       return;
     }
-    std::uint32_t seen[bf16::kUnit] = {};
-    const UnitPlace at = at_unit(unit);
-    for (std::int64_t k = at.k0; k < at.k1; ++k) seen[k - at.k0] = alive & rows_that_see(bands, at, k);
-    for (std::int64_t piece = 0; piece < kPieces; ++piece) weigh_piece<false>(on, piece, terms, {seen, call.cap, call.cap_scale});
+    Visible visible = visible_pairs(bands, at_unit(unit));
+    for (std::uint32_t& rows : visible.rows) rows &= alive;
+    for (std::int64_t piece = 0; piece < kPieces; ++piece) weigh_piece<false>(on, piece, terms, {visible.rows, call.cap, call.cap_scale});
   };
 
   const bfloat16* keys = call.on.packed.keys + place.key_block * kBlockUnits * d * 2 * kTile;
@@ -308,8 +307,8 @@ inline void wait_for(const std::int32_t* turn, std::int32_t expected, const Prog
 inline void poison_keys_of_row(const BackwardCall& call, std::int64_t head, std::int64_t row) {
   const auto& p = call.problem;
   const std::int64_t kv = call.item.kv_head, tile = row / bf16::kUnit, first = tile * bf16::kUnit;
-  for (std::int64_t k = call.item.first_key; k < call.item.first_key + call.item.keys; ++k) {
-    if ((rows_that_see(call.item.tiles[tile], {first, first + bf16::kUnit, k, k + 1}, k) >> (row - first) & 1) == 0) continue;
+  const auto add = [&](std::int64_t k, std::uint32_t rows) {
+    if ((rows >> (row - first) & 1) == 0) return;
     for (std::int64_t d = 0; d < p.shape.width_qk; ++d) {
       const float value = static_cast<float>(p.q.data[row * p.q.row + head * p.q.head + d]);
       if (!(value - value == 0)) p.dk.data[k * p.dk.row + kv * p.dk.head + d] += value - value;
@@ -318,7 +317,8 @@ inline void poison_keys_of_row(const BackwardCall& call, std::int64_t head, std:
       const float value = static_cast<float>(p.dout.data[row * p.dout.row + head * p.dout.head + e]);
       if (!(value - value == 0)) p.dv.data[k * p.dv.row + kv * p.dv.head + e] += value;
     }
-  }
+  };
+  for_each_seen(call.item.tiles[tile], first, {call.item.first_key, call.item.first_key + call.item.keys}, add);
 }
 
 inline void poison_keys(const BackwardCall& call, std::int64_t head, const bf16::PackedQueries& queries) {

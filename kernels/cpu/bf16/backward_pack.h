@@ -122,10 +122,10 @@ inline void pack_item_keys(const BackwardProblem<bfloat16, float>& p, const bf16
 inline void poison_dq(const BackwardProblem<bfloat16, float>& p, const bf16::BackwardItem& item, std::int64_t head, std::int64_t tile,
                       std::uint32_t alive) {
   const std::int64_t first = tile * bf16::kUnit;
-  for (std::int64_t k = 0; k < p.shape.key_rows; ++k) {
+  const auto add = [&](std::int64_t k, std::uint32_t rows) {
     // In this order: items of keys that the tile does not see may be packing them now.
-    const std::uint32_t bits = alive & rows_that_see(item.tiles[tile], {first, first + bf16::kUnit, k, k + 1}, k);
-    if (bits == 0 || item.poisoned_keys[k] == 0) continue;
+    const std::uint32_t bits = alive & rows;
+    if (bits == 0 || item.poisoned_keys[k] == 0) return;
     for (std::int64_t d = 0; d < p.shape.width_qk; ++d) {
       const float value = static_cast<float>(p.k.data[k * p.k.row + item.kv_head * p.k.head + d]);
       if (value - value == 0) continue;
@@ -133,7 +133,8 @@ inline void poison_dq(const BackwardProblem<bfloat16, float>& p, const bf16::Bac
         if ((bits >> row & 1) != 0) p.dq.data[(first + row) * p.dq.row + head * p.dq.head + d] += value - value;
       }
     }
-  }
+  };
+  for_each_seen(item.tiles[tile], first, {0, p.shape.key_rows}, add);
 }
 
 /// Whether some key that one of the bands reaches is poisoned.

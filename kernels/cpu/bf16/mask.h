@@ -25,15 +25,44 @@ inline std::uint32_t row_bits(std::int64_t begin, std::int64_t end) {
   return static_cast<std::uint32_t>(((std::uint64_t{1} << end) - 1) & ~((std::uint64_t{1} << begin) - 1));
 }
 
-/// The rows that may see key `k`.
-inline std::uint32_t rows_that_see(const bf16::TileBands& tile, const UnitPlace& at, std::int64_t k) {
-  std::uint32_t bits = 0;
-  for (std::int64_t b = 0; b < tile.count; ++b) {
-    const Band& band = tile.bands[b];
-    if (k < band.k0 || k >= band.k1) continue;
-    bits |= row_bits(larger(band.q0, k - band.hi) - at.q0, smaller(band.q1, k - band.lo + 1) - at.q0);
+/// Rows below `end`, lane by lane.
+inline Words rows_below(Ints end) {
+  const Ints some = end < 1 ? Ints{} + 1 : end > 32 ? Ints{} + 32 : end;
+  return end > 0 ? ~Words{} >> Words(32 - some) : Words{};
+}
+
+/// Of a unit: bit r of word k says whether query row r may see key k.
+struct Visible {
+  std::uint32_t rows[bf16::kUnit];
+};
+inline Visible visible_pairs(const bf16::TileBands& tile, const UnitPlace& at) {
+  // Farther away is as good as anywhere, so that numbers fit a lane.
+  const auto near = [](std::int64_t n) { return static_cast<std::int32_t>(larger(-64, smaller(n, 64))); };
+  Visible visible;
+  for (std::int32_t first = 0; first < bf16::kUnit; first += kLanes) {
+    const Ints key = lane_numbers() + first;
+    Words bits = {};
+    for (std::int64_t b = 0; b < tile.count; ++b) {
+      const Band& band = tile.bands[b];
+      const Ints in_band = (key >= near(band.k0 - at.k0)) & (key < near(smaller(band.k1, at.k1) - at.k0));
+      const Ints first_row = key + near(at.k0 - band.hi - at.q0), end = key + near(at.k0 - band.lo + 1 - at.q0);
+      bits |= Words(in_band) & rows_below(end) & ~rows_below(first_row) & row_bits(band.q0 - at.q0, band.q1 - at.q0);
+    }
+    __builtin_memcpy(visible.rows + first, &bits, sizeof bits);
   }
-  return bits;
+  return visible;
+}
+
+/// fn(k, rows) for each key of `keys` that some of the rows [row, row + 32) may see; `rows` are the bits of those.
+template <class Fn>
+void for_each_seen(const bf16::TileBands& tile, std::int64_t row, KeyRange keys, const Fn& fn) {
+  for (std::int64_t first = keys.begin; first < keys.end; first += bf16::kUnit) {
+    const UnitPlace at{row, row + bf16::kUnit, first, smaller(first + bf16::kUnit, keys.end)};
+    const Visible visible = visible_pairs(tile, at);
+    for (std::int64_t k = at.k0; k < at.k1; ++k) {
+      if (visible.rows[k - at.k0] != 0) fn(k, visible.rows[k - at.k0]);
+    }
+  }
 }
 
 /// Whether one band allows every pair of the unit.
@@ -52,11 +81,11 @@ inline bool wholly_allowed(const bf16::TileBands& tile, const UnitPlace& at) {
 /// Hides the pairs that no band allows.
 inline void hide(const bf16::TileBands& tile, const UnitPlace& at, float* scores) {
   const Vec hidden = splat(-kInfinity);
+  const Visible visible = visible_pairs(tile, at);
   for (std::int64_t key = 0; key < bf16::kUnit; ++key) {
-    const std::uint32_t bits = at.k0 + key < at.k1 ? rows_that_see(tile, at, at.k0 + key) : 0;
     for (std::int64_t half = 0; half < 2; ++half) {
       float* row = score_row(scores, half, key);
-      store(row, Unit::keep(load(row), bits >> (16 * half), hidden));
+      store(row, Unit::keep(load(row), visible.rows[key] >> (16 * half), hidden));
     }
   }
 }

@@ -64,21 +64,20 @@ inline void load_tile(const ForwardProblem<bfloat16, float>& p, const bf16::Forw
 /// Adds what packing took out of the values: NaN and infinity, to the rows that see them.
 inline void add_poison(const ForwardProblem<bfloat16, float>& p, const bf16::ForwardItem& item, std::int64_t t) {
   const std::int64_t first = item.first_row + t * bf16::kUnit, kv = item.head / (p.shape.heads / p.shape.kv_heads);
-  const KeyRange seen = keys_seen(item.tiles[t], item.packed.first_key, item.packed.keys_end);
-  for (std::int64_t k = seen.begin; k < seen.end; ++k) {
+  const auto add = [&](std::int64_t k, std::uint32_t rows) {
     const std::int64_t local = k - item.packed.first_key;
     // Others may be packing blocks that this tile does not see.
-    if (__atomic_load_n(item.packed.blocks + local / bf16::kBlock, __ATOMIC_ACQUIRE) != bf16::kPacked) continue;
-    if (item.packed.poisoned[local] == 0) continue;
-    const std::uint32_t bits = rows_that_see(item.tiles[t], {first, first + bf16::kUnit, k, k + 1}, k);
+    if (__atomic_load_n(item.packed.blocks + local / bf16::kBlock, __ATOMIC_ACQUIRE) != bf16::kPacked) return;
+    if (item.packed.poisoned[local] == 0) return;
     for (std::int64_t row = 0; row < bf16::kUnit; ++row) {
-      if ((bits >> row & 1) == 0) continue;
+      if ((rows >> row & 1) == 0) continue;
       for (std::int64_t e = 0; e < p.shape.width_v; ++e) {
         const float value = static_cast<float>(p.v.data[k * p.v.row + kv * p.v.head + e]);
         if (!(value - value == 0)) p.out.data[(first + row) * p.out.row + item.head * p.out.head + e] += value;
       }
     }
-  }
+  };
+  for_each_seen(item.tiles[t], first, keys_seen(item.tiles[t], item.packed.first_key, item.packed.keys_end), add);
 }
 
 /// to[lane][i] = from[i][lane] * factor[lane] for i < min(width, 16) and the lanes in `lanes`.
