@@ -1,6 +1,7 @@
 #include "parallel/train/model/kept.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 namespace periplus::train {
@@ -35,11 +36,16 @@ void Kept::resize(std::int64_t rows) {
   for (std::vector<Tensor>& set : on_device_) {
     for (const Part& part : parts_) set.emplace_back(shape_of(part, rows), part.dtype, memory_);
   }
-  if (mover_ && rows > host_capacity_) resize_host(host_capacity_ < 0 ? rows : rows + rows / 8);
+  if (mover_ && rows > host_capacity_) resize_host(rows_on_host(rows));
   capacity_ = rows;
 }
 
-/// Page-locking is slow, and rows that have grown once will grow again.
+std::int64_t Kept::rows_on_host(std::int64_t rows) noexcept {
+  const auto power = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(std::max<std::int64_t>(rows, 8))));
+  const std::int64_t step = power / 8;
+  return (rows + step - 1) / step * step;
+}
+
 void Kept::resize_host(std::int64_t rows) {
   host_capacity_ = -1;
   on_host_.clear();

@@ -29,6 +29,10 @@ class Kept {
   /// Waits for what still moves.
   ~Kept();
 
+  /// Rows that host memory is taken for when so many are to be kept: up to an eighth more; for a power of two, exactly that. Page-locking
+  /// is slow (under 2 GB/s), and the next rows, which documents fill differently, shall fit too.
+  static std::int64_t rows_on_host(std::int64_t rows) noexcept;
+
   /// For batches of so many rows. What was kept is lost if that is more than ever before; then the host must have waited for all work.
   /// Waits for what still moves.
   /// Errors: DeviceError where memory is not to be had.
