@@ -231,7 +231,7 @@ class TransformersTest(unittest.TestCase):
         self.check(Qwen3Config(**self.sizes(head_dim=16)), layout="striped")
 
     def test_says_what_it_does_not_take(self):
-        from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+        from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig
 
         import periplus.transformers
 
@@ -265,6 +265,22 @@ class TransformersTest(unittest.TestCase):
         context.shard(tokens[0])
         with self.assertRaisesRegex(periplus.InvalidArgument, "has not come to attention"):
             context.shard(tokens[0])
+        refused = 0
+        for name, why in (("roberta", "from their padding token on"), ("bart", "BartForCausalLM takes no position_ids")):
+            own = AutoConfig.for_model(name, **self.sizes(is_decoder=True, hidden_dropout_prob=0, attention_probs_dropout_prob=0, dropout=0,
+                                                          d_model=32, decoder_ffn_dim=48, decoder_layers=1, decoder_attention_heads=4))
+            try:
+                other = AutoModelForCausalLM.from_config(own, attn_implementation=context.name)
+            except (KeyError, ValueError):  # an older transformers, in which this model takes no attention of others
+                continue
+            with self.assertRaisesRegex(periplus.InvalidArgument, why):
+                other(input_ids=tokens, use_cache=False)
+            attention = next(type(each) for each in other.modules() if hasattr(each, "k_proj") or hasattr(each, "key"))
+            derived = type("Derived", (attention,), {"__module__": "of_no_file"})
+            self.assertRegex(periplus.transformers._refused_positions(derived), why)
+            refused += 1
+        self.assertGreater(refused, 0)
+        self.assertIsNone(periplus.transformers._refused_positions(torch.nn.Identity))
         fresh = periplus.transformers.Context(periplus.Group.alone())
         for _ in range(2):  # what was refused is not taken for known the second time
             with self.assertRaisesRegex(periplus.InvalidArgument, "has none of the 0 tokens"):

@@ -9,7 +9,10 @@ Ranks share one model as they do in data-parallel training, but the loss of a ra
 losses and gradients are to be summed over ranks. What averages gradients (DistributedDataParallel, FSDP) gets `loss * group.size`.
 """
 
+import functools
+import inspect
 import itertools
+import sys
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -41,6 +44,29 @@ def _longest_of_one_rotation(config):
         return None
     original = getattr(config, "original_max_position_embeddings", None) or rope.get("original_max_position_embeddings")
     return original or config.max_position_embeddings
+
+
+def _refusal_of_module(name):
+    """The same for the models of one file."""
+    module = sys.modules.get(name)
+    if module is None:
+        return None
+    classes = [each for each in vars(module).values() if inspect.isclass(each) and getattr(each, "__module__", None) == name]
+    for model in classes:
+        if model.__name__.endswith(("ForCausalLM", "LMHeadModel")) and issubclass(model, torch.nn.Module):
+            if "position_ids" not in inspect.signature(model.forward).parameters:
+                return f"{model.__name__} takes no position_ids: it would count the tokens of each rank from 0, across documents"
+    if any(hasattr(each, "create_position_ids_from_input_ids") for each in (module, *classes)):
+        return f"models of {name} count positions from their padding token on, not from 0"
+    return None
+
+
+@functools.cache
+def _refused_positions(attention):
+    """Why models with this class of attention would not see the positions of shard(), or None. Looks at models that stand in one file with
+    it, or with what it was derived from: of others it does not know."""
+    names = [each.__module__ for each in attention.__mro__ if issubclass(each, torch.nn.Module) and not each.__module__.startswith("torch.")]
+    return next((refusal for refusal in map(_refusal_of_module, names) if refusal is not None), None)
 
 
 class Context:
@@ -111,19 +137,23 @@ class Context:
             self._plans[key] = plan
         return self._plans[key]
 
-    def _check(self, config, query, attention_mask, dropout, more):
+    def _check(self, module, query, attention_mask, dropout, more):
         """Refuses what would give other numbers than one rank has."""
         if self.rows is None:
             raise InvalidArgument("which tokens are whose is not known; give the model what context.shard() returns")
         if query.shape[0] != 1 or query.shape[2] != len(self.rows):
             raise InvalidArgument(f"the model got {query.shape[0]} rows of {query.shape[2]} tokens, but this rank has 1 row of "
                                   f"{len(self.rows)}; give it what context.shard() returns")
+        positions = _refused_positions(type(module))
+        if positions is not None:
+            raise InvalidArgument(f"{positions}; use a model with rotary embeddings")
         if attention_mask is not None or dropout:
             raise InvalidArgument(f"{'dropout of attention' if dropout else 'a mask'} is not supported; pack documents with cu_seqlens, set "
                                   "attention_dropout to 0, and use transformers 4.53 or newer, whose models make no masks of their own")
         unknown = [name for name, value in more.items() if value is not None and value is not False and name not in _UNRELATED]
         if unknown:
             raise InvalidArgument(f"the model gives its attention {', '.join(unknown)}, which is not supported")
+        config = getattr(module, "config", None)
         layers = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
         if not _LAYERS.issuperset(layers):
             raise InvalidArgument(f"layers of type {', '.join(sorted(set(layers) - _LAYERS))} are not supported")
@@ -133,7 +163,7 @@ class Context:
 
     def _attend(self, module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None,
                 is_causal=None, s_aux=None, **more):
-        self._check(getattr(module, "config", None), query, attention_mask, dropout, more)
+        self._check(module, query, attention_mask, dropout, more)
         self._waits = False
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         window = None if sliding_window is None else sliding_window - 1  # transformers counts the token itself
