@@ -2,22 +2,20 @@
 
 #include <algorithm>
 #include <ranges>
-#include <string>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include "parallel/key_set.h"
 #include "parallel/strategy/heads.h"
+#include "parallel/strategy/travel.h"
 
 namespace periplus::strategy {
 namespace {
 
-using plan::Message;
 using plan::Mode;
 using plan::ProgramBuilder;
 using plan::Rank;
-using plan::RotatingScratch;
 using plan::View;
 
 /// Who works with whom in a step; -1: nobody, or the pair has nothing to compute.
@@ -59,6 +57,11 @@ class Schedule {
     return program_.bands_between(problem_.layout, problem_.mask, queries, keys);
   }
   std::int64_t rows_of(Rank rank) const { return rank < 0 ? 0 : problem_.layout.rows_of(rank); }
+  std::int64_t most_rows() const {
+    std::int64_t most = 0;
+    for (Rank rank = 0; rank < ranks_; ++rank) most = std::max(most, rows_of(rank));
+    return most;
+  }
 
  private:
   /// In step 0 a rank meets itself.
@@ -72,53 +75,20 @@ class Schedule {
   std::vector<Turn> turns_;  ///< by step
 };
 
-/// Tensors that travel together: own ones, and scratch for those of others, two of each in turn.
-class Travellers {
- public:
-  Travellers(ProgramBuilder& program, const AttentionProblem& problem, std::span<const View> like,
-             std::span<const std::string_view> names) {
-    std::int64_t most = 0;
-    for (int rank = 0; rank < problem.layout.ranks(); ++rank) most = std::max(most, problem.layout.rows_of(rank));
-    for (std::size_t i = 0; i < like.size(); ++i)
-      spare_.push_back(program.rotating_scratch(names[i], 2, program.dtype_of(like[i]), most, like[i].heads, program.width_of(like[i])));
-  }
-  std::vector<View> next(std::int64_t rows) {
-    std::vector<View> views;
-    for (RotatingScratch& spare : spare_) views.push_back(spare.next(rows));
-    return views;
-  }
-
- private:
-  std::vector<RotatingScratch> spare_;
-};
-
-std::vector<View> sendable(ProgramBuilder& program, std::span<const View> views, std::span<const std::string_view> names, bool travels) {
-  std::vector<View> result;
-  for (std::size_t i = 0; i < views.size(); ++i)
-    result.push_back(travels ? program.sendable(views[i], std::string(names[i]) + ".packed") : views[i]);
-  return result;
-}
-
-void append(std::vector<Message>& messages, Rank peer, std::span<const View> views) {
-  for (const View& view : views) {
-    if (peer >= 0) messages.push_back({peer, view});
-  }
-}
-
 /// Blocks of one step on their way: keys to those who attend to them, queries to helpers.
 struct Arriving {
   std::vector<View> keys, queries;
 };
 Arriving bring_blocks(ProgramBuilder& program, const Schedule& schedule, int step, std::span<const View> keys,
-                      std::span<const View> queries, Travellers& spare_keys, Travellers& spare_queries) {
+                      std::span<const View> queries, SpareTensors& spare_keys, SpareTensors& spare_queries) {
   const Turn turn = schedule.turn(step);
   const Arriving arriving{spare_keys.next(schedule.rows_of(turn.keys_from)), spare_queries.next(schedule.rows_of(turn.queries_from))};
-  std::vector<Message> sends, receives;
-  append(sends, turn.keys_to, keys);
-  append(sends, turn.queries_to, queries);
-  append(receives, turn.keys_from, arriving.keys);
-  append(receives, turn.queries_from, arriving.queries);
-  program.exchange({"blocks of step", step}, kBlockLane, sends, receives);
+  Mail mail;
+  mail.send(turn.keys_to, keys);
+  mail.send(turn.queries_to, queries);
+  mail.receive(turn.keys_from, arriving.keys);
+  mail.receive(turn.queries_from, arriving.queries);
+  program.exchange({"blocks of step", step}, kBlockLane, mail.sends, mail.receives);
   return arriving;
 }
 
@@ -129,11 +99,12 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
   const View state_out = running.out, state_lse = running.lse;
   const Schedule schedule(program, problem);
   const View own_keys[] = {on.k, on.v}, own_queries[] = {on.q}, state[] = {state_out, state_lse};
-  constexpr std::string_view kParts[] = {"out.part", "lse.part"}, kReturns[] = {"out.back", "lse.back"};
+  constexpr std::string_view kState[] = {"out", "lse"};
   const std::vector<View> keys = sendable(program, own_keys, kKeyNames, schedule.keys_travel()),
                           queries = sendable(program, own_queries, kQueryNames, schedule.queries_travel());
-  Travellers spare_keys(program, problem, own_keys, kKeyNames), spare_queries(program, problem, own_queries, kQueryNames);
-  Travellers parts(program, problem, state, kParts), returns(program, problem, state, kReturns);
+  const std::int64_t most = schedule.most_rows();
+  SpareTensors spare_keys(program, own_keys, kKeyNames, "", most), spare_queries(program, own_queries, kQueryNames, "", most);
+  SpareTensors parts(program, state, kState, ".part", most), returns(program, state, kState, ".back", most);
   const auto attend = [&](int step, const View& q, const View& k, const View& v, const View& out, const View& lse,
                           std::span<const Band> bands, Mode mode) {
     program.attend({"step", step}, {q, k, v, out, lse}, bands, problem.scale_or_default(), problem.softcap, mode);
@@ -157,10 +128,10 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
     if (step > 1 && schedule.turn(step - 1).queries_to >= 0)
       program.merge({"result of step", step - 1}, returned[0], returned[1], state_out, state_lse);
     returned = returns.next(schedule.rows_of(turn.queries_to >= 0 ? program.rank() : -1));
-    std::vector<Message> sends, receives;
-    append(sends, turn.queries_from, part);
-    append(receives, turn.queries_to, returned);
-    program.exchange({"results of step", step}, kResultLane, sends, receives);
+    Mail mail;
+    mail.send(turn.queries_from, part);
+    mail.receive(turn.queries_to, returned);
+    program.exchange({"results of step", step}, kResultLane, mail.sends, mail.receives);
   }
   if (const int last = schedule.last_step(); last > 0 && schedule.turn(last).queries_to >= 0)
     program.merge({"result of step", last}, returned[0], returned[1], state_out, state_lse);
@@ -171,13 +142,13 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
   const View dq = sum_of(program, on.dq, "dq.sum"), dk = sum_of(program, on.dk, "dk.sum"), dv = sum_of(program, on.dv, "dv.sum");
   const Schedule schedule(program, problem);
   const View own_keys[] = {on.k, on.v}, own_queries[] = {on.q, on.dout, on.lse, on.delta}, key_sums[] = {dk, dv}, query_sums[] = {dq};
-  constexpr std::string_view kKeyParts[] = {"dk.part", "dv.part"}, kKeyReturns[] = {"dk.back", "dv.back"}, kQueryParts[] = {"dq.part"},
-                             kQueryReturns[] = {"dq.back"};
+  constexpr std::string_view kKeySums[] = {"dk", "dv"}, kQuerySums[] = {"dq"};
   const std::vector<View> keys = sendable(program, own_keys, kKeyNames, schedule.keys_travel()),
                           queries = sendable(program, own_queries, kQueryNames, schedule.queries_travel());
-  Travellers spare_keys(program, problem, own_keys, kKeyNames), spare_queries(program, problem, own_queries, kQueryNames);
-  Travellers key_parts(program, problem, key_sums, kKeyParts), key_returns(program, problem, key_sums, kKeyReturns);
-  Travellers query_parts(program, problem, query_sums, kQueryParts), query_returns(program, problem, query_sums, kQueryReturns);
+  const std::int64_t most = schedule.most_rows();
+  SpareTensors spare_keys(program, own_keys, kKeyNames, "", most), spare_queries(program, own_queries, kQueryNames, "", most);
+  SpareTensors key_parts(program, key_sums, kKeySums, ".part", most), key_returns(program, key_sums, kKeySums, ".back", most);
+  SpareTensors query_parts(program, query_sums, kQuerySums, ".part", most), query_returns(program, query_sums, kQuerySums, ".back", most);
   const auto attend = [&](int step, std::span<const View> q, const View& k, const View& v, const View& to_q, const View& to_k,
                           const View& to_v, std::span<const Band> bands, Mode dq_mode) {
     program.attend_backward({"step", step}, {q[0], k, v, q[1], q[2], q[3], to_q, to_k, to_v}, bands, problem.scale_or_default(),
@@ -234,12 +205,12 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
     if (step > 1) add_returned(step - 1);
     keys_back = key_returns.next(turn.keys_to >= 0 ? on.k.rows : 0);
     queries_back = query_returns.next(turn.queries_to >= 0 ? on.q.rows : 0);
-    std::vector<Message> sends, receives;
-    append(sends, turn.keys_from, key_part);
-    append(sends, turn.queries_from, query_part);
-    append(receives, turn.keys_to, keys_back);
-    append(receives, turn.queries_to, queries_back);
-    program.exchange({"results of step", step}, kResultLane, sends, receives);
+    Mail mail;
+    mail.send(turn.keys_from, key_part);
+    mail.send(turn.queries_from, query_part);
+    mail.receive(turn.keys_to, keys_back);
+    mail.receive(turn.queries_to, queries_back);
+    program.exchange({"results of step", step}, kResultLane, mail.sends, mail.receives);
   }
   if (late_heads > 0) {
     const DType accumulator = accumulator_of(problem.dtype);

@@ -6,16 +6,13 @@
 #include <string_view>
 #include <vector>
 
-#include "parallel/plan/builder.h"
+#include "parallel/strategy/travel.h"
 
 /// How blocks travel round a circle of ranks, and sums behind them: the routes of ring.h. What a rank does with a block
 /// that visits it is the caller's business, so that a visit can be a circle of its own.
 namespace periplus::strategy {
 
-/// Two tensors that travel together: keys and values, or their gradients. A block is cut into pieces by KV heads.
-struct Pair {
-  plan::View k, v;
-};
+/// A block is cut into pieces by KV heads.
 using Block = std::vector<Pair>;
 
 /// One direction in which blocks leave their owners.
@@ -48,7 +45,7 @@ struct Circle {
   }
 };
 
-/// Scratch for travelling blocks: per way and piece two pairs in turn, one arrives while the other is in use.
+/// Scratch for travelling blocks, by way and piece.
 class Spare {
  public:
   struct Shape {
@@ -56,39 +53,22 @@ class Spare {
     std::int64_t rows, k_width, v_width;
     std::span<const std::int64_t> heads;  ///< by piece
   };
-  Spare(plan::ProgramBuilder& program, std::string_view k_name, std::string_view v_name, std::size_t ways, const Shape& shape) {
+  Spare(plan::ProgramBuilder& program, std::string_view k_name, std::string_view v_name, std::size_t ways, const Shape& shape)
+      : pieces_(shape.heads.size()) {
     for (std::size_t way = 0; way < ways; ++way) {
-      for (std::size_t piece = 0; piece < shape.heads.size(); ++piece) {
-        const auto make = [&](std::string_view name, std::int64_t width) {
-          std::string full(name);
-          if (piece > 0) full += ".piece" + std::to_string(piece);
-          if (way > 0) full += ".back";
-          return program.rotating_scratch(full, 2, shape.dtype, shape.rows, shape.heads[piece], width);
-        };
-        scratch_.push_back({make(k_name, shape.k_width), make(v_name, shape.v_width)});
+      for (std::size_t piece = 0; piece < pieces_; ++piece) {
+        std::string suffix = piece > 0 ? ".piece" + std::to_string(piece) : "";
+        if (way > 0) suffix += ".back";
+        scratch_.emplace_back(program, std::string(k_name) + suffix, std::string(v_name) + suffix,
+                              SparePair::Shape{shape.dtype, shape.rows, shape.heads[piece], shape.k_width, shape.v_width});
       }
     }
-    pieces_ = shape.heads.size();
   }
-  Pair next(std::size_t way, std::size_t piece, std::int64_t rows) {
-    Rotating& r = scratch_[way * pieces_ + piece];
-    return {r.k.next(rows), r.v.next(rows)};
-  }
+  Pair next(std::size_t way, std::size_t piece, std::int64_t rows) { return scratch_[way * pieces_ + piece].next(rows); }
 
  private:
-  struct Rotating {
-    plan::RotatingScratch k, v;
-  };
-  std::vector<Rotating> scratch_;
-  std::size_t pieces_ = 0;
-};
-
-/// Messages of one exchange, collected way by way.
-struct Mail {
-  std::vector<plan::Message> sends, receives;
-  void clear() { sends.clear(), receives.clear(); }
-  void send(plan::Rank to, const Pair& pair) { sends.emplace_back(to, pair.k), sends.emplace_back(to, pair.v); }
-  void receive(plan::Rank from, const Pair& pair) { receives.emplace_back(from, pair.k), receives.emplace_back(from, pair.v); }
+  std::size_t pieces_;
+  std::vector<SparePair> scratch_;
 };
 
 /// Pieces [begin, end) of a block.

@@ -9,15 +9,14 @@
 #include "parallel/strategy/heads.h"
 #include "parallel/strategy/ring.h"
 #include "parallel/strategy/row_runs.h"
+#include "parallel/strategy/travel.h"
 
 namespace periplus::strategy {
 namespace {
 
-using plan::Message;
 using plan::Mode;
 using plan::ProgramBuilder;
 using plan::Rank;
-using plan::RotatingScratch;
 using plan::View;
 
 /// Ranks that many places apart: each fetches from the one before and lends to the one behind.
@@ -47,22 +46,6 @@ struct Stage {
 struct Preset {
   bool all_rows;
   int head_stages, rank_stages;
-};
-
-struct Pair {
-  View k, v;
-  Pair rows_at(std::int64_t first, std::int64_t count) const { return {k.rows_at(first, count), v.rows_at(first, count)}; }
-};
-
-class RotatingPair {
- public:
-  RotatingPair(ProgramBuilder& program, std::string_view k, std::string_view v, DType dtype, std::int64_t rows, std::int64_t heads,
-               std::int64_t k_width, std::int64_t v_width)
-      : k_(program.rotating_scratch(k, 2, dtype, rows, heads, k_width)), v_(program.rotating_scratch(v, 2, dtype, rows, heads, v_width)) {}
-  Pair next(std::int64_t rows) { return {k_.next(rows), v_.next(rows)}; }
-
- private:
-  RotatingScratch k_, v_;
 };
 
 /// What forward and backward share: who fetches what, when.
@@ -99,41 +82,41 @@ class Gather {
   /// Bands of the own queries and the rows of a stage's buffer.
   std::span<const Band> bands_of(const Stage& stage) const { return bands_[stage.bands]; }
 
-  RotatingPair spare_blocks() { return pair("k", "v", problem_.dtype, most_fetched_); }
-  RotatingPair spare_parts(DType dtype) { return pair("dk.part", "dv.part", dtype, most_fetched_); }
-  RotatingPair spare_returns(DType dtype) { return pair("dk.back", "dv.back", dtype, most_lent_); }
+  SparePair spare_blocks() { return pair("k", "v", problem_.dtype, most_fetched_); }
+  SparePair spare_parts(DType dtype) { return pair("dk.part", "dv.part", dtype, most_fetched_); }
+  SparePair spare_returns(DType dtype) { return pair("dk.back", "dv.back", dtype, most_lent_); }
 
   /// Starts a stage; what arrives lies in the order of distances.
-  Pair fetch(int index, RotatingPair& spare) {
+  Pair fetch(int index, SparePair& spare) {
     const Stage& stage = stages_[static_cast<std::size_t>(index)];
     const Pair arriving = spare.next(stage.fetched_rows);
-    sends_.clear(), receives_.clear();
+    mail_.clear();
     std::int64_t at = 0;
     for (const Distance& distance : distances_of(stage)) {
       for (const RowRange& run : distance.lent) {
-        if (run.rows() > 0) append(sends_, distance.to, own_of(stage).rows_at(run.begin, run.rows()));
+        if (run.rows() > 0) mail_.send(distance.to, own_of(stage).rows_at(run.begin, run.rows()));
       }
       for (const RowRange& run : distance.fetched) {
-        append(receives_, distance.from, arriving.rows_at(at, run.rows()));
+        mail_.receive(distance.from, arriving.rows_at(at, run.rows()));
         at += run.rows();
       }
     }
-    program_.exchange({"kv of stage", index}, kBlockLane, sends_, receives_);
+    program_.exchange({"kv of stage", index}, kBlockLane, mail_.sends, mail_.receives);
     return arriving;
   }
 
   /// Sends the gradients of a stage's rows home and receives those of the own rows that were lent.
-  Pair give_back(int index, const Pair& parts, RotatingPair& spare) {
+  Pair give_back(int index, const Pair& parts, SparePair& spare) {
     const Stage& stage = stages_[static_cast<std::size_t>(index)];
     const Pair arriving = spare.next(stage.lent_rows);
-    sends_.clear(), receives_.clear();
+    mail_.clear();
     std::int64_t from = 0, to = 0;
     for (const Distance& distance : distances_of(stage)) {
-      append(sends_, distance.from, parts.rows_at(from, rows_of(distance.fetched)));
-      append(receives_, distance.to, arriving.rows_at(to, rows_of(distance.lent)));
+      mail_.send(distance.from, parts.rows_at(from, rows_of(distance.fetched)));
+      mail_.receive(distance.to, arriving.rows_at(to, rows_of(distance.lent)));
       from += rows_of(distance.fetched), to += rows_of(distance.lent);
     }
-    program_.exchange({"dkdv of stage", index}, kResultLane, sends_, receives_);
+    program_.exchange({"dkdv of stage", index}, kResultLane, mail_.sends, mail_.receives);
     return arriving;
   }
 
@@ -217,11 +200,8 @@ class Gather {
   std::span<const Distance> distances_of(const Stage& stage) const {
     return std::span(distances_).subspan(stage.first_distance, stage.distances);
   }
-  RotatingPair pair(std::string_view k, std::string_view v, DType dtype, std::int64_t rows) {
-    return {program_, k, v, dtype, rows, stage_heads(), k_width_, v_width_};
-  }
-  static void append(std::vector<Message>& messages, Rank peer, const Pair& pair) {
-    messages.insert(messages.end(), {{peer, pair.k}, {peer, pair.v}});
+  SparePair pair(std::string_view k, std::string_view v, DType dtype, std::int64_t rows) {
+    return {program_, k, v, {dtype, rows, stage_heads(), k_width_, v_width_}};
   }
 
   ProgramBuilder& program_;
@@ -232,7 +212,7 @@ class Gather {
   std::int64_t k_width_ = 0, v_width_ = 0, most_fetched_ = 0, most_lent_ = 0;
   std::span<const Band> own_bands_;
   std::vector<Distance> distances_;
-  std::vector<Message> sends_, receives_;  ///< Of the exchange at hand.
+  Mail mail_;  ///< Of the exchange at hand.
   std::vector<KvGroup> groups_;
   std::vector<Stage> stages_;
   std::vector<std::vector<Band>> bands_;  ///< Of stages.
@@ -244,7 +224,7 @@ void plan_forward(ProgramBuilder& program, const AttentionProblem& problem, cons
   const RunningState running = running_state(program, on);
   const View state_out = running.out, state_lse = running.lse;
   Gather gather(program, problem, PresetOf()(problem, options), on.k, on.v);
-  RotatingPair spare = gather.spare_blocks();
+  SparePair spare = gather.spare_blocks();
   const auto attend = [&](plan::Label label, const KvGroup& group, const Pair& block, int first_head, std::span<const Band> bands,
                           Mode mode) {
     for (const HeadPart& part : group.parts) {
@@ -275,7 +255,7 @@ void plan_backward(ProgramBuilder& program, const AttentionProblem& problem, con
   const DType accumulator = accumulator_of(problem.dtype);
   const View dq = sum_of(program, on.dq, "dq.sum"), dk = sum_of(program, on.dk, "dk.sum"), dv = sum_of(program, on.dv, "dv.sum");
   Gather gather(program, problem, PresetOf()(problem, options), on.k, on.v);
-  RotatingPair spare = gather.spare_blocks(), parts = gather.spare_parts(accumulator), returns = gather.spare_returns(accumulator);
+  SparePair spare = gather.spare_blocks(), parts = gather.spare_parts(accumulator), returns = gather.spare_returns(accumulator);
   std::vector<Mode> dq_modes(gather.groups().size(), Mode::write);
   // `block` and `gradient` begin at these KV heads.
   const auto attend = [&](plan::Label label, std::size_t g, const Pair& block, int block_head, const Pair& gradient, int gradient_head,

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "parallel/key_set.h"
-#include "parallel/strategy/circle.h"
+#include "parallel/strategy/travel.h"
 
 namespace periplus::strategy {
 namespace {
@@ -13,7 +13,6 @@ namespace {
 using plan::Mode;
 using plan::ProgramBuilder;
 using plan::Rank;
-using plan::RotatingScratch;
 using plan::View;
 
 /// Rows that the ranks found out about so far.
@@ -110,25 +109,21 @@ View rows_of(const View& view, const RowRange& held, const RowRange& part) { ret
 class Packet {
  public:
   Packet(ProgramBuilder& program, const Route& route, std::span<const View> own, std::span<const std::string_view> names)
-      : program_(program), route_(route) {
-    for (std::size_t i = 0; i < own.size(); ++i) {
-      const std::string name(names[i]);
-      const bool travels = route.ranks() > 1 && route.passed_on(0).rows() > 0;
-      views_.push_back(travels ? program.sendable(own[i], name + ".packed") : own[i]);
-      spare_.push_back(
-          program.rotating_scratch(name, 2, program.dtype_of(own[i]), route.most_rows(), own[i].heads, program.width_of(own[i])));
-    }
-  }
+      : program_(program),
+        route_(route),
+        views_(sendable(program, own, names, route.ranks() > 1 && route.passed_on(0).rows() > 0)),
+        spare_(program, own, names, "", route.most_rows()) {}
   /// Passes the packet of this step on and lets the next one come; call it before working on the packet at hand.
   void pass_on(int step) {
     coming_.clear();
     if (step + 1 >= route_.ranks()) return;
     mail_.clear();
-    for (std::size_t i = 0; i < views_.size(); ++i) {
-      mail_.sends.emplace_back(route_.rank_at(-1), rows_of(views_[i], route_.held(step), route_.passed_on(step)));
-      coming_.push_back(spare_[i].next(route_.held(step + 1).rows()));
-      mail_.receives.emplace_back(route_.rank_at(1), coming_.back());
+    for (View view : views_) {
+      view = rows_of(view, route_.held(step), route_.passed_on(step));
+      mail_.send(route_.rank_at(-1), {&view, 1});
     }
+    coming_ = spare_.next(route_.held(step + 1).rows());
+    mail_.receive(route_.rank_at(1), coming_);
     program_.exchange({"queries to step", step + 1}, kBlockLane, mail_.sends, mail_.receives);
   }
   View used(std::size_t tensor, int step) const { return rows_of(views_[tensor], route_.held(step), route_.used(step)); }
@@ -138,37 +133,25 @@ class Packet {
   ProgramBuilder& program_;
   const Route& route_;
   std::vector<View> views_, coming_;
+  SpareTensors spare_;
   Mail mail_;
-  std::vector<RotatingScratch> spare_;
 };
 
 /// Results on their way home: made into one of two slots each, received into one of two others.
 class Results {
  public:
   Results(ProgramBuilder& program, const Route& route, std::span<const View> sums, std::span<const std::string_view> names)
-      : program_(program), route_(route) {
-    for (std::size_t i = 0; i < sums.size(); ++i) {
-      const auto rotating = [&](std::string name) {
-        return program.rotating_scratch(name, 2, program.dtype_of(sums[i]), route.most_rows(), sums[i].heads, program.width_of(sums[i]));
-      };
-      made_.push_back(rotating(std::string(names[i]) + ".part"));
-      arriving_.push_back(rotating(std::string(names[i]) + ".back"));
-    }
-  }
-  std::vector<View> next(int step) {
-    std::vector<View> views;
-    for (RotatingScratch& made : made_) views.push_back(made.next(route_.used(step).rows()));
-    return views;
-  }
+      : program_(program),
+        route_(route),
+        made_(program, sums, names, ".part", route.most_rows()),
+        arriving_(program, sums, names, ".back", route.most_rows()) {}
+  std::vector<View> next(int step) { return made_.next(route_.used(step).rows()); }
   /// What was made in this step leaves, what was made for this rank comes.
   void send_home(int step, std::span<const View> results) {
     mail_.clear();
-    arrived_.clear();
-    for (std::size_t i = 0; i < results.size(); ++i) {
-      mail_.sends.emplace_back(route_.rank_at(step), results[i]);
-      arrived_.push_back(arriving_[i].next(route_.returned(step).rows()));
-      mail_.receives.emplace_back(route_.rank_at(-step), arrived_.back());
-    }
+    mail_.send(route_.rank_at(step), results);
+    arrived_ = arriving_.next(route_.returned(step).rows());
+    mail_.receive(route_.rank_at(-step), arrived_);
     program_.exchange({"results of step", step}, kResultLane, mail_.sends, mail_.receives);
   }
   std::span<const View> arrived() const { return arrived_; }
@@ -176,7 +159,7 @@ class Results {
  private:
   ProgramBuilder& program_;
   const Route& route_;
-  std::vector<RotatingScratch> made_, arriving_;
+  SpareTensors made_, arriving_;
   std::vector<View> arrived_;
   Mail mail_;
 };
