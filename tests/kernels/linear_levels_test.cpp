@@ -138,6 +138,23 @@ TEST_F(LinearLevels, AnyDecay) {
   });
 }
 
+// What a token has from itself cancels in the gradient of a decay, whatever the scale; under strong decay nothing else is left.
+TEST_F(LinearLevels, StrongDecaysHaveAlmostNoGradient) {
+  for_each_level([] {
+    LinearCase c{.rows = 150, .units = 1, .heads = 2, .width_qk = 32, .width_v = 24, .scale = std::sqrt(1 / 32.0)};
+    c.runs = {{0, 150, 0, false, false}};
+    test::for_each_rule(c, [&](const LinearCase& rule) {
+      if (rule.decay == Decay::none) return;
+      LinearPass<bfloat16> pass(rule);
+      pass.randomize(20);
+      pass.log_decay.fill(-20);
+      pass.backward(kStream);
+      const test::Host<float> none(rule.rows, rule.heads, rule.decay_width());
+      EXPECT_LE(test::largest_difference(pass.dlog_decay, none), 1e-5);
+    });
+  });
+}
+
 template <class S>
 bool same_results(LinearPass<S>& a, LinearPass<S>& b) {
   return test::same_bits(a.out.raw(), b.out.raw()) && test::same_bits(a.elements.raw(), b.elements.raw()) &&

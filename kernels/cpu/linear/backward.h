@@ -3,7 +3,9 @@
 // A chunk needs the state before it and the gradient of the one behind it. States are kept every few chunks in a first
 // sweep, and those between are made again, stretch by stretch, when backward comes to it. With both at hand the gradient of a decay
 // is a sum over the chunk alone: what later chunks contribute is the product of the state behind the chunk and its gradient. So its
-// rounding errors do not grow with the sequence, as those of one sum over all of it would.
+// rounding errors do not grow with the sequence, as those of one sum over all of it would. What a token has from itself cancels in that
+// sum if dq and dk round the same numbers. So queries are used as they are stored, and the scale is a factor of all results: under strong
+// decay the gradient is far smaller than what cancels.
 #pragma once
 
 #include "kernels/cpu/linear/sweep.h"
@@ -214,7 +216,10 @@ class RunBackward {
  public:
   RunBackward(const Run<S>& run, const BackwardSweep<P>& on, P& products, const Strided<const S>& dout,
               const LinearResults<S, float>& results)
-      : run_(run), on_(on), chunk_(on_.forward.chunk), products_(products), dout_(dout), results_(results) {}
+      : run_(run), on_(on), chunk_(on_.forward.chunk), products_(products), dout_(dout), results_(results) {
+    const auto scale = static_cast<float>(run.problem.scale);
+    if (__builtin_isnormal(1 / scale)) query_scale_ = 1, result_scale_ = scale;
+  }
 
   void run(const Strided<const float>& incoming, const Strided<const float>& doutgoing) {
     const std::int64_t chunks = run_.chunks(), stretch = on_.stretch;
@@ -223,7 +228,7 @@ class RunBackward {
       if (index % stretch == 0) copy(on_.forward.state, kept(index / stretch));
       if (index < (chunks - 1) / stretch * stretch) forward(index, on_.forward.state);
     }
-    load_state(doutgoing, run_.item.run.leaves, run_.item, run_.sizes, on_.dstate);
+    load_state(doutgoing, run_.item.run.leaves, run_.item, run_.sizes, on_.dstate, 1 / result_scale_);
     for (std::int64_t first = (chunks - 1) / stretch * stretch; first >= 0; first -= stretch) {
       const std::int64_t end = smaller(first + stretch, chunks);
       copy(kept(first / stretch), inside(0));
@@ -257,7 +262,7 @@ class RunBackward {
     look_ahead<P>(run_, run_.problem.v, index - 1, sizes.v, products_.pulse().ahead[2]);
     look_ahead<P>(run_, dout_, index - 1, sizes.v, products_.pulse().ahead[3]);
     start_chunk<P>(run_, index, chunk_);
-    load_matrix<P>(run_, run_.problem.q, index, static_cast<float>(run_.problem.scale), chunk_.q);
+    load_matrix<P>(run_, run_.problem.q, index, query_scale_, chunk_.q);
     load_matrix<P>(run_, run_.problem.k, index, 1.0f, chunk_.k);
     load_values<P>(run_, run_.problem.v, index, chunk_.v);
     load_values<P>(run_, dout_, index, chunk_.dout);
@@ -285,11 +290,11 @@ class RunBackward {
     // Ahead of a document there is nothing to decay, but for what rounding leaves of it.
     const std::int64_t none = index == 0 && !run_.item.run.enters ? 1 : 0;
     clear(sums, none, run_.sizes.padded_qk);
-    if (shape.decay_width > 1) return store_rows(sums, rows, shape.decay_width, 1.0f, to);
+    if (shape.decay_width > 1) return store_rows(sums, rows, shape.decay_width, result_scale_, to);
     for (std::int64_t i = 0; i < rows; ++i) {
       Vec sum = {};
       for (std::int64_t d = 0; d < run_.sizes.padded_qk; d += kLanes) sum += load(sums.row(i) + d);
-      to.data[i * to.stride] = sum_of(sum);
+      to.data[i * to.stride] = result_scale_ * sum_of(sum);
     }
   }
 
@@ -300,11 +305,11 @@ class RunBackward {
     if (run_.delta_rule()) {
       add_rows(on.dk_early, rows, sizes.padded_qk, on.dk);
       const auto to = head_rows(results_.dbeta, row0, head);
-      for (std::int64_t i = 0; i < rows; ++i) to.data[i * to.stride] = on.dbeta[i];
+      for (std::int64_t i = 0; i < rows; ++i) to.data[i * to.stride] = result_scale_ * on.dbeta[i];
     }
     store_rows(on.dq, rows, sizes.qk, static_cast<float>(run_.problem.scale), head_rows(results_.dq, row0, head));
-    store_rows(on.dk, rows, sizes.qk, 1.0f, head_rows(results_.dk, row0, head));
-    store_rows(on.dadded, rows, sizes.v, 1.0f, head_rows(results_.dv, row0, head));
+    store_rows(on.dk, rows, sizes.qk, result_scale_, head_rows(results_.dk, row0, head));
+    store_rows(on.dadded, rows, sizes.v, result_scale_, head_rows(results_.dv, row0, head));
   }
 
   const Run<S>& run_;
@@ -313,6 +318,8 @@ class RunBackward {
   P& products_;
   const Strided<const S>& dout_;
   const LinearResults<S, float>& results_;
+  /// Factors of q when it is loaded and of what is made of it: their product is the scale.
+  float query_scale_ = static_cast<float>(run_.problem.scale), result_scale_ = 1;
 };
 
 template <class P, class S>

@@ -223,9 +223,10 @@ void attend(P& products, const Sizes& sizes, const Rows& q, const Rows& k, const
 }
 
 /// From zero if there is nothing to continue.
-inline void load_state(const Strided<const float>& states, bool continues, const linear::Item& item, const Sizes& sizes, Matrix to) {
+inline void load_state(const Strided<const float>& states, bool continues, const linear::Item& item, const Sizes& sizes, Matrix to,
+                       float scale = 1.0f) {
   const float* from = states.data + item.run.unit * states.row + item.head * states.head;
-  load_rows<float>({from, sizes.v}, {continues ? sizes.qk : 0, sizes.v, sizes.padded_qk, sizes.padded_v}, 1.0f, to);
+  load_rows<float>({from, sizes.v}, {continues ? sizes.qk : 0, sizes.v, sizes.padded_qk, sizes.padded_v}, scale, to);
 }
 
 /// The identity in the columns of the transition, and zeros.
