@@ -62,11 +62,11 @@ void add_skip_backward(ConstTensorView dy, ConstTensorView x, ConstTensorView sk
 /// y [N,1,D] = sum over heads of x [N,H,D]: the gradient of an operand that all heads read.
 void sum_heads(ConstTensorView x, TensorView y, StreamView stream);
 
-/// Causal depthwise convolution, then SiLU: y[n,c] = silu(sum_w weight[c,w] x[n-(W-1)+w,c]), never across the beginning of a
-/// document. Rows in no run are left alone.
+/// Causal depthwise convolution, then SiLU: y[n,c] = silu(sum_w weight[c,w] x[n-(W-1)+w,c] + bias[c]), never across the beginning of
+/// a document. Rows in no run are left alone.
 ///
-/// Shapes   x, y [N,C]; weight [C,W]; halo [U,W-1,C]: the W-1 tokens before each unit that a run `enters`, zeros before the
-///          beginning of its document; not read for other units.
+/// Shapes   x, y [N,C]; weight [C,W], or [C,W+1] with the bias as last column; halo [U,W-1,C]: the W-1 tokens before each unit that
+///          a run `enters`, zeros before the beginning of its document; not read for other units.
 /// Cost     2 W C flop per token, three times as many backward, where the sums before SiLU are computed again.
 struct ShortConvolution {
   ConstTensorView x, weight, halo;

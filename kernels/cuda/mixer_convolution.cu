@@ -35,6 +35,7 @@ template <class T>
 struct Convolution {
   std::int64_t channels;
   int taps;
+  int columns;  ///< Of weight: one more than taps with a bias.
   const T *x, *weight, *halo;
 };
 
@@ -52,10 +53,10 @@ struct Column {
     if (!piece.enters) return 0;
     return static_cast<A>(c.halo[(piece.unit * (c.taps - 1) + c.taps - 1 + row) * c.channels + channel]);
   }
-  __device__ A tap(int w) const { return static_cast<A>(c.weight[channel * c.taps + w]); }
+  __device__ A tap(int w) const { return static_cast<A>(c.weight[channel * c.columns + w]); }
   /// Before SiLU.
   __device__ A convolved(std::int64_t row) const {
-    A sum = 0;
+    A sum = c.columns > c.taps ? tap(c.taps) : A{0};
     for (int w = 0; w < c.taps; ++w) sum += tap(w) * input(row - (c.taps - 1) + w);
     return sum;
   }
@@ -82,7 +83,7 @@ struct Backward {
   const T* dy;
   T* dx;
   A* dhalo;
-  A* partial;  ///< [pieces, channels, taps]: dweight over the rows of a piece.
+  A* partial;  ///< [pieces, channels, columns]: dweight over the rows of a piece.
 };
 
 /// Rows behind the piece read it too: their gradients are computed twice rather than exchanged between blocks.
@@ -117,21 +118,26 @@ __global__ void __launch_bounds__(kChannels* kLanes) convolve_backward(const Bac
   for (int row = static_cast<int>(threadIdx.y); piece.begin == 0 && piece.enters && row < taps - 1; row += kLanes) {
     b.dhalo[(piece.unit * (taps - 1) + row) * b.c.channels + channel] = gathered(row - (taps - 1));
   }
-  for (int w = static_cast<int>(threadIdx.y); w < taps; w += kLanes) {
+  for (int w = static_cast<int>(threadIdx.y); w < b.c.columns; w += kLanes) {
     A sum = 0;
-    for (int row = 0; row < rows; ++row) sum += du[row][threadIdx.x] * column.input(piece.begin + row - (taps - 1) + w);
-    b.partial[(std::int64_t{blockIdx.x} * b.c.channels + channel) * taps + w] = sum;
+    for (int row = 0; row < rows; ++row) sum += du[row][threadIdx.x] * (w < taps ? column.input(piece.begin + row - (taps - 1) + w) : A{1});
+    b.partial[(std::int64_t{blockIdx.x} * b.c.channels + channel) * b.c.columns + w] = sum;
   }
 }
 
 template <class T>
 Convolution<DeviceValue<T>> convolution_of(std::string_view op, const ShortConvolution& inputs) {
-  const std::int64_t taps = inputs.weight.size(1), channels = inputs.x.size(1);
+  const std::int64_t taps = inputs.halo.size(1) + 1, channels = inputs.x.size(1);
   if (taps > kMostTaps) {
     throw InvalidArgument(std::string(op) + ": weight has " + std::to_string(taps) + " taps; on a GPU at most " +
                           std::to_string(kMostTaps) + " are possible");
   }
-  return {channels, static_cast<int>(taps), device_data<T>(inputs.x), device_data<T>(inputs.weight), device_data<T>(inputs.halo)};
+  return {channels,
+          static_cast<int>(taps),
+          static_cast<int>(inputs.weight.size(1)),
+          device_data<T>(inputs.x),
+          device_data<T>(inputs.weight),
+          device_data<T>(inputs.halo)};
 }
 
 dim3 blocks_of(std::size_t pieces, std::int64_t channels) {

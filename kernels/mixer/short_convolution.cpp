@@ -21,6 +21,7 @@ struct Piece {
 
 struct ConvolutionShape {
   std::int64_t rows, channels, taps;
+  std::int64_t columns;  ///< Of weight: one more than taps with a bias.
 };
 
 ConvolutionShape check(std::string_view op, const ShortConvolution& inputs) {
@@ -28,10 +29,12 @@ ConvolutionShape check(std::string_view op, const ShortConvolution& inputs) {
   check_dims(op, "x", x, 2);
   check_dims(op, "weight", weight, 2);
   check_dims(op, "halo", halo, 3);
-  const ConvolutionShape shape{x.size(0), x.size(1), weight.size(1)};
-  require(shape.taps >= 1, "{}: weight has {} taps; it needs one or more", op, shape.taps);
+  const ConvolutionShape shape{x.size(0), x.size(1), halo.size(1) + 1, weight.size(1)};
+  require(shape.columns == shape.taps || shape.columns == shape.taps + 1,
+          "{}: weight is {}, but the halo {} is of {} taps; weight needs as many columns, and one more for a bias", op,
+          to_string(weight.shape()), to_string(halo.shape()), shape.taps);
   check_dense(op, "x", x, x.shape(), x.dtype());
-  check_dense(op, "weight", weight, {shape.channels, shape.taps}, x.dtype());
+  check_dense(op, "weight", weight, {shape.channels, shape.columns}, x.dtype());
   check_dense(op, "halo", halo, {halo.size(0), shape.taps - 1, shape.channels}, x.dtype());
   for (const UnitRun& run : inputs.runs) {
     if (run.row0 >= 0 && run.rows > 0 && run.row0 + run.rows <= shape.rows && run.unit >= 0 && run.unit < halo.size(0)) continue;
@@ -50,13 +53,13 @@ std::vector<Piece> pieces_of(std::span<const UnitRun> runs) {
   return pieces;
 }
 
-/// weight [C,W] as [W,C]: neighbouring channels share an instruction.
+/// weight [C,W] as [W,C], then the bias: neighbouring channels share an instruction.
 template <class T, class A>
 std::vector<A> by_tap(const T* weight, const ConvolutionShape& shape) {
-  std::vector<A> taps(static_cast<std::size_t>(shape.channels * shape.taps));
+  std::vector<A> taps(static_cast<std::size_t>(shape.channels * shape.columns));
   for (std::int64_t c = 0; c < shape.channels; ++c) {
-    for (std::int64_t w = 0; w < shape.taps; ++w) {
-      taps[static_cast<std::size_t>(w * shape.channels + c)] = widen(weight[c * shape.taps + w]);
+    for (std::int64_t w = 0; w < shape.columns; ++w) {
+      taps[static_cast<std::size_t>(w * shape.channels + c)] = widen(weight[c * shape.columns + w]);
     }
   }
   return taps;
@@ -67,6 +70,7 @@ template <class T>
 struct Rows {
   const T *x, *halo;
   std::int64_t channels, taps;
+  bool biased;
   /// nullptr before the beginning of the document.
   [[gnu::always_inline]] const T* at(std::int64_t row) const {
     if (row >= 0) return x + row * channels;
@@ -77,13 +81,14 @@ struct Rows {
 template <class T>
 Rows<T> rows_of(const ShortConvolution& inputs, const ConvolutionShape& shape, const UnitRun& run, std::int64_t channel) {
   const T* halo = run.enters ? inputs.halo.data<T>() + run.unit * (shape.taps - 1) * shape.channels + channel : nullptr;
-  return {inputs.x.data<T>() + run.row0 * shape.channels + channel, halo, shape.channels, shape.taps};
+  return {inputs.x.data<T>() + run.row0 * shape.channels + channel, halo, shape.channels, shape.taps, shape.columns > shape.taps};
 }
 
 /// sum[c] := what the row has before SiLU.
 template <class T, class A>
 [[gnu::always_inline]] inline void convolve(const Rows<T>& rows, std::int64_t row, const A* weight, std::int64_t width, A* __restrict sum) {
-  for (std::int64_t c = 0; c < width; ++c) sum[c] = A(0);
+  const A* bias = weight + rows.taps * rows.channels;
+  for (std::int64_t c = 0; c < width; ++c) sum[c] = rows.biased ? bias[c] : A(0);
   for (std::int64_t w = 0; w < rows.taps; ++w) {
     const T* x = rows.at(row - (rows.taps - 1) + w);
     if (x == nullptr) continue;
@@ -121,7 +126,7 @@ template <class A, class To>
   for (std::int64_t c = 0; c < width; ++c) store(to[c], sum[c]);
 }
 
-/// dweight [W,C] of the rows of a piece.
+/// dweight of the rows of a piece, as by_tap() has weights.
 template <class T, class A>
 [[gnu::always_inline]] inline void weight_gradient(const Rows<T>& rows, const Piece& piece, const A* du, std::int64_t width,
                                                    A* __restrict dweight) {
@@ -133,6 +138,8 @@ template <class T, class A>
       A* to = dweight + w * rows.channels;
       for (std::int64_t c = 0; c < width; ++c) to[c] += d[c] * widen(x[c]);
     }
+    A* bias = dweight + rows.taps * rows.channels;
+    for (std::int64_t c = 0; rows.biased && c < width; ++c) bias[c] += d[c];
   }
 }
 
@@ -220,8 +227,8 @@ void short_convolution_backward(const ShortConvolution& inputs, ConstTensorView 
     A* total = dweight.data<A>();
     for (std::size_t piece = 0; piece < pieces.size(); ++piece) {
       const A* part = partial.data() + piece * weights.size();
-      for (std::int64_t w = 0; w < shape.taps; ++w) {
-        for (std::int64_t c = 0; c < shape.channels; ++c) total[c * shape.taps + w] += part[w * shape.channels + c];
+      for (std::int64_t w = 0; w < shape.columns; ++w) {
+        for (std::int64_t c = 0; c < shape.channels; ++c) total[c * shape.columns + w] += part[w * shape.channels + c];
       }
     }
   });

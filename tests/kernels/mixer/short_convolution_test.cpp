@@ -8,20 +8,21 @@ using namespace periplus::test;
 
 template <class T>
 struct Case {
-  std::int64_t rows, channels, taps, units;
+  std::int64_t rows, channels, taps, units, columns;
   std::vector<UnitRun> runs;
   std::vector<T> x, weight, halo, dy, y, dx;
   std::vector<Sum<T>> dhalo, dweight;
   Stream stream;
 
-  Case(std::vector<UnitRun> unit_runs, std::int64_t channel_count, std::int64_t tap_count)
+  Case(std::vector<UnitRun> unit_runs, std::int64_t channel_count, std::int64_t tap_count, bool bias = false)
       : rows(unit_runs.empty() ? 0 : unit_runs.back().row0 + unit_runs.back().rows),
         channels(channel_count),
         taps(tap_count),
         units(unit_runs.empty() ? 1 : unit_runs.back().unit + 1),
+        columns(taps + (bias ? 1 : 0)),
         runs(std::move(unit_runs)),
         x(random_values<T>(rows * channels, 1)),
-        weight(random_values<T>(channels * taps, 2)),
+        weight(random_values<T>(channels * columns, 2)),
         halo(random_values<T>(units * (taps - 1) * channels, 3)),
         dy(random_values<T>(rows * channels, 4)),
         y(x.size()),
@@ -30,11 +31,11 @@ struct Case {
         dweight(weight.size(), 1) {}
   Extents shape() const { return {rows, channels}; }
   Extents halo_shape() const { return {units, taps - 1, channels}; }
-  ShortConvolution inputs() const { return {view(x, shape()), view(weight, {channels, taps}), view(halo, halo_shape()), runs}; }
+  ShortConvolution inputs() const { return {view(x, shape()), view(weight, {channels, columns}), view(halo, halo_shape()), runs}; }
   void forward() { short_convolution(inputs(), view(y, shape()), stream); }
   void backward() {
-    short_convolution_backward(inputs(), view(dy, shape()), view(dx, shape()), view(dhalo, halo_shape()), view(dweight, {channels, taps}),
-                               stream);
+    short_convolution_backward(inputs(), view(dy, shape()), view(dx, shape()), view(dhalo, halo_shape()),
+                               view(dweight, {channels, columns}), stream);
   }
 };
 
@@ -52,7 +53,7 @@ std::vector<double> plain_forward(const Case<double>& c) {
   for (const UnitRun& run : c.runs) {
     for (std::int64_t i = 0; i < run.rows; ++i) {
       for (std::int64_t channel = 0; channel < c.channels; ++channel) {
-        double sum = 0;
+        double sum = c.columns > c.taps ? c.weight[static_cast<std::size_t>(channel * c.columns + c.taps)] : 0;
         for (std::int64_t back = 0; back < c.taps; ++back) {  // tokens ago
           double value = 0;
           if (i >= back) {
@@ -61,7 +62,7 @@ std::vector<double> plain_forward(const Case<double>& c) {
             const std::int64_t row = c.taps - 1 + i - back;
             value = c.halo[static_cast<std::size_t>((run.unit * (c.taps - 1) + row) * c.channels + channel)];
           }
-          sum += c.weight[static_cast<std::size_t>(channel * c.taps + c.taps - 1 - back)] * value;
+          sum += c.weight[static_cast<std::size_t>(channel * c.columns + c.taps - 1 - back)] * value;
         }
         y[static_cast<std::size_t>((run.row0 + i) * c.channels + channel)] = sum / (1 + std::exp(-sum));
       }
@@ -72,15 +73,17 @@ std::vector<double> plain_forward(const Case<double>& c) {
 
 TEST(ShortConvolution, MatchesPlainFormula) {
   for (const std::int64_t taps : {1, 2, 4, 7}) {
-    Case<double> c(mixed_runs(), 131, taps);
-    c.forward();
-    expect_close(c.y, plain_forward(c), 1e-14);
+    for (const bool bias : {false, true}) {
+      Case<double> c(mixed_runs(), 131, taps, bias);
+      c.forward();
+      expect_close(c.y, plain_forward(c), 1e-14);
+    }
   }
 }
 
 TEST(ShortConvolution, BackwardMatchesFiniteDifferencesAndAccumulatesWeights) {
-  for (const std::int64_t taps : {1, 4}) {
-    Case<double> c(mixed_runs(), 3, taps);
+  for (const auto& [taps, bias] : {std::pair{1, false}, {1, true}, {4, false}, {4, true}}) {
+    Case<double> c(mixed_runs(), 3, taps, bias);
     c.backward();
     const auto objective = [&] { return dot(plain_forward(c), c.dy); };
     expect_close(c.dx, numeric_gradient(c.x, objective), 1e-8);
@@ -101,8 +104,8 @@ TEST(ShortConvolution, UnitsThatNoRunEntersGetNoGradient) {
 
 TEST(ShortConvolution, NarrowTypesFollowF64) {
   const auto check = []<class T>() {
-    Case<T> narrow(mixed_runs(), 70, 4);
-    Case<double> wide(mixed_runs(), 70, 4);
+    Case<T> narrow(mixed_runs(), 70, 4, true);
+    Case<double> wide(mixed_runs(), 70, 4, true);
     wide.x = widened(narrow.x);
     wide.weight = widened(narrow.weight);
     wide.halo = widened(narrow.halo);
@@ -144,6 +147,8 @@ TEST(ShortConvolution, AcceptsNoTokensAndRefusesRunsOutside) {
   expect_refused([&] { c.forward(); }, {"short_convolution", "rows 143 to 153", "[152, 8]"});
   c.runs[3] = {.row0 = 143, .rows = 9, .unit = 2};
   expect_refused([&] { c.backward(); }, {"unit 2", "halo"});
+  c.columns = 6, c.weight.resize(48);
+  expect_refused([&] { c.forward(); }, {"weight is [8, 6]", "4 taps", "bias"});
 }
 
 }  // namespace
