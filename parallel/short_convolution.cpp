@@ -1,13 +1,16 @@
 #include "parallel/short_convolution.h"
 
 #include <algorithm>
+#include <array>
 
 #include <fmt/format.h>
 
+#include "kernels/operands.h"
 #include "kernels/transfer.h"
 #include "parallel/units.h"
 #include "runtime/device_tensor.h"
 #include "runtime/error.h"
+#include "runtime/file.h"
 
 namespace periplus {
 namespace {
@@ -65,8 +68,15 @@ std::vector<RowMove> reversed(const std::vector<RowMove>& moves) {
 
 }  // namespace
 
-DistributedConvolution::DistributedConvolution(const ConvolutionProblem& problem, comm::Communicator communicator, const Memory& memory)
-    : communicator_(std::move(communicator)), channels_(problem.channels) {
+std::uint64_t ConvolutionProblem::digest() const {
+  const std::array<std::uint64_t, 4> words{layout.digest(), static_cast<std::uint64_t>(channels), static_cast<std::uint64_t>(width),
+                                           static_cast<std::uint64_t>(dtype)};
+  return hash64({reinterpret_cast<const char*>(words.data()), sizeof(words)});
+}
+
+DistributedConvolution::DistributedConvolution(ConvolutionProblem of, comm::Communicator communicator, const Memory& memory)
+    : problem_(std::move(of)), communicator_(std::move(communicator)) {
+  const ConvolutionProblem& problem = problem_;
   if (problem.layout.ranks() != communicator_.size()) {
     throw InvalidArgument(fmt::format("short convolution: the layout is for {} ranks and the communicator has {}; make the layout for {}",
                                       problem.layout.ranks(), communicator_.size(), communicator_.size()));
@@ -74,6 +84,9 @@ DistributedConvolution::DistributedConvolution(const ConvolutionProblem& problem
   if (problem.width < 1 || problem.channels < 1) {
     throw InvalidArgument(
         fmt::format("short convolution: width {} and {} channels; both must be 1 or more", problem.width, problem.channels));
+  }
+  if (problem.dtype != DType::f64 && problem.dtype != DType::f32 && problem.dtype != DType::bf16) {
+    throw InvalidArgument(fmt::format("short convolution: dtype {} is not supported; use f64, f32 or bf16", to_string(problem.dtype)));
   }
   const int rank = communicator_.rank();
   const std::int64_t reach = problem.width - 1;
@@ -98,11 +111,20 @@ DistributedConvolution::DistributedConvolution(const ConvolutionProblem& problem
     for (const std::int64_t row : lists.halo_rows) add_row(to_halo_, halo_rows++, row);
   }
   const DType accumulator = accumulator_of(problem.dtype);
-  rows_ = Tensor({rows, channels_}, problem.dtype, memory);
-  halo_rows_ = Tensor({halo_rows, channels_}, problem.dtype, memory);
-  drows_ = Tensor({rows, channels_}, accumulator, memory);
-  dhalo_rows_ = Tensor({halo_rows, channels_}, accumulator, memory);
-  dhalo_ = Tensor({units_, reach, channels_}, accumulator, memory);
+  rows_ = Tensor({rows, problem.channels}, problem.dtype, memory);
+  halo_rows_ = Tensor({halo_rows, problem.channels}, problem.dtype, memory);
+  drows_ = Tensor({rows, problem.channels}, accumulator, memory);
+  dhalo_rows_ = Tensor({halo_rows, problem.channels}, accumulator, memory);
+  dhalo_ = Tensor({units_, reach, problem.channels}, accumulator, memory);
+}
+
+void DistributedConvolution::check(const ConstTensorView& x, const ConstTensorView& weight, const ConstTensorView& halo) const {
+  constexpr std::string_view op = "short convolution";
+  const std::int64_t rows = problem_.layout.rows_of(communicator_.rank()), channels = problem_.channels, width = problem_.width;
+  const bool bias = weight.dims() == 2 && weight.size(1) == width + 1;
+  kernels::check_dense(op, "x", x, {rows, channels}, problem_.dtype);
+  kernels::check_dense(op, "weight", weight, {channels, bias ? width + 1 : width}, problem_.dtype);
+  kernels::check_dense(op, "halo", halo, {units_, width - 1, channels}, problem_.dtype);
 }
 
 /// Between the boxes of rows and of halo rows; `home`: from the halos back to the owners.
@@ -124,6 +146,7 @@ void DistributedConvolution::exchange(const Tensor& outbox, const Tensor& inbox,
 }
 
 void DistributedConvolution::forward(ConstTensorView x, ConstTensorView weight, TensorView halo, TensorView y, StreamView stream) {
+  check(x, weight, halo);
   kernels::move_rows(as_rows(x), as_rows(rows_.view()), to_box_, stream);
   exchange(rows_, halo_rows_, false, stream);
   fill_zero(halo, stream);
@@ -138,6 +161,7 @@ void DistributedConvolution::forward_again(ConstTensorView x, ConstTensorView we
 
 void DistributedConvolution::backward(ConstTensorView x, ConstTensorView weight, ConstTensorView halo, ConstTensorView dy, TensorView dx,
                                       TensorView dweight, StreamView stream) {
+  check(x, weight, halo);
   kernels::short_convolution_backward({x, weight, halo, runs_}, dy, dx, dhalo_, dweight, stream);
   kernels::move_rows(as_rows(dhalo_.view()), as_rows(dhalo_rows_.view()), reversed(to_halo_), stream);
   exchange(dhalo_rows_, drows_, true, stream);

@@ -17,6 +17,7 @@ struct ConvolutionProblem {
   std::int64_t channels = 1;
   std::int64_t width = 4;    ///< Tokens that one output reads, its own included.
   DType dtype = DType::f32;  ///< Storage type: f64, f32 or bf16.
+  std::uint64_t digest() const;
 };
 
 /// The convolution over the ranks of a communicator. The width - 1 tokens before each unit come from wherever the layout put
@@ -27,11 +28,12 @@ struct ConvolutionProblem {
 class DistributedConvolution {
  public:
   /// Errors: InvalidArgument if the layout is of another number of ranks.
-  DistributedConvolution(const ConvolutionProblem& problem, comm::Communicator communicator, const Memory& memory);
+  DistributedConvolution(ConvolutionProblem problem, comm::Communicator communicator, const Memory& memory);
 
+  const ConvolutionProblem& problem() const noexcept { return problem_; }
   /// Units of this rank: halo is [units, width - 1, channels].
   std::int64_t units() const noexcept { return units_; }
-  /// x, y [rows, channels]; weight [channels, width]. Fills halo, which backward needs, and y.
+  /// x, y [rows, channels]; weight [channels, width], or one column more for a bias. Fills halo, which backward needs, and y.
   void forward(ConstTensorView x, ConstTensorView weight, TensorView halo, TensorView y, StreamView stream);
   /// y once more, from the halo of an earlier forward. Local.
   void forward_again(ConstTensorView x, ConstTensorView weight, ConstTensorView halo, TensorView y, StreamView stream) const;
@@ -47,10 +49,13 @@ class DistributedConvolution {
     int rank;
     std::int64_t rows, halo_rows;
   };
+  /// What both passes are given.
+  void check(const ConstTensorView& x, const ConstTensorView& weight, const ConstTensorView& halo) const;
   void exchange(const Tensor& outbox, const Tensor& inbox, bool home, StreamView stream);
 
+  ConvolutionProblem problem_;
   comm::Communicator communicator_;
-  std::int64_t units_ = 0, channels_ = 0;
+  std::int64_t units_ = 0;
   std::vector<kernels::UnitRun> runs_;
   std::vector<Peer> peers_;
   std::vector<RowMove> to_box_;        ///< From x to rows_; a row may be in several halos.

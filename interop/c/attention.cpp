@@ -48,7 +48,9 @@ int64_t periplus_attention_rows(const periplus_attention* attention, int64_t* ro
 int periplus_attention_forward(periplus_attention* attention, const periplus_tensor* q, const periplus_tensor* k, const periplus_tensor* v,
                                const periplus_tensor* sink, const periplus_tensor* out, const periplus_tensor* lse) {
   return interop::guarded({attention}, [&] {
-    const auto view = [&](const periplus_tensor* tensor, const char* name) { return interop::view_of(tensor, name, attention->device); };
+    const auto view = [&](const periplus_tensor* tensor, const char* name) {
+      return interop::heads_view_of(tensor, name, attention->device);
+    };
     attention->operation.forward({view(q, "q"), view(k, "k"), view(v, "v"), view(sink, "sink")}, {view(out, "out"), view(lse, "lse")});
   });
 }
@@ -58,7 +60,9 @@ int periplus_attention_backward(periplus_attention* attention, const periplus_te
                                 const periplus_tensor* dout, const periplus_tensor* dlse, const periplus_tensor* dq,
                                 const periplus_tensor* dk, const periplus_tensor* dv, const periplus_tensor* dsink) {
   return interop::guarded({attention}, [&] {
-    const auto view = [&](const periplus_tensor* tensor, const char* name) { return interop::view_of(tensor, name, attention->device); };
+    const auto view = [&](const periplus_tensor* tensor, const char* name) {
+      return interop::heads_view_of(tensor, name, attention->device);
+    };
     attention->operation.backward({view(q, "q"), view(k, "k"), view(v, "v"), view(sink, "sink")}, {view(out, "out"), view(lse, "lse")},
                                   {view(dout, "dout"), view(dlse, "dlse")},
                                   {view(dq, "dq"), view(dk, "dk"), view(dv, "dv"), view(dsink, "dsink")});

@@ -56,9 +56,16 @@ TensorView view_of(const periplus_tensor* tensor, const std::string& name, Devic
   if (const Device own = device_of(tensor->device, name); own != device)
     throw InvalidArgument(fmt::format("{}: is on {}, but this was made for {}", name, to_string(own), to_string(device)));
   const std::span<const std::int64_t> sizes(tensor->shape, static_cast<std::size_t>(tensor->ndim));
-  Extents shape(sizes);
+  const Extents shape(sizes);
   Extents strides = dense_strides(shape);
   if (tensor->strides != nullptr) strides = Extents(std::span<const std::int64_t>(tensor->strides, sizes.size()));
+  return {static_cast<std::byte*>(tensor->data) + tensor->byte_offset, dtype_of(tensor->dtype, name), shape, strides};
+}
+
+TensorView heads_view_of(const periplus_tensor* tensor, const std::string& name, Device device) {
+  const TensorView view = view_of(tensor, name, device);
+  if (tensor == nullptr) return view;
+  Extents shape = view.shape(), strides = view.strides();
   if (shape.dims < 3) {
     shape.value[static_cast<std::size_t>(shape.dims++)] = 1;
     strides.value[static_cast<std::size_t>(strides.dims++)] = 1;
@@ -67,7 +74,7 @@ TensorView view_of(const periplus_tensor* tensor, const std::string& name, Devic
     shape = {1, shape[0], 1};
     strides = {shape[1] * strides[0], strides[0], 1};
   }
-  return {static_cast<std::byte*>(tensor->data) + tensor->byte_offset, dtype_of(tensor->dtype, name), shape, strides};
+  return {view.bytes(), view.dtype(), shape, strides};
 }
 
 Stream stream_of(Device device, void* stream) {

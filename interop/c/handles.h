@@ -38,11 +38,13 @@ int guarded(std::initializer_list<const void*> needed, const Body& body) noexcep
   }
 }
 
-/// Errors of these three: InvalidArgument that names the tensor or the field.
+/// Errors of these four: InvalidArgument that names the tensor or the field.
 DType dtype_of(periplus_dtype dtype, const std::string& name);
 Device device_of(periplus_device device, const std::string& name);
-/// [rows, heads] gets a last dimension of 1. A tensor that is NULL is an empty view.
+/// A tensor that is NULL is an empty view.
 TensorView view_of(const periplus_tensor* tensor, const std::string& name, Device device);
+/// The same as [rows, heads, width]: [rows, heads] gets a last dimension of 1, and [heads] is one row of such.
+TensorView heads_view_of(const periplus_tensor* tensor, const std::string& name, Device device);
 
 /// The caller's stream, which the caller keeps alive. On the host none.
 Stream stream_of(Device device, void* stream);

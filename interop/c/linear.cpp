@@ -60,7 +60,7 @@ int periplus_linear_forward(periplus_linear* linear, const periplus_tensor* q, c
                             periplus_states** states) {
   return interop::guarded({linear, states}, [&] {
     const auto view = [&](const periplus_tensor* tensor, const char* name) {
-      return interop::view_of(tensor, name, linear->memory.device());
+      return interop::heads_view_of(tensor, name, linear->memory.device());
     };
     auto kept = std::make_unique<periplus_states>(periplus_states{linear->operation.make_states(linear->memory)});
     linear->operation.forward({view(q, "q"), view(k, "k"), view(v, "v"), view(log_decay, "log_decay"), view(beta, "beta")},
@@ -75,7 +75,7 @@ int periplus_linear_backward(periplus_linear* linear, const periplus_states* sta
                              const periplus_tensor* dv, const periplus_tensor* dlog_decay, const periplus_tensor* dbeta) {
   return interop::guarded({linear, states}, [&] {
     const auto view = [&](const periplus_tensor* tensor, const char* name) {
-      return interop::view_of(tensor, name, linear->memory.device());
+      return interop::heads_view_of(tensor, name, linear->memory.device());
     };
     linear->operation.backward({view(q, "q"), view(k, "k"), view(v, "v"), view(log_decay, "log_decay"), view(beta, "beta")},
                                states->tensors.outputs(view(out, "out")), view(dout, "dout"),

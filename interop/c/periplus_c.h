@@ -1,4 +1,4 @@
-/* Periplus from any language: groups of ranks, distributed softmax attention, linear attention and the delta rule.
+/* Periplus from any language: groups of ranks, distributed softmax attention, linear attention, the delta rule and short convolutions.
  *
  * Every function that can fail returns a status; periplus_error() then tells why. Operations are collective: all ranks of their group make
  * the same ones and call them in the same order. A handle is used by one thread at a time. NULL is for what a comment says may be NULL, and
@@ -21,7 +21,7 @@ enum periplus_status { PERIPLUS_OK = 0, PERIPLUS_BAD_INPUT = 2, PERIPLUS_FAILURE
 PERIPLUS_API const char* periplus_error(void);
 PERIPLUS_API const char* periplus_version(void);
 /* Of the library that was loaded; another one has other structures or functions. */
-#define PERIPLUS_ABI 1
+#define PERIPLUS_ABI 2
 PERIPLUS_API int periplus_abi(void);
 
 /* A tensor as DLPack describes it: the address of a DLTensor may be given. strides count elements; NULL: dense, row-major. */
@@ -141,6 +141,38 @@ PERIPLUS_API int periplus_linear_backward(periplus_linear* linear, const periplu
                                           const periplus_tensor* dlog_decay, const periplus_tensor* dbeta);
 PERIPLUS_API void periplus_states_free(periplus_states* states);
 PERIPLUS_API void periplus_linear_free(periplus_linear* linear);
+
+/* ---- Short causal convolutions ---- */
+
+typedef struct {
+  const int64_t* cu_seqlens;
+  int64_t documents;
+  int32_t channels;
+  int32_t width; /* tokens that one result depends on, its own included */
+  periplus_dtype dtype;
+  periplus_device device;
+  void* stream;
+  const char** options; /* [option_count]: "--layout" and a layout of linear attention */
+  int64_t option_count;
+} periplus_convolution_spec;
+
+typedef struct periplus_convolution periplus_convolution;
+
+PERIPLUS_API int periplus_convolution_make(const periplus_group* group, const periplus_convolution_spec* spec,
+                                           periplus_convolution** convolution);
+PERIPLUS_API int64_t periplus_convolution_rows(const periplus_convolution* convolution, int64_t* rows);
+/* Runs of neighbouring tokens that this rank has; each needs the width - 1 tokens before it. */
+PERIPLUS_API int64_t periplus_convolution_units(const periplus_convolution* convolution);
+/* x and y [rows, channels], weight [channels, width] or, with a bias as last column, [channels, width + 1]: y[n, c] = silu(bias[c] + the
+ * sum over w of weight[c, w] x[n - (width - 1) + w, c]), within documents. halo [units, width - 1, channels] is filled, for backward. All
+ * are dense and of dtype: f64, f32 or bf16. Collective. */
+PERIPLUS_API int periplus_convolution_forward(periplus_convolution* convolution, const periplus_tensor* x, const periplus_tensor* weight,
+                                              const periplus_tensor* halo, const periplus_tensor* y);
+/* dweight, f32 or f64 for f64, is this rank's part of a sum over ranks. Collective. */
+PERIPLUS_API int periplus_convolution_backward(periplus_convolution* convolution, const periplus_tensor* x, const periplus_tensor* weight,
+                                               const periplus_tensor* halo, const periplus_tensor* dy, const periplus_tensor* dx,
+                                               const periplus_tensor* dweight);
+PERIPLUS_API void periplus_convolution_free(periplus_convolution* convolution);
 
 #ifdef __cplusplus
 }

@@ -182,9 +182,63 @@ class LinearAttentionTest(unittest.TestCase):
         self.check(2, delta_rule=True)
         self.check(3, "scalar", delta_rule=True, keep_transitions=True)
 
+    def test_delta_rule_with_a_decay_per_channel(self):
+        self.check(3, "diagonal", delta_rule=True)
+
     def test_strategies(self):
         self.check(2, "scalar", strategy="lasp", layout="contiguous")
         self.check(3, "scalar", strategy="all_scan", layout="contiguous")
+
+
+class ShortConvolutionTest(unittest.TestCase):
+    def check(self, ranks, bias, width=4, **options):
+        tokens, channels = CU_SEQLENS[-1], 6
+        inputs = {"x": random(tokens, channels), "weight": random(channels, width + bias, seed=1)}
+        dy = random(tokens, channels, seed=2)
+
+        def rank(group):
+            plan = periplus.ShortConvolution(group, CU_SEQLENS, channels, width, dtype="f64", **options)
+            x = inputs["x"][plan.rows]
+            y, halo = plan.forward(x, inputs["weight"])
+            return plan.rows, y, *plan.backward(x, inputs["weight"], halo, dy[plan.rows])
+
+        rows, ys, dxs, dweights = zip(*periplus.run_threads(ranks, rank))
+        y = reference.short_convolution(**inputs, cu_seqlens=CU_SEQLENS, width=width)
+        self.assertLess(numpy.abs(assemble(ys, rows, y.shape) - y).max(), 1e-12)
+        for name, gradient in (("x", assemble(dxs, rows, y.shape)), ("weight", sum(dweights))):
+            direction = random(*gradient.shape, seed=3)
+            plus, minus = (
+                (dy * reference.short_convolution(**{**inputs, name: inputs[name] + step * direction}, cu_seqlens=CU_SEQLENS, width=width)).sum()
+                for step in (1e-6, -1e-6)
+            )
+            slope = (plus - minus) / 2e-6
+            self.assertAlmostEqual((gradient * direction).sum(), slope, delta=1e-6 * max(1, abs(slope)), msg=name)
+
+    def test_ranks_layouts_and_biases(self):
+        for bias in (False, True):
+            self.check(1, bias)
+            self.check(3, bias, layout="zigzag")
+            self.check(3, bias, layout="striped")
+            self.check(2, bias, width=1)
+
+    def test_refusals(self):
+        group = periplus.Group.alone()
+        for words, options in [("width 0 and 2 channels", {"width": 0}), ("dtype f16", {"dtype": "f16"}), ("layout.*zigzag", {"layout": "x"}),
+                               ("--strategy", {"strategy": "lasp2"})]:
+            with self.assertRaisesRegex(periplus.InvalidArgument, words):
+                periplus.ShortConvolution(group, [0, 4], 2, **options)
+        plan = periplus.ShortConvolution(group, [0, 4], 2)
+        x, weight = numpy.zeros((4, 2), "float32"), numpy.zeros((2, 4), "float32")
+        for words, arguments in [("x.*5, 2", (numpy.zeros((5, 2), "float32"), weight)), ("weight.*2, 6", (x, numpy.zeros((2, 6), "float32"))),
+                                 ("x.*f64", (x.astype("float64"), weight)), ("x", (x[:, 0], weight)), ("NULL", (x, None))]:
+            with self.assertRaisesRegex(periplus.InvalidArgument, words):
+                plan.forward(*arguments)
+
+        def rank(group):
+            periplus.ShortConvolution(group, [0, 4], 2 + group.rank)
+
+        with self.assertRaisesRegex(periplus.InvalidArgument, "short convolution: the problem"):
+            periplus.run_threads(2, rank)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 NAME = "libperiplus_c.so"
-_ABI = 1
+_ABI = 2
 
 
 class InvalidArgument(ValueError):
@@ -65,6 +65,10 @@ class LinearSpec(ctypes.Structure):
     ]
 
 
+class ConvolutionSpec(ctypes.Structure):
+    _fields_ = [*_DOCUMENTS, *((name, ctypes.c_int32) for name in ("channels", "width")), *_PLACE, *_OPTIONS]
+
+
 SharePort = ctypes.CFUNCTYPE(ctypes.c_uint16, ctypes.c_uint16, ctypes.c_void_p)
 
 
@@ -113,6 +117,12 @@ def _load():
         "periplus_linear_backward": (ctypes.c_int, [handle, handle, *[tensor] * 12]),
         "periplus_states_free": (None, [handle]),
         "periplus_linear_free": (None, [handle]),
+        "periplus_convolution_make": (ctypes.c_int, [handle, ctypes.POINTER(ConvolutionSpec), out]),
+        "periplus_convolution_rows": (ctypes.c_int64, [handle, rows]),
+        "periplus_convolution_units": (ctypes.c_int64, [handle]),
+        "periplus_convolution_forward": (ctypes.c_int, [handle, *[tensor] * 4]),
+        "periplus_convolution_backward": (ctypes.c_int, [handle, *[tensor] * 6]),
+        "periplus_convolution_free": (None, [handle]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

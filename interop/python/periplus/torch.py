@@ -61,3 +61,25 @@ class _LinearAttention(torch.autograd.Function):
 def linear_attention(plan, q, k, v, log_decay=None, beta=None):
     """out of periplus.LinearAttention.forward."""
     return _LinearAttention.apply(plan, q, k, v, log_decay, beta)
+
+
+class _ShortConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, plan, x, weight):
+        x, weight = _dense(x), _dense(weight)
+        y, halo = plan.forward(x, weight)
+        ctx.plan = plan
+        ctx.save_for_backward(x, weight, halo)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        x, weight, halo = ctx.saved_tensors
+        return None, *ctx.plan.backward(x, weight, halo, _dense(dy))
+
+
+def short_convolution(plan, x, weight, bias=None):
+    """y of periplus.ShortConvolution.forward, of weight [channels, width] and bias [channels]. Their gradients are this rank's part of sums
+    over ranks, as those of all weights that ranks share are."""
+    return _ShortConvolution.apply(plan, x, weight if bias is None else torch.cat([weight, bias.unsqueeze(1)], 1))
