@@ -5,6 +5,9 @@
     loss = model(**context.shard(tokens, cu_seqlens)).loss      # tokens [tokens], the whole packed sequence, on every rank
     loss.backward()
 
+Models with linear layers, too, see all ranks after `context.spread(model)`: gated delta networks, Kimi's and Mamba-2, alone or between
+layers of attention.
+
 Ranks share one model as they do in data-parallel training, but the loss of a rank is its part of the mean over all labels of the sequence:
 losses and gradients are to be summed over ranks. What averages gradients (DistributedDataParallel, FSDP) gets `loss * group.size`.
 """
@@ -13,12 +16,16 @@ import functools
 import inspect
 import itertools
 import sys
+import types
+import weakref
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from . import _linear_layers
 from ._library import InvalidArgument
 from .attention import Attention
+from .linear import LinearAttention
 from .torch import attention
 
 IGNORED = -100  # transformers' label of tokens that have none
@@ -26,7 +33,8 @@ IGNORED = -100  # transformers' label of tokens that have none
 # What models pass on that says nothing about which scores there are; everything else that _attend does not know is refused.
 _UNRELATED = {"cache_position", "labels", "logits_to_keep", "num_items_in_batch", "output_attentions", "output_hidden_states",
               "output_router_logits", "position_embeddings", "position_ids", "return_dict", "shift_labels", "use_cache"}
-_LAYERS = {"full_attention", "sliding_attention", "attention"}
+_LAYERS = {"full_attention", "sliding_attention", "attention", "moe", "mlp"}
+_LINEAR_LAYERS = {"linear_attention", "mamba", "hybrid"}  # hybrid: attention and a linear layer side by side
 
 _contexts = itertools.count()
 
@@ -44,6 +52,10 @@ def _longest_of_one_rotation(config):
         return None
     original = getattr(config, "original_max_position_embeddings", None) or rope.get("original_max_position_embeddings")
     return original or config.max_position_embeddings
+
+
+def _layer_types(config):
+    return getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
 
 
 def _refusal_of_module(name):
@@ -69,23 +81,66 @@ def _refused_positions(attention):
     return next((refusal for refusal in map(_refusal_of_module, names) if refusal is not None), None)
 
 
+def _with_functions(module, functions):
+    """The module's forward, which finds other functions under some names of its file. Other modules of the same class keep theirs."""
+    forward = inspect.unwrap(type(module).forward)
+    changed = types.FunctionType(forward.__code__, {**forward.__globals__, **functions}, forward.__name__, forward.__defaults__,
+                                 forward.__closure__)
+    changed.__kwdefaults__ = forward.__kwdefaults__
+    changed.of_periplus = True  # on the function, which copies of the module share
+    return types.MethodType(changed, module)
+
+
+def _is_changed(module):
+    return getattr(module.forward, "of_periplus", False)
+
+
 class Context:
-    """Who works together and how, and which documents they work on now. `options` are those of Attention: strategy, layout, ...
+    """Who works together and how, and which documents they work on now. `options` are those of Attention: strategy, layout, ...; `linear`
+    are more of those of LinearAttention, for linear layers: {"strategy": "all_scan"}.
 
     Registers an attention function under `name`, for attn_implementation. It takes packed rows (a batch of 1) without padding masks,
-    dropout or caches, and hears from the model about grouped heads, scale, sliding windows, caps of scores and sinks. Only it sees other
-    ranks: tokens must not meet anywhere else in the model (state spaces, convolutions, attention of the model's own, or losses of
+    dropout or caches, and hears from the model about grouped heads, scale, sliding windows, caps of scores and sinks. Only it and what
+    spread() changes see other ranks: tokens must not meet anywhere else in the model (attention of the model's own, or losses of
     a router, which then are those of a rank's tokens).
     """
 
-    def __init__(self, group, **options):
-        self.group, self.options = group, options
+    def __init__(self, group, *, linear=None, **options):
+        self.group, self.options, self.linear = group, options, linear or {}
+        self._layout = {name: value for name, value in options.items() if name == "layout"}
+        self._spread = weakref.WeakSet()  # modules of models whose linear layers see all ranks
         number = next(_contexts)
         self.name = "periplus" if number == 0 else f"periplus_{number}"
         self.rows, self._cu_seqlens, self._plans = None, None, {}
-        self._waits = False  # for attention over what shard() returned last
+        self._waits = False  # for a layer that asks for what shard() returned last
         AttentionInterface.register(self.name, self._attend)
         AttentionMaskInterface.register(self.name, _padding)
+
+    def spread(self, model):
+        """The model itself, whose linear layers now ask other ranks, and so work only on what shard() returns. Errors: InvalidArgument for
+        one with layers in which tokens meet in other ways, before any is changed."""
+        layers = []
+        for name, module in model.named_modules():
+            forward = inspect.unwrap(type(module).forward)
+            called = set(getattr(getattr(forward, "__code__", None), "co_names", ()))
+            if not called.isdisjoint(_linear_layers.RECURRENCES):
+                if "forward" in vars(module) and not _is_changed(module):
+                    raise InvalidArgument(f"{name} ({type(module).__name__}) has a forward of its own already; spread the model before others "
+                                          "change its layers")
+                layers.append(module)
+            elif any(isinstance(child, torch.nn.Conv1d) for child in module.children()):
+                raise InvalidArgument(f"{name} ({type(module).__name__}) has a convolution but calls none of "
+                                      f"{', '.join(_linear_layers.RECURRENCES)}, as gated delta networks, Kimi's and Mamba-2 of transformers "
+                                      "5.16 do; it is not supported")
+        linear = [kind for kind in _layer_types(model.config.get_text_config()) if kind not in _LAYERS]
+        if len(layers) < len(linear) or not _LINEAR_LAYERS.issuperset(linear):
+            raise InvalidArgument(f"{len(layers)} of {len(linear)} layers of type {', '.join(sorted(set(linear)))} are gated delta networks, "
+                                  "Kimi's or Mamba-2; others are not supported")
+        functions = {name: functools.partial(function, self) for name, function in _linear_layers.FUNCTIONS.items()}
+        for module in layers:
+            module.forward = _with_functions(module, functions)
+        self._spread.update(model.modules())
+        return model
 
     def shard(self, tokens, cu_seqlens=None, labels=None):
         """This rank's arguments for the model. tokens and labels [tokens]: the whole packed sequence, on every rank and on the device of
@@ -94,7 +149,8 @@ class Context:
         backward comes before the next shard. Errors: InvalidArgument also if the model has not asked for attention since the last call."""
         if self._waits:
             raise InvalidArgument("what shard() returned last has not come to attention: the model has none that others can compute, and its "
-                                  "results are those of each rank's tokens alone; or shard() was called twice before the model")
+                                  "results are those of each rank's tokens alone (linear layers: see spread()); or shard() was called twice "
+                                  "before the model")
         self._take(cu_seqlens if cu_seqlens is not None else [0, len(tokens)], tokens.device)
         if self._cu_seqlens[-1] != len(tokens):
             raise InvalidArgument(f"cu_seqlens end at {self._cu_seqlens[-1]}, but there are {len(tokens)} tokens")
@@ -122,53 +178,61 @@ class Context:
         if borders == self._cu_seqlens:
             return
         # A ring takes every layout; which rows are whose does not depend on the strategy.
-        layout = {name: value for name, value in self.options.items() if name == "layout"}
-        rows = Attention(self.group, borders, 1, 8, device=device, strategy="ring", **layout).rows
+        rows = Attention(self.group, borders, 1, 8, device=device, strategy="ring", **self._layout).rows
         if not rows:
             raise InvalidArgument(f"rank {self.group.rank} has none of the {borders[-1]} tokens; models need one on every rank")
         self.rows, self._cu_seqlens, self._plans = rows, borders, {}
 
-    def _plan(self, **what):
-        key = tuple(what.items())
+    def plan(self, operator, **what):
+        """Attention, LinearAttention or ShortConvolution of the documents of shard(), as the options say."""
+        key = (operator, *what.items())
         if key not in self._plans:
-            plan = Attention(self.group, self._cu_seqlens, **{name: value for name, value in what.items() if value is not None}, **self.options)
+            options = self.options
+            if operator is not Attention:
+                options = {**self._layout, **(self.linear if operator is LinearAttention else {})}
+            plan = operator(self.group, self._cu_seqlens, **{name: value for name, value in what.items() if value is not None}, **options)
             if plan.rows != self.rows:
-                raise InvalidArgument(f"layout {self.options['layout']} gives other rows to layers with other masks; choose another layout")
+                raise InvalidArgument(f"layout {self.options['layout']} gives other rows to other layers; choose another layout")
             self._plans[key] = plan
         return self._plans[key]
 
-    def _check(self, module, query, attention_mask, dropout, more):
-        """Refuses what would give other numbers than one rank has."""
+    def check(self, batch, tokens, more):
+        """Refuses other tokens than shard() gave and what a function is told beyond what it knows; of either sort of layer."""
         if self.rows is None:
             raise InvalidArgument("which tokens are whose is not known; give the model what context.shard() returns")
-        if query.shape[0] != 1 or query.shape[2] != len(self.rows):
-            raise InvalidArgument(f"the model got {query.shape[0]} rows of {query.shape[2]} tokens, but this rank has 1 row of "
+        if batch != 1 or tokens != len(self.rows):
+            raise InvalidArgument(f"the model got {batch} rows of {tokens} tokens, but this rank has 1 row of "
                                   f"{len(self.rows)}; give it what context.shard() returns")
+        unknown = [name for name, value in more.items() if value is not None and value is not False and name not in _UNRELATED]
+        if unknown:
+            raise InvalidArgument(f"the model gives a layer {', '.join(unknown)}, which is not supported")
+        self._waits = False
+
+    def _check_attention(self, module, attention_mask, dropout):
+        """Refuses what would give other numbers than one rank has."""
         positions = _refused_positions(type(module))
         if positions is not None:
             raise InvalidArgument(f"{positions}; use a model with rotary embeddings")
         if attention_mask is not None or dropout:
             raise InvalidArgument(f"{'dropout of attention' if dropout else 'a mask'} is not supported; pack documents with cu_seqlens, set "
                                   "attention_dropout to 0, and use transformers 4.53 or newer, whose models make no masks of their own")
-        unknown = [name for name, value in more.items() if value is not None and value is not False and name not in _UNRELATED]
-        if unknown:
-            raise InvalidArgument(f"the model gives its attention {', '.join(unknown)}, which is not supported")
         config = getattr(module, "config", None)
-        layers = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
-        if not _LAYERS.issuperset(layers):
-            raise InvalidArgument(f"layers of type {', '.join(sorted(set(layers) - _LAYERS))} are not supported")
+        others = set(_layer_types(config)) - _LAYERS
+        if others and module not in self._spread:
+            raise InvalidArgument(f"the model has layers of type {', '.join(sorted(others))}, which see other ranks only after "
+                                  "context.spread(model)")
         limit = _longest_of_one_rotation(config)
         if limit is not None and self.group.size > 1 and any(b - a > limit for a, b in zip(self._cu_seqlens, self._cu_seqlens[1:])):
             raise InvalidArgument(f"rotary embeddings that are dynamic or longrope would differ between ranks beyond {limit} tokens")
 
     def _attend(self, module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None,
                 is_causal=None, s_aux=None, **more):
-        self._check(module, query, attention_mask, dropout, more)
-        self._waits = False
+        self.check(query.shape[0], query.shape[2], more)
+        self._check_attention(module, attention_mask, dropout)
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         window = None if sliding_window is None else sliding_window - 1  # transformers counts the token itself
-        plan = self._plan(heads=query.shape[1], head_size=query.shape[3], kv_heads=key.shape[1], value_size=value.shape[3],
-                          dtype=query.dtype, device=query.device, causal=bool(causal), scale=scaling, softcap=softcap,
+        plan = self.plan(Attention, heads=query.shape[1], head_size=query.shape[3], kv_heads=key.shape[1], value_size=value.shape[3],
+                         dtype=query.dtype, device=query.device, causal=bool(causal), scale=scaling, softcap=softcap,
                           window=window if causal or window is None else (window, window), sink=s_aux is not None)
         packed = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         sink = None if s_aux is None else s_aux.to(torch.promote_types(query.dtype, torch.float32))
