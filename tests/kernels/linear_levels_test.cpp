@@ -155,6 +155,36 @@ TEST_F(LinearLevels, StrongDecaysHaveAlmostNoGradient) {
   });
 }
 
+/// Root of the mean square of a - b.
+template <class A, class B>
+double distance(const test::Host<A>& a, const test::Host<B>& b) {
+  double sum = 0;
+  for (std::int64_t row = 0; row < a.rows(); ++row) {
+    for (std::int64_t head = 0; head < a.heads(); ++head) {
+      for (std::int64_t i = 0; i < a.width(); ++i) sum += std::pow(a.get(row, head, i) - b.get(row, head, i), 2);
+    }
+  }
+  return std::sqrt(sum / static_cast<double>(a.rows() * a.heads() * a.width()));
+}
+
+// The gradient of a decay is what is left of far larger sums, of which most cancels: as exact as those of the operands, or nearly.
+TEST_F(LinearLevels, GradientsOfMildDecaysKeepTheirDigits) {
+  for_each_level([] {
+    for (const Decay decay : {Decay::scalar, Decay::diagonal}) {
+      LinearCase c{.rows = 690, .units = 1, .heads = 1, .width_qk = 96, .width_v = 96, .decay = decay, .scale = 0.1, .strength = 0.2};
+      c.runs = {{0, 690, 0, false, false}};
+      LinearPass<bfloat16> got(c);
+      got.randomize(21);
+      LinearPass<double> wanted = got.widened();
+      got.backward(kStream);
+      wanted.backward(kStream);
+      const test::Host<double> none(c.rows, c.heads, c.decay_width()), no_key(c.rows, c.heads, c.width_qk);
+      EXPECT_LE(distance(got.dk, wanted.dk), 4e-3 * distance(wanted.dk, no_key));
+      EXPECT_LE(distance(got.dlog_decay, wanted.dlog_decay), 9e-3 * distance(wanted.dlog_decay, none)) << c.decay_width();
+    }
+  });
+}
+
 template <class S>
 bool same_results(LinearPass<S>& a, LinearPass<S>& b) {
   return test::same_bits(a.out.raw(), b.out.raw()) && test::same_bits(a.elements.raw(), b.elements.raw()) &&

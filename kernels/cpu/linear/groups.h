@@ -152,18 +152,32 @@ ChunkRows<const S> group_operand(const Strided<const S>& tensor, std::int64_t he
 /// Brings the rows of a last chunk that is not whole where they belong.
 template <class S>
 void store_tail(const ChunkRows<S>& group, std::int64_t width, GroupPlace at) {
-  for (std::int64_t i = 0; i < at.tail(); ++i) {
+  for (std::int64_t i = 0; group.tail != nullptr && i < at.tail(); ++i) {
     S* to = group.rows.data + (group.tail_chunk * kScanRows + i) * group.rows.stride;
     __builtin_memcpy(static_cast<void*>(to), group.tail + i * width, static_cast<std::size_t>(width) * sizeof(S));
+  }
+}
+
+/// And to where a scan finds them.
+template <class S>
+void load_tail(const ChunkRows<S>& group, std::int64_t width, GroupPlace at) {
+  for (std::int64_t i = 0; group.tail != nullptr && i < at.tail(); ++i) {
+    const S* from = group.rows.data + (group.tail_chunk * kScanRows + i) * group.rows.stride;
+    __builtin_memcpy(static_cast<void*>(group.tail + i * width), from, static_cast<std::size_t>(width) * sizeof(S));
   }
 }
 
 template <bool kFalling, class S>
 void scan(const ScanTensors<S>& tensors, bool decays_keys, const GroupDecay& decay, std::int64_t rows, const ScanState& state,
           const ScanSpace& space, Pulse& pulse) {
-  if (decay.width == 1) return Scan<S, DecayOf::rows, kFalling>(tensors, decay, rows, state, space, pulse).run();
-  if (decays_keys) return Scan<S, DecayOf::keys, kFalling>(tensors, decay, rows, state, space, pulse).run();
-  Scan<S, DecayOf::values, kFalling>(tensors, decay, rows, state, space, pulse).run();
+  const auto run = [&]<DecayOf kDecay, bool kProducts>() {
+    Scan<S, kDecay, kFalling, kProducts>(tensors, decay, rows, state, space, pulse).run();
+  };
+  if (decay.width > 1) {  // Values that carry decays are those of gradients whose products are wanted.
+    return decays_keys ? run.template operator()<DecayOf::keys, false>() : run.template operator()<DecayOf::values, true>();
+  }
+  if (tensors.products.rows.data != nullptr) return run.template operator()<DecayOf::rows, true>();
+  run.template operator()<DecayOf::rows, false>();
 }
 
 /// For either pass.

@@ -4,7 +4,8 @@
 //   dq = scan(dout, v, k) from S^T;  dv = falling scan(k, q, dout) from dS;  dk = falling scan(v, dout, q) from dS^T,
 // dS being the gradient of the state behind the run. So there is one kernel for both passes, and no state is kept for it. The gradient of
 // a decay is the sum of q dq - k dk over its own and all later tokens of the run; it begins anew where a state was kept, with the
-// product of this and its gradient: rounding errors of a sum over all of a sequence would grow with its length.
+// product of this and its gradient: rounding errors of a sum over all of a sequence would grow with its length. Most of the sum cancels:
+// so the scans make those products themselves, from gradients before they are rounded and operands as the other scan rounds them.
 #pragma once
 
 #include "kernels/cpu/linear/groups.h"
@@ -32,6 +33,7 @@ class GroupsBackward<TileProducts, S> {
     decay_ = carve_group_decay(shape, carver);
     scan_ = carve_scan(widest, widest, decay_.width > 1, carver);
     for (float*& tail : tails_) tail = carver.take(kScanRows * widest / 2);
+    products_ = carver.take(shape.decay_width > 1 ? kScanRows * widest : shape.decay_width * kGroupRows * kLanes);
     dstate_ = carve_state(qk, v, carver);
     transposed_ = carve_state(v, qk, carver);
     sums_ = carver.take(qk);
@@ -58,7 +60,8 @@ class GroupsBackward<TileProducts, S> {
     for (std::int64_t group = 0; group < groups; ++group) {
       const GroupPlace at = place_of(run, group);
       fill_factors<false>(run, at, decay_);
-      scan_group<false>(run, at, {dout, p.v, p.k, results.dq, v, qk, 1.0f, scale, false}, transposed_, pulse);
+      scan_group<false>(run, at, {dout, p.v, p.k, results.dq, v, qk, 1.0f, scale, p.q, scale}, results.dlog_decay, transposed_, pulse);
+      if (p.shape.decay_width == 1) keep_products(at, head_rows(results.dlog_decay, at.row0, run.item.head));
       if (p.shape.decay_width > 0 && ends_interval(group, groups, interval)) copy_rows(transposed_.state, v, qk, kept(group / interval, v));
     }
 
@@ -70,9 +73,9 @@ class GroupsBackward<TileProducts, S> {
       const GroupPlace at = place_of(run, group);
       if (p.shape.decay_width > 0 && ends_interval(group, groups, interval)) start_sums(kept(group / interval, v), v, qk);
       fill_factors<true>(run, at, decay_);
-      scan_group<true>(run, at, {p.v, dout, p.q, results.dk, v, qk, scale, 1.0f, false}, transposed_, pulse);
-      scan_group<true>(run, at, {p.k, p.q, dout, results.dv, qk, v, scale, 1.0f, true}, dstate_, pulse);
-      if (p.shape.decay_width > 0) decay_gradient(run, at, results);
+      scan_group<true>(run, at, {p.v, dout, p.q, results.dk, v, qk, scale, 1.0f, p.k, 1.0f}, results.dlog_decay, transposed_, pulse);
+      if (p.shape.decay_width > 0) decay_gradient(run, at, head_rows(results.dlog_decay, at.row0, run.item.head));
+      scan_group<true>(run, at, {p.k, p.q, dout, results.dv, qk, v, scale, 1.0f}, {}, dstate_, pulse);
     }
     return true;
   }
@@ -105,58 +108,72 @@ class GroupsBackward<TileProducts, S> {
     Strided<S> out;
     std::int64_t width_qk, width_v;
     float value_scale, out_scale;
-    bool decays_keys;
+    Strided<const S> partner = {};  ///< None: the keys of the scan carry the decays, and no products are made.
+    float partner_scale = 1;
   };
   template <bool kFalling>
-  void scan_group(const Run<S>& run, GroupPlace at, const Tensors& of, const ScanState& state, Pulse& pulse) const {
+  void scan_group(const Run<S>& run, GroupPlace at, const Tensors& of, const Strided<float>& products, const ScanState& state,
+                  Pulse& pulse) const {
     const std::int64_t head = run.item.head;
-    const ScanTensors<S> tensors{group_operand(of.q, head, of.width_qk, at, tails_[0]),
-                                 group_operand(of.k, head, of.width_qk, at, tails_[1]),
-                                 group_operand(of.v, head, of.width_v, at, tails_[2]),
-                                 group_rows(of.out, head, of.width_v, at, tails_[3]),
-                                 of.width_qk,
-                                 of.width_v,
-                                 of.value_scale,
-                                 of.out_scale};
-    scan<kFalling>(tensors, of.decays_keys, decay_, at.rows, state, scan_, pulse);
+    ScanTensors<S> tensors{group_operand(of.q, head, of.width_qk, at, tails_[0]),
+                           group_operand(of.k, head, of.width_qk, at, tails_[1]),
+                           group_operand(of.v, head, of.width_v, at, tails_[2]),
+                           group_rows(of.out, head, of.width_v, at, tails_[3]),
+                           of.width_qk,
+                           of.width_v,
+                           of.value_scale,
+                           of.out_scale};
+    const bool makes_products = of.partner.data != nullptr && run.problem.shape.decay_width > 0;
+    if (makes_products) {
+      tensors.partner = group_operand(of.partner, head, of.width_v, at, tails_[4]);
+      tensors.partner_scale = of.partner_scale;
+      tensors.products = decay_.width > 1 ? group_rows(products, head, of.width_v, at, products_) : ChunkRows<float>{{products_, kLanes}};
+      if (kFalling) load_tail(tensors.products, of.width_v, at);
+    }
+    scan<kFalling>(tensors, of.partner.data == nullptr, decay_, at.rows, state, scan_, pulse);
     store_tail(tensors.out, of.width_v, at);
+    if (makes_products) store_tail(tensors.products, of.width_v, at);
   }
 
-  /// sums[d] = <S_d, dS_d>, S being the state behind a group.
+  /// sums[d] = <S_d, dS_d>, S being the state behind a group; with one decay for the head, their sum.
   void start_sums(Matrix kept, std::int64_t v, std::int64_t qk) const {
     for (std::int64_t d = 0; d < qk; d += kLanes) {
       Vec sum = {};
       for (std::int64_t e = 0; e < v; ++e) sum += load(kept.row(e) + d) * load(transposed_.state.row(e) + d);
       store(sums_ + d, sum);
     }
+    if (decay_.width > 1) return;
+    for (std::int64_t d = kLanes; d < qk; d += kLanes) store(sums_, load(sums_) + load(sums_ + d));
+    *sums_ = sum_of(load(sums_));
   }
 
-  void decay_gradient(const Run<S>& run, GroupPlace at, const LinearResults<S, float>& results) const {
-    const std::int64_t head = run.item.head, qk = run.sizes.qk;
-    const auto q = head_rows(run.problem.q, at.row0, head), k = head_rows(run.problem.k, at.row0, head);
-    const auto dq = head_rows(results.dq, at.row0, head), dk = head_rows(results.dk, at.row0, head);
-    const auto to = head_rows(results.dlog_decay, at.row0, head);
-    const bool per_channel = decay_.width > 1;
+  /// Of a row: one decay for the head.
+  float product(std::int64_t row) const { return sum_of(load(products_ + row * kLanes)); }
+  void keep_products(GroupPlace at, HeadRows<float> to) const {
+    for (std::int64_t i = 0; i < at.rows; ++i) to.data[i * to.stride] = product(i);
+  }
+
+  /// From q dq, or q dq - k dk of each channel, over the total decay, in the place of the gradient.
+  void decay_gradient(const Run<S>& run, GroupPlace at, HeadRows<float> to) const {
+    const std::int64_t width = decay_.width;
     for (std::int64_t i = at.rows - 1; i >= 0; --i) {
-      Vec all = {};
-      for (std::int64_t d = 0; d < qk; d += kLanes) {
-        Vec sum = load(sums_ + d);
-        sum += load(q.data + i * q.stride + d) * load(dq.data + i * dq.stride + d);
-        sum -= load(k.data + i * k.stride + d) * load(dk.data + i * dk.stride + d);
+      float* row = to.data + i * to.stride;
+      if (width == 1) *row = *sums_ += *decay_.total * (*row - product(i));
+      for (std::int64_t d = 0; width > 1 && d < width; d += kLanes) {
+        const Vec sum = load(sums_ + d) + load(decay_.total + d) * load(row + d);
         store(sums_ + d, sum);
-        all += sum;
-        if (per_channel) store(to.data + i * to.stride + d, sum);
+        store(row + d, sum);
       }
-      if (!per_channel) to.data[i * to.stride] = sum_of(all);
     }
     // Ahead of a document there is nothing to decay, but for what rounding leaves of it.
     if (at.row0 > run.item.run.row0 || run.item.run.enters) return;
-    for (std::int64_t d = 0; d < run.problem.shape.decay_width; ++d) to.data[d] = 0;
+    for (std::int64_t d = 0; d < width; ++d) to.data[d] = 0;
   }
 
   GroupDecay decay_;
   ScanSpace scan_;
-  float* tails_[4];
+  float* tails_[5];
+  float* products_;  ///< Of a group's rows, or, with a decay per channel, of a last chunk that is not whole.
   ScanState dstate_, transposed_;
   float* sums_;
   std::int64_t* starts_;

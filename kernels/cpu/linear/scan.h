@@ -11,49 +11,21 @@
 // which stay in the first-level cache while the other passes.
 #pragma once
 
+#include <type_traits>
+
+#include "kernels/cpu/linear/scan_tensors.h"
 #include "kernels/cpu/linear/squares.h"
 #include "kernels/cpu/linear/sweep.h"
 
 namespace periplus::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kScanRows = Unit::kHasTiles ? 128 : 64;  ///< Of a chunk of a scan. Larger ones take more products.
-constexpr std::int64_t kScanHalf = 64;                          ///< Rows of a left operand that are used together.
+constexpr std::int64_t kScanHalf = 64;  ///< Rows of a left operand that are used together.
 
 /// Rows of a group, at most, and of one without factors for each channel in forward. Each end of a group costs a pass over the state; but
 /// such factors, and what backward reads twice in a group, shall stay in the second-level cache.
 constexpr std::int64_t kGroupRows = 512, kLongGroupRows = 1024;
 constexpr std::int64_t forward_group_rows(std::int64_t decay_width) { return decay_width > 1 ? kGroupRows : kLongGroupRows; }
-
-/// Rows of a tensor by chunks. The last may be a copy that has zeros for rows that do not exist.
-template <class T>
-struct ChunkRows {
-  HeadRows<T> rows;
-  T* tail = nullptr;
-  std::int64_t tail_chunk = -1, tail_stride = 0;
-
-  HeadRows<T> of(std::int64_t chunk) const {
-    if (chunk == tail_chunk) return {tail, tail_stride};
-    return {rows.data + chunk * kScanRows * rows.stride, rows.stride};
-  }
-};
-
-/// What carries the decays: outputs and values by a number for each row, or one of the sides channel by channel.
-enum class DecayOf { rows, keys, values };
-
-struct GroupDecay {
-  float* factor;  ///< f: [rows] or [rows][width]
-  float* total;   ///< [width]
-  std::int64_t width;
-};
-
-template <class S>
-struct ScanTensors {
-  ChunkRows<const S> q, k, v;
-  ChunkRows<S> out;
-  std::int64_t width_qk, width_v;  ///< Multiples of 32.
-  float value_scale, out_scale;
-};
 
 /// S, and its operand.
 struct ScanState {
@@ -88,7 +60,7 @@ inline void pack_state(const ScanState& on, std::int64_t rows, std::int64_t colu
   }
 }
 
-template <class S, DecayOf kDecay, bool kFalling>
+template <class S, DecayOf kDecay, bool kFalling, bool kProducts>
 class Scan {
   static constexpr std::int64_t kSteps = kScanRows / 32;
 
@@ -123,17 +95,11 @@ class Scan {
   /// Of a chunk, those that do not exist up to whole tiles included.
   std::int64_t rows(std::int64_t chunk) const { return smaller(kScanRows, round_up(rows_ - chunk * kScanRows, 32)); }
   const float* factor(std::int64_t chunk, std::int64_t row) const { return decay_.factor + (chunk * kScanRows + row) * decay_.width; }
-  /// The same place in the next chunk: rows are short pieces far apart, which the hardware does not foresee.
-  template <class T>
-  [[gnu::always_inline]] static void fetch_next(const T* at, std::int64_t stride) {
-    __builtin_prefetch(at + (kFalling ? -kScanRows : kScanRows) * stride, 0, 2);
-  }
-
   /// 32 tokens x 32 columns of keys, divided by their decay if they carry one: then as a copy in `space`.
   [[gnu::always_inline]] HeadRows<const S> key_square(std::int64_t chunk, std::int64_t token, std::int64_t d, S* space) const {
     const HeadRows<const S> k = t_.k.of(chunk);
     const S* from = k.data + token * k.stride + d;
-    for (std::int64_t i = 0; i < 32; ++i) fetch_next(from + i * k.stride, k.stride);
+    for (std::int64_t i = 0; i < 32; ++i) fetch_next<kFalling>(from + i * k.stride, k.stride);
     if constexpr (kDecay != DecayOf::keys) return {from, k.stride};
     const float* f = factor(chunk, token) + d;
     for (std::int64_t i = 0; i < 32; ++i, from += k.stride, f += decay_.width) {
@@ -185,8 +151,8 @@ class Scan {
       const Vec first_factor = of_row(first_f), second_factor = of_row(second_f);
       bfloat16* to = on_.values + row / 32 * kTile + row % 32 * 32;
       for (std::int64_t e = 0; e < width; e += 32) {
-        fetch_next(first + e, v.stride);
-        fetch_next(second + e, v.stride);
+        fetch_next<kFalling>(first + e, v.stride);
+        fetch_next<kFalling>(second + e, v.stride);
         for (std::int64_t half = 0; half < 2; ++half, to += kSteps * kTile) {
           const std::int64_t column = e + half * kLanes;
           const Vec low = load(first + column) * value_factor(first_f, first_factor, column);
@@ -212,7 +178,7 @@ class Scan {
       bfloat16* to = on_.queries + i / 16 * steps_ * kTile + i % 16 * 32;
       for (std::int64_t d = 0; d < t_.width_qk; d += 32) {
         const S* from = q.data + i * q.stride + d;
-        fetch_next(from, q.stride);
+        fetch_next<kFalling>(from, q.stride);
         store_bits(to + d / 32 * kTile, Vec(Unit::narrow(load(from) * load(f + d), load(from + kLanes) * load(f + d + kLanes))));
       }
     }
@@ -260,6 +226,8 @@ class Scan {
   }
   Matrix square_sums(std::int64_t count) const { return {on_.sums + count % 2 * 32 * 32, 32}; }
 
+  using Products = std::conditional_t<kProducts, ProductPart<S, kDecay, kFalling>, NoProductPart>;
+
   /// Two rows of a square of outputs.
   struct OutPart {
     const float* from;
@@ -268,11 +236,13 @@ class Scan {
     const float* factor;  ///< Of the row, or of its columns.
     std::int64_t next_factor;
     float scale;
+    [[no_unique_address]] Products products;
 
     [[gnu::always_inline]] void operator()() {
       for (std::int64_t r = 0; r < 2; ++r, from += 32, to += stride, factor += next_factor) {
-        fetch_next(to, stride);
+        fetch_next<kFalling>(to, stride);
         Vec low = load(from), high = load(from + kLanes);
+        products.add(low, high, factor);
         if constexpr (kDecay == DecayOf::values) {
           low *= scale * load(factor);
           high *= scale * load(factor + kLanes);
@@ -314,6 +284,23 @@ class Scan {
     }
   }
 
+  Products products(std::int64_t chunk, std::int64_t row, std::int64_t column) const {
+    if constexpr (!kProducts) {
+      return {};
+    } else {
+      const HeadRows<const S> partner = t_.partner.of(chunk);
+      const HeadRows<float> to = t_.products.of(chunk);
+      const std::int64_t channel = kDecay == DecayOf::values ? column : 0;
+      return {partner.data + row * partner.stride + column,
+              to.data + row * to.stride + channel,
+              partner.stride,
+              to.stride,
+              decay_.total + channel,
+              kDecay == DecayOf::rows ? t_.partner_scale / *decay_.total : t_.partner_scale,
+              column == 0};
+    }
+  }
+
   void make_outputs(std::int64_t chunk) {
     SquareWork<OutPart> work;
     const HeadRows<S> out = t_.out.of(chunk);
@@ -337,7 +324,8 @@ class Scan {
           Squares::accumulate(with_values, 0, work);
           work.rest();
           work.start({sums.data, out.data + row * out.stride + column, out.stride,
-                      factor(chunk, row) + (kDecay == DecayOf::values ? column : 0), decay_.width, t_.out_scale});
+                      factor(chunk, row) + (kDecay == DecayOf::values ? column : 0), decay_.width, t_.out_scale,
+                      products(chunk, row, column)});
         }
         pulse_.beat();
       }
