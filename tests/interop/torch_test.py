@@ -316,6 +316,20 @@ class TransformersTest(unittest.TestCase):
         with self.assertRaisesRegex(periplus.InvalidArgument, "linear_attn.*a forward of its own already"):
             periplus.transformers.Context(periplus.Group.alone()).spread(copied)
 
+    @unittest.skipIf(transformers_version() < (5, 16), "layers of this transformers do not call functions by name")
+    def test_changed_layers_may_be_compiled(self):
+        from transformers import AutoModelForCausalLM
+
+        import periplus.transformers
+
+        tokens = torch.arange(40) % 50
+        for _ in range(2):  # several layers of a class, of several contexts
+            context = periplus.transformers.Context(periplus.Group.alone())
+            config = dict(self.linear_layers())["mamba2"]
+            model = context.spread(AutoModelForCausalLM.from_config(config, attn_implementation=context.name))
+            compiled = torch.compile(model, backend="eager")
+            torch.testing.assert_close(compiled(**context.shard(tokens)).loss, model(**context.shard(tokens)).loss, rtol=1e-6, atol=0)
+
     def test_linear_layers_that_it_does_not_take(self):
         from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -81,14 +81,20 @@ def _refused_positions(attention):
     return next((refusal for refusal in map(_refusal_of_module, names) if refusal is not None), None)
 
 
-def _with_functions(module, functions):
-    """The module's forward, which finds other functions under some names of its file. Other modules of the same class keep theirs."""
+def _called(module):
+    """Names that the forward of the module's class uses."""
     forward = inspect.unwrap(type(module).forward)
-    changed = types.FunctionType(forward.__code__, {**forward.__globals__, **functions}, forward.__name__, forward.__defaults__,
-                                 forward.__closure__)
+    return set(getattr(getattr(forward, "__code__", None), "co_names", ()))
+
+
+def _with_functions(kind, functions):
+    """The forward of a class, which finds other functions under some names of its file. Modules that are not given it keep theirs."""
+    forward = inspect.unwrap(kind.forward)
+    code = forward.__code__.replace()  # of its own: what torch.compile keeps with it works with these globals only
+    changed = types.FunctionType(code, {**forward.__globals__, **functions}, forward.__name__, forward.__defaults__, forward.__closure__)
     changed.__kwdefaults__ = forward.__kwdefaults__
     changed.of_periplus = True  # on the function, which copies of the module share
-    return types.MethodType(changed, module)
+    return changed
 
 
 def _is_changed(module):
@@ -121,9 +127,7 @@ class Context:
         one with layers in which tokens meet in other ways, before any is changed."""
         layers = []
         for name, module in model.named_modules():
-            forward = inspect.unwrap(type(module).forward)
-            called = set(getattr(getattr(forward, "__code__", None), "co_names", ()))
-            if not called.isdisjoint(_linear_layers.RECURRENCES):
+            if not _called(module).isdisjoint(_linear_layers.RECURRENCES):
                 if "forward" in vars(module) and not _is_changed(module):
                     raise InvalidArgument(f"{name} ({type(module).__name__}) has a forward of its own already; spread the model before others "
                                           "change its layers")
@@ -137,8 +141,9 @@ class Context:
             raise InvalidArgument(f"{len(layers)} of {len(linear)} layers of type {', '.join(sorted(set(linear)))} are gated delta networks, "
                                   "Kimi's or Mamba-2; others are not supported")
         functions = {name: functools.partial(function, self) for name, function in _linear_layers.FUNCTIONS.items()}
+        changed = {kind: _with_functions(kind, functions) for kind in set(map(type, layers))}
         for module in layers:
-            module.forward = _with_functions(module, functions)
+            module.forward = types.MethodType(changed[type(module)], module)
         self._spread.update(model.modules())
         return model
 
