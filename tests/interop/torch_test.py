@@ -337,7 +337,8 @@ class TransformersTest(unittest.TestCase):
 
         context, refused = periplus.transformers.Context(periplus.Group.alone()), 0
         for name, own, why in (("mamba", {}, "MambaMixer.*not supported"), ("lfm2", dict(layer_types=["conv", "full_attention"]), "Conv.*not"),
-                               ("minimax", dict(layer_types=["linear_attention", "full_attention"], head_dim=8), "0 of 1 layers")):
+                               ("minimax", dict(layer_types=["linear_attention", "full_attention"], head_dim=8), "0 of 1 layers"),
+                               ("rwkv", dict(attention_hidden_size=32), "RwkvForCausalLM has neither")):
             try:
                 model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **self.sizes(**own)))
             except (KeyError, ValueError):
@@ -346,6 +347,8 @@ class TransformersTest(unittest.TestCase):
                 context.spread(model)
             refused += 1
         self.assertGreater(refused, 0)
+        with self.assertRaisesRegex(periplus.InvalidArgument, "Linear is no model of transformers"):
+            context.spread(torch.nn.Linear(1, 1))
 
     def test_says_what_it_does_not_take(self):
         from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig
