@@ -298,6 +298,9 @@ class TransformersTest(unittest.TestCase):
                 context = periplus.transformers.Context(periplus.Group.alone())
                 with self.assertRaisesRegex(periplus.InvalidArgument, "5.16"):
                     context.spread(AutoModelForCausalLM.from_config(config))
+        if modern:
+            with self.assertRaisesRegex(periplus.InvalidArgument, "layout contiguous gives other rows"):
+                self.check(config, linear={"layout": "contiguous"})
 
     @unittest.skipIf(transformers_version() < (5, 16), "layers of this transformers do not call functions by name")
     def test_layers_are_changed_by_contexts_only(self):
