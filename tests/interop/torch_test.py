@@ -353,6 +353,22 @@ class TransformersTest(unittest.TestCase):
         with self.assertRaisesRegex(periplus.InvalidArgument, "Linear is no model of transformers"):
             context.spread(torch.nn.Linear(1, 1))
 
+    def test_autocast(self):
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        import periplus.transformers
+
+        tokens = torch.arange(40) % 50
+        context = periplus.transformers.Context(periplus.Group.alone())
+        plain = AutoModelForCausalLM.from_config(LlamaConfig(**self.sizes()), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**self.sizes()), attn_implementation=context.name)
+        model.load_state_dict(plain.state_dict())
+        with torch.autocast("cpu", torch.bfloat16):  # rotary embeddings leave queries and keys in f32, but not values
+            expected = plain(tokens.unsqueeze(0), labels=tokens.unsqueeze(0)).loss
+            loss = model(**context.shard(tokens)).loss
+        torch.testing.assert_close(loss, expected, rtol=1e-3, atol=0)
+        loss.backward()
+
     def test_says_what_it_does_not_take(self):
         from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig
 

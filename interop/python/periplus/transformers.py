@@ -238,6 +238,7 @@ class Context:
                 is_causal=None, s_aux=None, **more):
         self.check(query.shape[0], query.shape[2], more)
         self._check_attention(module, attention_mask, dropout)
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in f32 after rotary embeddings
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         window = None if sliding_window is None else sliding_window - 1  # transformers counts the token itself
         plan = self.plan(Attention, heads=query.shape[1], head_size=query.shape[3], kv_heads=key.shape[1], value_size=value.shape[3],
