@@ -310,14 +310,18 @@ class TransformersTest(unittest.TestCase):
 
         model = AutoModelForCausalLM.from_config(next(self.linear_layers())[1])
         for _ in range(2):
-            self.assertIs(periplus.transformers.Context(periplus.Group.alone()).spread(model), model)
+            context = periplus.transformers.Context(periplus.Group.alone())
+            with self.assertRaisesRegex(periplus.InvalidArgument, f"attention of Qwen3NextForCausalLM.*{context.name}"):
+                context.spread(model)
+            model.set_attn_implementation(context.name)
+            self.assertIs(context.spread(model), model)
         copied = copy.deepcopy(model)
         layer = copied.model.layers[0].linear_attn
         self.assertIs(layer.forward.__self__, layer)
-        periplus.transformers.Context(periplus.Group.alone()).spread(copied)
+        context.spread(copied)
         layer.forward = lambda *_, **__: None
         with self.assertRaisesRegex(periplus.InvalidArgument, "linear_attn.*a forward of its own already"):
-            periplus.transformers.Context(periplus.Group.alone()).spread(copied)
+            context.spread(copied)
 
     @unittest.skipIf(transformers_version() < (5, 16), "layers of this transformers do not call functions by name")
     def test_changed_layers_may_be_compiled(self):

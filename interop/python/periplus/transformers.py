@@ -124,7 +124,8 @@ class Context:
 
     def spread(self, model):
         """The model itself, whose linear layers now ask other ranks, and so work only on what shard() returns. Errors: InvalidArgument for
-        one with layers in which tokens meet in other ways, before any is changed, and for what is no model of transformers."""
+        one with layers in which tokens meet in other ways, or attention that is not this context's, before any is changed, and for what is
+        no model of transformers."""
         if not hasattr(getattr(model, "config", None), "get_text_config"):
             raise InvalidArgument(f"{type(model).__name__} is no model of transformers; spread one before it is wrapped")
         layers = []
@@ -138,12 +139,16 @@ class Context:
                 raise InvalidArgument(f"{name} ({type(module).__name__}) has a convolution but calls none of "
                                       f"{', '.join(_linear_layers.RECURRENCES)}, as gated delta networks, Kimi's and Mamba-2 of transformers "
                                       "5.16 do; it is not supported")
-        if not layers and not any("ALL_ATTENTION_FUNCTIONS" in _called(module) for module in model.modules()):
+        config, attends = model.config.get_text_config(), any("ALL_ATTENTION_FUNCTIONS" in _called(module) for module in model.modules())
+        if not layers and not attends:
             raise InvalidArgument(f"{type(model).__name__} has neither attention nor linear layers that others can compute; it is not supported")
-        linear = [kind for kind in _layer_types(model.config.get_text_config()) if kind not in _LAYERS]
+        linear = [kind for kind in _layer_types(config) if kind not in _LAYERS]
         if len(layers) < len(linear) or not _LINEAR_LAYERS.issuperset(linear):
             raise InvalidArgument(f"{len(layers)} of {len(linear)} layers of type {', '.join(sorted(set(linear)))} are gated delta networks, "
                                   "Kimi's or Mamba-2; others are not supported")
+        if attends and config._attn_implementation != self.name:
+            raise InvalidArgument(f"attention of {type(model).__name__} is {config._attn_implementation}, which does not see other ranks of this "
+                                  f"context; give the model attn_implementation {self.name}, then spread it")
         functions = {name: functools.partial(function, self) for name, function in _linear_layers.FUNCTIONS.items()}
         changed = {kind: _with_functions(kind, functions) for kind in set(map(type, layers))}
         for module in layers:
