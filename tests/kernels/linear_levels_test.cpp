@@ -107,6 +107,20 @@ TEST_F(LinearLevels, MatchF64OverGroupsOfChunks) {
   });
 }
 
+TEST_F(LinearLevels, AnyScale) {
+  for_each_level([] {
+    LinearCase c{.rows = 100, .units = 1, .heads = 1, .width_qk = 24, .width_v = 16};
+    c.runs = {{0, 100, 0, true, true}};
+    for (const double scale : {-0.3, 3.0, 1e-12, 1e-38}) {
+      c.scale = scale;
+      test::for_each_rule(c, [](const LinearCase& rule) {
+        test::expect_matches_f64<float>(rule, 22, kStream);
+        test::expect_matches_f64<bfloat16>(rule, 23, kStream);
+      });
+    }
+  });
+}
+
 // Tokens that forget everything, or nothing, beside tokens that forget a little.
 TEST_F(LinearLevels, AnyDecay) {
   for_each_level([] {

@@ -217,8 +217,9 @@ class RunBackward {
   RunBackward(const Run<S>& run, const BackwardSweep<P>& on, P& products, const Strided<const S>& dout,
               const LinearResults<S, float>& results)
       : run_(run), on_(on), chunk_(on_.forward.chunk), products_(products), dout_(dout), results_(results) {
+    constexpr float kMost = 1e9f;  // A gradient that comes from outside is divided by the scale, and must not overflow.
     const auto scale = static_cast<float>(run.problem.scale);
-    if (__builtin_isnormal(1 / scale)) query_scale_ = 1, result_scale_ = scale;
+    if (-kMost < 1 / scale && 1 / scale < kMost) query_scale_ = 1, result_scale_ = scale;
   }
 
   void run(const Strided<const float>& incoming, const Strided<const float>& doutgoing) {
