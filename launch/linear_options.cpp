@@ -21,15 +21,6 @@ std::vector<std::string> linear_layout_names() {
   return names;
 }
 
-void add_linear_layout_option(OptionTable& table, std::string& layout) {
-  table.add({.key = "parallel.layout",
-             .flag = "layout",
-             .target = &layout,
-             .value = "NAME",
-             .help = "Which rank owns which tokens:",
-             .choices = linear_layout_names()});
-}
-
 void add_linear_strategy_options(OptionTable& table, LinearAttentionOptions& how, std::string& layout) {
   table.add({.key = "parallel.strategy",
              .flag = "strategy",
@@ -37,7 +28,12 @@ void add_linear_strategy_options(OptionTable& table, LinearAttentionOptions& how
              .value = "NAME",
              .help = "How states get from rank to rank:",
              .choices = linear_strategy_names()});
-  add_linear_layout_option(table, layout);
+  table.add({.key = "parallel.layout",
+             .flag = "layout",
+             .target = &layout,
+             .value = "NAME",
+             .help = "Which rank owns which tokens:",
+             .choices = linear_layout_names()});
   table.add({.key = "parallel.pieces",
              .flag = "pieces",
              .target = &how.pieces,

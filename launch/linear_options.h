@@ -12,9 +12,6 @@ std::vector<std::string> linear_strategy_names();
 /// Layouts that keep neighbouring tokens together, or do with --any-layout.
 std::vector<std::string> linear_layout_names();
 
-/// Row --layout.
-void add_linear_layout_option(OptionTable& table, std::string& layout);
-
 /// Rows --strategy, --layout, --pieces and --any-layout of linear attention.
 void add_linear_strategy_options(OptionTable& table, LinearAttentionOptions& how, std::string& layout);
 

@@ -1,9 +1,8 @@
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "interop/c/handles.h"
-#include "launch/linear_options.h"
+#include "kernels/operands.h"
 #include "parallel/short_convolution.h"
 #include "runtime/device_tensor.h"
 
@@ -20,12 +19,9 @@ struct periplus_convolution {
 namespace {
 
 ConvolutionProblem problem_of(const periplus_convolution_spec& spec, int ranks) {
-  std::string layout = launch::LinearSettings().layout;
-  launch::OptionTable table("short convolution", "", "");
-  launch::add_linear_layout_option(table, layout);
-  interop::parse(table, spec.options, spec.option_count);
+  interop::require_given({spec.layout});
   const std::vector<std::int64_t> documents = interop::documents_of(spec.cu_seqlens, spec.documents);
-  return {SequenceLayout::make(layout_kind_from_string(layout), ranks, documents), spec.channels, spec.width,
+  return {SequenceLayout::make(layout_kind_from_string(spec.layout), ranks, documents), spec.channels, spec.width,
           interop::dtype_of(spec.dtype, "dtype")};
 }
 
@@ -61,10 +57,10 @@ int periplus_convolution_backward(periplus_convolution* convolution, const perip
                                   const periplus_tensor* dweight) {
   return interop::guarded({convolution, x, weight, halo, dy, dx, dweight}, [&] {
     periplus_convolution& c = *convolution;
-    const TensorView sums = c.view(dweight, "dweight");
+    const TensorView taps = c.view(weight, "weight"), sums = c.view(dweight, "dweight");
+    kernels::check_dense("short convolution", "dweight", sums, taps.shape(), accumulator_of(c.operation.problem().dtype));
     fill_zero(sums, c.stream);
-    c.operation.backward(c.view(x, "x"), c.view(weight, "weight"), c.view(halo, "halo"), c.view(dy, "dy"), c.view(dx, "dx"), sums,
-                         c.stream);
+    c.operation.backward(c.view(x, "x"), taps, c.view(halo, "halo"), c.view(dy, "dy"), c.view(dx, "dx"), sums, c.stream);
   });
 }
 

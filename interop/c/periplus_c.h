@@ -152,8 +152,7 @@ typedef struct {
   periplus_dtype dtype;
   periplus_device device;
   void* stream;
-  const char** options; /* [option_count]: "--layout" and a layout of linear attention */
-  int64_t option_count;
+  const char* layout; /* "zigzag", "contiguous", ...: of the attention or linear attention beside it */
 } periplus_convolution_spec;
 
 typedef struct periplus_convolution periplus_convolution;

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 import unittest
 
 import periplus
@@ -319,6 +320,9 @@ class TransformersTest(unittest.TestCase):
         layer = copied.model.layers[0].linear_attn
         self.assertIs(layer.forward.__self__, layer)
         context.spread(copied)
+        layer.forward = types.MethodType(type(layer).forward, layer)  # as torch.load leaves it
+        context.spread(copied)
+        self.assertIsNot(layer.forward.__func__, type(layer).forward)
         layer.forward = lambda *_, **__: None
         with self.assertRaisesRegex(periplus.InvalidArgument, "linear_attn.*a forward of its own already"):
             context.spread(copied)

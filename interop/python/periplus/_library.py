@@ -66,7 +66,7 @@ class LinearSpec(ctypes.Structure):
 
 
 class ConvolutionSpec(ctypes.Structure):
-    _fields_ = [*_DOCUMENTS, *((name, ctypes.c_int32) for name in ("channels", "width")), *_PLACE, *_OPTIONS]
+    _fields_ = [*_DOCUMENTS, *((name, ctypes.c_int32) for name in ("channels", "width")), *_PLACE, ("layout", ctypes.c_char_p)]
 
 
 SharePort = ctypes.CFUNCTYPE(ctypes.c_uint16, ctypes.c_uint16, ctypes.c_void_p)

@@ -16,14 +16,17 @@ def flags(options):
     return words
 
 
-def fill_spec(spec, cu_seqlens, stream, options):
-    """Documents, stream and flags of an AttentionSpec or LinearSpec."""
+def fill_documents(spec, cu_seqlens, stream):
     borders = [int(border) for border in cu_seqlens]
     spec.cu_seqlens, spec.documents = (ctypes.c_int64 * len(borders))(*borders), len(borders) - 1
+    spec.stream = stream
+
+
+def fill_spec(spec, cu_seqlens, stream, options):
+    """Documents, stream and flags of an AttentionSpec or LinearSpec."""
+    fill_documents(spec, cu_seqlens, stream)
     words = [word.encode() for word in flags(options)]
     spec.options, spec.option_count = (ctypes.c_char_p * len(words))(*words), len(words)
-    spec.stream = stream
-    return spec
 
 
 def current_stream(device, stream):

@@ -1,7 +1,7 @@
 """Short causal convolutions over the ranks of a group."""
 
 from ._library import ConvolutionSpec, check, library, make
-from ._plan import current_stream, fill_spec, rows_of
+from ._plan import current_stream, fill_documents, rows_of
 from ._tensors import accumulator, empty, pointers, set_device, set_type, type_name
 
 
@@ -12,16 +12,16 @@ class ShortConvolution:
     Collective, rows and documents: as Attention. No token reads those of another document.
 
     width     tokens that one result depends on, its own included
-    layout    as of LinearAttention
+    layout    as of the attention or linear attention beside it
     dtype     f64, f32 or bf16, of everything but the gradient of weights, which is f32 (f64 for f64)
     """
 
-    def __init__(self, group, cu_seqlens, channels, width=4, *, dtype="f32", device="cpu", stream=None, **options):
+    def __init__(self, group, cu_seqlens, channels, width=4, *, layout="zigzag", dtype="f32", device="cpu", stream=None):
         self.group, self.dtype, self.channels, self.width = group, type_name(dtype), channels, width
-        spec = ConvolutionSpec(channels=channels, width=width)
+        spec = ConvolutionSpec(channels=channels, width=width, layout=layout.encode())
         set_type(spec.dtype, self.dtype)
         set_device(spec.device, device)
-        fill_spec(spec, cu_seqlens, current_stream(device, stream), options)
+        fill_documents(spec, cu_seqlens, current_stream(device, stream))
         self._handle = make(library.periplus_convolution_free, library.periplus_convolution_make, group.pointer, spec)
         self.rows = rows_of(self._handle.pointer, library.periplus_convolution_rows)
         self._units = library.periplus_convolution_units(self._handle.pointer)

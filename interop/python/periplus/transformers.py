@@ -97,8 +97,10 @@ def _with_functions(kind, functions):
     return changed
 
 
-def _is_changed(module):
-    return getattr(module.forward, "of_periplus", False)
+def _is_own(module):
+    """Whether the module's forward is that of its class (of which torch.load makes one of its own) or changed here."""
+    forward = vars(module).get("forward")
+    return forward is None or getattr(forward, "of_periplus", False) or getattr(forward, "__func__", None) is type(module).forward
 
 
 class Context:
@@ -131,7 +133,7 @@ class Context:
         layers = []
         for name, module in model.named_modules():
             if not _called(module).isdisjoint(_linear_layers.RECURRENCES):
-                if "forward" in vars(module) and not _is_changed(module):
+                if not _is_own(module):
                     raise InvalidArgument(f"{name} ({type(module).__name__}) has a forward of its own already; spread the model before others "
                                           "change its layers")
                 layers.append(module)
