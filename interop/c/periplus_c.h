@@ -129,8 +129,9 @@ typedef struct periplus_states periplus_states;
 
 PERIPLUS_API int periplus_linear_make(const periplus_group* group, const periplus_linear_spec* spec, periplus_linear** linear);
 PERIPLUS_API int64_t periplus_linear_rows(const periplus_linear* linear, int64_t* rows);
-/* q, k [rows, heads, head_size], v and out [rows, heads, value_size]; log_decay [rows, heads] (scalar) or [rows, heads, head_size]
- * (diagonal), natural log, at most 0; beta [rows, heads]; these two f32, or f64 for f64, and NULL where there are none. Collective. */
+/* q, k [rows, heads, head_size], v and out [rows, heads, value_size]; q, k, v may be strided before their last dimension, also by 0, as
+ * where all heads have the same keys; log_decay [rows, heads] (scalar) or [rows, heads, head_size] (diagonal), natural log, at most 0;
+ * beta [rows, heads]; these two f32, or f64 for f64, and NULL where there are none. Collective. */
 PERIPLUS_API int periplus_linear_forward(periplus_linear* linear, const periplus_tensor* q, const periplus_tensor* k,
                                          const periplus_tensor* v, const periplus_tensor* log_decay, const periplus_tensor* beta,
                                          const periplus_tensor* out, periplus_states** states);

@@ -179,6 +179,18 @@ class LinearAttentionTest(unittest.TestCase):
         past = numpy.tril(scores)
         numpy.testing.assert_allclose(run(normalise=True), numpy.einsum("hqk,khe->qhe", past / past.sum(2, keepdims=True), v), rtol=1e-5)
 
+    def test_heads_that_share_queries_and_keys(self):
+        q, k, v, dout = random(9, 1, 8), random(9, 1, 8, seed=1), random(9, 6, 8, seed=2)[:, ::2], random(9, 3, 8, seed=3)
+        plan = periplus.LinearAttention(periplus.Group.alone(), [0, 4, 9], 3, 8, dtype="f64")
+
+        def run(q, k, v):
+            out, states = plan.forward(q, k, v)
+            return [out, *plan.backward(states, q, k, v, out, dout)[:3]]
+
+        views = run(numpy.broadcast_to(q, (9, 3, 8)), numpy.broadcast_to(k, (9, 3, 8)), v)
+        for of_view, of_copy in zip(views, run(numpy.repeat(q, 3, 1), numpy.repeat(k, 3, 1), v.copy())):
+            numpy.testing.assert_array_equal(of_view, of_copy)
+
     def test_delta_rule(self):
         self.check(2, delta_rule=True)
         self.check(3, "scalar", delta_rule=True, keep_transitions=True)

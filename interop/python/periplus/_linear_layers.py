@@ -19,8 +19,8 @@ def _wide(tensor):
 
 
 def _for_all_heads(tensor, heads):
-    """[rows, groups, size] -> [rows, heads, size]"""
-    return tensor if tensor.shape[1] == heads else tensor.repeat_interleave(heads // tensor.shape[1], 1)
+    """[rows, groups, size] -> [rows, heads, size]; without a copy if there is one group."""
+    return tensor.expand(-1, heads, -1) if tensor.shape[1] == 1 else tensor.repeat_interleave(heads // tensor.shape[1], 1)
 
 
 def _normalised(tensor):
@@ -55,9 +55,11 @@ def _delta_rule(context, query, key, value, g, beta, use_qk_l2norm_in_kernel=Fal
 
 def _state_space(context, hidden_states, dt, A, B, C, chunk_size, D=None, dt_bias=None, dt_softplus=False, dt_limit=(0.0, float("inf")),
                  **more):
-    """Mamba-2: hidden_states [1, rows, heads, size], dt [1, rows, heads], A and D [heads], B and C [1, rows, groups, states]."""
+    """Mamba-2: hidden_states [1, rows, heads, size], dt [1, rows, heads], A and D [heads], B and C [1, rows, groups, states]. Group by
+    group: all heads of one read its B and C where they lie, which repeated for each head would be by far the largest tensors of a layer."""
     context.check(*hidden_states.shape[:2], more)
-    x, wide, heads = hidden_states.squeeze(0), _wide(hidden_states), hidden_states.shape[2]
+    x, wide = hidden_states.squeeze(0), _wide(hidden_states)
+    heads = x.shape[1] // B.shape[2]  # of a group
     step = dt.squeeze(0).to(wide)
     if dt_bias is not None:
         step = step + dt_bias.to(wide)
@@ -66,8 +68,10 @@ def _state_space(context, hidden_states, dt, A, B, C, chunk_size, D=None, dt_bia
     step = step.clamp(*dt_limit)
     plan = context.plan(LinearAttention, heads=heads, head_size=B.shape[3], value_size=x.shape[2], dtype=x.dtype, device=x.device,
                         decay="scalar", scale=1)
-    q, k = (_for_all_heads(tensor.squeeze(0), heads) for tensor in (C, B))
-    out = linear_attention(plan, q, k, (x.to(wide) * step.unsqueeze(2)).to(x.dtype), A.to(wide) * step).to(wide)
+    values, decays = (x.to(wide) * step.unsqueeze(2)).to(x.dtype), A.to(wide) * step
+    of_groups = zip(C.squeeze(0).split(1, 1), B.squeeze(0).split(1, 1), values.split(heads, 1), decays.split(heads, 1))
+    outs = [linear_attention(plan, _for_all_heads(q, heads), _for_all_heads(k, heads), v, decay) for q, k, v, decay in of_groups]
+    out = torch.cat(outs, 1).to(wide)
     if D is not None:
         out = out + D.to(wide).unsqueeze(1) * x.to(wide)
     return out.unsqueeze(0)

@@ -36,8 +36,8 @@ class LinearAttention:
         self.rows = rows_of(self._handle.pointer, library.periplus_linear_rows)
 
     def forward(self, q, k, v, log_decay=None, beta=None):
-        """(out [rows, heads, value_size], states) of q, k [rows, heads, head_size] and v [rows, heads, value_size]; the states are for
-        backward."""
+        """(out [rows, heads, value_size], states) of q, k [rows, heads, head_size] and v [rows, heads, value_size], which may be strided
+        before their last dimension, also by 0, as where all heads have the same keys; the states are for backward."""
         out = empty(q, (len(self.rows), self.heads, self.value_size), self.dtype)
         pointer = ctypes.c_void_p()
         arguments = pointers(q=q, k=k, v=v, log_decay=log_decay, beta=beta, out=out)

@@ -45,7 +45,7 @@ def attention(plan, q, k, v, sink=None):
 class _LinearAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, q, k, v, log_decay, beta):
-        q, k, v, log_decay, beta = map(_dense, (q, k, v, log_decay, beta))
+        q, k, v, log_decay, beta = *map(_strided, (q, k, v)), *map(_dense, (log_decay, beta))
         out, ctx.states = plan.forward(q, k, v, log_decay, beta)
         ctx.plan = plan
         ctx.save_for_backward(q, k, v, log_decay, beta, out)
