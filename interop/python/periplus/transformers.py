@@ -208,7 +208,7 @@ class Context:
                 options = {**self._layout, **(self.linear if operator is LinearAttention else {})}
             plan = operator(self.group, self._cu_seqlens, **{name: value for name, value in what.items() if value is not None}, **options)
             if plan.rows != self.rows:
-                raise InvalidArgument(f"layout {options['layout']} gives other rows to other layers; choose another layout")
+                raise InvalidArgument(f"layout {options.get('layout', 'zigzag')} gives other rows to other layers; choose another layout")
             self._plans[key] = plan
         return self._plans[key]
 
