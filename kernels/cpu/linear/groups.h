@@ -140,11 +140,10 @@ template <class S>
 ChunkRows<const S> group_operand(const Strided<const S>& tensor, std::int64_t head, std::int64_t width, GroupPlace at, float* space) {
   const ChunkRows<const S> group = group_rows(tensor, head, width, at, space);
   if (group.tail == nullptr) return group;
-  const S* from = group.rows.data + group.tail_chunk * kScanRows * group.rows.stride;
   S* to = reinterpret_cast<S*>(space);
   for (std::int64_t i = 0; i < round_up(at.tail(), 32); ++i) {
     for (std::int64_t d = 0; d < width; d += 32) {
-      store_bits(to + i * width + d, i < at.tail() ? load_bits(from + i * group.rows.stride + d) : Vec{});
+      store_bits(to + i * width + d, i < at.tail() ? load_bits(group.home(i) + d) : Vec{});
     }
   }
   return group;
@@ -153,8 +152,7 @@ ChunkRows<const S> group_operand(const Strided<const S>& tensor, std::int64_t he
 template <class S>
 void store_tail(const ChunkRows<S>& group, std::int64_t width, GroupPlace at) {
   for (std::int64_t i = 0; group.tail != nullptr && i < at.tail(); ++i) {
-    S* to = group.rows.data + (group.tail_chunk * kScanRows + i) * group.rows.stride;
-    __builtin_memcpy(static_cast<void*>(to), group.tail + i * width, static_cast<std::size_t>(width) * sizeof(S));
+    __builtin_memcpy(static_cast<void*>(group.home(i)), group.tail + i * width, static_cast<std::size_t>(width) * sizeof(S));
   }
 }
 
@@ -162,8 +160,7 @@ void store_tail(const ChunkRows<S>& group, std::int64_t width, GroupPlace at) {
 template <class S>
 void load_tail(const ChunkRows<S>& group, std::int64_t width, GroupPlace at) {
   for (std::int64_t i = 0; group.tail != nullptr && i < at.tail(); ++i) {
-    const S* from = group.rows.data + (group.tail_chunk * kScanRows + i) * group.rows.stride;
-    __builtin_memcpy(static_cast<void*>(group.tail + i * width), from, static_cast<std::size_t>(width) * sizeof(S));
+    __builtin_memcpy(static_cast<void*>(group.tail + i * width), group.home(i), static_cast<std::size_t>(width) * sizeof(S));
   }
 }
 

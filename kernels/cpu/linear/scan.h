@@ -95,6 +95,7 @@ class Scan {
   /// Of a chunk, those that do not exist up to whole tiles included.
   std::int64_t rows(std::int64_t chunk) const { return smaller(kScanRows, round_up(rows_ - chunk * kScanRows, 32)); }
   const float* factor(std::int64_t chunk, std::int64_t row) const { return decay_.factor + (chunk * kScanRows + row) * decay_.width; }
+
   /// 32 tokens x 32 columns of keys, divided by their decay if they carry one: then as a copy in `space`.
   [[gnu::always_inline]] HeadRows<const S> key_square(std::int64_t chunk, std::int64_t token, std::int64_t d, S* space) const {
     const HeadRows<const S> k = t_.k.of(chunk);

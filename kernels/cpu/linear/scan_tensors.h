@@ -24,6 +24,8 @@ struct ChunkRows {
     if (chunk == tail_chunk) return {tail, tail_stride};
     return {rows.data + chunk * kScanRows * rows.stride, rows.stride};
   }
+  /// Where row i of that copy belongs.
+  T* home(std::int64_t i) const { return rows.data + (tail_chunk * kScanRows + i) * rows.stride; }
 };
 
 /// What carries the decays: outputs and values by a number for each row, or one of the sides channel by channel.
@@ -55,8 +57,8 @@ template <bool kFalling, class T>
   __builtin_prefetch(at + (kFalling ? -kScanRows : kScanRows) * stride, 0, 2);
 }
 
-/// x rounded as pair() does.
-inline Vec rounded(Vec x) { return Vec((Words(x) + 0x8000u) & 0xffff0000u); }
+/// x rounded to bf16, as values are.
+inline Vec rounded(Vec x) { return Vec(Unit::pair(Vec{}, x)); }
 
 /// Products of two rows of a square of outputs with those of the partner.
 template <class S, DecayOf kDecay, bool kFalling>
